@@ -1,0 +1,43 @@
+# Everything that a fresh machine needs: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test test-all check format bench demo-model clean
+
+# torch first and pinned: another version may pull gigabytes of CUDA libraries.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install torch -c constraints.txt
+	$(PIP) install -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: $(VENV)/installed  ## ask bundled pictures and a PDF, through the bundled model
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/installed  ## the tests that a change must pass, offline, on a CPU
+	$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/installed  ## the slow ones too
+	$(BIN)/python -m pytest -q -m ''
+
+check: $(VENV)/installed  ## format, lint, types, arrows, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed  ## ratios against peers, measured in the same run
+	$(BIN)/python -m benchmarks.run
+
+demo-model: $(VENV)/installed  ## train the bundled model from seed and code alone (hours on a CPU)
+	$(BIN)/python -m llavakit.training.demo_train
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info

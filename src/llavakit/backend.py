@@ -1,0 +1,323 @@
+"""The one seam: adapters, command line and servers see a :class:`Backend` and nothing below it.
+
+A concrete backend implements :meth:`Backend.submit` and a few questions about the model;
+everything else (sync and async, whole and streamed) is written here, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llavakit.errors import ParameterError
+from llavakit.streams import AnswerStream, Gathering, gather
+from llavakit.values import (
+    Chunk,
+    Completion,
+    Image,
+    Message,
+    Request,
+    SamplingParams,
+    Text,
+    Tool,
+    ToolChoice,
+)
+
+if TYPE_CHECKING:
+    from llavakit.engine.config import EngineConfig
+    from llavakit.sources import SourcePolicy
+
+Messages: TypeAlias = Sequence[Message] | Message | str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a program may want to know of a model without running it.
+
+    Attributes:
+        name: as the user named it.
+        context_length: tokens of prompt and answer together.
+        image_inputs: whether the model takes pictures.
+        tool_calling: whether tools can be offered (constrained decoding holds any model to it).
+        revision: a digest or commit of the weights, where known.
+    """
+
+    name: str
+    context_length: int
+    image_inputs: bool = True
+    tool_calling: bool = True
+    revision: str = ""
+
+
+class Backend(ABC):
+    """A model that answers; shared by every chain, agent, retriever and thread of the process."""
+
+    @abstractmethod
+    def submit(self, request: Request) -> AnswerStream:
+        """Queue a request; returns at once with the stream of its answer.
+
+        Opens the pictures and counts the tokens on the calling thread, so that bad input
+        raises here (:class:`~llavakit.errors.InputError`) and costs the model nothing.
+        """
+
+    @abstractmethod
+    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+        """Tokens of the prompt, pictures included; nothing is run and nothing is fetched."""
+
+    @property
+    @abstractmethod
+    def info(self) -> ModelInfo:
+        """Facts about the model; reads its configuration, not its weights."""
+
+    @abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Figures of the moment: requests running and waiting, caches, tokens."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether ``close()`` was called (or the engine has died): it takes no more requests."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every request with an error and free the weights; safe to call twice."""
+
+    def stream(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+    ) -> AnswerStream:
+        """The answer in chunks; closing the stream cancels the request.
+
+        Args:
+            messages: a conversation, one message, or a plain question.
+            params: how the answer is drawn.
+            **options: ``tools``, ``tool_choice``, ``parallel_tool_calls``, ``timeout``
+                (see :class:`~llavakit.values.Request`).
+        """
+        return self.submit(to_request(messages, params, **options))
+
+    def generate(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+    ) -> Completion:
+        """The whole answer; arguments as in :meth:`stream`."""
+        with self.stream(messages, params, **options) as chunks:
+            return gather(chunks)
+
+    async def astream(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+    ) -> AsyncGenerator[Chunk, None]:
+        """As :meth:`stream`, never blocking the event loop."""
+        request = to_request(messages, params, **options)
+        async with contextlib.aclosing(await _off_loop(self.submit, request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def agenerate(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+    ) -> Completion:
+        """As :meth:`generate`, never blocking the event loop; cancelling it frees the model."""
+        gathering = Gathering()
+        async with contextlib.aclosing(self.astream(messages, params, **options)) as chunks:
+            async for chunk in chunks:
+                gathering.add(chunk)
+        return gathering.completion()
+
+    async def acount_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+        """As :meth:`count_tokens`, never blocking the event loop."""
+        return await asyncio.to_thread(self.count_tokens, messages, tools=tools)
+
+    def ask(self, image: Any, question: str, **params: Any) -> str:
+        """One question about one picture or several; greedy unless told otherwise.
+
+        Args:
+            image: a picture (path, URL, bytes, PIL image, array), a list of them, or None.
+            question: in plain words.
+            **params: fields of :class:`SamplingParams`.
+        """
+        params.setdefault("temperature", 0.0)
+        return self.generate(question_about(image, question), SamplingParams(**params)).text
+
+
+def question_about(image: Any, question: str) -> Message:
+    """A user's message of one or several pictures and a question about them."""
+    pictures = [] if image is None else image if isinstance(image, (list, tuple)) else [image]
+    parts = [one if isinstance(one, Image) else Image(one) for one in pictures]
+    return Message("user", [*parts, Text(question)])
+
+
+def to_request(
+    messages: Messages,
+    params: SamplingParams | None = None,
+    *,
+    tools: Iterable[Tool] = (),
+    tool_choice: ToolChoice = "auto",
+    parallel_tool_calls: bool = True,
+    timeout: float | None = None,
+) -> Request:
+    """A :class:`Request` from what callers find natural to pass."""
+    if isinstance(messages, str):
+        messages = [Message("user", messages)]
+    elif isinstance(messages, Message):
+        messages = [messages]
+    tools = tuple(tools)
+    names = {tool.name for tool in tools}
+    if tool_choice not in {"auto", "none", "required", *names}:
+        raise ParameterError(
+            f"tool_choice is {tool_choice!r}; it must be auto, none, required or the name of a "
+            f"tool ({', '.join(sorted(names)) or 'no tools were given'})."
+        )
+    if tool_choice == "required" and not tools:
+        raise ParameterError("tool_choice is 'required', but no tools were given.")
+    if timeout is not None and timeout <= 0:
+        raise ParameterError(f"timeout is {timeout!r}; it must be above 0 seconds.")
+    return Request(
+        tuple(messages),
+        params or SamplingParams(),
+        tools,
+        tool_choice,
+        parallel_tool_calls,
+        timeout,
+    )
+
+
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def _preparing_pool() -> ThreadPoolExecutor:
+    # Pictures are decoded and text is tokenised here for async callers; both release the GIL.
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2), "llavakit-prepare")
+        return _pool
+
+
+def _forget_pool() -> None:
+    # A forked child inherits the object but not its threads.
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+async def _off_loop(submit: Callable[[Request], AnswerStream], request: Request) -> AnswerStream:
+    """Submit on a worker thread; if the caller is cancelled meanwhile, the request is too."""
+    submitted = _preparing_pool().submit(submit, request)
+    try:
+        return await asyncio.wrap_future(submitted)
+    except asyncio.CancelledError:
+        submitted.add_done_callback(_close_result)
+        raise
+
+
+def _close_result(submitted: Future[AnswerStream]) -> None:
+    if not submitted.cancelled() and submitted.exception() is None:
+        submitted.result().close()
+
+
+_backends: weakref.WeakValueDictionary[Any, Backend] = weakref.WeakValueDictionary()
+_backends_lock = threading.Lock()
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    model_base: str | os.PathLike[str] | None = None,
+    conv_mode: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    source_policy: SourcePolicy | None = None,
+    **settings: Any,
+) -> Backend:
+    """The backend of a model: the same object for the same configuration in one process.
+
+    Nothing heavy happens here. The weights are loaded at the first use, once, and freed when
+    the last holder of the backend lets go of it or calls ``close()``.
+
+    Args:
+        model: an alias (``"demo"``), a local directory, or a hub id; with ``base_url`` the
+            server's name for it.
+        model_base: the base model of a LoRA or projector-only checkpoint.
+        conv_mode: a conversation template by name; None takes the checkpoint's own.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
+        quantization: ``"4bit"``, ``"8bit"`` or None; ``load_in_4bit`` and ``load_in_8bit``
+            are understood too.
+        base_url: address of an OpenAI-compatible server that runs the model.
+        api_key: the server's key.
+        source_policy: which files and addresses pictures may come from.
+        **settings: further fields of :class:`~llavakit.engine.config.EngineConfig`.
+
+    Raises:
+        ParameterError: settings that contradict each other or do not exist.
+    """
+    from llavakit.sources import SourcePolicy
+
+    policy = source_policy or SourcePolicy()
+    if base_url is not None:
+        raise ParameterError("base_url is not supported yet; leave it out to run the model here.")
+    del api_key
+    config = _engine_config(
+        model=_located(model),
+        model_base=None if model_base is None else _located(model_base),
+        conv_mode=conv_mode,
+        device=device,
+        dtype=dtype,
+        quantization=_quantization(quantization, load_in_4bit, load_in_8bit),
+        **settings,
+    )
+
+    def build() -> Backend:
+        from llavakit.local import LocalBackend
+
+        return LocalBackend(config, policy)
+
+    return shared((config, policy), build)
+
+
+def shared(key: Any, build: Callable[[], Backend]) -> Backend:
+    """The living backend of this key, or a new one; closed ones are replaced."""
+    with _backends_lock:
+        backend = _backends.get(key)
+        if backend is None or backend.closed:
+            backend = _backends[key] = build()
+        return backend
+
+
+def _engine_config(**settings: Any) -> EngineConfig:
+    from llavakit.engine.config import EngineConfig
+
+    unknown = sorted(set(settings) - {field.name for field in fields(EngineConfig)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(EngineConfig))
+        raise ParameterError(f"load() knows no setting {unknown[0]!r}; it knows {known}.")
+    return EngineConfig(**settings)
+
+
+def _located(model: str | os.PathLike[str]) -> str:
+    # One directory reached by two spellings is one model; a name stays a name.
+    name = os.path.expanduser(os.fspath(model))
+    return os.path.realpath(name) if os.path.isdir(name) else name
+
+
+def _quantization(named: str | None, in_4bit: bool, in_8bit: bool) -> str | None:
+    named_by = ((named, named is not None), ("4bit", in_4bit), ("8bit", in_8bit))
+    asked = {str(name) for name, given in named_by if given}
+    if len(asked) > 1:
+        raise ParameterError(f"Ask for one quantization, not for {' and '.join(sorted(asked))}.")
+    return asked.pop() if asked else None

@@ -1,0 +1,1 @@
+"""The inference core: schedule, run, commit. Importing this package imports no torch."""

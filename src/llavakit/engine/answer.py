@@ -1,0 +1,112 @@
+"""An answer while it is being drawn: tokens in, chunks out, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llavakit.engine.detokenizer import Detokenizer, StopStrings
+from llavakit.engine.grammar import Matcher
+from llavakit.engine.sampler import Draw, Drawn
+from llavakit.prompts.tool_calls import ToolCallReader
+from llavakit.values import Chunk, FinishReason, Request, TokenLogprob
+
+TokenText = Callable[[int], str]
+
+
+class Answer:
+    """The state behind one answer.
+
+    Args:
+        request: what was asked.
+        tokenizer: an HF tokenizer.
+        stops: ids that end an answer.
+        max_tokens: most tokens that it may have.
+        matcher: the grammar that it must follow, if any.
+
+    Attributes:
+        draw: how its tokens are drawn.
+        tokens: how many were drawn.
+        finish_reason: None while it goes on.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Any,
+        stops: frozenset[int],
+        max_tokens: int,
+        matcher: Matcher | None = None,
+    ) -> None:
+        self.draw = Draw(request.params)
+        self.matcher = matcher
+        self.tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self._stops = stops
+        self._max_tokens = max_tokens
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stop_strings = StopStrings(request.params.stop)
+        offers_tools = bool(request.tools) and request.tool_choice != "none"
+        self._calls = ToolCallReader() if offers_tools else None
+        self._begun = False
+        self._logprobs: list[TokenLogprob] = []
+
+    def push(self, drawn: Drawn) -> Chunk | None:
+        """Take in a drawn token; gives what can be told by now.
+
+        Sets ``finish_reason`` when it was the last one.
+        """
+        self.tokens += 1
+        if drawn.logprob is not None:
+            self._logprobs.append(self._logprob(drawn))
+        if drawn.token in self._stops:
+            self._end("stop")
+            return self._chunk("", last=True)
+        if self.matcher is not None:
+            self.matcher.accept(drawn.token)
+        text = self._stop_strings.push(self._detokenizer.push(drawn.token))
+        if self._stop_strings.hit is not None or (self.matcher and self.matcher.finished):
+            self._end("stop")
+        elif self.tokens >= self._max_tokens:
+            self._end("length")
+        return self._chunk(text, last=self.finish_reason is not None)
+
+    def _end(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+
+    def _chunk(self, text: str, *, last: bool) -> Chunk | None:
+        if last:
+            if self._stop_strings.hit is None:
+                text += self._stop_strings.push(self._detokenizer.flush())
+                text += self._stop_strings.flush()
+            if self._stop_strings.hit is not None:
+                self.finish_reason = "stop"
+        if not self._begun:
+            # Models with a Vicuna prompt begin with a space that belongs to the prompt.
+            text = text.lstrip()
+            self._begun = bool(text)
+        if self._calls is None:
+            return self._told(Chunk(text=text))
+        pieces = self._calls.push(text)
+        told, calls = pieces.text, pieces.calls
+        if last:
+            told += self._calls.flush().text
+            if self._calls.count and self.finish_reason == "stop":
+                self.finish_reason = "tool_calls"
+        return self._told(Chunk(text=told, tool_calls=calls))
+
+    def _told(self, chunk: Chunk) -> Chunk | None:
+        """The chunk with the log probabilities of its tokens; None if there is nothing to tell."""
+        if not (chunk.text or chunk.tool_calls or (self._logprobs and self.finish_reason)):
+            return None
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return Chunk(text=chunk.text, tool_calls=chunk.tool_calls, logprobs=logprobs)
+
+    def _logprob(self, drawn: Drawn) -> TokenLogprob:
+        assert drawn.logprob is not None
+        top = tuple((self._text(token), logprob) for token, logprob in drawn.top)
+        return TokenLogprob(self._text(drawn.token), drawn.logprob, top)
+
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token], skip_special_tokens=False))

@@ -1,0 +1,60 @@
+"""How an engine is set up: resolved once, before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llavakit.errors import ParameterError
+
+Quantization = Literal["4bit", "8bit"]
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that makes two engines different; equal configurations share one engine.
+
+    Attributes:
+        model: an alias (``"demo"``), a local directory, or a hub id.
+        model_base: the base model of a LoRA or projector-only checkpoint.
+        conv_mode: the name of a conversation template; None takes the checkpoint's own.
+        revision: a branch, tag or commit on the hub.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
+        quantization: ``"4bit"``, ``"8bit"`` or None (bitsandbytes).
+        context_length: tokens of prompt and answer; None takes the model's own limit.
+        max_concurrency: most sequences that run in one batch.
+        max_waiting: most requests that wait; one more raises ``QueueFullError``.
+        prefill_chunk: most prompt tokens that one step computes.
+        kv_cache_bytes: bytes for keys and values, running and kept; ``"auto"`` sizes it by
+            the device.
+        image_cache_bytes: bytes for the features of pictures that were encoded before.
+    """
+
+    model: str
+    model_base: str | None = None
+    conv_mode: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: Quantization | None = None
+    context_length: int | None = None
+    max_concurrency: int = 16
+    max_waiting: int = 1024
+    prefill_chunk: int = 2048
+    kv_cache_bytes: int | Literal["auto"] = "auto"
+    image_cache_bytes: int = 256 * MIB
+
+    def __post_init__(self) -> None:
+        if self.quantization not in (None, "4bit", "8bit"):
+            raise ParameterError(
+                f'quantization is {self.quantization!r}; use "4bit", "8bit" or None.'
+            )
+        if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
+            raise ParameterError(
+                f'dtype is {self.dtype!r}; use "auto", "float32", "float16" or "bfloat16".'
+            )
+        for name in ("max_concurrency", "max_waiting", "prefill_chunk"):
+            if getattr(self, name) < 1:
+                raise ParameterError(f"{name} is {getattr(self, name)!r}; it must be at least 1.")

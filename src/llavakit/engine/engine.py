@@ -1,0 +1,181 @@
+"""The inference core as its callers see it: submit a request, read the stream of its answer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from llavakit.engine.answer import Answer
+from llavakit.engine.attention import KVArena
+from llavakit.engine.config import EngineConfig
+from llavakit.engine.grammar import GrammarCompiler, grammar_of
+from llavakit.engine.loop import EngineLoop
+from llavakit.engine.runner import ModelRunner
+from llavakit.engine.sampler import Sampler
+from llavakit.engine.scheduler import Scheduler
+from llavakit.engine.sequence import ImageSpan, Sequence
+from llavakit.errors import ContextLengthError, EngineClosedError, QueueFullError
+from llavakit.images import Picture
+from llavakit.model.llava import Llava
+from llavakit.model.loader import Reader, load_weights
+from llavakit.prompts.conversation import Turn, to_turns
+from llavakit.streams import AnswerStream, Channel
+from llavakit.values import Image, Request
+
+log = logging.getLogger(__name__)
+
+OpenPicture = Callable[[Image], Picture]
+GIB = 1 << 30
+
+
+class Engine:
+    """One model, its memory, and the thread that runs it.
+
+    Args:
+        reader: the half of the checkpoint that reads prompts.
+        config: how it is set up.
+
+    Weights are loaded here. Dropping the last reference stops the thread and frees them.
+    """
+
+    def __init__(self, reader: Reader, config: EngineConfig) -> None:
+        began = time.monotonic()
+        model = load_weights(reader, device=config.device, dtype=config.dtype)
+        self.reader = reader
+        self.config = config
+        self.context_length = min(
+            config.context_length or reader.context_length, reader.context_length
+        )
+        kv_tokens = kv_budget(model, config, self.context_length)
+        scheduler = Scheduler(kv_tokens, config.max_concurrency, config.prefill_chunk)
+        runner = ModelRunner(model, kv_tokens, config.image_cache_bytes)
+        sampler = Sampler(reader.special.forbidden, model.device)
+        self._grammars = GrammarCompiler(
+            reader.tokenizer.tokenizer, model.vocab_size, sorted(reader.special.stops)
+        )
+        self._loop = EngineLoop(scheduler, runner, sampler, reader.path.name)
+        self._process = os.getpid()
+        self._finalizer = weakref.finalize(self, self._loop.stop)
+        log.info("ready in %.1f s, %d KV slots", time.monotonic() - began, kv_tokens)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: closed, dead, or left behind by a fork."""
+        return self._loop.dead or self._process != os.getpid()
+
+    def submit(self, request: Request, open_picture: OpenPicture) -> AnswerStream:
+        """Queue a request.
+
+        Everything that can be wrong with it is found here, on the caller's thread.
+
+        Raises:
+            InputError: pictures, messages, grammar or length.
+            QueueFullError: too many requests wait.
+            EngineClosedError: the engine was closed.
+        """
+        if self.closed:
+            raise EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
+        if self._loop.backlog >= self.config.max_waiting:
+            raise QueueFullError(
+                f"{self.config.max_waiting} requests are waiting already; try again later or "
+                "raise max_waiting."
+            )
+        tokens, images = encode(self.reader, to_turns(request), open_picture)
+        max_tokens = self._room(request, len(tokens))
+        grammar = grammar_of(request)
+        matcher = None if grammar is None else self._grammars.matcher(grammar)
+        cache = self._loop.runner.vision.cache
+        for image in images:
+            if image.key not in cache:
+                image.pixels.inputs()  # here rather than on the thread that runs the model
+        channel = Channel()
+        sequence = Sequence(tokens, images, request, channel, max_tokens)
+        sequence.answer = Answer(
+            request,
+            self.reader.tokenizer.tokenizer,
+            self.reader.special.stops,
+            max_tokens,
+            matcher,
+        )
+        self._loop.submit(sequence)
+        return AnswerStream(channel, lambda: self._loop.cancel(sequence))
+
+    def _room(self, request: Request, prompt: int) -> int:
+        """Tokens left for the answer: what was asked, or what the context has room for."""
+        limit = min(self.context_length, self._loop.scheduler.kv_tokens)
+        asked = request.params.max_tokens
+        if prompt >= limit:
+            raise ContextLengthError(
+                f"The prompt has {prompt} tokens and the model holds {limit} with its answer; "
+                "shorten the conversation or send fewer pictures.",
+                prompt_tokens=prompt,
+                max_tokens=asked,
+                context_length=limit,
+            )
+        return min(asked, limit - prompt)
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the moment and totals."""
+        scheduler, vision = self._loop.scheduler, self._loop.runner.vision
+        return {
+            "running": len(scheduler.running),
+            "waiting": self._loop.backlog,
+            "kv_tokens": scheduler.kv_tokens,
+            "kv_tokens_live": scheduler.live_tokens,
+            "kv_tokens_kept": scheduler.donors.tokens,
+            "kept_prefixes": len(scheduler.donors),
+            "image_cache_entries": len(vision.cache),
+            "image_cache_bytes": vision.cache.bytes,
+            "image_cache_hits": vision.cache.hits,
+            "images_encoded": vision.encoded,
+            **asdict(self._loop.counters),
+        }
+
+    def close(self) -> None:
+        """End every request with an error and stop the thread."""
+        self._finalizer.detach()
+        self._loop.stop()
+
+
+def encode(
+    reader: Reader, turns: list[Turn], open_picture: OpenPicture
+) -> tuple[list[int], tuple[ImageSpan, ...]]:
+    """Token ids of a prompt, each picture's token repeated, and where the pictures stand."""
+    parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
+    pictures = [open_picture(part) for part in parts]
+    tokens: list[int] = []
+    images: list[ImageSpan] = []
+    for token in reader.tokenizer.encode(turns):
+        if token == reader.special.image:
+            picture = pictures[len(images)]
+            count = reader.layout.tokens(picture.size)
+            pixels = reader.preprocess(picture)
+            images.append(ImageSpan(len(tokens), count, pixels.key, pixels))
+            tokens += [token] * count
+        else:
+            tokens.append(token)
+    return tokens, tuple(images)
+
+
+def kv_budget(model: Llava, config: EngineConfig, context_length: int) -> int:
+    """Slots of the KV arena: what the budget buys, at least one context if it is automatic."""
+    each = KVArena.bytes_per_token(model.layers, model.kv_heads, model.head_dim, model.dtype)
+    if config.kv_cache_bytes != "auto":
+        return max(1, config.kv_cache_bytes // each)
+    wanted = 2 * config.max_concurrency * context_length
+    return max(context_length, min(wanted, _free_bytes(model) // each))
+
+
+def _free_bytes(model: Llava) -> int:
+    import torch
+
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        # Activations of a prefill chunk and of the vision tower need the rest.
+        return int(0.85 * free)
+    return 4 * GIB

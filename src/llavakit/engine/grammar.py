@@ -1,0 +1,181 @@
+"""Constrained decoding with llguidance: what a schema, an expression or tools allow next.
+
+https://github.com/guidance-ai/llguidance. White space in JSON is off: a weak model that may
+write it writes little else. Every grammar may begin with one space, because models with a
+Vicuna prompt were trained to write one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llavakit.errors import SchemaError
+from llavakit.prompts.tools import CALL_END, CALL_START, compact_json
+from llavakit.values import Request, Tool
+
+_COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+
+
+def grammar_of(request: Request) -> str | None:
+    """The Lark grammar that a request's answer must follow; None if it is free."""
+    params = request.params
+    if params.grammar is not None:
+        if "start:" in params.grammar:
+            return params.grammar
+        return f"start: / ?/ answer\nanswer: {_regex(params.grammar)}\n"
+    if request.tools and request.tool_choice != "none":
+        return _tool_grammar(request)
+    if params.json_schema is not None:
+        schema = {"type": "object"} if params.json_schema is True else params.json_schema
+        return f"start: / ?/ answer\nanswer: {_json(schema)}\n"
+    return None
+
+
+def _regex(expression: str) -> str:
+    return "/" + expression.replace("/", "\\/") + "/"
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps({'x-guidance': _COMPACT, **closed(schema)})}"
+
+
+_COMBINED = frozenset(
+    {"additionalProperties", "patternProperties", "unevaluatedProperties", "$ref"}
+    | {"allOf", "anyOf", "oneOf", "not", "if"}
+)
+_PLAIN_MAPS = ("properties", "$defs", "definitions")
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with objects that list their properties limited to those.
+
+    JSON Schema lets unlisted properties in unless told otherwise, and a weak model then
+    invents them without end. What fits the closed schema fits the open one. Objects that
+    are put together from several schemas are left as they are.
+    """
+    result = {key: _closed_part(key, value) for key, value in schema.items()}
+    if result.get("properties") and not _COMBINED & result.keys():
+        result["additionalProperties"] = False
+    return result
+
+
+def _closed_part(key: str, value: Any) -> Any:
+    if key in _PLAIN_MAPS and isinstance(value, Mapping):
+        return {name: closed(v) if isinstance(v, Mapping) else v for name, v in value.items()}
+    if key in ("items", "additionalProperties") and isinstance(value, Mapping):
+        return closed(value)
+    if key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, Sequence):
+        return [closed(part) if isinstance(part, Mapping) else part for part in value]
+    return value
+
+
+def _tool_grammar(request: Request) -> str:
+    """Free text or calls; only calls if one is required; text never holds the start of a call."""
+    choice = request.tool_choice
+    tools = [tool for tool in request.tools if choice in ("auto", "required", tool.name)]
+    calls = "call+" if request.parallel_tool_calls else "call"
+    start = calls if choice != "auto" else f"text | {calls}"
+    lines = [
+        f"start: / ?/ ({start})",
+        f"call: {_quoted(CALL_START)} ({' | '.join(f'c{n}' for n in range(len(tools)))}) "
+        f"{_quoted(CALL_END)}",
+        *(f"c{number}: {_call(tool)}" for number, tool in enumerate(tools)),
+    ]
+    if choice == "auto":
+        lines += ["text: TEXT", f"TEXT: /(?s:.*)/ & ~/(?s:.*{CALL_START}.*)/"]
+    return "\n".join(lines) + "\n"
+
+
+def _call(tool: Tool) -> str:
+    head = f'{{"name":{compact_json(tool.name)},"arguments":'
+    parameters = {"type": "object", **tool.parameters}
+    if not (parameters.get("properties") or _COMBINED & parameters.keys()):
+        # A tool without arguments; an object without properties would otherwise admit any.
+        parameters["additionalProperties"] = False
+    return f'{_quoted(head)} {_json(parameters)} "}}"'
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+class GrammarCompiler:
+    """Makes matchers for one tokenizer; compiled grammars are kept.
+
+    Args:
+        tokenizer: a fast HF tokenizer.
+        vocab_size: rows of the output layer.
+        stops: ids that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, stops: Sequence[int]) -> None:
+        self._source = tokenizer
+        self._vocab_size = vocab_size
+        self._stops = list(stops)
+        self._lock = threading.Lock()
+        self._tokenizer: Any = None
+        self._compiled = functools.lru_cache(maxsize=64)(self._compile)
+
+    def matcher(self, grammar: str) -> Matcher:
+        """A fresh matcher.
+
+        Raises:
+            SchemaError: the grammar cannot be compiled.
+        """
+        return Matcher(self._compiled(grammar).deep_copy(), self._vocab_size)
+
+    def _compile(self, grammar: str) -> Any:
+        import llguidance
+        import llguidance.hf
+
+        with self._lock:
+            if self._tokenizer is None:
+                # About a second for 32,000 tokens, so only when the first grammar comes.
+                self._tokenizer = llguidance.hf.from_tokenizer(
+                    self._source, n_vocab=self._vocab_size, eos_token=self._stops
+                )
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar)
+        if matcher.is_error():
+            reason = matcher.get_error().strip().splitlines()[0]
+            raise SchemaError(f"The schema or grammar cannot be used: {reason}")
+        return matcher
+
+
+class Matcher:
+    """Where one answer stands in its grammar."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._words = torch.zeros((vocab_size + 31) // 32, dtype=torch.int32)
+
+    def fill(self) -> None:
+        """Work out which tokens may come next; on any thread, while the model runs."""
+        self._matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), self._words.numel() * 4)
+
+    @property
+    def words(self) -> Tensor:
+        """The mask of the last ``fill``: one bit a token, int32 words."""
+        return self._words
+
+    def accept(self, token: int) -> None:
+        """Go on behind a drawn token."""
+        if not self._matcher.consume_token(token):
+            raise SchemaError(f"The grammar refused a token: {self._matcher.get_error()}")
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the end can come."""
+        return bool(self._matcher.is_stopped())
+
+
+def unpack(words: Tensor, vocab_size: int) -> Tensor:
+    """[N, ceil(vocab / 32)] int32 words as [N, vocab] bool."""
+    bits = torch.arange(32, dtype=torch.int32, device=words.device)
+    return ((words[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()

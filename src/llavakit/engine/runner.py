@@ -1,0 +1,138 @@
+"""Runs a plan on the model: pictures, prefix copies, one forward pass, logits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llavakit.engine.attention import KVArena, Row
+from llavakit.engine.scheduler import Plan, Work
+from llavakit.engine.sequence import ImageSpan, Sequence
+from llavakit.engine.vision import VisionEncoder
+from llavakit.model.llava import Llava
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What a step gave.
+
+    Attributes:
+        logits: [N, vocab] in fp32, a row for each work that completes its sequence.
+        completed: those works, in the same order.
+        failed: sequences that could not be computed, and why. Their keys and values are void.
+    """
+
+    logits: Tensor | None = None
+    completed: list[Work] = field(default_factory=list)
+    failed: dict[Sequence, Exception] = field(default_factory=dict)
+
+
+class ModelRunner:
+    """Owns the model's memory: the KV arena and the features of pictures.
+
+    Args:
+        model: the loaded model.
+        kv_tokens: slots of the arena.
+        image_cache_bytes: budget of the feature cache.
+    """
+
+    def __init__(self, model: Llava, kv_tokens: int, image_cache_bytes: int) -> None:
+        self.model = model
+        self.arena = KVArena(
+            model.layers,
+            kv_tokens,
+            model.kv_heads,
+            model.head_dim,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self.vision = VisionEncoder(model.encode_images, image_cache_bytes)
+
+    def run(self, plan: Plan) -> Outcome:
+        """Run one step. One bad sequence never harms another."""
+        outcome = Outcome()
+        for copy in plan.copies:
+            self.arena.copy(copy)
+        features = self.vision.features([image for work in plan.work for image in _needed(work)])
+        work = []
+        for one in plan.work:
+            error = next(
+                (e for i in _needed(one) if isinstance(e := features[i.key], Exception)), None
+            )
+            if error is None:
+                work.append(one)
+            else:
+                outcome.failed[one.sequence] = error
+        good = {key: one for key, one in features.items() if isinstance(one, Tensor)}
+        rows = self._forward(work, good, outcome)
+        if rows:
+            outcome.logits = torch.cat(rows)
+        return outcome
+
+    def _forward(
+        self, work: Items[Work], features: dict[str, Tensor], outcome: Outcome
+    ) -> list[Tensor]:
+        """Logits of the works that complete; halves the batch when it fails, down to one."""
+        if not work:
+            return []
+        try:
+            hidden = self._hidden(work, features)
+            ends = np.cumsum([one.count for one in work]) - 1
+            last = [int(end) for one, end in zip(work, ends, strict=True) if one.completes]
+            logits = self.model.logits(hidden[last]) if last else None
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            if len(work) == 1:
+                outcome.failed[work[0].sequence] = error
+                return []
+            log.warning("a step failed for %d sequences and is tried in halves", len(work))
+            middle = len(work) // 2
+            return self._forward(work[:middle], features, outcome) + self._forward(
+                work[middle:], features, outcome
+            )
+        outcome.completed += [one for one in work if one.completes]
+        return [] if logits is None else [logits]
+
+    def _hidden(self, work: Items[Work], features: dict[str, Tensor]) -> Tensor:
+        device = self.model.device
+        ids = [token for one in work for token in _tokens(one)]
+        places = np.concatenate([np.arange(one.start, one.start + one.count) for one in work])
+        embeddings = self.model.embed(torch.tensor(ids, device=device))
+        position = 0
+        for one in work:
+            for image in _needed(one):
+                _place(embeddings[position : position + one.count], one.start, image, features)
+            position += one.count
+        rows = [Row(one.sequence.extent.start, one.start, one.count) for one in work]
+        return self.model.decode(
+            embeddings, torch.from_numpy(places).to(device), self.arena.attend(rows)
+        )
+
+
+def _tokens(work: Work) -> list[int]:
+    return work.sequence.tokens[work.start : work.start + work.count]
+
+
+def _needed(work: Work) -> list[ImageSpan]:
+    """Pictures of which a part is computed in this step."""
+    if not work.sequence.images or work.start >= work.sequence.prompt_length:
+        return []
+    end = work.start + work.count
+    return [image for image in work.sequence.images if image.start < end and image.end > work.start]
+
+
+def _place(embeddings: Tensor, start: int, image: ImageSpan, features: dict[str, Tensor]) -> None:
+    """Put a picture's features where its tokens stand; ``embeddings[0]`` is token ``start``."""
+    picture = features[image.key]
+    assert len(picture) == image.count, "the layout counts what the vision tower gives"
+    first = max(image.start, start)
+    last = min(image.end, start + len(embeddings))
+    embeddings[first - start : last - start] = picture[first - image.start : last - image.start]

@@ -1,0 +1,103 @@
+"""One request inside the engine: its tokens, how far it is computed, and what it waits for."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llavakit.engine.extents import Extent
+from llavakit.engine.prefix import VirtualIds, image_ids
+from llavakit.streams import Channel
+from llavakit.values import Request
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageSpan:
+    """A picture's place in a prompt.
+
+    Attributes:
+        start: index of its first token.
+        count: how many tokens it takes.
+        key: digest of all that its features depend on.
+        pixels: what the vision tower needs, preprocessed (see ``model.preprocess``).
+    """
+
+    start: int
+    count: int
+    key: str
+    pixels: Any
+
+    @property
+    def end(self) -> int:
+        """The first index behind it."""
+        return self.start + self.count
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A prompt on its way to an answer.
+
+    ``tokens`` are the prompt's ids (a picture's tokens all carry the model's image id),
+    followed by the answer's. ``computed`` counts those whose keys and values lie in the
+    arena. A sequence is *prefilling* while ``computed < len(prompt)`` and *decoding* after.
+    """
+
+    tokens: list[int]
+    images: tuple[ImageSpan, ...]
+    request: Request
+    channel: Channel
+    max_tokens: int
+    prompt_length: int = 0
+    number: int = field(default_factory=lambda: next(_numbers))
+    arrived: float = field(default_factory=time.monotonic)
+    virtual: VirtualIds = field(default_factory=lambda: np.empty(0, np.int64))
+    extent: Extent = Extent(0, 0)
+    computed: int = 0
+    cached: int = 0
+    answer: Any = None
+    """What is drawn so far and how (see ``engine.answer``); None until the first token."""
+
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.tokens)
+        self.virtual = virtual_ids(self.tokens, self.images)
+
+    @property
+    def reserve(self) -> int:
+        """Slots for the prompt and the longest answer; the last token needs none."""
+        return self.prompt_length + self.max_tokens - 1
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether a part of the prompt is still to be computed."""
+        return self.computed < self.prompt_length
+
+    @property
+    def deadline(self) -> float | None:
+        """When the request is given up, on ``time.monotonic``'s clock."""
+        timeout = self.request.timeout
+        return None if timeout is None else self.arrived + timeout
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of all pictures of the prompt."""
+        return sum(image.count for image in self.images)
+
+    def known_ids(self) -> VirtualIds:
+        """Virtual ids of all tokens that are computed, the answer's too."""
+        answer = np.asarray(self.tokens[self.prompt_length :], dtype=np.int64)
+        return np.concatenate([self.virtual, answer])[: self.computed]
+
+
+def virtual_ids(tokens: Items[int], images: Items[ImageSpan]) -> VirtualIds:
+    """The ids by which prefixes are compared (see :mod:`llavakit.engine.prefix`)."""
+    ids = np.asarray(tokens, dtype=np.int64)
+    for image in images:
+        ids[image.start : image.end] = image_ids(image.key, image.count)
+    return ids

@@ -1,0 +1,168 @@
+"""Every error that a user of llavakit can meet.
+
+One tree; catching the root catches all of them. Each error is raised with one sentence
+that says what was wrong and what to do. Where Python has a fitting built-in class, the
+error is that too, so that ``except ValueError`` and ``except TimeoutError`` work as usual.
+
+::
+
+    LlavaKitError
+    ├── InputError (ValueError)            the request cannot be honoured as it stands
+    │   ├── ImageError                     a picture cannot be used
+    │   │   ├── ImageDecodeError           truncated, empty, or not an image at all
+    │   │   ├── ImageTooLargeError         over the pixel or byte cap
+    │   │   └── UnsupportedImageError      a format or kind that is not on the allow-list
+    │   ├── SourceError                    a picture's source cannot be reached
+    │   │   ├── SourceNotAllowedError      SourcePolicy forbids it
+    │   │   ├── SourceNotFoundError        no such file, or the server says 404
+    │   │   └── SourceFetchError           the network or the disk failed half-way
+    │   ├── DocumentError                  a PDF or another document cannot be read
+    │   ├── UnsupportedContentError        audio, video, or a block that nobody understands
+    │   ├── MessageError                   roles or content that make no conversation
+    │   ├── ParameterError                 a sampling parameter out of its range
+    │   ├── SchemaError                    a JSON schema, regex or grammar that cannot be compiled
+    │   └── ContextLengthError             more tokens than the model can hold
+    ├── ModelError                         the model cannot be loaded
+    │   ├── ModelNotFoundError             no such alias, directory or hub id
+    │   └── CheckpointError                files are missing, broken or do not fit together
+    ├── EngineError                        the inference core could not finish the request
+    │   ├── QueueFullError                 too many requests are waiting
+    │   ├── RequestTimeoutError (TimeoutError)
+    │   ├── RequestCancelledError          closed or cancelled by its owner
+    │   ├── OutOfMemoryError               the device has no room, even for this request alone
+    │   └── EngineClosedError              close() was called, or the engine died
+    ├── RemoteError                        a server that runs the model answered badly
+    └── MissingDependencyError (ImportError)  an optional extra is not installed
+"""
+
+from __future__ import annotations
+
+
+class LlavaKitError(Exception):
+    """Root of all errors that llavakit raises on purpose."""
+
+
+class InputError(LlavaKitError, ValueError):
+    """The request cannot be honoured as it stands; nothing was run."""
+
+
+class ImageError(InputError):
+    """A picture cannot be used."""
+
+
+class ImageDecodeError(ImageError):
+    """The bytes are truncated, empty, damaged, or not an image."""
+
+
+class ImageTooLargeError(ImageError):
+    """The picture is over the pixel or byte cap."""
+
+
+class UnsupportedImageError(ImageError):
+    """The format or the kind of object is not on the allow-list."""
+
+
+class SourceError(InputError):
+    """A picture's source cannot be reached."""
+
+
+class SourceNotAllowedError(SourceError):
+    """The :class:`~llavakit.SourcePolicy` forbids this source."""
+
+
+class SourceNotFoundError(SourceError):
+    """There is no such file, or the server answered 404 or 410."""
+
+
+class SourceFetchError(SourceError):
+    """Reading the source failed half-way: network, deadline, disk."""
+
+
+class DocumentError(InputError):
+    """A PDF or another document cannot be read."""
+
+
+class UnsupportedContentError(InputError):
+    """A content block of a kind that the model cannot take (audio, video, unknown)."""
+
+
+class MessageError(InputError):
+    """The roles or the content of the messages make no conversation."""
+
+
+class ParameterError(InputError):
+    """A sampling parameter is out of its range or contradicts another one."""
+
+
+class SchemaError(InputError):
+    """A JSON schema, regular expression or grammar cannot be compiled."""
+
+
+class ContextLengthError(InputError):
+    """The prompt and the answer do not fit into the model's context.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt, pictures included.
+        max_tokens: tokens asked for the answer.
+        context_length: tokens that the model can hold.
+    """
+
+    def __init__(
+        self, message: str, *, prompt_tokens: int = 0, max_tokens: int = 0, context_length: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.context_length = context_length
+
+
+class ModelError(LlavaKitError):
+    """The model cannot be loaded."""
+
+
+class ModelNotFoundError(ModelError):
+    """No alias, local directory or hub id of this name."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint's files are missing, broken, or do not fit together."""
+
+
+class EngineError(LlavaKitError):
+    """The inference core could not finish the request."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests are waiting; try again later or raise ``max_waiting``."""
+
+
+class RequestTimeoutError(EngineError, TimeoutError):
+    """The request did not finish within its timeout; it was cancelled."""
+
+
+class RequestCancelledError(EngineError):
+    """The request was closed or cancelled by its owner."""
+
+
+class OutOfMemoryError(EngineError):
+    """The device has no room for this request, even alone."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed or has died; ``llavakit.load`` gives a fresh one."""
+
+
+class RemoteError(LlavaKitError):
+    """A server that runs the model answered with an error.
+
+    Attributes:
+        status: the HTTP status code, or None where no answer came.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class MissingDependencyError(LlavaKitError, ImportError):
+    """An optional part of llavakit is not installed; the message names the extra."""

@@ -1,0 +1,120 @@
+"""The backend that runs a model in this process: the engine behind the seam."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llavakit.backend import Backend, Messages, ModelInfo, to_request
+from llavakit.engine.config import EngineConfig
+from llavakit.errors import EngineClosedError, SourceNotAllowedError
+from llavakit.images import Picture, open_picture
+from llavakit.prompts.conversation import to_turns
+from llavakit.sources import SourcePolicy
+from llavakit.streams import AnswerStream
+from llavakit.values import Image, Request, Tool
+
+if TYPE_CHECKING:
+    from llavakit.engine.engine import Engine
+    from llavakit.model.loader import Reader
+
+_engines: weakref.WeakValueDictionary[EngineConfig, Engine] = weakref.WeakValueDictionary()
+_engines_lock = threading.Lock()
+
+
+class LocalBackend(Backend):
+    """A model in this process; nothing is loaded before the first use.
+
+    Args:
+        config: which model, and how the engine is set up.
+        policy: where pictures may come from. Backends that differ only in it share an engine.
+    """
+
+    def __init__(self, config: EngineConfig, policy: SourcePolicy) -> None:
+        self.config = config
+        self.policy = policy
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._reader: Reader | None = None
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def info(self) -> ModelInfo:
+        reader = self._get_reader()
+        limit = self.config.context_length or reader.context_length
+        return ModelInfo(
+            self.config.model, min(limit, reader.context_length), revision=reader.revision
+        )
+
+    def submit(self, request: Request) -> AnswerStream:
+        return self._get_engine().submit(request, self._open)
+
+    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+        from llavakit.engine.engine import encode
+
+        turns = to_turns(to_request(messages, tools=tools))
+        tokens, _ = encode(self._get_reader(), turns, self._open_unfetched)
+        return len(tokens)
+
+    def stats(self) -> dict[str, Any]:
+        engine = self._engine
+        return {"running": 0, "waiting": 0} if engine is None else engine.stats()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _open(self, image: Image) -> Picture:
+        return open_picture(image.source, self.policy, from_url_field=image.from_url_field)
+
+    def _open_unfetched(self, image: Image) -> Picture:
+        source = image.source
+        if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+            raise SourceNotAllowedError(
+                "Counting tokens fetches nothing: open the picture first "
+                "(llavakit.images.open_picture) and count with that."
+            )
+        return self._open(image)
+
+    def _get_reader(self) -> Reader:
+        with self._lock:
+            return self._reader_locked()
+
+    def _reader_locked(self) -> Reader:
+        if self._reader is None:
+            from llavakit.model.loader import load_reader
+            from llavakit.model.locate import locate
+
+            self._reader = load_reader(locate(self.config.model, self.config.revision))
+        return self._reader
+
+    def _get_engine(self) -> Engine:
+        engine = self._engine
+        if engine is not None and not engine.closed:
+            return engine
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("This backend was closed; llavakit.load gives a fresh one.")
+            if self._engine is None or self._engine.closed:
+                self._engine = _shared_engine(self._reader_locked(), self.config)
+            return self._engine
+
+
+def _shared_engine(reader: Reader, config: EngineConfig) -> Engine:
+    """The living engine of this configuration, or a new one: weights are loaded once."""
+    from llavakit.engine.engine import Engine
+
+    with _engines_lock:
+        engine = _engines.get(config)
+        if engine is None or engine.closed:
+            engine = _engines[config] = Engine(reader, config)
+        return engine

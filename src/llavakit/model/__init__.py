@@ -1,0 +1,1 @@
+"""LLaVA checkpoints as torch modules; knows no requests. Importing it imports no torch."""

@@ -1,0 +1,170 @@
+"""A LLaVA model in three verbs: encode pictures, run the decoder, read logits.
+
+The mathematics are those of the HF classes; what is left out is their bookkeeping (caches,
+masks, output records), which the engine does itself. Callers run it under
+``torch.inference_mode``. Knows no requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llavakit.model.preprocess import Pixels
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, query [T, heads, dim], key [T, kv_heads, dim], value, scaling) -> [T, heads, dim]"""
+
+ATTENTION = "llavakit"
+"""Name under which the engine's attention is registered with transformers."""
+
+
+class Llava:
+    """A loaded LLaVA model.
+
+    Args:
+        model: ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration``.
+
+    Attributes:
+        layers, kv_heads, head_dim: the shape of the decoder's keys and values.
+        vocab_size: rows of the output layer.
+    """
+
+    def __init__(self, model: Any) -> None:
+        register_attention()
+        self.hf = model.eval()
+        self.config = model.config
+        self._decoder = model.model.language_model
+        self._decoder.set_attn_implementation(ATTENTION)
+        text = self.config.text_config
+        self.layers = int(text.num_hidden_layers)
+        self.kv_heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+        self.head_dim = int(
+            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        )
+        self.vocab_size = int(text.vocab_size)
+        skip_unread_vision_layers(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder's inputs belong."""
+        device: torch.device = self._decoder.embed_tokens.weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of activations, keys and values."""
+        dtype: torch.dtype = self._decoder.embed_tokens.weight.dtype
+        return dtype
+
+    def encode_images(self, pictures: Sequence[Pixels]) -> list[Tensor]:
+        """Projected features of each picture, [tokens, hidden], in one pass of the tower."""
+        inputs = [picture.inputs() for picture in pictures]
+        views = [one["pixel_values"] for one in inputs]
+        options: dict[str, Any] = {}
+        if "image_sizes" in inputs[0]:
+            options["image_sizes"] = torch.stack([one["image_sizes"] for one in inputs])
+            pixel_values = _stacked(views)
+        else:
+            pixel_values = torch.cat(views)
+        pixel_values = pixel_values.to(self.device, self.dtype)
+        features = self.hf.model.get_image_features(
+            pixel_values=pixel_values, return_dict=True, **options
+        ).pooler_output
+        return [one.to(self.device, self.dtype) for one in features]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of text tokens: [T] -> [T, hidden]."""
+        embeddings: Tensor = self._decoder.embed_tokens(ids)
+        return embeddings
+
+    def decode(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Run the decoder over tokens of any sequences, packed in one row.
+
+        Args:
+            embeddings: [T, hidden].
+            positions: [T], each token's place in its own sequence.
+            attend: stores keys and values and computes attention, once a layer.
+
+        Returns:
+            Hidden states after the last norm, [T, hidden].
+        """
+        hidden = embeddings[None]
+        rotary = self._decoder.rotary_emb(hidden, position_ids=positions[None])
+        for layer in self._decoder.layers[: self.layers]:
+            hidden = layer(
+                hidden,
+                attention_mask=None,
+                position_embeddings=rotary,
+                use_cache=False,
+                attend=attend,
+            )
+        normed: Tensor = self._decoder.norm(hidden)
+        return normed[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token in fp32: [N, hidden] -> [N, vocab]."""
+        scores: Tensor = self.hf.lm_head(hidden)
+        return scores.float()
+
+
+def _stacked(views: Sequence[Tensor]) -> Tensor:
+    """[n_i, 3, H, W] of different n_i as one [N, max n, 3, H, W], padded with zeros."""
+    most = max(len(one) for one in views)
+    result = views[0].new_zeros(len(views), most, *views[0].shape[1:])
+    for row, one in zip(result, views, strict=True):
+        row[: len(one)] = one
+    return result
+
+
+def skip_unread_vision_layers(model: Any) -> None:
+    """Drop the vision tower's layers behind the last one that LLaVA reads.
+
+    LLaVA takes the second last layer's output (``vision_feature_layer=-2``), so the last
+    one is computed for nothing. Only done where the layers lie in the usual place and the
+    feature layer is one negative number; then the result is the same bit for bit.
+    """
+    layer = model.config.vision_feature_layer
+    tower = model.model.vision_tower
+    inner = getattr(tower, "vision_model", tower)
+    encoder = getattr(inner, "encoder", None)
+    if not isinstance(layer, int) or layer >= -1 or encoder is None:
+        return
+    unread = -layer - 1
+    if unread >= len(encoder.layers):
+        return
+    del encoder.layers[len(encoder.layers) - unread :]
+    # transformers resolves negative layers by the configured number of them.
+    tower.config.num_hidden_layers = len(encoder.layers)
+    model.config.vision_feature_layer = -1
+
+
+def register_attention() -> None:
+    """Tell transformers of the engine's attention; safe to call twice."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    attend: Attend,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """HF's attention interface, in terms of :data:`Attend`; tensors are [1, heads, T, dim]."""
+    out = attend(
+        module.layer_idx,
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        scaling,
+    )
+    return out[None], None

@@ -1,0 +1,162 @@
+"""A checkpoint's files as objects: first what reads prompts, later the weights.
+
+The two halves are loaded apart, because counting tokens needs no weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llavakit.errors import CheckpointError
+from llavakit.model.layout import ImageLayout, layout_of
+from llavakit.model.preprocess import ImagePreprocessor
+from llavakit.model.tokens import PromptTokenizer, Special, special_tokens
+
+if TYPE_CHECKING:
+    from llavakit.model.llava import Llava
+
+log = logging.getLogger(__name__)
+
+DEFAULT_VIEW = 336
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What turns a conversation into the model's input; holds no weights.
+
+    Attributes:
+        path: the checkpoint's directory.
+        config: the HF configuration.
+        tokenizer: renders and tokenises turns.
+        preprocess: makes the vision tower's input.
+        layout: counts a picture's tokens.
+        special: ids with a meaning of their own.
+        context_length: tokens of prompt and answer together.
+        revision: identity of the weights.
+    """
+
+    path: Path
+    config: Any
+    tokenizer: PromptTokenizer
+    preprocess: ImagePreprocessor
+    layout: ImageLayout
+    special: Special
+    context_length: int
+    revision: str
+
+
+def load_reader(path: Path) -> Reader:
+    """Tokenizer, template and image processor of a checkpoint directory in HF format.
+
+    Raises:
+        CheckpointError: files are missing, broken, or of a family that is not known.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        processor = _image_processor(path, config)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as a LLaVA checkpoint: {error}") from error
+    layout = layout_of(config)
+    generation = None
+    if (path / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(path)
+    revision = _revision(path)
+    return Reader(
+        path=path,
+        config=config,
+        tokenizer=PromptTokenizer(tokenizer, int(config.image_token_id)),
+        preprocess=ImagePreprocessor(processor, revision),
+        layout=layout,
+        special=special_tokens(tokenizer, config, generation),
+        context_length=int(config.text_config.max_position_embeddings),
+        revision=revision,
+    )
+
+
+def _image_processor(path: Path, config: Any) -> Any:
+    from transformers import AutoImageProcessor
+
+    # The PIL backend gives the pixels of the original; torchvision's differ in low bits, and
+    # results must not change because it happens to be installed.
+    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    if config.model_type == "llava_next":
+        processor.do_pad = True
+    return processor
+
+
+def _revision(path: Path) -> str:
+    """A digest of names, sizes and times of the weight files: cheap, and changes with them."""
+    digest = hashlib.sha256(os.path.realpath(path).encode())
+    for file in sorted(path.glob("*.safetensors")):
+        status = file.stat()
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def load_weights(reader: Reader, *, device: str, dtype: str) -> Llava:
+    """The model itself.
+
+    Args:
+        reader: from :func:`load_reader`.
+        device: ``"auto"``, or a torch device.
+        dtype: ``"auto"``, or the name of a torch type.
+
+    Raises:
+        CheckpointError: weights are missing or do not fit the configuration.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging as hf_logging
+
+    from llavakit.model.llava import Llava
+
+    place = torch.device(_device(device))
+    kind = getattr(torch, _dtype(dtype, place.type))
+    bar_was_on = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            reader.path, dtype=kind, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"The weights in {reader.path} cannot be loaded: {error}") from error
+    finally:
+        if bar_was_on:
+            hf_logging.enable_progress_bar()
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{reader.path} lacks {len(missing)} tensors, among them {missing[0]}; "
+            "its files are incomplete, download or copy them again."
+        )
+    log.info("loaded %s on %s as %s", reader.path.name, place, kind)
+    return Llava(model.to(place))
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(asked: str, device: str) -> str:
+    import torch
+
+    if asked != "auto":
+        return asked
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    # Without AVX512-BF16 or AMX, 16 bits are several times slower than 32 on a processor.
+    return "float16" if device == "mps" else "float32"

@@ -1,0 +1,114 @@
+"""From turns to token ids: the chat template and the tokenizer of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llavakit.errors import CheckpointError, MessageError
+from llavakit.prompts.conversation import Turn
+from llavakit.values import Image, Text
+
+_BREAK = "\uf8ff"
+"""A private-use character that cuts special tokens which a user typed as plain text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """Ids that have a meaning of their own.
+
+    Attributes:
+        image: stands for a picture's tokens.
+        stops: ids that end an answer.
+        forbidden: ids that must never be drawn: the picture's, padding, and rows that no
+            token of the tokenizer belongs to (they were never trained).
+    """
+
+    image: int
+    stops: frozenset[int]
+    forbidden: tuple[int, ...]
+
+
+class PromptTokenizer:
+    """Renders turns with the checkpoint's template and turns them into ids.
+
+    Args:
+        tokenizer: the HF tokenizer, with a chat template.
+        image_id: the id of the image token, from the model's configuration.
+    """
+
+    def __init__(self, tokenizer: Any, image_id: int) -> None:
+        self.tokenizer = tokenizer
+        self.image_id = image_id
+        image_token = tokenizer.convert_ids_to_tokens(image_id)
+        if image_token is None:
+            raise CheckpointError(
+                f"The tokenizer has no token {image_id}, which the configuration calls the image "
+                "token; its files do not belong to this model."
+            )
+        if not tokenizer.chat_template:
+            raise CheckpointError(
+                "The checkpoint has no chat template; name one of llavakit's with conv_mode=."
+            )
+        self.image_token: str = image_token
+        self._special_texts = sorted(
+            {str(token) for token in tokenizer.all_special_tokens} | {self.image_token},
+            key=len,
+            reverse=True,
+        )
+
+    def encode(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of the prompt; each picture is one ``image_id``."""
+        ids: list[int] = []
+        for index, chunk in enumerate(self.render(turns).split(_BREAK)):
+            ids += self.tokenizer.encode(chunk, add_special_tokens=index == 0)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            del ids[0]  # the template wrote one, and the tokenizer another
+        pictures = sum(isinstance(part, Image) for turn in turns for part in turn.parts)
+        if ids.count(self.image_id) != pictures:
+            raise MessageError(
+                f"The chat template of this model keeps {ids.count(self.image_id)} of "
+                f"{pictures} pictures; put pictures into user messages."
+            )
+        return ids
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The text of the prompt; special tokens typed by a user are cut by ``_BREAK``."""
+        conversation = [
+            {"role": turn.role, "content": [self._block(part) for part in turn.parts]}
+            for turn in turns
+        ]
+        rendered = self.tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(rendered, str)
+        return rendered
+
+    def _block(self, part: Text | Image) -> dict[str, str]:
+        if isinstance(part, Image):
+            return {"type": "image"}
+        return {"type": "text", "text": self._as_plain_text(part.text)}
+
+    def _as_plain_text(self, text: str) -> str:
+        text = text.replace(_BREAK, "")
+        for special in self._special_texts:
+            if special in text and len(special) > 1:
+                text = text.replace(special, special[0] + _BREAK + special[1:])
+        return text
+
+
+def special_tokens(tokenizer: Any, config: Any, generation: Any) -> Special:
+    """The special ids of a checkpoint, put together from all files that name some."""
+    text = config.text_config
+    stops: set[int] = set()
+    for owner in (generation, text, tokenizer):
+        named = getattr(owner, "eos_token_id", None)
+        stops.update(named if isinstance(named, list) else [] if named is None else [named])
+    image = int(config.image_token_id)
+    padding = tokenizer.pad_token_id
+    forbidden = {image, *range(len(tokenizer), int(text.vocab_size))}
+    if padding is not None and padding not in stops:
+        forbidden.add(padding)
+    return Special(image, frozenset(stops), tuple(sorted(forbidden)))

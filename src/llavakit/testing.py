@@ -1,0 +1,117 @@
+"""A scripted backend for the tests of programs that use llavakit; no model, no torch.
+
+>>> from llavakit.testing import FakeBackend
+>>> FakeBackend(["a red circle"]).generate("What is this?").text
+'a red circle'
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from llavakit.backend import Backend, Messages, ModelInfo, to_request
+from llavakit.errors import EngineClosedError
+from llavakit.prompts.tools import compact_json
+from llavakit.streams import AnswerStream, Channel
+from llavakit.values import Chunk, Completion, Request, Tool, ToolCallChunk, Usage
+
+Answer: TypeAlias = str | Completion | BaseException
+IMAGE_TOKENS = 64
+"""What a picture counts for here."""
+
+
+class FakeBackend(Backend):
+    """Gives scripted answers, one word a chunk, and remembers what it was asked.
+
+    Args:
+        answers: what to answer, in turn and round again; an exception is raised by the
+            stream. Or a function from the request to an answer.
+        name: the model's name.
+        hang: leave the answer open after its last word, so that cancelling can be tested.
+
+    Attributes:
+        requests: every request that was submitted.
+        cancelled: how many streams were closed before their end.
+    """
+
+    def __init__(
+        self,
+        answers: Iterable[Answer] | Callable[[Request], Answer] = ("ok",),
+        *,
+        name: str = "fake",
+        context_length: int = 4096,
+        hang: bool = False,
+    ) -> None:
+        self.requests: list[Request] = []
+        self.cancelled = 0
+        self._hang = hang
+        self._closed = False
+        self._info = ModelInfo(name, context_length)
+        self._answer: Callable[[Request], Answer]
+        if callable(answers):
+            self._answer = answers
+        else:
+            script = itertools.cycle(answers)
+            self._answer = lambda request: next(script)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def submit(self, request: Request) -> AnswerStream:
+        if self._closed:
+            raise EngineClosedError("This backend was closed.")
+        self.requests.append(request)
+        channel = Channel()
+        answer = self._answer(request)
+        if isinstance(answer, BaseException):
+            channel.fail(answer)
+        else:
+            self._tell(request, answer, channel)
+        return AnswerStream(channel, self._count_cancel)
+
+    def _tell(self, request: Request, answer: str | Completion, channel: Channel) -> None:
+        completion = answer if isinstance(answer, Completion) else Completion(answer)
+        words = _words(completion.text)
+        for word in words:
+            channel.put(Chunk(text=word))
+        for index, call in enumerate(completion.tool_calls):
+            channel.put(Chunk(tool_calls=(ToolCallChunk(index, call.id, call.name),)))
+            arguments = compact_json(call.arguments)
+            channel.put(Chunk(tool_calls=(ToolCallChunk(index, arguments=arguments),)))
+        if self._hang:
+            return
+        reason = "tool_calls" if completion.tool_calls else completion.finish_reason
+        usage = completion.usage
+        if usage == Usage():
+            usage = Usage(self._count(request), len(words) + 8 * len(completion.tool_calls))
+        channel.put(Chunk(finish_reason=reason, usage=usage))
+
+    def _count_cancel(self) -> None:
+        self.cancelled += 1
+
+    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+        return self._count(to_request(messages, tools=tools))
+
+    @staticmethod
+    def _count(request: Request) -> int:
+        pictures = sum(len(message.images) for message in request.messages)
+        words = sum(len(message.text.split()) for message in request.messages)
+        return words + IMAGE_TOKENS * pictures + 16 * len(request.tools)
+
+    def stats(self) -> dict[str, Any]:
+        return {"running": 0, "waiting": 0, "requests": len(self.requests)}
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\s*\S+|\s+$", text)
