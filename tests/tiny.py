@@ -93,7 +93,7 @@ def _tokenizer(path: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")]
     )
     tokenizer.add_special_tokens(specials)
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])

@@ -1,0 +1,141 @@
+"""The central law: greedy output equals ``transformers.generate`` token for token.
+
+Whatever is batched, chunked, cached, evicted, cancelled or repeated beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+
+import llavakit
+from llavakit import Image, Message, SamplingParams
+from llavakit.engine.sequence import Sequence
+from llavakit.local import LocalBackend
+from tests.tiny import TinyModel, tiny_llava, tiny_llava_next
+
+SIZES = [(20, 20), (40, 16), (16, 48), (33, 31), (64, 64)]
+WORDS = ["What is it?", "hi", "And now\nin two lines", "你好🐱", "a" * 50]
+
+
+@functools.cache
+def picture(number: int) -> PILImage.Image:
+    """A picture of noise; each number has its own pixels and size."""
+    width, height = SIZES[number % len(SIZES)]
+    noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PILImage.fromarray(noise)
+
+
+class Pair:
+    """A backend and the reference, with every answer of the reference kept."""
+
+    def __init__(self, tiny: TinyModel) -> None:
+        self.tiny = tiny
+        # Small on purpose: prompts are chunked, prefixes evicted, pictures encoded again.
+        self.backend = llavakit.load(
+            tiny.path,
+            max_concurrency=4,
+            prefill_chunk=24,
+            kv_cache_bytes=700 * 2 * 2 * 2 * 8 * 4,
+            image_cache_bytes=40 * 32 * 4,
+        )
+        self.expected = functools.cache(self._expected)
+        self.checked = 0
+
+    def _expected(self, turns: tuple[tuple[str, tuple[str | int, ...]], ...]) -> list[int]:
+        conversation = [
+            (role, [p if isinstance(p, str) else picture(p) for p in parts])
+            for role, parts in turns
+        ]
+        return self.tiny.generate(conversation, 24)
+
+
+@pytest.fixture(scope="module", params=[tiny_llava, tiny_llava_next])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    pair = Pair(request.param(tmp_path_factory.mktemp("oracle"), context=512))
+    yield pair
+    assert pair.checked >= 200
+    pair.backend.close()
+
+
+def submitted(backend: llavakit.Backend, messages: list[Message], max_tokens: int) -> tuple:
+    """The stream of a request and the engine's own record of it."""
+    assert isinstance(backend, LocalBackend)
+    loop = backend._get_engine()._loop
+    caught: list[Sequence] = []
+    submit = loop.submit
+
+    def watch(sequence: Sequence) -> None:
+        caught.append(sequence)
+        submit(sequence)
+
+    loop.submit = watch  # type: ignore[method-assign]
+    try:
+        stream = backend.stream(messages, SamplingParams(temperature=0, max_tokens=max_tokens))
+    finally:
+        del loop.submit
+    return stream, caught[0]
+
+
+parts = st.lists(st.sampled_from([*WORDS, 0, 1, 2, 3, 4]), min_size=1, max_size=3).map(tuple)
+conversations = st.lists(parts, min_size=1, max_size=3).map(
+    lambda said: tuple(
+        (("user", "assistant")[i % 2], tuple(p for p in one if i % 2 == 0 or isinstance(p, str)))
+        for i, one in enumerate(said[: len(said) - (len(said) + 1) % 2])
+    )
+)
+requests = st.lists(
+    st.tuples(conversations, st.integers(1, 24), st.one_of(st.none(), st.integers(0, 5))),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(requests)
+def test_greedy_equals_generate(pair: Pair, requests) -> None:
+    running = []
+    for turns, max_tokens, cancel_after in requests:
+        messages = [
+            Message(role, [p if isinstance(p, str) else Image(picture(p)) for p in said])
+            for role, said in turns
+        ]
+        stream, sequence = submitted(pair.backend, messages, max_tokens)
+        running.append((turns, max_tokens, cancel_after, stream, sequence))
+    for turns, max_tokens, cancel_after, stream, sequence in running:
+        expected = pair.expected(turns)[:max_tokens]
+        if cancel_after is not None:
+            for _, _chunk in zip(range(cancel_after), stream, strict=False):
+                pass
+            stream.close()
+        else:
+            chunks = list(stream)
+            drawn = sequence.tokens[sequence.prompt_length :]
+            assert drawn == expected
+            assert chunks[-1].usage.completion_tokens == len(expected)
+            reason = "stop" if expected[-1] == 2 else "length"
+            assert chunks[-1].finish_reason == reason
+        pair.checked += 1
+
+
+def test_pictures_change_the_answer(pair: Pair) -> None:
+    """The oracle would be blind if the random model did not look at its pictures."""
+    answers = {tuple(pair.expected((("user", (number, "What is it?")),))) for number in range(5)}
+    assert len(answers) >= 4
+
+
+def test_nothing_is_left_when_all_have_ended(pair: Pair, tmp_path: Path) -> None:
+    assert isinstance(pair.backend, LocalBackend)
+    pair.backend.generate("wait for the cancelled ones", SamplingParams(max_tokens=1))
+    scheduler = pair.backend._get_engine()._loop.scheduler
+    assert scheduler.idle
+    scheduler.check_integrity()

@@ -1,0 +1,267 @@
+"""Tools and structured output: what reaches the backend and what comes back."""
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.tools import tool
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
+
+from llavakit.errors import ParameterError, SchemaError, UnsupportedContentError
+from llavakit.langchain import ChatLLaVA
+from llavakit.testing import FakeBackend
+from llavakit.values import Completion, ToolCall
+
+
+class Shape(BaseModel):
+    """A shape in a picture."""
+
+    colour: str = Field(description="its colour")
+    sides: int
+
+
+class Tree(BaseModel):
+    name: str
+    children: list["Tree"] = []
+
+
+class ShapeDict(TypedDict):
+    """A shape in a picture."""
+
+    colour: str
+    sides: int
+
+
+SHAPE = {
+    "title": "Shape",
+    "type": "object",
+    "properties": {"colour": {"type": "string"}, "sides": {"type": "integer"}},
+    "required": ["colour", "sides"],
+}
+JSON = '{"colour": "red", "sides": 3}'
+CALL = Completion("", (ToolCall("c1", "Shape", {"colour": "red", "sides": 3}),))
+
+
+@tool
+def count(what: str) -> int:
+    """Count things in the picture."""
+    return 3
+
+
+def chat(*answers):
+    return ChatLLaVA(backend=FakeBackend(answers or ["ok"]))
+
+
+def request_of(model):
+    return model.backend.requests[-1]
+
+
+def test_tools_of_every_kind_reach_the_backend():
+    def plain(x: int) -> int:
+        """Doc."""
+        return x
+
+    model = chat()
+    anthropic = {"name": "looks", "description": "d", "input_schema": {"type": "object"}}
+    bedrock = {"toolSpec": {"name": "zoom", "inputSchema": {"json": {"type": "object"}}}}
+    model.bind_tools([count, plain, Shape, SHAPE | {"title": "S2"}, anthropic, bedrock]).invoke("q")
+    tools = request_of(model).tools
+    assert [one.name for one in tools] == ["count", "plain", "Shape", "S2", "looks", "zoom"]
+    assert tools[0].description == "Count things in the picture."
+    assert tools[0].parameters["properties"]["what"]["type"] == "string"
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, "auto"),
+        ("auto", "auto"),
+        ("none", "none"),
+        ("any", "required"),
+        ("required", "required"),
+        (True, "required"),
+        (False, "auto"),
+        ("count", "count"),
+        ({"type": "function", "function": {"name": "count"}}, "count"),
+        ({"type": "tool", "name": "count"}, "count"),
+        ({"type": "any"}, "required"),
+    ],
+)
+def test_tool_choice(choice, expected):
+    model = chat()
+    model.bind_tools([count], tool_choice=choice).invoke("q")
+    assert request_of(model).tool_choice == expected
+
+
+def test_a_choice_that_is_not_offered_is_refused():
+    with pytest.raises(ParameterError, match="count"):
+        chat().bind_tools([count], tool_choice="other")
+
+
+def test_no_tools_is_no_tools():
+    model = chat()
+    model.bind_tools([]).invoke("q")
+    assert request_of(model).tools == ()
+
+
+def test_one_call_at_a_time_can_be_asked_for():
+    model = chat()
+    model.bind_tools([count], parallel_tool_calls=False).invoke("q")
+    assert request_of(model).parallel_tool_calls is False
+
+
+def test_tools_of_other_providers_and_raw_functions_are_refused():
+    with pytest.raises(UnsupportedContentError, match="web_search"):
+        chat().bind_tools([{"type": "web_search"}])
+    with pytest.raises(ParameterError, match="bind_tools"):
+        chat().invoke("q", tools=[count])
+
+
+def test_calls_come_back_whole_and_streamed():
+    model = chat(CALL).bind_tools([Shape])
+    answer = model.invoke("q")
+    assert answer.tool_calls == [
+        {"name": "Shape", "args": {"colour": "red", "sides": 3}, "id": "c1", "type": "tool_call"}
+    ]
+    assert answer.response_metadata["finish_reason"] == "tool_calls"
+    whole = None
+    for chunk in model.stream("q"):
+        whole = chunk if whole is None else whole + chunk
+    assert whole.tool_calls == answer.tool_calls
+
+
+@pytest.mark.parametrize("schema", [Shape, ShapeDict, SHAPE])
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_structured_output(schema, method):
+    def answers(request):
+        if not request.tools:
+            return JSON
+        (call,) = CALL.tool_calls
+        return Completion("", (ToolCall(call.id, request.tools[0].name, call.arguments),))
+
+    model = ChatLLaVA(backend=FakeBackend(answers))
+    answer = model.with_structured_output(schema, method=method).invoke("q")
+    expected = {"colour": "red", "sides": 3}
+    assert answer == (Shape(**expected) if schema is Shape else expected)
+    request = request_of(model)
+    if method == "function_calling":
+        assert request.tool_choice == request.tools[0].name
+        assert request.parallel_tool_calls is False
+    elif method == "json_mode":
+        assert request.params.json_schema is True
+    else:
+        assert set(request.params.json_schema["properties"]) == {"colour", "sides"}
+
+
+async def test_structured_output_async():
+    assert await chat(JSON).with_structured_output(Shape).ainvoke("q") == Shape(
+        colour="red", sides=3
+    )
+
+
+def test_structured_output_streams_dicts():
+    parts = list(chat(JSON).with_structured_output(SHAPE).stream("q"))
+    assert parts[-1] == {"colour": "red", "sides": 3}
+    assert len(parts) > 1
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_include_raw_reports_the_error_instead_of_raising(method):
+    good = CALL if method == "function_calling" else JSON
+    bad = (
+        Completion("", (ToolCall("c1", "Shape", {"colour": "red"}),))
+        if method == "function_calling"
+        else "no JSON"
+    )
+    model = chat(good, bad).with_structured_output(Shape, method=method, include_raw=True)
+    first, second = model.invoke("q"), model.invoke("q")
+    assert first["parsed"] == Shape(colour="red", sides=3) and first["parsing_error"] is None
+    assert second["parsed"] is None and second["parsing_error"] is not None
+    assert second["raw"].response_metadata["model_name"] == "fake"
+
+
+def test_recursive_schemas_keep_their_references():
+    model = chat('{"name": "a", "children": [{"name": "b"}]}')
+    answer = model.with_structured_output(Tree).invoke("q")
+    assert answer.children[0].name == "b"
+    assert "$defs" in request_of(model).params.json_schema
+
+
+def test_strict_closes_objects():
+    model = chat(JSON)
+    model.with_structured_output(Shape, strict=True).invoke("q")
+    assert request_of(model).params.json_schema["additionalProperties"] is False
+
+
+def test_schemas_without_a_title_and_tools_as_schemas():
+    model = chat(JSON)
+    untitled = {key: value for key, value in SHAPE.items() if key != "title"}
+    assert model.with_structured_output(untitled).invoke("q")["sides"] == 3
+    as_tool = {"type": "function", "function": {"name": "Shape", "parameters": untitled}}
+    model.with_structured_output(as_tool).invoke("q")
+    assert request_of(model).params.json_schema["properties"] == SHAPE["properties"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"schema": Shape, "method": "magic"}, ParameterError),
+        ({"schema": None}, ParameterError),
+        ({"schema": Shape, "method": "json_mode", "strict": True}, ParameterError),
+        ({"schema": 3}, SchemaError),
+    ],
+)
+def test_what_makes_no_schema_is_told(arguments, error):
+    with pytest.raises(error):
+        chat().with_structured_output(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("response_format", "expected"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, True),
+        ({"type": "json_schema", "json_schema": {"name": "S", "schema": SHAPE}}, SHAPE),
+    ],
+)
+def test_response_format(response_format, expected):
+    model = chat()
+    model.invoke("q", response_format=response_format)
+    assert request_of(model).params.json_schema == expected
+
+
+def test_an_unknown_response_format_is_refused():
+    with pytest.raises(ParameterError, match="response_format"):
+        chat().invoke("q", response_format=Shape)
+
+
+def test_a_grammar_is_passed_on():
+    model = chat()
+    model.invoke("q", grammar="(yes|no)")
+    assert request_of(model).params.grammar == "(yes|no)"
+
+
+def test_an_agent_calls_its_tool_and_answers(pil):
+    calls = [Completion("", (ToolCall("c1", "count", {"what": "circles"}),)), "three"]
+    model = chat(*calls)
+    agent = create_agent(model, [count])
+    question = HumanMessage(["how many?", {"type": "image", "image": pil}])
+    answer = agent.invoke({"messages": [question]})["messages"]
+    assert [message.type for message in answer] == ["human", "ai", "tool", "ai"]
+    assert answer[-1].content == "three"
+    last = request_of(model)
+    assert (last.messages[-1].role, last.messages[-1].text) == ("tool", "3")
+    assert len(last.messages[0].images) == 1
+
+
+def test_an_agent_gives_structured_output():
+    model = chat(JSON)
+    agent = create_agent(model, [], response_format=Shape)
+    result = agent.invoke({"messages": [HumanMessage("q")]})
+    assert result["structured_response"] == Shape(colour="red", sides=3)
+    assert request_of(model).params.json_schema["required"] == ["colour", "sides"]
+
+
+def test_a_chain_of_prompt_and_parser():
+    assert (chat("a circle") | StrOutputParser()).invoke("q") == "a circle"
