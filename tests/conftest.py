@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import llavakit
 from llavakit.backend import Backend
 from llavakit.demo import checkpoint_path
 from tests.tiny import TinyModel, tiny_llava, tiny_llava_next
+
+# For the processes that tests start: with several OpenMP threads each, a busy machine starves
+# them at every barrier.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,10 @@ import contextlib
 import io
 import random
 import struct
+import time
 import tracemalloc
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +20,7 @@ from llavakit.errors import (
     ImageError,
     ImageTooLargeError,
     LlavaKitError,
+    SourceNotFoundError,
     UnsupportedImageError,
 )
 from llavakit.images import open_picture
@@ -267,6 +270,57 @@ def test_a_tiff_whose_many_tags_share_the_whole_file_costs_little():
         assert tracemalloc.get_traced_memory()[1] < 40e6
     finally:
         tracemalloc.stop()
+
+
+def gif_start(label: int) -> bytes:
+    return b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"!" + bytes([label])
+
+
+def flood(name: str) -> bytes | str:
+    """Megabytes of tiny parts, each of which costs a decoder's Python loop a turn."""
+    jpeg = encoded("JPEG")
+    exif = b"\xff\xe1" + struct.pack(">H", 65_000) + b"Exif\0\0"
+    many = 1_000_000
+    floods: dict[str, Callable[[], bytes | str]] = {
+        "png-chunks": lambda: png(1, 1, chunk(b"tEXt", b"k\0v") * many, pixels=b"\0\1\2\3"),
+        "jpeg-fill-bytes": lambda: b"\xff\xd8" + b"\xff" * many * 5,
+        "jpeg-rubbish": lambda: b"\xff\xd8\xff\xe0\0\4ab" + b"j" * many * 5,
+        "jpeg-comments": lambda: jpeg[:2] + b"\xff\xfe\0\2" * many + jpeg[2:],
+        "jpeg-exif": lambda: jpeg[:2] + exif.ljust(65_002, b"x") * 900 + jpeg[2:],
+        "gif-comment": lambda: gif_start(0xFE) + b"\1x" * many + b"\0\0;",
+        "ppm-comment": lambda: b"P6\n#" + b"x" * many * 5,
+        "big-tiff-tags": lambda: b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, many) + b"x" * 10**7,
+        "comments-of-markup": lambda: b"<!--" * many,
+        "percent-signs": lambda: "data:," + "%" * many * 5,
+        "percent-signs-in-base64": lambda: "data:;base64," + "%4" * many * 3,
+        "slashes": lambda: "a/" * many * 10,
+    }  # fmt: skip
+    return floods[name]()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["png-chunks", "jpeg-fill-bytes", "jpeg-rubbish", "jpeg-comments", "jpeg-exif", "gif-comment",
+     "ppm-comment", "big-tiff-tags", "comments-of-markup", "percent-signs",
+     "percent-signs-in-base64", "slashes"],
+)  # fmt: skip
+def test_floods_of_tiny_parts_end_quickly(name):
+    source = flood(name)
+    started = time.process_time()
+    with pytest.raises((ImageError, SourceNotFoundError)):
+        open_picture(source)
+    assert time.process_time() - started < 5
+
+
+def test_a_large_jpeg_of_many_scans_is_refused_and_a_small_one_opens():
+    data = encoded("JPEG", progressive=True)
+    assert open_picture(data).size == (40, 30)
+    scan, size = data.rindex(b"\xff\xda"), data.index(b"\xff\xc2") + 5
+    many = data[:scan] + data[scan:-2] * 40 + data[-2:]
+    assert open_picture(many).size == (40, 30)
+    huge = many[:size] + struct.pack(">HH", 9000, 9000) + many[size + 4 :]
+    with pytest.raises(ImageTooLargeError, match="scans"):
+        open_picture(huge)
 
 
 FORMATS = {

@@ -1,0 +1,1 @@
+"""Speed as ratios: every peer runs in the same process, on the same model, in turn."""

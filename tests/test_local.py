@@ -1,0 +1,329 @@
+"""The engine behind the seam: lifetime, limits, cancelling, and one bad request among good ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from PIL import Image as PILImage
+
+import llavakit
+from llavakit import Backend, Image, Message, SamplingParams
+from llavakit.errors import (
+    ContextLengthError,
+    EngineClosedError,
+    EngineError,
+    ImageError,
+    LlavaKitError,
+    MessageError,
+    QueueFullError,
+    RequestTimeoutError,
+    SourceNotAllowedError,
+)
+from llavakit.local import LocalBackend
+from tests.tiny import TinyModel
+
+LONG = SamplingParams(max_tokens=400, temperature=1.0, seed=1)
+SHORT = SamplingParams(max_tokens=4, temperature=0)
+
+
+@pytest.fixture
+def backend(tiny: TinyModel) -> Iterator[LocalBackend]:
+    backend = llavakit.load(tiny.path, max_concurrency=3, max_waiting=6)
+    assert isinstance(backend, LocalBackend)
+    yield backend
+    backend.close()
+
+
+def settle(backend: Backend) -> dict:
+    """The figures once the engine is idle."""
+    for _ in range(400):
+        stats = backend.stats()
+        if not (stats["running"] or stats["waiting"]):
+            return stats
+        time.sleep(0.01)
+    raise AssertionError(f"the engine is not idle: {stats}")
+
+
+def test_nothing_is_loaded_before_the_first_use(tiny: TinyModel):
+    backend = llavakit.load(tiny.path, max_concurrency=9)
+    assert backend.stats() == {"running": 0, "waiting": 0}
+    assert backend._engine is None  # type: ignore[attr-defined]
+
+
+def test_usage_counts_prompt_pictures_and_answer(backend: LocalBackend):
+    message = Message("user", [Image(PILImage.new("RGB", (40, 40), "red")), "What is it?"])
+    usage = backend.generate([message], SHORT).usage
+    assert usage.prompt_tokens == backend.count_tokens([message])
+    assert usage.image_tokens == 16
+    assert usage.completion_tokens == 4
+
+
+def test_counting_runs_nothing_and_fetches_nothing(backend: LocalBackend):
+    assert backend.count_tokens("hello") > 5
+    assert backend._engine is None
+    with pytest.raises(SourceNotAllowedError, match="fetches nothing"):
+        backend.count_tokens([Message("user", [Image("https://example.com/a.png"), "?"])])
+
+
+def test_same_picture_again_is_not_encoded_again(backend: LocalBackend):
+    picture = PILImage.new("RGB", (40, 40), "red")
+    for question in ("What is it?", "Where is it?"):
+        backend.generate([Message("user", [question, Image(picture)])], SHORT)
+    assert backend.stats()["images_encoded"] == 1
+
+
+def test_closed_stream_frees_the_sequence(backend: LocalBackend):
+    stream = backend.stream("hello", LONG)
+    next(stream)
+    stream.close()
+    stats = settle(backend)
+    assert stats["cancelled"] == 1
+    assert stats["kv_tokens_live"] == 0
+
+
+def test_abandoned_stream_frees_the_sequence(backend: LocalBackend):
+    for _chunk in backend.stream("hello", LONG):
+        break
+    assert settle(backend)["cancelled"] == 1
+
+
+async def test_cancelled_task_frees_the_sequence(backend: LocalBackend):
+    task = asyncio.create_task(backend.agenerate("hello", LONG))
+    while not backend.stats()["running"]:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert settle(backend)["kv_tokens_live"] == 0
+
+
+async def test_event_loop_goes_on_while_the_model_runs(backend: LocalBackend):
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    ticker = asyncio.create_task(tick())
+    await asyncio.gather(*(backend.agenerate("hello", LONG) for _ in range(3)))
+    ticker.cancel()
+    assert ticks > 20
+
+
+def test_many_threads_get_what_each_gets_alone(backend: LocalBackend):
+    prompts = [f"question {number}" for number in range(6)]
+    alone = [backend.generate(prompt, SHORT).text for prompt in prompts]
+    together: dict[str, str] = {}
+
+    def ask(prompt: str) -> None:
+        together[prompt] = backend.generate(prompt, SHORT).text
+
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[prompt] for prompt in prompts] == alone
+
+
+def test_seed_gives_the_same_answer_whatever_runs_beside_it(backend: LocalBackend):
+    params = SamplingParams(max_tokens=20, temperature=1.0, seed=5, top_p=0.9)
+    alone = backend.generate("hello", params).text
+    others = [backend.stream(f"other {n}", LONG) for n in range(2)]
+    assert backend.generate("hello", params).text == alone
+    for other in others:
+        other.close()
+    assert backend.generate("hello", SamplingParams(20, 1.0, seed=6)).text != alone
+
+
+def test_prompt_that_is_too_long_is_refused_with_the_numbers(backend: LocalBackend):
+    with pytest.raises(ContextLengthError) as caught:
+        backend.generate("a" * 3000, SHORT)
+    assert caught.value.context_length == 2048
+    assert caught.value.prompt_tokens > 3000
+    assert str(caught.value.prompt_tokens) in str(caught.value)
+
+
+def test_answer_that_meets_the_context_limit_says_so(backend: LocalBackend):
+    completion = backend.generate("a" * 2000, SamplingParams(max_tokens=500, temperature=0))
+    assert completion.finish_reason in ("length", "stop")
+    assert completion.usage.total_tokens <= 2048
+
+
+def test_queue_is_bounded(backend: LocalBackend):
+    streams = []
+    with pytest.raises(QueueFullError, match="max_waiting"):
+        for _ in range(30):
+            streams.append(backend.stream("hello", LONG))
+    for stream in streams:
+        stream.close()
+    settle(backend)
+
+
+def test_timeout_ends_a_request_that_waits_or_runs(backend: LocalBackend):
+    with pytest.raises(RequestTimeoutError, match=r"0\.05 seconds"):
+        backend.generate("hello", SamplingParams(max_tokens=1900), timeout=0.05)
+    assert issubclass(RequestTimeoutError, TimeoutError)
+    settle(backend)
+
+
+def test_bad_picture_fails_alone(backend: LocalBackend):
+    good = backend.stream("hello", LONG)
+    with pytest.raises(ImageError):
+        backend.generate([Message("user", [Image(b"not a picture"), "?"])], SHORT)
+    assert list(good)[-1].finish_reason is not None
+
+
+def test_request_that_breaks_the_model_fails_alone(backend: LocalBackend, monkeypatch):
+    backend.generate("warm up", SHORT)
+    runner = backend._get_engine()._loop.runner
+    hidden = runner._hidden
+
+    def break_on_poison(work, features):
+        if any(2 * [ord("X") + 5] == one.sequence.tokens[-3:-1] for one in work):
+            raise RuntimeError("poison")
+        return hidden(work, features)
+
+    monkeypatch.setattr(runner, "_hidden", break_on_poison)
+    expected = backend.generate("hello", SHORT).text
+    streams = [backend.stream(text, SHORT) for text in ("hello", "hello", "hello")]
+    assert ["".join(c.text for c in s) for s in streams] == [expected] * 3
+
+    def always(work, features):
+        if any(one.sequence.request.messages[0].text == "poison" for one in work):
+            raise RuntimeError("poison")
+        return hidden(work, features)
+
+    monkeypatch.setattr(runner, "_hidden", always)
+    streams = [backend.stream(text, SHORT) for text in ("hello", "poison", "hello")]
+    results = []
+    for stream in streams:
+        try:
+            results.append("".join(chunk.text for chunk in stream))
+        except EngineError as error:
+            results.append(type(error.__cause__).__name__)
+    assert results == [expected, "RuntimeError", expected]
+    backend._get_engine()._loop.scheduler.check_integrity()
+
+
+def test_out_of_memory_in_the_tower_halves_the_batch(backend: LocalBackend, monkeypatch):
+    backend.generate("warm up", SHORT)
+    vision = backend._get_engine()._loop.runner.vision
+    encode, sizes = vision._encode, []
+
+    def small_device(pictures):
+        sizes.append(len(pictures))
+        if len(pictures) > 1:
+            raise torch.OutOfMemoryError("too much")
+        return encode(pictures)
+
+    monkeypatch.setattr(vision, "_encode", small_device)
+    colours = ("red", "green", "blue")
+    images = [Image(PILImage.new("RGB", (40, 40), colour)) for colour in colours]
+    backend.generate([Message("user", [*images, "Which?"])], SHORT)
+    assert max(sizes) == 3 and sizes.count(1) == 3
+
+
+def test_dead_loop_ends_every_request_and_load_gives_a_fresh_engine(
+    backend: LocalBackend, monkeypatch
+):
+    expected = backend.generate("hello", SHORT).text
+    engine = backend._get_engine()
+    streams = [backend.stream("hello", LONG) for _ in range(3)]
+    monkeypatch.setattr(engine._loop.scheduler, "schedule", lambda: 1 / 0)
+    for stream in streams:
+        with pytest.raises(EngineClosedError, match="died"):
+            list(stream)
+    assert engine.closed
+    assert backend.generate("hello", SHORT).text == expected
+
+
+def test_close_ends_every_open_request(backend: LocalBackend):
+    streams = [backend.stream("hello", LONG) for _ in range(5)]
+    backend.close()
+    for stream in streams:
+        with pytest.raises(EngineClosedError):
+            list(stream)
+    with pytest.raises(EngineClosedError):
+        backend.generate("hello")
+
+
+def test_conversation_without_a_question_is_refused(backend: LocalBackend):
+    with pytest.raises(MessageError, match="user message"):
+        backend.generate([Message("system", "Be brief.")])
+    with pytest.raises(MessageError, match="ends with the assistant"):
+        backend.generate([Message("user", "hi"), Message("assistant", "hello")])
+
+
+def test_image_token_typed_by_a_user_is_text(backend: LocalBackend):
+    usage = backend.generate("Is <image> here? </s><s>", SHORT).usage
+    assert usage.image_tokens == 0
+    assert usage.prompt_tokens == backend.count_tokens("Is (image) here? (/s)(s)")
+
+
+def test_stop_string_ends_the_answer_and_is_not_in_it(backend: LocalBackend):
+    params = SamplingParams(max_tokens=60, temperature=1.0, seed=3)
+    whole = backend.generate("hello", params)
+    middle = whole.text[len(whole.text) // 2]
+    cut = backend.generate(
+        "hello", SamplingParams(max_tokens=60, temperature=1.0, seed=3, stop=(middle,))
+    )
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text[: whole.text.index(middle)]
+
+
+def test_logprobs_come_with_their_alternatives(backend: LocalBackend):
+    completion = backend.generate("hello", SamplingParams(max_tokens=5, temperature=0, logprobs=3))
+    assert len(completion.logprobs) == completion.usage.completion_tokens
+    for one in completion.logprobs:
+        assert len(one.top) == 3
+        assert one.logprob == pytest.approx(one.top[0][1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_forked_child_gets_an_engine_of_its_own(tiny: TinyModel):
+    code = f"""
+import os, sys, warnings
+warnings.simplefilter("ignore")
+import torch; torch.set_num_threads(1)
+import llavakit
+from llavakit import SamplingParams
+backend = llavakit.load({str(tiny.path)!r})
+expected = backend.generate("hello", SamplingParams(max_tokens=4, temperature=0)).text
+child = os.fork()
+if child == 0:
+    text = backend.generate("hello", SamplingParams(max_tokens=4, temperature=0)).text
+    os._exit(0 if text == expected else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_interpreter_ends_while_requests_are_open(tiny: TinyModel):
+    code = f"""
+import llavakit
+backend = llavakit.load({str(tiny.path)!r})
+stream = backend.stream("hello", llavakit.SamplingParams(max_tokens=1500))
+next(stream)
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 45
+
+
+def test_every_error_is_one_that_users_can_catch(backend: LocalBackend):
+    for bad in ([], "x" * 5000, [Message("user", [Image("/nowhere.png")])]):
+        with pytest.raises(LlavaKitError):
+            backend.generate(bad)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from PIL import Image as PILImage
+
+from llavakit import Image, Message, SamplingParams, Text
+from llavakit.errors import MessageError, ParameterError, UnsupportedContentError
+
+
+def test_string_content_is_one_text_part():
+    assert Message("user", "hi").content == (Text("hi"),)
+
+
+def test_order_of_parts_is_kept():
+    message = Message("user", ["a", Image(b"1"), Text("b"), Image(b"2")])
+    assert [type(part).__name__ for part in message.content] == ["Text", "Image", "Text", "Image"]
+    assert message.text == "ab"
+    assert [image.source for image in message.images] == [b"1", b"2"]
+
+
+def test_equal_content_is_an_equal_message():
+    red = PILImage.new("RGB", (4, 4), "red")
+    again = PILImage.new("RGBA", (4, 4), (255, 0, 0, 255))
+    assert Message("user", ["x", Image(red)]) == Message("user", ["x", Image(again)])
+
+
+def test_picture_changed_later_does_not_change_the_message():
+    picture = PILImage.new("RGB", (4, 4), "red")
+    before = Image(picture)
+    picture.putpixel((0, 0), (0, 0, 255))
+    assert before == Image(PILImage.new("RGB", (4, 4), "red"))
+
+
+def test_unknown_role_is_refused_with_the_known_ones():
+    with pytest.raises(MessageError, match="system, user, assistant, tool"):
+        Message("human", "hi")
+
+
+def test_picture_that_is_not_wrapped_is_refused():
+    with pytest.raises(UnsupportedContentError, match=r"llavakit\.Image"):
+        Message("user", [b"not wrapped"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": 1},
+        {"repetition_penalty": 0},
+        {"logprobs": 21},
+        {"stop": ("",)},
+        {"json_schema": {}, "grammar": "a"},
+    ],
+    ids=lambda setting: " ".join(map(str, setting)),
+)
+def test_sampling_parameter_out_of_range_is_refused_by_name(setting):
+    with pytest.raises(ParameterError, match="|".join(setting)):
+        SamplingParams(**setting)
+
+
+def test_one_stop_string_may_be_given_alone():
+    assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
