@@ -6,28 +6,32 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-import llavakit
-from llavakit.backend import Backend
-from llavakit.demo import checkpoint_path
-from tests.tiny import TinyModel, tiny_llava, tiny_llava_next
+if TYPE_CHECKING:
+    from llavakit.backend import Backend
+    from tests.tiny import TinyModel
 
-# For the processes that tests start: with several OpenMP threads each, a busy machine starves
-# them at every barrier.
+# Before torch is imported, here and in the processes that tests start: tests measure behaviour
+# and not speed, and several OpenMP threads starve at every barrier of a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
 def demo_dir() -> Path:
     """The bundled checkpoint."""
+    from llavakit.demo import checkpoint_path
+
     return checkpoint_path()
 
 
 @pytest.fixture(scope="session")
 def demo_backend() -> Iterator[Backend]:
     """The bundled model; held for the whole run, so that it is loaded once."""
+    import llavakit
+
     backend = llavakit.load("demo")
     yield backend
     backend.close()
@@ -36,21 +40,9 @@ def demo_backend() -> Iterator[Backend]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A random LLaVA-1.5 of a few thousand parameters, with its reference implementation."""
+    from tests.tiny import tiny_llava
+
     return tiny_llava(tmp_path_factory.mktemp("tiny-llava"))
-
-
-@pytest.fixture(scope="session")
-def tiny_next(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """A random LLaVA-NeXT of a few thousand parameters, with its reference implementation."""
-    return tiny_llava_next(tmp_path_factory.mktemp("tiny-llava-next"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Tests measure behaviour, not speed; one torch thread keeps small machines responsive."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="module")

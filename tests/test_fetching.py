@@ -129,8 +129,8 @@ def test_the_deadline_covers_all_redirects_and_a_slow_resolver(server, monkeypat
     server.answer = slowly
     with pytest.raises(SourceFetchError, match="seconds"):
         fetch_url(server.url(), IMPATIENT)
-    monkeypatch.setattr(_fetch, "_resolve", lambda host, port: time.sleep(1.5) or [])
+    monkeypatch.setattr(_fetch, "_resolve", lambda host, port: time.sleep(4) or [])
     started = time.monotonic()
     with pytest.raises(SourceFetchError, match="seconds"):
         fetch_url(server.url(), IMPATIENT)
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < 3

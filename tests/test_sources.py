@@ -135,7 +135,7 @@ def test_devices_kernel_files_and_directories_are_refused_at_once(path):
     started = time.monotonic()
     with pytest.raises(SourceNotAllowedError):
         read_file(path, SourcePolicy())
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 @posix

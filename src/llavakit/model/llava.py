@@ -7,19 +7,14 @@ masks, output records), which the engine does itself. Callers run it under
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llavakit.model.decoder import Attend, decoder_of
 from llavakit.model.preprocess import Pixels
-
-Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
-"""(layer, query [T, heads, dim], key [T, kv_heads, dim], value, scaling) -> [T, heads, dim]"""
-
-ATTENTION = "llavakit"
-"""Name under which the engine's attention is registered with transformers."""
 
 
 class Llava:
@@ -34,11 +29,10 @@ class Llava:
     """
 
     def __init__(self, model: Any) -> None:
-        register_attention()
         self.hf = model.eval()
         self.config = model.config
-        self._decoder = model.model.language_model
-        self._decoder.set_attn_implementation(ATTENTION)
+        self._language_model = model.model.language_model
+        self._decoder = decoder_of(self._language_model)
         text = self.config.text_config
         self.layers = int(text.num_hidden_layers)
         self.kv_heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
@@ -51,13 +45,13 @@ class Llava:
     @property
     def device(self) -> torch.device:
         """Where the decoder's inputs belong."""
-        device: torch.device = self._decoder.embed_tokens.weight.device
+        device: torch.device = self._language_model.embed_tokens.weight.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of activations, keys and values."""
-        dtype: torch.dtype = self._decoder.embed_tokens.weight.dtype
+        dtype: torch.dtype = self._language_model.embed_tokens.weight.dtype
         return dtype
 
     def encode_images(self, pictures: Sequence[Pixels]) -> list[Tensor]:
@@ -78,7 +72,7 @@ class Llava:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of text tokens: [T] -> [T, hidden]."""
-        embeddings: Tensor = self._decoder.embed_tokens(ids)
+        embeddings: Tensor = self._language_model.embed_tokens(ids)
         return embeddings
 
     def decode(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -92,18 +86,7 @@ class Llava:
         Returns:
             Hidden states after the last norm, [T, hidden].
         """
-        hidden = embeddings[None]
-        rotary = self._decoder.rotary_emb(hidden, position_ids=positions[None])
-        for layer in self._decoder.layers[: self.layers]:
-            hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_embeddings=rotary,
-                use_cache=False,
-                attend=attend,
-            )
-        normed: Tensor = self._decoder.norm(hidden)
-        return normed[0]
+        return self._decoder(embeddings, positions, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token in fp32: [N, hidden] -> [N, vocab]."""
@@ -140,31 +123,3 @@ def skip_unread_vision_layers(model: Any) -> None:
     # transformers resolves negative layers by the configured number of them.
     tower.config.num_hidden_layers = len(encoder.layers)
     model.config.vision_feature_layer = -1
-
-
-def register_attention() -> None:
-    """Tell transformers of the engine's attention; safe to call twice."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attention)
-
-
-def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    attend: Attend,
-    **unused: Any,
-) -> tuple[Tensor, None]:
-    """HF's attention interface, in terms of :data:`Attend`; tensors are [1, heads, T, dim]."""
-    out = attend(
-        module.layer_idx,
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        scaling,
-    )
-    return out[None], None

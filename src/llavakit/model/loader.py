@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llavakit.errors import CheckpointError
 from llavakit.model.layout import ImageLayout, layout_of
 from llavakit.model.preprocess import ImagePreprocessor
+from llavakit.model.quantization import Quantization, check_quantized, quantization_config
 from llavakit.model.tokens import PromptTokenizer, Special, special_tokens
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def load_reader(path: Path) -> Reader:
         preprocess=ImagePreprocessor(processor, revision),
         layout=layout,
         special=special_tokens(tokenizer, config, generation),
-        context_length=int(config.text_config.max_position_embeddings),
+        context_length=_context_length(config.text_config),
         revision=revision,
     )
 
@@ -92,6 +93,13 @@ def _image_processor(path: Path, config: Any) -> Any:
     return processor
 
 
+def _context_length(text: Any) -> int:
+    """Positions the decoder was made for; no further than a sliding window reaches."""
+    window = getattr(text, "sliding_window", None)
+    used = getattr(text, "use_sliding_window", True)
+    return int(min(text.max_position_embeddings, window if window and used else 1 << 30))
+
+
 def _revision(path: Path) -> str:
     """A digest of names, sizes and times of the weight files: cheap, and changes with them."""
     digest = hashlib.sha256(os.path.realpath(path).encode())
@@ -101,16 +109,20 @@ def _revision(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_weights(reader: Reader, *, device: str, dtype: str) -> Llava:
+def load_weights(
+    reader: Reader, *, device: str, dtype: str, quantization: Quantization | None = None
+) -> Llava:
     """The model itself.
 
     Args:
         reader: from :func:`load_reader`.
         device: ``"auto"``, or a torch device.
         dtype: ``"auto"``, or the name of a torch type.
+        quantization: ``"4bit"``, ``"8bit"`` or None (see :mod:`llavakit.model.quantization`).
 
     Raises:
         CheckpointError: weights are missing or do not fit the configuration.
+        MissingDependencyError: quantization without bitsandbytes.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -120,11 +132,16 @@ def load_weights(reader: Reader, *, device: str, dtype: str) -> Llava:
 
     place = torch.device(_device(device))
     kind = getattr(torch, _dtype(dtype, place.type))
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        # Layers are quantised where they are loaded; a quantised model is not moved any more.
+        options["quantization_config"] = quantization_config(quantization, kind)
+        options["device_map"] = {"": place}
     bar_was_on = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
-            reader.path, dtype=kind, output_loading_info=True, local_files_only=True
+            reader.path, dtype=kind, output_loading_info=True, local_files_only=True, **options
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"The weights in {reader.path} cannot be loaded: {error}") from error
@@ -137,8 +154,12 @@ def load_weights(reader: Reader, *, device: str, dtype: str) -> Llava:
             f"{reader.path} lacks {len(missing)} tensors, among them {missing[0]}; "
             "its files are incomplete, download or copy them again."
         )
-    log.info("loaded %s on %s as %s", reader.path.name, place, kind)
-    return Llava(model.to(place))
+    if quantization is None:
+        model = model.to(place)
+    else:
+        check_quantized(model, quantization)
+    log.info("loaded %s on %s as %s", reader.path.name, place, quantization or kind)
+    return Llava(model)
 
 
 def _device(asked: str) -> str:

@@ -1,0 +1,176 @@
+"""Bytes of one picture to 8-bit RGB pixels.
+
+The only place where Pillow meets bytes from outside. The format is told from the bytes,
+one decoder of the allow-list is called, the size in the header is checked before any pixel
+is decoded, and whatever Pillow raises is translated here.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from llavakit._convert import to_rgb
+from llavakit._sniff import ALLOWED, refusal, sniff
+from llavakit.errors import ImageDecodeError, ImageTooLargeError, LlavaKitError
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+    from PIL.ImageFile import ImageFile
+
+    from llavakit.sources import SourcePolicy
+
+_MAX_SEGMENTS = 10_000
+_MAX_SCANS = 100  # encoders write about ten; each costs a pass over all blocks,
+_MAX_SCANNED = 2_000_000_000  # so their product with the pixels is bounded, too
+_MAX_EXIF = 64  # Pillow joins them one by one, copying all before each time
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # one that has a length, or the end
+
+
+def decode(data: bytes, policy: SourcePolicy) -> PILImage.Image:
+    """The first frame of a picture, upright, as a PIL image in mode RGB.
+
+    EXIF orientation is applied, transparency is laid on white, ICC profiles are ignored
+    (as LLaVA's own preprocessing does).
+
+    Raises:
+        ImageDecodeError: truncated, damaged, or not a picture.
+        ImageTooLargeError: over ``max_pixels`` or ``max_side`` of the policy.
+        UnsupportedImageError: a format that is not on the allow-list.
+    """
+    kind = sniff(data)
+    if kind not in ALLOWED:
+        raise refusal(kind, len(data))
+    with decoding(kind), _open(kind, data, policy) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """The border at which Pillow's errors, some ten types of them, become ours."""
+    try:
+        yield
+    except LlavaKitError:
+        raise
+    except MemoryError as error:
+        raise ImageTooLargeError(
+            "The picture needs more memory than there is; shrink it or lower max_pixels."
+        ) from error
+    except Exception as error:
+        from PIL import Image as PILImage
+
+        bombs = (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning)
+        if isinstance(error, bombs):
+            raise ImageTooLargeError(
+                f"The {what} has more pixels than Pillow allows; shrink it."
+            ) from error
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ImageDecodeError(
+            f"The {what} is truncated or damaged ({reason}); send the whole file."
+        ) from error
+
+
+def check_size(size: tuple[int, int], policy: SourcePolicy) -> None:
+    """Refuses a picture of ``size`` (width, height) that is empty or over the caps."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageDecodeError("The picture has no pixels: its width or height is 0.")
+    if width * height > policy.max_pixels:
+        raise ImageTooLargeError(
+            f"The picture has {width} x {height} pixels, above the {policy.max_pixels:,} of "
+            "SourcePolicy.max_pixels; shrink it or raise the cap."
+        )
+    if max(width, height) > policy.max_side:
+        raise ImageTooLargeError(
+            f"The picture has {width} x {height} pixels, a side above the "
+            f"{policy.max_side:,} of SourcePolicy.max_side; cut it into pieces."
+        )
+
+
+def _open(kind: str, data: bytes, policy: SourcePolicy) -> ImageFile:
+    """Opens the header with the one decoder for ``kind``.
+
+    Not ``PIL.Image.open``: that warns about large pictures, and warnings can be silenced
+    only for the whole process, other threads included; :func:`check_size` judges instead.
+    """
+    scans = _count_scans(data) if kind == "JPEG" else 0
+    image: ImageFile = _decoder(kind)(Metered(data), "")
+    check_size(image.size, policy)
+    if scans * image.width * image.height > _MAX_SCANNED:
+        raise ImageTooLargeError("The JPEG has too many scans for its size; save it again.")
+    return image
+
+
+@cache
+def _decoder(kind: str) -> Any:
+    from PIL import Image as PILImage
+    from PIL import features
+
+    if kind == "PNG":
+        from PIL.PngImagePlugin import PngImageFile as Base
+    elif kind == "JPEG":
+        from PIL.JpegImagePlugin import JpegImageFile as Base  # type: ignore[assignment]
+    elif kind == "WEBP":
+        from PIL.WebPImagePlugin import WebPImageFile as Base  # type: ignore[assignment]
+    elif kind == "GIF":
+        from PIL.GifImagePlugin import GifImageFile as Base  # type: ignore[assignment]
+    elif kind == "BMP":
+        from PIL.BmpImagePlugin import BmpImageFile as Base  # type: ignore[assignment]
+    elif kind == "PPM":
+        from PIL.PpmImagePlugin import PpmImageFile as Base  # type: ignore[assignment]
+    elif kind == "TIFF":
+        from PIL.TiffImagePlugin import TiffImageFile
+
+        return TiffImageFile  # turns itself upright while loading, and needs its tags for it
+    else:
+        if not features.check("avif"):
+            raise refusal("AVIF", 1)
+        from PIL.AvifImagePlugin import AvifImageFile as Base  # type: ignore[assignment]
+
+    class WithoutExif(Base):
+        """Metadata are read by :func:`llavakit._convert.orientation` alone: Pillow's EXIF
+        reader warns on damaged tags, which would make the outcome depend on the filters.
+        """
+
+        def getexif(self) -> PILImage.Exif:
+            return PILImage.Exif()
+
+    return WithoutExif
+
+
+def _count_scans(data: bytes) -> int:
+    """The scans of a JPEG; refuses one of so many segments that reading it takes minutes."""
+    position, scans, exifs = 2, 0, 0
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(data, position)  # over rubbish and pixels, like libjpeg
+        if found is None or data[found.end() - 1] == 0xD9:
+            return scans
+        position = found.end()
+        scans += data[position - 1] == 0xDA
+        exifs += data.startswith(b"Exif\0", position + 2)
+        if scans > _MAX_SCANS or exifs > _MAX_EXIF:
+            break
+        position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    raise ImageDecodeError("The JPEG has too many segments or scans; save it again.")
+
+
+class Metered(io.BytesIO):
+    """Bytes that may be read only so often.
+
+    Pillow reads headers in Python loops, at worst byte by byte: 60 MB of comments would
+    keep it busy for minutes. Honest files need a read for each few kilobytes.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = 50_000 + len(data) // 500
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ImageDecodeError("The picture consists of too many tiny parts; save it again.")
+        return super().read(size)

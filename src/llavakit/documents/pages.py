@@ -1,0 +1,228 @@
+"""Pages of a document, one picture each, read one at a time.
+
+How a PDF is rendered or a TIFF is walked is in :mod:`llavakit.documents._pdf` and
+:mod:`llavakit.documents._frames`; this module knows only that a document has numbered
+pages.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from llavakit.errors import DocumentError, ImageError, ParameterError, SourceError
+from llavakit.images import Picture, hold
+from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+MAX_PAGE_PIXELS = 16_000_000
+"""Default cap on the pixels of one page: A3 at 280 dpi, A4 at 400 dpi; 48 MB as RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page.
+
+    Attributes:
+        source: a name of the document: its path or address; never its content.
+        number: the page's number; the first is 1.
+        picture: its pixels.
+        text: the text layer of a PDF's page, where it was asked for; None otherwise.
+    """
+
+    source: str
+    number: int
+    picture: Picture
+    text: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """The picture's digest: equal pages look equal, whatever document they stand in."""
+        return self.picture.digest
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.picture.size
+
+
+class PageReader(Protocol):
+    """An open document. ``page`` may be called in any order; nothing after ``close``."""
+
+    def count(self) -> int:
+        """The number of pages, as far as the document tells."""
+
+    def page(self, number: int) -> tuple[PILImage.Image, str | None] | None:
+        """Pixels (mode RGB) and text of page ``number`` (from 1), or None past the end."""
+
+    def close(self) -> None:
+        """Frees what the document holds; may be called twice."""
+
+
+def open_pages(
+    source: Any,
+    *,
+    dpi: float = 144,
+    max_pixels: int = MAX_PAGE_PIXELS,
+    pages: Iterable[int] | None = None,
+    policy: SourcePolicy = DEFAULT_POLICY,
+    text: bool = False,
+) -> Iterator[Page]:
+    """The pages of a document, each read when it is asked for.
+
+    Args:
+        source: a PDF, a TIFF of any number of frames, or a picture: a path, URL, bytes or
+            whatever else :func:`llavakit.images.open_picture` takes. Nothing is opened
+            before the first page is asked for.
+        dpi: resolution at which a PDF is rendered. Scanned pages keep their own.
+        max_pixels: most pixels of a page. A larger one is rendered at a lower resolution
+            or shrunk, its proportions kept: the boxes of a PDF's pages can be of any size.
+        pages: numbers of the pages to read, from 1, in this order; None reads all. A
+            reading that was interrupted after page n goes on with
+            ``range(n + 1, count_pages(source) + 1)``.
+        policy: what may be opened, and the caps on bytes, pixels and sides.
+        text: also read the text layer of a PDF.
+
+    Raises:
+        ParameterError: at once, for numbers that make no sense.
+        SourceError: while iterating: it cannot be reached, or the policy forbids it.
+        DocumentError: while iterating: encrypted, damaged, too large, or no such page.
+        MissingDependencyError: while iterating: PDFs need ``llavakit[documents]``.
+
+    PDFs are rendered one page at a time in the whole process, as pdfium demands; the lock is
+    not held between pages. A single page's rendering cannot be interrupted.
+    """
+    if not (math.isfinite(dpi) and dpi > 0):
+        raise ParameterError(f"dpi is {dpi!r}; it must be above 0, such as 144.")
+    if max_pixels < 1:
+        raise ParameterError(f"max_pixels is {max_pixels!r}; it must be at least 1.")
+    numbers = _numbers(pages)
+    limit = PageLimit(min(max_pixels, policy.max_pixels), policy.max_side)
+    return _pages(source, numbers, dpi, limit, policy, text)
+
+
+def count_pages(source: Any, *, policy: SourcePolicy = DEFAULT_POLICY) -> int:
+    """The number of pages of a document, without reading them (see :func:`open_pages`)."""
+    limit = PageLimit(policy.max_pixels, policy.max_side)
+    reader = _open(source, _label(source), 72, limit, policy, False)
+    try:
+        return reader.count()
+    finally:
+        reader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PageLimit:
+    """Most pixels of a page, and most along one side."""
+
+    pixels: int
+    side: int
+
+    def scale(self, width: float, height: float, wanted: float = 1.0) -> float:
+        """The factor, at most ``wanted``, at which a size is within the limit, rounded up."""
+        # The product may overflow to infinity, so the root is taken of each side.
+        area = math.sqrt(self.pixels) / (math.sqrt(width) * math.sqrt(height))
+        scale = min(wanted, area, self.side / width, self.side / height)
+        while True:
+            across, down = math.ceil(width * scale), math.ceil(height * scale)
+            if across * down <= self.pixels and max(across, down) <= self.side:
+                return scale
+            scale *= 0.99
+
+
+def _pages(
+    source: Any,
+    numbers: Sequence[int] | None,
+    dpi: float,
+    limit: PageLimit,
+    policy: SourcePolicy,
+    text: bool,
+) -> Iterator[Page]:
+    name, label = _name(source), _label(source)
+    reader = _open(source, label, dpi, limit, policy, text)
+    try:
+        for number in count(1) if numbers is None else numbers:
+            try:
+                found = reader.page(number)
+            except ImageError as error:
+                raise DocumentError(f"Page {number} of {label} cannot be read: {error}") from error
+            if found is None:
+                if numbers is None:
+                    return
+                raise DocumentError(
+                    f"{label} has no page {number}; its pages are 1 to {reader.count()}."
+                )
+            yield Page(name, number, Picture(found[0]), found[1])
+    finally:
+        reader.close()
+
+
+def _open(
+    source: Any, label: str, dpi: float, limit: PageLimit, policy: SourcePolicy, text: bool
+) -> PageReader:
+    from llavakit._sniff import sniff
+    from llavakit.documents._frames import FrameReader, PictureReader
+
+    try:
+        held = hold(source, policy.max_bytes)
+        if isinstance(held, Picture):
+            return PictureReader(held.rgb, limit)
+        data = read_source(held, policy)
+        kind = sniff(data)
+        if kind == "PDF":
+            from llavakit.documents._pdf import PdfReader
+
+            return PdfReader(data, label, dpi, limit, text)
+        if kind == "TIFF":
+            return FrameReader(data, label, limit, policy)
+        from llavakit._decode import decode
+
+        return PictureReader(decode(data, policy), limit)
+    except SourceError:
+        raise
+    except ImageError as error:
+        raise DocumentError(f"{label} cannot be read: {error}") from error
+
+
+def _numbers(pages: Iterable[int] | None) -> Sequence[int] | None:
+    if pages is None:
+        return None
+    numbers = pages if isinstance(pages, range) else tuple(pages)
+    ends = (numbers[0], numbers[-1]) if isinstance(numbers, range) and numbers else numbers
+    for number in ends:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ParameterError(f"pages holds {number!r}; pages are numbered from 1.")
+    return numbers
+
+
+def _name(source: Any) -> str:
+    """A name for pages and errors: no content, no credentials, no tokens of a query."""
+    if not isinstance(source, (str, Path)):
+        source = getattr(source, "filename", None) or getattr(source, "name", None)
+        if not isinstance(source, (str, os.PathLike)):
+            return "the document"
+    name = os.fspath(source)
+    inline = name.lstrip()[:5].lower() == "data:" or (len(name) > 200 and not Path(name).suffix)
+    if inline or len(name) > 4096:
+        return "the document"
+    if "://" in name:
+        try:
+            parts = urlsplit(name.strip())
+        except ValueError:
+            return "the document"
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return str(name)
+
+
+def _label(source: Any) -> str:
+    """The name as it stands in an error: at most 80 characters, the end being the telling part."""
+    name = _name(source)
+    return name if len(name) <= 80 else f"...{name[-77:]}"
