@@ -7,7 +7,6 @@ layers, and a Llama of 6 layers and 512 channels. Built from configuration alone
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image as PILImage
@@ -65,9 +64,7 @@ def _save_processor(path: Path, vocabulary: int) -> None:
     words = ["<unk>", "<s>", "</s>", "<image>"]
     words += [chr(code) for code in range(33, 127)]
     words += [f"w{number}" for number in range(vocabulary - len(words))]
-    tokenizer = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")  # noqa: S106
-    )
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(words[:4])
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
@@ -103,20 +100,3 @@ def pictures(count: int) -> list[PILImage.Image]:
 def question(number: int, words: int = 20) -> str:
     """A question of so many tokens; each number has its own."""
     return " ".join(f"w{(number * 131 + place * 17) % 5000}" for place in range(words))
-
-
-def hf_inputs(processor: Any, turns: list[tuple[str, list[Any]]]) -> dict[str, Any]:
-    """What plain transformers is given for (role, parts) turns; pictures are PIL images."""
-    images = [part for _, parts in turns for part in parts if not isinstance(part, str)]
-    messages = [
-        {
-            "role": role,
-            "content": [
-                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-                for part in parts
-            ],
-        }
-        for role, parts in turns
-    ]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return dict(processor(images=images or None, text=text, return_tensors="pt"))

@@ -1,7 +1,7 @@
-"""Who is measured: llavakit's engine, and plain transformers in its best-known forms.
+"""Who is measured: llavakit's engine, and plain ``transformers.generate``.
 
 Each contender answers the same turns greedily with the same weights, and reports how long
-it took to the first token and to the last.
+it took to the first token and to the last, and what it answered.
 """
 
 from __future__ import annotations
@@ -11,24 +11,37 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import llavakit
-from benchmarks.bench_model import hf_inputs
 from llavakit import Image, Message, SamplingParams
 
 Turns = list[tuple[str, list[Any]]]
+"""(role, parts); parts are strings and PIL images."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from the start of the run, and the tokens that were drawn."""
+    """Seconds from the start of the run, and the answer."""
 
     first: float
     last: float
     tokens: int
+    text: str
+
+
+class Contender(Protocol):
+    """Whoever can answer a list of requests."""
+
+    name: str
+
+    def forget(self) -> None:
+        """Drop what earlier runs left in caches."""
+
+    def run(self, requests: Sequence[Turns], max_tokens: int) -> list[Timing]:
+        """Answer all requests; times count from the start of the run."""
 
 
 class Generate:
@@ -37,21 +50,20 @@ class Generate:
     name = "transformers.generate"
 
     def __init__(self, path: Path, forbidden: Sequence[int]) -> None:
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
         self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-        self.processor = AutoProcessor.from_pretrained(path)
-        self.processor.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        self.processor = load_processor(path)
         self.forbidden = list(forbidden)
 
-    def run(self, requests: Sequence[Turns], max_tokens: int) -> list[Timing]:
-        """Answer all requests; times count from the first one's start."""
-        began = time.perf_counter()
-        return [self._answer(turns, max_tokens, began)[0] for turns in requests]
+    def forget(self) -> None:
+        """Nothing is kept."""
 
-    def _answer(
-        self, turns: Turns, max_tokens: int, began: float, cache: Any = None
-    ) -> tuple[Timing, list[int]]:
+    def run(self, requests: Sequence[Turns], max_tokens: int) -> list[Timing]:
+        began = time.perf_counter()
+        return [self._answer(turns, max_tokens, began) for turns in requests]
+
+    def _answer(self, turns: Turns, max_tokens: int, began: float, cache: Any = None) -> Timing:
         clock = _FirstToken()
         inputs = hf_inputs(self.processor, turns)
         if cache is not None and cache.get_seq_length():
@@ -68,22 +80,23 @@ class Generate:
                 past_key_values=cache,
             )
         tokens: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
-        return Timing(clock.first - began, time.perf_counter() - began, len(tokens)), tokens
+        text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return Timing(clock.first - began, time.perf_counter() - began, len(tokens), text)
 
-    def chat(self, turns: Sequence[str], picture: Any, max_tokens: int, *, keep: bool) -> list[float]:
-        """Seconds to the first token of each turn; ``keep`` reuses past_key_values by hand."""
+    def chat(
+        self, turns: Sequence[str], picture: Any, max_tokens: int, *, keep: bool
+    ) -> list[Timing]:
+        """One conversation; ``keep`` reuses past_key_values by hand."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config.text_config) if keep else None
         history: Turns = []
-        firsts = []
+        timings = []
         for number, text in enumerate(turns):
             history.append(("user", [picture, text] if number == 0 else [text]))
-            timing, tokens = self._answer(history, max_tokens, time.perf_counter(), cache)
-            firsts.append(timing.first)
-            answer = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-            history.append(("assistant", [answer]))
-        return firsts
+            timings.append(self._answer(history, max_tokens, time.perf_counter(), cache))
+            history.append(("assistant", [timings[-1].text]))
+        return timings
 
 
 class _FirstToken:
@@ -103,7 +116,7 @@ class _FirstToken:
 
 
 class Llavakit:
-    """This project's engine, all requests submitted at once."""
+    """The engine of llavakit, all requests submitted at once."""
 
     name = "llavakit"
 
@@ -121,43 +134,70 @@ class Llavakit:
 
     def run(self, requests: Sequence[Turns], max_tokens: int) -> list[Timing]:
         """Answer all requests, each read by a thread of its own as in a server."""
-        timings: list[Timing | None] = [None] * len(requests)
+        timings: dict[int, Timing] = {}
         began = time.perf_counter()
 
         def read(index: int, turns: Turns) -> None:
-            first = 0.0
-            for chunk in self.backend.stream(_messages(turns), _greedy(max_tokens)):
-                if chunk.usage is not None:
-                    tokens = chunk.usage.completion_tokens
-                elif not first:
-                    first = time.perf_counter() - began
-            last = time.perf_counter() - began
-            timings[index] = Timing(first or last, last, tokens)
+            timings[index] = self._answer(turns, max_tokens, began)
 
-        threads = [
-            threading.Thread(target=read, args=(index, turns))
-            for index, turns in enumerate(requests)
-        ]
+        threads = [threading.Thread(target=read, args=item) for item in enumerate(requests)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return [timing for timing in timings if timing is not None]
+        return [timings[index] for index in range(len(requests))]
 
-    def chat(self, turns: Sequence[str], picture: Any, max_tokens: int) -> list[float]:
-        """Seconds to the first token of each turn of one conversation."""
+    def _answer(self, turns: Turns, max_tokens: int, began: float) -> Timing:
+        first, tokens, pieces = 0.0, 0, []
+        params = SamplingParams(max_tokens=max_tokens, temperature=0)
+        for chunk in self.backend.stream(_messages(turns), params):
+            if chunk.usage is not None:
+                tokens = chunk.usage.completion_tokens
+            first = first or time.perf_counter() - began
+            pieces.append(chunk.text)
+        return Timing(first, time.perf_counter() - began, tokens, "".join(pieces).strip())
+
+    def chat(self, turns: Sequence[str], picture: Any, max_tokens: int) -> list[Timing]:
+        """One conversation."""
         history: Turns = []
-        firsts = []
+        timings = []
         for number, text in enumerate(turns):
             history.append(("user", [picture, text] if number == 0 else [text]))
-            began = time.perf_counter()
-            first, pieces = 0.0, []
-            for chunk in self.backend.stream(_messages(history), _greedy(max_tokens)):
-                first = first or time.perf_counter() - began
-                pieces.append(chunk.text)
-            firsts.append(first)
-            history.append(("assistant", ["".join(pieces)]))
-        return firsts
+            timings.append(self._answer(history, max_tokens, time.perf_counter()))
+            history.append(("assistant", [timings[-1].text]))
+        return timings
+
+
+def load_processor(path: Path) -> Any:
+    """The checkpoint's processor, with the image processor that the engine uses, too."""
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(path)
+    processor.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    return processor
+
+
+def prompt_text(processor: Any, turns: Turns) -> str:
+    """The prompt as text, with one ``<image>`` for each picture."""
+    messages = [
+        {
+            "role": role,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in parts
+            ],
+        }
+        for role, parts in turns
+    ]
+    text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def hf_inputs(processor: Any, turns: Turns) -> dict[str, Any]:
+    """What plain transformers is given."""
+    images = [part for _, parts in turns for part in parts if not isinstance(part, str)]
+    text = prompt_text(processor, turns)
+    return dict(processor(images=images or None, text=text, return_tensors="pt"))
 
 
 def _messages(turns: Turns) -> list[Message]:
@@ -165,7 +205,3 @@ def _messages(turns: Turns) -> list[Message]:
         Message(role, [part if isinstance(part, str) else Image(part) for part in parts])
         for role, parts in turns
     ]
-
-
-def _greedy(max_tokens: int) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens, temperature=0)

@@ -1,49 +1,58 @@
 """``make bench``: ratios to plain ``transformers.generate``, measured in this one run.
 
 Machines are noisy and differ, so nothing here is an absolute promise: every line compares
-two programs that ran in turn on the same weights, and gives the median of the repeats.
+programs that ran in turn on the same weights, and gives the median of the repeats. A figure
+counts only if the answers are the same, so that is counted and printed, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import logging
 import os
 import platform
 import statistics
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.bench_model import build, pictures, question
-from benchmarks.contenders import Generate, Llavakit, Timing, Turns
+from benchmarks.contenders import Contender, Generate, Llavakit, Timing, Turns
+from benchmarks.continuous import ContinuousBatching
+
+Figures = dict[str, dict[str, float]]
+PEERS = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow")
 
 
 def main() -> None:
-    """Run all workloads and print one table."""
+    """Run all workloads and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=WORKLOADS, help="run one workload")
     parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
+    _quiet()
     torch.set_num_threads(options.threads)
-    print(_versions(options.threads), "\n")
-    figures = {"demo": demo(options.repeats)}
+    versions = _versions(options.threads)
+    print(versions, "\n", flush=True)
+    figures: dict[str, Any] = {"versions": versions}
     with tempfile.TemporaryDirectory() as folder:
         path = build(Path(folder) / "bench")
-        figures |= shared_pictures(path, options.repeats)
-        figures |= chat(path, options.repeats)
-        figures |= decode(path, options.repeats)
+        for name, workload in WORKLOADS.items():
+            if options.only in (None, name):
+                figures[name] = workload(path, options.repeats)
     if options.out:
-        options.out.write_text(json.dumps({"versions": _versions(options.threads), **figures}, indent=1))
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def demo(repeats: int) -> dict[str, float]:
+def demo(_: Path, repeats: int) -> Figures:
     """The bundled model: one question about one picture, greedy."""
     from PIL import Image as PILImage
     from PIL import ImageDraw
@@ -55,104 +64,139 @@ def demo(repeats: int) -> dict[str, float]:
     picture = PILImage.new("RGB", (256, 256), "white")
     ImageDraw.Draw(picture).ellipse((60, 60, 190, 190), fill="red")
     requests: list[Turns] = [[("user", [picture, "Describe the image."])]]
-    peer = Generate(path, load_reader(path).special.forbidden)
-    ours = Llavakit(path)
-    rows = _alternate(peer, ours, requests, 32, max(5, repeats))
-    return _report("demo model, one question (32 tokens at most)", rows)
+    contenders = [Generate(path, load_reader(path).special.forbidden), Llavakit(path)]
+    rounds = _in_turn(contenders, requests, 32, max(5, repeats))
+    return _report("demo model, one question (32 tokens at most)", rounds)
 
 
-def shared_pictures(path: Path, repeats: int) -> dict[str, Any]:
+def shared_pictures(path: Path, repeats: int) -> Figures:
     """16 requests at once: 4 pictures x 4 questions, 576 image tokens each."""
     requests: list[Turns] = [
         [("user", [picture, question(number * 4 + other)])]
         for number, picture in enumerate(pictures(4))
         for other in range(4)
     ]
-    peer, ours = Generate(path, [3]), Llavakit(path)
-    rows = _alternate(peer, ours, requests, 32, repeats)
-    return {"shared pictures": _report("16 requests, 4 pictures x 4 questions, 32 tokens", rows)}
+    contenders = [Generate(path, [3]), ContinuousBatching(path, [3]), Llavakit(path)]
+    rounds = _in_turn(contenders, requests, 32, repeats)
+    return _report("16 requests at once, 4 pictures x 4 questions, 32 tokens each", rounds)
 
 
-def chat(path: Path, repeats: int) -> dict[str, Any]:
+def chat(path: Path, repeats: int) -> Figures:
     """Six turns about one picture: how soon the later turns begin."""
     turns = [question(100 + number) for number in range(6)]
     picture = pictures(5)[4]
     peer, ours = Generate(path, [3]), Llavakit(path)
-    plain, kept, own = [], [], []
+    rounds = []
     for _ in range(repeats):
-        plain.append(_later(peer.chat(turns, picture, 16, keep=False)))
-        kept.append(_later(peer.chat(turns, picture, 16, keep=True)))
         ours.forget()
-        own.append(_later(ours.chat(turns, picture, 16)))
-    figures = {
-        "first token sooner than generate": _median(plain) / _median(own),
-        "first token sooner than generate with past_key_values": _median(kept) / _median(own),
-    }
-    return {"chat, turns 2-6": _print("chat of six turns on one picture, turns 2-6", figures)}
+        rounds.append(
+            {
+                peer.name: peer.chat(turns, picture, 16, keep=False)[1:],
+                f"{peer.name}, past_key_values kept": peer.chat(turns, picture, 16, keep=True)[1:],
+                ours.name: ours.chat(turns, picture, 16)[1:],
+            }
+        )
+    return _report("chat of six turns on one picture, turns 2-6, 16 tokens each", rounds, sum)
 
 
-def decode(path: Path, repeats: int) -> dict[str, Any]:
+def decode(path: Path, repeats: int) -> Figures:
     """One request, text only: tokens a second."""
     requests: list[Turns] = [[("user", [question(200)])]]
-    peer, ours = Generate(path, [3]), Llavakit(path)
-    rows = _alternate(peer, ours, requests, 128, max(3, repeats))
-    return {"decode": _report("one request, 128 tokens", rows)}
+    rounds = _in_turn([Generate(path, [3]), Llavakit(path)], requests, 128, max(3, repeats))
+    return _report("one request, 128 tokens", rounds)
 
 
-def _alternate(
-    peer: Generate, ours: Llavakit, requests: Sequence[Turns], max_tokens: int, repeats: int
-) -> list[tuple[list[Timing], list[Timing]]]:
-    """Both contenders in turn, so that a noisy minute hits both; ours without its caches."""
-    peer.run(requests[:1], 2)
-    rows = []
+WORKLOADS: dict[str, Callable[[Path, int], Figures]] = {
+    "demo": demo,
+    "shared pictures": shared_pictures,
+    "chat": chat,
+    "decode": decode,
+}
+
+Round = dict[str, list[Timing]]
+
+
+def _in_turn(
+    contenders: Sequence[Contender], requests: Sequence[Turns], max_tokens: int, repeats: int
+) -> list[Round]:
+    """All contenders in turn, so that a noisy minute hits all; caches are empty each time."""
+    for contender in contenders:
+        contender.run(requests[:1], 2)
+    rounds = []
     for _ in range(repeats):
-        theirs = peer.run(requests, max_tokens)
-        ours.forget()
-        rows.append((theirs, ours.run(requests, max_tokens)))
-    return rows
+        one: Round = {}
+        for contender in contenders:
+            contender.forget()
+            one[contender.name] = contender.run(requests, max_tokens)
+        rounds.append(one)
+    return rounds
 
 
-def _report(title: str, rows: list[tuple[list[Timing], list[Timing]]]) -> dict[str, float]:
+def _report(
+    title: str, rounds: list[Round], seconds: Callable[[list[float]], float] = max
+) -> Figures:
+    """Print a table and return it; the first contender of a round is the baseline.
+
+    ``seconds`` says how long a run took, given when its answers ended: requests that run
+    together end with the last one, turns of a chat follow each other.
+    """
+
     def rate(timings: list[Timing]) -> float:
-        return sum(t.tokens for t in timings) / max(t.last for t in timings)
+        return sum(t.tokens for t in timings) / seconds([t.last for t in timings])
 
     def first(timings: list[Timing]) -> float:
         return statistics.mean(t.first for t in timings)
 
-    figures = {
-        "generate, tokens/s": _median([rate(theirs) for theirs, _ in rows]),
-        "llavakit, tokens/s": _median([rate(ours) for _, ours in rows]),
-        "throughput ratio": _median([rate(ours) / rate(theirs) for theirs, ours in rows]),
-        "generate, first token s": _median([first(theirs) for theirs, _ in rows]),
-        "llavakit, first token s": _median([first(ours) for _, ours in rows]),
-        "first token sooner, ratio": _median([first(t) / first(o) for t, o in rows]),
-    }
-    return _print(title, figures)
-
-
-def _print(title: str, figures: dict[str, float]) -> dict[str, float]:
-    print(title)
-    for name, value in figures.items():
-        print(f"  {name:<56}{value:10.3f}")
+    baseline = next(iter(rounds[0]))
+    figures: Figures = {}
+    print(f"{title} (median of {len(rounds)})")
+    print(f"  {'':<42}{'tokens/s':>10}{'ratio':>8}{'first s':>10}{'sooner':>8}{'same':>9}")
+    for name in rounds[0]:
+        same = [_same(one[baseline], one[name]) for one in rounds]
+        requests = len(rounds[0][name])
+        figures[name] = {
+            "tokens per second": _median(rate(one[name]) for one in rounds),
+            "throughput ratio": _median(rate(one[name]) / rate(one[baseline]) for one in rounds),
+            "first token seconds": _median(first(one[name]) for one in rounds),
+            "first token sooner": _median(
+                first(one[baseline]) / first(one[name]) for one in rounds
+            ),
+            "same answers": min(same),
+            "answers": requests,
+        }
+        rates, ratio, began, sooner, *_ = figures[name].values()
+        print(
+            f"  {name:<42}{rates:>10.1f}{ratio:>8.2f}{began:>10.3f}{sooner:>8.2f}"
+            f"{f'{min(same)}/{requests}':>9}"
+        )
     print(flush=True)
-    return {name: round(value, 4) for name, value in figures.items()}
+    return figures
 
 
-def _later(firsts: list[float]) -> float:
-    return statistics.mean(firsts[1:])
+def _same(expected: list[Timing], given: list[Timing]) -> int:
+    """How many answers have the same text and the same number of tokens."""
+    pairs = zip(expected, given, strict=True)
+    return sum((one.text, one.tokens) == (other.text, other.tokens) for one, other in pairs)
 
 
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values)
+def _median(values: Any) -> float:
+    return round(statistics.median(values), 4)
+
+
+def _quiet() -> None:
+    """Nothing but the tables."""
+    from transformers.utils import logging as hf_logging
+
+    warnings.simplefilter("ignore")
+    hf_logging.disable_progress_bar()
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
 
 
 def _versions(threads: int) -> str:
-    import accelerate
-    import transformers
-
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PEERS)
     return (
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"accelerate {accelerate.__version__}, Python {platform.python_version()}, "
+        f"llavakit {importlib.metadata.version('llavakit')}, {packages}, "
+        f"Python {platform.python_version()} on {platform.machine()}, "
         f"{threads} of {os.cpu_count()} threads"
     )
 

@@ -110,12 +110,12 @@ def _tokenizer(path: Path) -> None:
     ).save_pretrained(path)
 
 
-def _text_config(context: int) -> dict[str, Any]:
+def _text_config(context: int, hidden: int = 32) -> dict[str, Any]:
     return {
         "model_type": "llama",
         "vocab_size": 264,
-        "hidden_size": 32,
-        "intermediate_size": 48,
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 3 // 2,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -142,14 +142,16 @@ def _vision_config(side: int) -> dict[str, Any]:
     }
 
 
-def tiny_llava(path: Path, context: int = 2048, seed: int = 0) -> TinyModel:
+def tiny_llava(path: Path, context: int = 2048, seed: int = 0, hidden: int = 32) -> TinyModel:
     """A random LLaVA-1.5: 32 pixel views, 16 tokens a picture."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     torch.manual_seed(seed)
     config = LlavaConfig(
-        vision_config=_vision_config(32), text_config=_text_config(context), image_token_index=3
+        vision_config=_vision_config(32),
+        text_config=_text_config(context, hidden),
+        image_token_index=3,
     )
     LlavaForConditionalGeneration(config).save_pretrained(path)
     _tokenizer(path)

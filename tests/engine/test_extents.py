@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +62,6 @@ def test_taken_and_free_always_make_up_the_arena(moves: list[tuple[bool, int]]):
             extents.give(taken.pop(size % len(taken)))
         owned = sorted([*taken, *extents.free])
         assert sum(extent.length for extent in owned) == 64
-        assert all(a.end <= b.start for a, b in zip(owned, owned[1:], strict=False))
+        assert all(a.end <= b.start for a, b in itertools.pairwise(owned))
         free = extents.free
-        assert all(a.end < b.start for a, b in zip(free, free[1:], strict=False))
+        assert all(a.end < b.start for a, b in itertools.pairwise(free))

@@ -100,6 +100,7 @@ requests = st.lists(
 )
 
 
+@pytest.mark.timeout(600)  # hundreds of reference answers
 @settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(requests)
 def test_greedy_equals_generate(pair: Pair, requests) -> None:

@@ -427,6 +427,8 @@ def test_langsmith_params(model):
 
 
 def test_the_profile_says_what_the_model_can(model):
-    profile = ChatLLaVA(model="demo", context_length=2048).profile
+    profile = ChatLLaVA(model="llava-1.5-7b").profile
     assert profile["image_inputs"] and profile["structured_output"]
-    assert profile["max_input_tokens"] == 2048
+    assert profile["max_input_tokens"] == 4096
+    assert ChatLLaVA(model="demo", context_length=99).profile["max_input_tokens"] == 99
+    assert "max_input_tokens" not in ChatLLaVA(model="/some/where").profile

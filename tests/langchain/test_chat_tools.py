@@ -148,10 +148,15 @@ def test_structured_output(schema, method):
     if method == "function_calling":
         assert request.tool_choice == request.tools[0].name
         assert request.parallel_tool_calls is False
-    elif method == "json_mode":
-        assert request.params.json_schema is True
     else:
         assert set(request.params.json_schema["properties"]) == {"colour", "sides"}
+
+
+def test_json_mode_without_a_schema_is_any_object():
+    model = chat(JSON)
+    answer = model.with_structured_output(method="json_mode").invoke("q")
+    assert answer == {"colour": "red", "sides": 3}
+    assert request_of(model).params.json_schema is True
 
 
 async def test_structured_output_async():

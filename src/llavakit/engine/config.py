@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llavakit.errors import ParameterError
+from llavakit.model.quantization import Quantization
 
-Quantization = Literal["4bit", "8bit"]
 MIB = 1 << 20
 
 

@@ -45,7 +45,12 @@ class Engine:
 
     def __init__(self, reader: Reader, config: EngineConfig) -> None:
         began = time.monotonic()
-        model = load_weights(reader, device=config.device, dtype=config.dtype)
+        model = load_weights(
+            reader,
+            device=config.device,
+            dtype=config.dtype,
+            quantization=config.quantization,
+        )
         self.reader = reader
         self.config = config
         self.context_length = min(

@@ -11,6 +11,11 @@ from typing import Any
 from llavakit.images import Picture
 
 
+LONGEST_SIDE = 8192
+"""Pixels. Longer pictures are shrunk by a whole factor: padding one to a square would take
+gigabytes, and no model sees so much detail."""
+
+
 class Pixels:
     """A picture on its way to the vision tower; preprocessed once, when first needed.
 
@@ -34,7 +39,10 @@ class Pixels:
         """
         with self._lock:
             if self._inputs is None:
-                made = self._processor(images=[self.picture.rgb], return_tensors="pt")
+                rgb = self.picture.rgb
+                if (factor := -(-max(rgb.size) // LONGEST_SIDE)) > 1:
+                    rgb = rgb.reduce(factor)
+                made = self._processor(images=[rgb], return_tensors="pt")
                 values = made["pixel_values"]
                 self._inputs = {"pixel_values": values[0] if values.dim() == 5 else values}
                 if "image_sizes" in made:
