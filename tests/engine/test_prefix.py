@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.engine.extents import Extent
-from llavakit.engine.prefix import Donor, DonorTable, common_prefix, image_ids
+from llavakit.engine.prefix import PrefixTree, Segment, VirtualIds, common_prefix, image_ids
 
 ids = st.lists(st.integers(0, 3), max_size=12).map(lambda x: np.array(x, dtype=np.int64))
 
@@ -34,33 +34,66 @@ def test_one_picture_in_two_layouts_has_other_ids():
     assert image_ids("red", 64)[0] != image_ids("red", 65)[0]
 
 
-def donor(tokens: list[int], start: int) -> Donor:
-    return Donor(np.array(tokens, dtype=np.int64), Extent(start, len(tokens)))
+class Whole:
+    """An owner that has computed all of its tokens."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = np.array(tokens, dtype=np.int64)
+
+    def known_ids(self) -> VirtualIds:
+        return self.tokens
+
+
+def kept(tree: PrefixTree, tokens: list[int], start: int, parent=None, base: int = 0) -> Segment:
+    segment = Segment(Extent(start, len(tokens) - base), base, parent, Whole(tokens))
+    tree.add(segment)
+    segment.disown()
+    return segment
+
+
+def wanted(*tokens: int) -> VirtualIds:
+    return np.array(tokens, dtype=np.int64)
 
 
 def test_longest_prefix_wins():
-    table = DonorTable()
-    table.add(donor([1, 2], 0))
-    long = donor([1, 2, 3, 4], 10)
-    table.add(donor([9, 9, 9], 20))
-    table.add(long)
-    found, length = table.best(np.array([1, 2, 3, 8], dtype=np.int64))
-    assert (found, length) == (long, 3)
+    tree = PrefixTree()
+    kept(tree, [1, 2], 0)
+    long = kept(tree, [1, 2, 3, 4], 10)
+    kept(tree, [9, 9, 9], 20)
+    assert tree.best(wanted(1, 2, 3, 8)) == (long, 3)
 
 
-def test_donor_that_begins_another_is_given_up():
-    table = DonorTable()
-    short = donor([1, 2], 0)
-    table.add(short)
-    assert table.add(donor([1, 2, 3], 10)) == [short]
-    assert len(table) == 1
+def test_prefix_is_followed_from_parent_to_child():
+    tree = PrefixTree()
+    root = kept(tree, [1, 2, 3, 4], 0)
+    child = kept(tree, [1, 2, 3, 7, 8], 10, root, base=3)
+    grandchild = kept(tree, [1, 2, 3, 7, 9, 9], 20, child, base=4)
+    assert tree.best(wanted(1, 2, 3, 7, 9, 9, 5)) == (grandchild, 6)
+    assert tree.best(wanted(1, 2, 3, 7, 8, 8)) == (child, 5)
+    assert tree.best(wanted(1, 2, 3, 4, 4)) == (root, 4)
+    assert tree.best(wanted(2, 2)) == (None, 0)
 
 
-def test_oldest_donor_is_the_one_not_used_for_longest():
-    table = DonorTable()
-    first, second = donor([1], 0), donor([2], 10)
-    table.add(first)
-    table.add(second)
-    table.touch(first)
-    assert table.oldest() is second
-    assert table.oldest(but=second) is first
+def test_tokens_before_a_segment_lie_in_the_used_parts_of_its_parents():
+    tree = PrefixTree()
+    root = kept(tree, [1, 2, 3, 4], 0)
+    child = kept(tree, [1, 2, 3, 7, 8], 10, root, base=3)
+    grandchild = kept(tree, [1, 2, 3, 7, 9], 20, child, base=4)
+    assert grandchild.prefix == (Extent(0, 3), Extent(10, 1))
+
+
+def test_segment_that_others_continue_is_not_idle():
+    tree = PrefixTree()
+    root = kept(tree, [1, 2, 3], 0)
+    child = kept(tree, [1, 2, 9], 10, root, base=2)
+    assert tree.oldest_idle() is child
+    tree.remove(child)
+    assert tree.oldest_idle() is root
+
+
+def test_oldest_is_the_one_not_used_for_longest():
+    tree = PrefixTree()
+    first, second = kept(tree, [1, 1], 0), kept(tree, [2, 2], 10)
+    tree.remove(kept(tree, [1, 1, 5], 20, first, base=2))
+    assert tree.oldest_idle() is second
+    assert tree.oldest_idle(but=second) is first

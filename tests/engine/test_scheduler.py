@@ -4,6 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from llavakit.engine.extents import Extent
 from llavakit.engine.scheduler import Scheduler
 from llavakit.engine.sequence import ImageSpan, Sequence
 from tests.engine.drive import finished, run_all, sequence, step
@@ -44,26 +45,47 @@ def test_next_turn_of_a_chat_continues_in_place():
     first = sequence([1, 2, 3, 4], max_tokens=3)
     scheduler.add(first)
     run_all(scheduler)
-    slots = next(iter(scheduler.donors)).extent
+    (segment,) = scheduler.kept
     follow = sequence([*first.tokens[:6], 9, 9], max_tokens=3)
     scheduler.add(follow)
     plan = scheduler.schedule()
     assert follow.cached == 6
-    assert follow.extent.start == slots.start
-    assert plan.copies == []
+    assert follow.segment is segment
     assert [(work.start, work.count) for work in plan.work] == [(6, 2)]
 
 
-def test_second_question_copies_the_shared_beginning_and_keeps_the_first():
+def test_second_question_reads_the_shared_beginning_where_it_lies():
     scheduler = make()
     scheduler.add(sequence([1, 2, 3, 4, 5, 6], max_tokens=2))
     run_all(scheduler)
+    (first,) = scheduler.kept
     other = sequence([1, 2, 3, 4, 8], max_tokens=2)
     scheduler.add(other)
-    plan = scheduler.schedule()
+    scheduler.schedule()
     assert other.cached == 4
-    assert [copy.count for copy in plan.copies] == [4]
-    assert len(scheduler.donors) == 1
+    assert other.segment is not None
+    assert other.segment.prefix == (Extent(first.extent.start, 4),)
+    assert other.segment.extent.length == other.reserve - 4
+
+
+def test_shared_beginning_stays_while_someone_reads_it():
+    scheduler = make(kv_tokens=40)
+    scheduler.add(sequence(list(range(20)), max_tokens=2))
+    run_all(scheduler)
+    reader = sequence([*range(15), 90, 91], max_tokens=8)
+    scheduler.add(reader)
+    step(scheduler)
+    scheduler.forget()
+    assert [segment.extent.length for segment in scheduler.kept] == [21]
+    run_all(scheduler)
+
+
+def test_equal_prompts_leave_one_prefix_behind():
+    scheduler = make()
+    for _ in range(5):
+        scheduler.add(sequence([1, 2, 3, 4], max_tokens=3))
+        run_all(scheduler)
+    assert len(scheduler.kept) == 1
 
 
 def test_whole_prompt_in_the_cache_still_computes_one_token():
@@ -109,7 +131,7 @@ def test_old_prefixes_make_room_for_new_requests():
         scheduler.add(sequence([start + i for i in range(20)], max_tokens=5))
         run_all(scheduler)
         scheduler.check_integrity()
-    assert 0 < scheduler.donors.tokens <= 40
+    assert 0 < sum(segment.extent.length for segment in scheduler.kept) <= 40
 
 
 def test_request_that_does_not_fit_now_is_not_overtaken():
@@ -131,7 +153,7 @@ def test_failed_sequence_leaves_no_prefix_behind():
     scheduler.add(one)
     step(scheduler)
     scheduler.release(one, keep=False)
-    assert len(scheduler.donors) == 0
+    assert scheduler.kept == []
     scheduler.check_integrity()
 
 
@@ -167,15 +189,12 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @rule()
     def evict(self) -> None:
-        self.scheduler.drop_donors()
+        self.scheduler.forget()
 
     @rule(token=st.integers(0, 2))
     def step(self, token: int) -> None:
         plan = self.scheduler.schedule()
         assert plan.work or not self.open, "work is waiting, but nothing is planned"
-        for copy in plan.copies:
-            for offset in range(copy.count):
-                self.slots[copy.target + offset] = self.slots[copy.source + offset]
         for work in plan.work:
             self._compute(work.sequence, work.start, work.count)
         self.scheduler.commit(plan)
@@ -188,12 +207,18 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     def _compute(self, one: Sequence, start: int, count: int) -> None:
         ids = [*one.virtual.tolist(), *one.tokens[one.prompt_length :]]
+        segment = one.segment
+        assert segment is not None
+        before = [slot for e in segment.prefix for slot in range(e.start, e.end)]
+        own = [segment.extent.start + place for place in range(segment.extent.length)]
+        slots = before + own
+        assert len(before) == segment.base
         # Attention reads every slot before the new tokens: they must hold this very prefix.
         for place in range(start):
-            assert self.slots[one.extent.start + place] == tuple(ids[: place + 1])
+            assert self.slots[slots[place]] == tuple(ids[: place + 1])
         for place in range(start, start + count):
-            assert place < one.extent.length
-            self.slots[one.extent.start + place] = tuple(ids[: place + 1])
+            assert place >= segment.base, "a shared slot would be overwritten"
+            self.slots[slots[place]] = tuple(ids[: place + 1])
 
     @invariant()
     def every_slot_has_one_owner(self) -> None:

@@ -1,19 +1,25 @@
-"""Keys and values in one arena a layer, and attention over extents of it.
+"""Keys and values in one arena a layer, and attention over segments of it.
 
-Layout [kv_heads, tokens, head_dim]: a sequence's keys are one contiguous view per head, so
+Layout [kv_heads, tokens, head_dim]: a segment's keys are one contiguous view per head, so
 decode reads them without gathering (paged layouts measured 4-10 times slower on a CPU).
+Sequences that share a beginning read its keys once for all of them: decoding is bound by
+memory, and sixteen questions about four pictures then read four pictures and not sixteen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llavakit.engine.scheduler import Copy
+from llavakit.engine.extents import Extent
+
+SHORT_BYTES = 128 << 10
+"""Keys and values of so many bytes in a layer are gathered sooner than read one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +27,26 @@ class Row:
     """One sequence's part of a packed forward pass.
 
     Attributes:
-        slot: arena slot of the sequence's first token.
-        start: how many of its tokens are computed already.
+        prefix: where the tokens before its own segment lie.
+        slot: arena slot of its own segment's first token.
+        start: how many tokens of its own segment are computed already.
         count: how many are computed now.
     """
 
+    prefix: tuple[Extent, ...]
     slot: int
     start: int
     count: int
+
+    @property
+    def own(self) -> int:
+        """Tokens of its own segment, those of this pass included."""
+        return self.start + self.count
+
+    @property
+    def seen(self) -> int:
+        """Tokens before this pass."""
+        return sum(extent.length for extent in self.prefix) + self.start
 
 
 class KVArena:
@@ -37,6 +55,9 @@ class KVArena:
     Args:
         layers, kv_heads, head_dim: the decoder's shape.
         tokens: slots.
+
+    Attributes:
+        short: an own segment of so many tokens is short (see ``SHORT_BYTES``).
     """
 
     def __init__(
@@ -55,35 +76,39 @@ class KVArena:
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.device = device
+        self.short = max(1, SHORT_BYTES // (2 * kv_heads * head_dim * dtype.itemsize))
 
     @staticmethod
     def bytes_per_token(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Bytes that one token takes in all layers."""
         return 2 * layers * kv_heads * head_dim * dtype.itemsize
 
-    def copy(self, copy: Copy) -> None:
-        """Copy the keys and values of a prefix to another extent."""
-        source = slice(copy.source, copy.source + copy.count)
-        target = slice(copy.target, copy.target + copy.count)
-        for layer in (*self.keys, *self.values):
-            layer[:, target] = layer[:, source]
-
-    def attend(self, rows: Sequence[Row]) -> ExtentAttention:
+    def attend(self, rows: Sequence[Row]) -> SegmentAttention:
         """The attention of one forward pass over these rows, packed in this order."""
-        return ExtentAttention(self, rows)
+        return SegmentAttention(self, rows)
 
 
-class ExtentAttention:
-    """Stores keys and values of a packed pass, then attends row by row (see ``model.llava``)."""
+class SegmentAttention:
+    """Stores keys and values of a packed pass, then attends (see ``model.decoder``)."""
 
     def __init__(self, arena: KVArena, rows: Sequence[Row]) -> None:
         self._arena = arena
-        self._rows = rows
-        slots = [
-            torch.arange(row.slot + row.start, row.slot + row.start + row.count) for row in rows
-        ]
+        slots = [torch.arange(row.slot + row.start, row.slot + row.own) for row in rows]
         self._slots = torch.cat(slots).to(arena.device)
-        self._masks: dict[Row, Tensor] = {}
+        self._prefills: list[tuple[slice, _Prefill]] = []
+        alike: dict[Any, list[tuple[int, Row]]] = {}
+        position = 0
+        for row in rows:
+            if row.count > 1:
+                part = slice(position, position + row.count)
+                self._prefills.append((part, _Prefill(row, arena.device)))
+            else:
+                # Gathering an own segment pays while it is short beside what is shared.
+                together = row.own <= max(arena.short, row.seen - row.start)
+                key = row.prefix if together else position
+                alike.setdefault(key, []).append((position, row))
+            position += row.count
+        self._decodes = [_Decode(group, arena.device) for group in alike.values()]
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -92,47 +117,109 @@ class ExtentAttention:
         keys.index_copy_(1, self._slots, key.transpose(0, 1))
         values.index_copy_(1, self._slots, value.transpose(0, 1))
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        position = 0
-        for row in self._rows:
-            part = slice(position, position + row.count)
-            seen = slice(row.slot, row.slot + row.start + row.count)
-            if row.count == 1:
-                out[part] = _decode(query[part], keys[:, seen], values[:, seen], scaling)
-            else:
-                out[part] = self._prefill(row, query[part], keys[:, seen], values[:, seen], scaling)
-            position += row.count
+        for part, prefill in self._prefills:
+            out[part] = prefill(query[part], keys, values, scaling)
+        for decode in self._decodes:
+            out[decode.positions] = decode(query[decode.positions], keys, values, scaling)
         return out
 
-    def _prefill(
-        self, row: Row, query: Tensor, keys: Tensor, values: Tensor, scaling: float
-    ) -> Tensor:
-        """Causal attention of [n, heads, dim] over [kv_heads, length, dim], length >= n."""
+
+class _Prefill:
+    """Causal attention of several new tokens of one sequence."""
+
+    def __init__(self, row: Row, device: torch.device) -> None:
+        self._pieces = [*row.prefix, Extent(row.slot, row.own)]
+        self._mask: Tensor | None = None
+        if row.seen:
+            # Lower right: the new tokens see all before them, and of themselves what precedes.
+            every = torch.ones(row.count, row.seen + row.count, dtype=torch.bool, device=device)
+            self._mask = every.tril(diagonal=row.seen)
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """[n, heads, dim] over [kv_heads, slots, dim]."""
         attended = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            attn_mask=self._mask(row) if row.start else None,
-            is_causal=not row.start,
+            self._joined(keys)[None],
+            self._joined(values)[None],
+            attn_mask=self._mask,
+            is_causal=self._mask is None,
             scale=scaling,
             enable_gqa=query.shape[1] != keys.shape[0],
         )
         return attended[0].transpose(0, 1)
 
-    def _mask(self, row: Row) -> Tensor:
-        """Lower-right causal mask: the new tokens see the prefix and what of them stands before."""
-        mask = self._masks.get(row)
-        if mask is None:
-            length = row.start + row.count
-            every = torch.ones(row.count, length, dtype=torch.bool, device=self._arena.device)
-            mask = self._masks[row] = every.tril(diagonal=row.start)
-        return mask
+    def _joined(self, slots: Tensor) -> Tensor:
+        views = [slots[:, piece.start : piece.end] for piece in self._pieces]
+        return views[0] if len(views) == 1 else torch.cat(views, dim=1)
 
 
-def _decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """Attention of one token [1, heads, dim] over [kv_heads, length, dim]."""
-    heads, dim = query.shape[1:]
-    kv_heads = keys.shape[0]
-    grouped = query.reshape(kv_heads, heads // kv_heads, dim)
-    weights = torch.bmm(grouped * scaling, keys.transpose(1, 2))
-    weights = torch.softmax(weights, dim=-1, dtype=torch.float32).to(values.dtype)
-    return torch.bmm(weights, values).reshape(1, heads, dim)
+class _Decode:
+    """Attention of one new token each of sequences that share their prefix.
+
+    Scores over the shared pieces are one product for all of them; those over each one's own
+    segment are gathered and padded, since these are short beside a picture.
+
+    Attributes:
+        positions: the tokens' places in the packed pass.
+    """
+
+    def __init__(self, group: Sequence[tuple[int, Row]], device: torch.device) -> None:
+        rows = [row for _, row in group]
+        self._prefix = rows[0].prefix
+        first, last = group[0][0], group[-1][0]
+        adjacent = last - first + 1 == len(group)
+        self.positions: slice | Tensor = (
+            slice(first, last + 1)
+            if adjacent
+            else torch.tensor([position for position, _ in group], device=device)
+        )
+        longest = max(row.own for row in rows)
+        self._alone = slice(rows[0].slot, rows[0].slot + rows[0].own)
+        self._gather: Tensor | None = None
+        self._padding: Tensor | None = None
+        if len(rows) > 1:
+            places = torch.arange(longest)
+            own = torch.tensor([row.own for row in rows])[:, None]
+            slots = torch.tensor([row.slot for row in rows])[:, None]
+            # A padded place reads the first slot of its row and is masked.
+            self._gather = (slots + torch.where(places < own, places, 0)).flatten().to(device)
+            self._padding = (places >= own)[:, None, None, :].to(device)
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """[n, heads, dim] over [kv_heads, slots, dim]."""
+        count, heads, dim = query.shape
+        kv_heads = keys.shape[0]
+        # [kv_heads, n * group, dim]: query heads of one group read the same keys.
+        grouped = (query * scaling).view(count, kv_heads, -1, dim).transpose(0, 1)
+        grouped = grouped.reshape(kv_heads, -1, dim)
+        shared = [slice(piece.start, piece.end) for piece in self._prefix]
+        scores = [torch.bmm(grouped, keys[:, piece].transpose(1, 2)) for piece in shared]
+        scores.append(self._own_scores(grouped, keys, count))
+        weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=torch.float32)
+        parts = weights.to(values.dtype).split([one.shape[-1] for one in scores], dim=-1)
+        out = self._own_values(parts[-1], values, count)
+        for piece, part in zip(shared, parts[:-1], strict=True):
+            out += torch.bmm(part, values[:, piece])
+        return out.view(kv_heads, count, -1, dim).transpose(0, 1).reshape(count, heads, dim)
+
+    def _own_scores(self, grouped: Tensor, keys: Tensor, count: int) -> Tensor:
+        """[kv_heads, n * group, longest own segment]."""
+        if self._gather is None:
+            return torch.bmm(grouped, keys[:, self._alone].transpose(1, 2))
+        assert self._padding is not None
+        kv_heads, _, dim = grouped.shape
+        own = keys[:, self._gather].view(kv_heads * count, -1, dim)
+        scores = torch.bmm(grouped.view(kv_heads * count, -1, dim), own.transpose(1, 2))
+        scores = scores.view(kv_heads, count, -1, scores.shape[-1]).transpose(0, 1)
+        scores = scores.masked_fill(self._padding, float("-inf"))
+        return scores.transpose(0, 1).reshape(kv_heads, -1, scores.shape[-1])
+
+    def _own_values(self, weights: Tensor, values: Tensor, count: int) -> Tensor:
+        """[kv_heads, n * group, dim]."""
+        if self._gather is None:
+            return torch.bmm(weights, values[:, self._alone])
+        kv_heads, dim = values.shape[0], values.shape[2]
+        own = values[:, self._gather].view(kv_heads * count, -1, dim)
+        return torch.bmm(weights.reshape(kv_heads * count, -1, own.shape[1]), own).view(
+            kv_heads, -1, dim
+        )

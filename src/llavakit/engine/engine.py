@@ -90,9 +90,9 @@ class Engine:
                 f"{self.config.max_waiting} requests are waiting already; try again later or "
                 "raise max_waiting."
             )
+        grammar = grammar_of(request)
         tokens, images = encode(self.reader, to_turns(request), open_picture)
         max_tokens = self._room(request, len(tokens))
-        grammar = grammar_of(request)
         matcher = None if grammar is None else self._grammars.matcher(grammar)
         cache = self._loop.runner.vision.cache
         for image in images:
@@ -127,13 +127,14 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Figures of the moment and totals."""
         scheduler, vision = self._loop.scheduler, self._loop.runner.vision
+        kept = scheduler.kept
         return {
             "running": len(scheduler.running),
             "waiting": self._loop.backlog,
             "kv_tokens": scheduler.kv_tokens,
             "kv_tokens_live": scheduler.live_tokens,
-            "kv_tokens_kept": scheduler.donors.tokens,
-            "kept_prefixes": len(scheduler.donors),
+            "kv_tokens_kept": sum(segment.extent.length for segment in kept),
+            "kept_prefixes": len(kept),
             "image_cache_entries": len(vision.cache),
             "image_cache_bytes": vision.cache.bytes,
             "image_cache_hits": vision.cache.hits,

@@ -1,8 +1,8 @@
 """Who owns which stretch of the KV arena. Integers only; knows no torch and no requests.
 
 The arena is a row of ``total`` token slots. Every owner holds one contiguous extent: a
-*live* one (a running sequence: its prompt and the longest answer it may give) or a *donor*
-(the computed tokens of a finished sequence, kept because another one may begin alike).
+running sequence (for its prompt and the longest answer it may give), or the computed tokens
+of a finished one, kept because another sequence may begin alike.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,18 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llavakit.engine.schemas import closed, is_combined
 from llavakit.errors import SchemaError
 from llavakit.prompts.tools import CALL_END, CALL_START, compact_json
 from llavakit.values import Request, Tool
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+_START_RULE = re.compile(r"^\s*start\s*:", re.MULTILINE)
 
 
 def grammar_of(request: Request) -> str | None:
-    """The Lark grammar that a request's answer must follow; None if it is free."""
+    """The Lark grammar that a request's answer must follow; None if it is free.
+
+    Raises:
+        SchemaError: a schema that is not JSON.
+    """
     params = request.params
     if params.grammar is not None:
-        if "start:" in params.grammar:
+        if _START_RULE.search(params.grammar):
             return params.grammar
         return f"start: / ?/ answer\nanswer: {_regex(params.grammar)}\n"
     if request.tools and request.tool_choice != "none":
@@ -39,41 +46,22 @@ def grammar_of(request: Request) -> str | None:
 
 
 def _regex(expression: str) -> str:
-    return "/" + expression.replace("/", "\\/") + "/"
+    """A Lark literal, which ends at a bare slash or line break; an empty one is a comment."""
+    escapes = {"/": "\\/", "\n": "\\n", "\\\n": "\\n"}
+    inner = re.sub(
+        r"\\.|/|\n", lambda found: escapes.get(found[0], found[0]), expression, flags=re.S
+    )
+    return f"/(?:{inner})/"
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({'x-guidance': _COMPACT, **closed(schema)})}"
-
-
-_COMBINED = frozenset(
-    {"additionalProperties", "patternProperties", "unevaluatedProperties", "$ref"}
-    | {"allOf", "anyOf", "oneOf", "not", "if"}
-)
-_PLAIN_MAPS = ("properties", "$defs", "definitions")
-
-
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with objects that list their properties limited to those.
-
-    JSON Schema lets unlisted properties in unless told otherwise, and a weak model then
-    invents them without end. What fits the closed schema fits the open one. Objects that
-    are put together from several schemas are left as they are.
-    """
-    result = {key: _closed_part(key, value) for key, value in schema.items()}
-    if result.get("properties") and not _COMBINED & result.keys():
-        result["additionalProperties"] = False
-    return result
-
-
-def _closed_part(key: str, value: Any) -> Any:
-    if key in _PLAIN_MAPS and isinstance(value, Mapping):
-        return {name: closed(v) if isinstance(v, Mapping) else v for name, v in value.items()}
-    if key in ("items", "additionalProperties") and isinstance(value, Mapping):
-        return closed(value)
-    if key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, Sequence):
-        return [closed(part) if isinstance(part, Mapping) else part for part in value]
-    return value
+    try:
+        return f"%json {json.dumps({'x-guidance': _COMPACT, **closed(schema)})}"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SchemaError(
+            f"The schema is not JSON ({error}); it may hold dicts with string keys, lists, "
+            "strings, numbers, booleans and None."
+        ) from error
 
 
 def _tool_grammar(request: Request) -> str:
@@ -96,7 +84,7 @@ def _tool_grammar(request: Request) -> str:
 def _call(tool: Tool) -> str:
     head = f'{{"name":{compact_json(tool.name)},"arguments":'
     parameters = {"type": "object", **tool.parameters}
-    if not (parameters.get("properties") or _COMBINED & parameters.keys()):
+    if not (parameters.get("properties") or is_combined(parameters)):
         # A tool without arguments; an object without properties would otherwise admit any.
         parameters["additionalProperties"] = False
     return f'{_quoted(head)} {_json(parameters)} "}}"'
@@ -141,10 +129,10 @@ class GrammarCompiler:
                 self._tokenizer = llguidance.hf.from_tokenizer(
                     self._source, n_vocab=self._vocab_size, eos_token=self._stops
                 )
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar)
+        # Its warnings go to stderr and quote what the model wrote; errors are asked for instead.
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            reason = matcher.get_error().strip().splitlines()[0]
-            raise SchemaError(f"The schema or grammar cannot be used: {reason}")
+            raise SchemaError(f"The schema or grammar cannot be used: {_reason(matcher)}")
         return matcher
 
 
@@ -158,6 +146,9 @@ class Matcher:
     def fill(self) -> None:
         """Work out which tokens may come next; on any thread, while the model runs."""
         self._matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), self._words.numel() * 4)
+        if self._matcher.is_error():
+            # A matcher that gave up (a limit of its parser) would now ask for the end.
+            raise SchemaError(f"The grammar is too complex: {_reason(self._matcher)}")
 
     @property
     def words(self) -> Tensor:
@@ -167,12 +158,17 @@ class Matcher:
     def accept(self, token: int) -> None:
         """Go on behind a drawn token."""
         if not self._matcher.consume_token(token):
-            raise SchemaError(f"The grammar refused a token: {self._matcher.get_error()}")
+            raise SchemaError(f"The grammar refused a token: {_reason(self._matcher)}")
 
     @property
     def finished(self) -> bool:
         """Whether nothing but the end can come."""
         return bool(self._matcher.is_stopped())
+
+
+def _reason(matcher: Any) -> str:
+    """The first line of llguidance's message; the others quote the whole grammar."""
+    return (str(matcher.get_error()).strip() or "no reason given").splitlines()[0]
 
 
 def unpack(words: Tensor, vocab_size: int) -> Tensor:

@@ -5,14 +5,18 @@ exactly as far as they *begin* alike. Sequences are compared by **virtual ids**:
 by their id, and each token of a picture by a number drawn from the picture's content, its
 preprocessing and its place in the picture. Two different pictures therefore never look
 alike, although the model's vocabulary has one ``<image>`` token for both.
+
+What is computed lies in **segments**, which form a tree: a segment continues its parent from
+some place on. A shared beginning lies in the arena once, however many sequences go on from
+it, and is read from there: nothing is copied.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,57 +53,120 @@ def common_prefix(one: VirtualIds, other: VirtualIds) -> int:
     return first if differs[first] else length
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Donor:
-    """The computed tokens of a finished sequence: ``ids[i]`` lives in slot ``extent.start + i``."""
+class Owner(Protocol):
+    """A running sequence, as the tree sees it."""
 
-    ids: VirtualIds
-    extent: Extent
+    def known_ids(self) -> VirtualIds:
+        """Virtual ids of all its computed tokens, from the first on."""
 
 
-class DonorTable:
-    """Finished prefixes in the order of their last use, the oldest first."""
+_uses = itertools.count()
 
-    def __init__(self) -> None:
-        self._donors: OrderedDict[int, Donor] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._donors)
+class Segment:
+    """A stretch of computed tokens: those from ``base`` on of one or more sequences.
 
-    def __iter__(self) -> Iterator[Donor]:
-        return iter(self._donors.values())
+    Attributes:
+        extent: where it lies in the arena; token ``base + i`` in slot ``extent.start + i``.
+        base: tokens that stand before it, in its parents.
+        parent: the segment that it continues; it may leave the parent before its end.
+        children: segments that continue this one.
+        owner: the running sequence that writes it, or None when it is only kept.
+    """
+
+    def __init__(
+        self,
+        extent: Extent,
+        base: int = 0,
+        parent: Segment | None = None,
+        owner: Owner | None = None,
+    ) -> None:
+        self.extent = extent
+        self.base = base
+        self.parent = parent
+        self.children: list[Segment] = []
+        self.owner = owner
+        self.used = next(_uses)
+        self._ids: VirtualIds = np.empty(0, np.int64)
 
     @property
-    def tokens(self) -> int:
-        """Slots held by donors."""
-        return sum(donor.extent.length for donor in self)
+    def ids(self) -> VirtualIds:
+        """Virtual ids of its computed tokens."""
+        return self._ids if self.owner is None else self.owner.known_ids()[self.base :]
 
-    def add(self, donor: Donor) -> list[Donor]:
-        """Keep a donor; returns those that it makes useless (they begin it), removed."""
-        useless = [d for d in self if common_prefix(d.ids, donor.ids) == len(d.ids)]
-        for one in useless:
-            self.remove(one)
-        self._donors[donor.extent.start] = donor
-        return useless
+    @property
+    def idle(self) -> bool:
+        """Whether nobody writes it and nothing continues it."""
+        return self.owner is None and not self.children
 
-    def remove(self, donor: Donor) -> None:
-        """Forget a donor; its extent is the caller's again."""
-        del self._donors[donor.extent.start]
+    @property
+    def prefix(self) -> tuple[Extent, ...]:
+        """Where the tokens before it lie, in their order."""
+        pieces: list[Extent] = []
+        end, node = self.base, self.parent
+        while node is not None:
+            pieces.append(Extent(node.extent.start, end - node.base))
+            end, node = node.base, node.parent
+        return tuple(reversed(pieces))
 
-    def touch(self, donor: Donor) -> None:
-        """Mark a donor as just used."""
-        self._donors.move_to_end(donor.extent.start)
+    def disown(self) -> None:
+        """The owner leaves; its computed tokens stay."""
+        self._ids = self.ids
+        self.owner = None
 
-    def oldest(self, but: Donor | None = None) -> Donor | None:
-        """The donor that was not used for longest, other than ``but``."""
-        return next((donor for donor in self if donor is not but), None)
 
-    def best(self, ids: VirtualIds) -> tuple[Donor | None, int]:
-        """The donor that shares the longest prefix with ``ids``, and how long it is."""
-        best: Donor | None = None
+class PrefixTree:
+    """All segments of the arena, live and kept."""
+
+    def __init__(self) -> None:
+        self._roots: list[Segment] = []
+
+    def __iter__(self) -> Iterator[Segment]:
+        stack = list(self._roots)
+        while stack:
+            segment = stack.pop()
+            stack += segment.children
+            yield segment
+
+    @property
+    def kept(self) -> list[Segment]:
+        """Segments that no running sequence writes."""
+        return [segment for segment in self if segment.owner is None]
+
+    def add(self, segment: Segment) -> None:
+        """Put a segment behind its parent, which counts as used."""
+        self._siblings(segment).append(segment)
+        node = segment.parent
+        while node is not None:
+            node.used = next(_uses)
+            node = node.parent
+
+    def remove(self, segment: Segment) -> None:
+        """Take out a segment that nothing continues; its extent is the caller's again."""
+        assert not segment.children, "a segment that others continue cannot go"
+        self._siblings(segment).remove(segment)
+
+    def _siblings(self, segment: Segment) -> list[Segment]:
+        return self._roots if segment.parent is None else segment.parent.children
+
+    def best(self, ids: VirtualIds, but: Segment | None = None) -> tuple[Segment | None, int]:
+        """Where the longest shared prefix ends, and its length; ``but`` is passed over."""
+        best: Segment | None = None
         length = 0
-        for donor in self:
-            shared = common_prefix(donor.ids, ids)
+        stack = list(self._roots)
+        while stack:
+            segment = stack.pop()
+            if segment is but:
+                continue
+            shared = segment.base + common_prefix(segment.ids, ids[segment.base :])
+            if shared == segment.base:
+                continue
             if shared > length:
-                best, length = donor, shared
+                best, length = segment, shared
+            stack += [child for child in segment.children if child.base <= shared]
         return best, length
+
+    def oldest_idle(self, but: Segment | None = None) -> Segment | None:
+        """The idle segment that was not used for longest, other than ``but``."""
+        idle = [segment for segment in self if segment.idle and segment is not but]
+        return min(idle, key=lambda segment: segment.used, default=None)

@@ -1,4 +1,4 @@
-"""Runs a plan on the model: pictures, prefix copies, one forward pass, logits."""
+"""Runs a plan on the model: pictures, one forward pass, logits."""
 
 from __future__ import annotations
 
@@ -58,8 +58,6 @@ class ModelRunner:
     def run(self, plan: Plan) -> Outcome:
         """Run one step. One bad sequence never harms another."""
         outcome = Outcome()
-        for copy in plan.copies:
-            self.arena.copy(copy)
         features = self.vision.features([image for work in plan.work for image in _needed(work)])
         work = []
         for one in plan.work:
@@ -111,10 +109,16 @@ class ModelRunner:
             for image in _needed(one):
                 _place(embeddings[position : position + one.count], one.start, image, features)
             position += one.count
-        rows = [Row(one.sequence.extent.start, one.start, one.count) for one in work]
+        rows = [_row(one) for one in work]
         return self.model.decode(
             embeddings, torch.from_numpy(places).to(device), self.arena.attend(rows)
         )
+
+
+def _row(work: Work) -> Row:
+    segment = work.sequence.segment
+    assert segment is not None, "only running sequences have work"
+    return Row(segment.prefix, segment.extent.start, work.start - segment.base, work.count)
 
 
 def _tokens(work: Work) -> list[int]:

@@ -101,35 +101,56 @@ def _choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Sample rows [N, vocab] by inverting the distribution at each row's own random number."""
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
-
     params = [draw.params for draw in draws]
     # Softmax shifts by the largest score, so that a tiny temperature cannot overflow.
     logits = logits - logits.max(dim=-1, keepdim=True).values
-    probabilities = torch.softmax(logits / column([p.temperature for p in params]), dim=-1)
+    temperatures = _column([p.temperature for p in params], logits)
+    probabilities = torch.softmax(logits / temperatures, dim=-1)
     if any(p.min_p > 0 for p in params):
         most = probabilities.max(dim=-1, keepdim=True).values
-        probabilities[probabilities < column([p.min_p for p in params]) * most] = 0
-    if any(p.top_k > 0 or p.top_p < 1 for p in params):
-        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(probabilities.shape[-1], device=logits.device)
-        vocabulary = probabilities.shape[-1]
-        keep = rank < column([p.top_k or vocabulary for p in params])
-        probabilities = probabilities * keep
-        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
-        # A token stays while the mass before it is below top_p: the first one always does.
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities * (before < column([p.top_p for p in params]))
-    else:
-        order = None
+        probabilities[probabilities < _column([p.min_p for p in params], logits) * most] = 0
+    numbers = _column([draw.numbers.random() for draw in draws], logits.double())
+    place = torch.empty(len(draws), dtype=torch.long, device=logits.device)
+    # Rows that are cut are sorted and the others are not: sorting a row because of its
+    # neighbours would turn the same random number into another token.
+    for cut in (False, True):
+        rows = [row for row, p in enumerate(params) if (p.top_k > 0 or p.top_p < 1) == cut]
+        if not rows:
+            continue
+        index = torch.tensor(rows, device=logits.device)
+        of_rows, order = probabilities[index], None
+        if cut:
+            of_rows, order = _cut(of_rows, [params[row] for row in rows])
+        place[index] = _invert(of_rows, numbers[index], order)
+    return place
+
+
+def _cut(probabilities: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
+    """Rows sorted and cut to their top k and top p, and the token at each place."""
+    probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    vocabulary = probabilities.shape[-1]
+    rank = torch.arange(vocabulary, device=probabilities.device)
+    probabilities = probabilities * (
+        rank < _column([p.top_k or vocabulary for p in params], probabilities)
+    )
+    probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    # A token stays while the mass before it is below top_p: the first one always does.
+    before = probabilities.cumsum(dim=-1) - probabilities
+    return probabilities * (before < _column([p.top_p for p in params], probabilities)), order
+
+
+def _invert(probabilities: Tensor, numbers: Tensor, order: Tensor | None) -> Tensor:
+    """The token whose share of the mass each row's number in [0, 1) falls into."""
     mass = probabilities.double().cumsum(dim=-1)
-    point = column([draw.numbers.random() for draw in draws]).double() * mass[:, -1:]
-    place = torch.searchsorted(mass, point, right=True).clamp_(max=mass.shape[-1] - 1)
-    if order is not None:
-        place = order.gather(-1, place)
-    return place[:, 0]
+    total = mass[:, -1:].contiguous()
+    place = torch.searchsorted(mass, numbers * total, right=True)
+    # A product that is rounded up to the total must not fall behind the last possible token.
+    place = torch.minimum(place, torch.searchsorted(mass, total))
+    return (place if order is None else order.gather(-1, place))[:, 0]
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 def _with_logprobs(token: int, logprobs: Tensor, count: int | None) -> Drawn:

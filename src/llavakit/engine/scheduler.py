@@ -3,7 +3,8 @@
 Contract: ``add`` and ``release`` may be called between steps only; ``schedule`` plans one
 step and reserves all that it needs; the caller runs the plan, then calls ``commit``. Nothing
 is ever preempted: a sequence is admitted only when its prompt *and* its longest answer have
-slots. When nothing runs, free slots and donors add up to the arena (``check_integrity``).
+slots. When nothing runs, free slots and kept segments add up to the arena
+(``check_integrity``).
 """
 
 from __future__ import annotations
@@ -12,20 +13,11 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llavakit.engine.extents import Extent, ExtentMap
-from llavakit.engine.prefix import Donor, DonorTable, common_prefix
+from llavakit.engine.prefix import PrefixTree, Segment, common_prefix
 from llavakit.engine.sequence import Sequence
 
 WORTH_WAITING = 32
 """Tokens. A request waits for another one's prefill if that saves it at least so many."""
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Keys and values to copy inside the arena before the forward pass."""
-
-    source: int
-    target: int
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +36,8 @@ class Work:
 
 @dataclass(slots=True)
 class Plan:
-    """One step: copies first, then one forward pass over all work."""
+    """One step: a forward pass over all work."""
 
-    copies: list[Copy] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
 
     @property
@@ -70,7 +61,7 @@ class Scheduler:
         self.prefill_chunk = prefill_chunk
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.donors = DonorTable()
+        self._tree = PrefixTree()
         self._extents = ExtentMap(kv_tokens)
 
     @property
@@ -80,8 +71,13 @@ class Scheduler:
 
     @property
     def live_tokens(self) -> int:
-        """Slots reserved by running sequences."""
-        return sum(sequence.extent.length for sequence in self.running)
+        """Slots that running sequences write, or may yet write."""
+        return sum(s.extent.length for s in self._tree if s.owner is not None)
+
+    @property
+    def kept(self) -> list[Segment]:
+        """Segments of finished sequences, which may serve others."""
+        return self._tree.kept
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether the arena could ever hold the sequence."""
@@ -103,7 +99,7 @@ class Scheduler:
                 break
             if self._is_held(sequence):
                 continue
-            if not self._admit(sequence, plan):
+            if not self._admit(sequence):
                 break  # whoever comes later must not overtake: he could starve this one
             budget -= self._plan_work(plan, sequence, budget)
         return plan
@@ -129,20 +125,21 @@ class Scheduler:
 
         Args:
             sequence: one that was added and not yet released.
-            keep: whether its computed tokens may serve others; False after a failed step,
-                whose keys and values cannot be trusted.
+            keep: whether its computed tokens may serve sequences to come.
         """
-        if sequence not in self.running:
+        segment = sequence.segment
+        if segment is None:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        extent, sequence.extent = sequence.extent, Extent(0, 0)
-        if not keep or not sequence.computed:
-            self._extents.give(extent)
-            return
-        kept = self._extents.shrink(extent, sequence.computed)
-        for useless in self.donors.add(Donor(sequence.known_ids(), kept)):
-            self._extents.give(useless.extent)
+        sequence.segment = None
+        segment.disown()
+        known = sequence.known_ids()
+        redundant = self._tree.best(known, but=segment)[1] == len(known)
+        if segment.idle and (redundant or not keep):
+            self._evict(segment)
+        else:
+            segment.extent = self._extents.shrink(segment.extent, len(known) - segment.base)
 
     def _is_held(self, sequence: Sequence) -> bool:
         """Whether it pays to wait until a running prefill has computed a common prefix."""
@@ -150,93 +147,77 @@ class Scheduler:
         for other in self.running:
             if not other.prefilling:
                 continue
-            shared = self._useful(sequence, common_prefix(other.virtual, sequence.virtual))
+            # One token at least must be computed, or there would be no logits to draw from.
+            shared = common_prefix(other.virtual, sequence.virtual[:-1])
             if shared <= other.computed:
                 continue
             if at_hand is None:
-                at_hand = self._best_source(sequence)[1]
+                at_hand = self._tree.best(sequence.virtual[:-1])[1]
             if shared - at_hand >= WORTH_WAITING:
                 return True
         return False
 
-    @staticmethod
-    def _useful(sequence: Sequence, shared: int) -> int:
-        # One token at least must be computed, or there would be no logits to draw from.
-        return min(shared, sequence.prompt_length - 1)
-
-    def _best_source(self, sequence: Sequence) -> tuple[Donor | Sequence | None, int]:
-        """Whose keys and values begin like the sequence, and for how many tokens."""
-        ids = sequence.virtual[: sequence.prompt_length - 1]
-        best: Donor | Sequence | None
-        best, length = self.donors.best(ids)
-        for other in self.running:
-            shared = common_prefix(other.known_ids(), ids)
-            if shared > length:
-                best, length = other, shared
-        return best, length
-
-    def _admit(self, sequence: Sequence, plan: Plan) -> bool:
-        """Give the sequence its extent, with the longest prefix at hand; False if it must wait."""
-        source, shared = self._best_source(sequence)
-        extent = self._reuse(source, shared, sequence) or self._allocate(sequence, source)
-        if extent is None and isinstance(source, Donor):
-            # The prefix itself is in the way: give it up.
-            self._evict(source)
-            source, shared = None, 0
-            extent = self._extents.take(sequence.reserve)
-        if extent is None:
-            return False
-        if source is not None and shared:
-            origin = source.extent.start
-            if origin != extent.start:
-                plan.copies.append(Copy(origin, extent.start, shared))
-            if isinstance(source, Donor) and origin != extent.start:
-                self.donors.touch(source)
-        sequence.extent = extent
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give the sequence its segment behind the longest prefix; False if it must wait."""
+        parent, shared = self._tree.best(sequence.virtual[:-1])
+        segment = self._continued(parent, shared, sequence)
+        if segment is None:
+            extent = self._allocate(sequence.reserve - shared, but=parent)
+            if extent is None and parent is not None and parent.idle:
+                # The prefix itself is in the way: give it up.
+                parent, shared = None, 0
+                extent = self._allocate(sequence.reserve)
+            if extent is None:
+                return False
+            segment = Segment(extent, shared, parent, sequence)
+            self._tree.add(segment)
+        sequence.segment = segment
         sequence.computed = sequence.cached = shared
         self.waiting.remove(sequence)
         self.running.append(sequence)
         return True
 
-    def _reuse(
-        self, source: Donor | Sequence | None, shared: int, sequence: Sequence
-    ) -> Extent | None:
-        """Continue in a donor's own slots if nothing of it is lost and there is room behind."""
-        if not isinstance(source, Donor) or shared < source.extent.length:
+    def _continued(self, parent: Segment | None, shared: int, sequence: Sequence) -> Segment | None:
+        """The kept segment itself, if the prompt goes on exactly where it ends and has room."""
+        if parent is None or not parent.idle or shared < parent.base + parent.extent.length:
             return None
-        room = source.extent.length + self._extents.room_behind(source.extent)
-        if room < sequence.reserve:
+        needed = sequence.reserve - parent.base
+        if parent.extent.length + self._extents.room_behind(parent.extent) < needed:
             return None
-        self.donors.remove(source)
-        return self._extents.grow(source.extent, sequence.reserve)
+        parent.extent = self._extents.grow(parent.extent, needed)
+        parent.owner = sequence
+        return parent
 
-    def _allocate(self, sequence: Sequence, source: Donor | Sequence | None) -> Extent | None:
-        """A new extent; makes room by evicting donors, the least recently used first."""
-        protected = source if isinstance(source, Donor) else None
-        while (extent := self._extents.take(sequence.reserve)) is None:
-            oldest = self.donors.oldest(but=protected)
+    def _allocate(self, length: int, but: Segment | None = None) -> Extent | None:
+        """A new extent; makes room by evicting idle segments, the least recently used first."""
+        while (extent := self._extents.take(length)) is None:
+            oldest = self._tree.oldest_idle(but)
             if oldest is None:
                 return None
             self._evict(oldest)
         return extent
 
-    def _evict(self, donor: Donor) -> None:
-        self.donors.remove(donor)
-        self._extents.give(donor.extent)
+    def _evict(self, segment: Segment) -> None:
+        self._tree.remove(segment)
+        self._extents.give(segment.extent)
 
-    def drop_donors(self) -> None:
-        """Forget all finished prefixes (after a failure, or to free them for a test)."""
-        for donor in list(self.donors):
-            self._evict(donor)
+    def forget(self) -> None:
+        """Evict all that no running sequence needs."""
+        while (segment := self._tree.oldest_idle()) is not None:
+            self._evict(segment)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every slot has exactly one owner."""
-        owned = [sequence.extent for sequence in self.running]
-        owned += [donor.extent for donor in self.donors]
-        owned += self._extents.free
-        owned.sort()
+        """Raise AssertionError unless every slot has exactly one owner and the tree is sound."""
+        segments = list(self._tree)
+        owned = sorted([*(segment.extent for segment in segments), *self._extents.free])
         position = 0
         for extent in owned:
             assert extent.start == position, f"slots {position} to {extent.start} have no owner"
             position = extent.end
         assert position == self.kv_tokens, "slots are missing at the end of the arena"
+        for segment in segments:
+            for child in segment.children:
+                assert child.parent is segment
+                assert segment.base < child.base <= segment.base + len(segment.ids)
+        live = [segment.owner for segment in segments if segment.owner is not None]
+        assert sorted(map(id, live)) == sorted(map(id, self.running))

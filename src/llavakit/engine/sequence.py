@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llavakit.engine.extents import Extent
-from llavakit.engine.prefix import VirtualIds, image_ids
+from llavakit.engine.prefix import Segment, VirtualIds, image_ids
 from llavakit.streams import Channel
 from llavakit.values import Request
 
@@ -58,7 +57,7 @@ class Sequence:
     number: int = field(default_factory=lambda: next(_numbers))
     arrived: float = field(default_factory=time.monotonic)
     virtual: VirtualIds = field(default_factory=lambda: np.empty(0, np.int64))
-    extent: Extent = Extent(0, 0)
+    segment: Segment | None = None
     computed: int = 0
     cached: int = 0
     answer: Any = None
