@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 from hypothesis import given
@@ -29,9 +30,7 @@ def test_calls_and_text_are_found_wherever_the_answer_is_cut(text, made, cuts):
     answer = text + "".join(format_tool_call(name, given) for name, given in made)
     reader = ToolCallReader()
     places = sorted({0, len(answer), *(cut % (len(answer) + 1) for cut in cuts)})
-    pieces = [reader.push(answer[a:b]) for a, b in zip(places, places[1:], strict=False)] + [
-        reader.flush()
-    ]
+    pieces = [reader.push(answer[a:b]) for a, b in itertools.pairwise(places)] + [reader.flush()]
     assert "".join(piece.text for piece in pieces) == text
     names = {c.index: c.name for piece in pieces for c in piece.calls if c.name}
     found = [

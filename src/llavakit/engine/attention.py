@@ -196,7 +196,7 @@ class _Decode:
         scores = [torch.bmm(grouped, keys[:, piece].transpose(1, 2)) for piece in shared]
         scores.append(self._own_scores(grouped, keys, count))
         weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=torch.float32)
-        parts = weights.to(values.dtype).split([one.shape[-1] for one in scores], dim=-1)
+        parts = torch.split(weights.to(values.dtype), [one.shape[-1] for one in scores], dim=-1)
         out = self._own_values(parts[-1], values, count)
         for piece, part in zip(shared, parts[:-1], strict=True):
             out += torch.bmm(part, values[:, piece])

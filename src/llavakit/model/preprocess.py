@@ -10,7 +10,6 @@ from typing import Any
 
 from llavakit.images import Picture
 
-
 LONGEST_SIDE = 8192
 """Pixels. Longer pictures are shrunk by a whole factor: padding one to a square would take
 gigabytes, and no model sees so much detail."""

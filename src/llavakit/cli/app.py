@@ -1,0 +1,41 @@
+"""The commands put together; one module each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import llavakit
+from llavakit.cli.ask import ask
+from llavakit.cli.chat import chat
+from llavakit.cli.models import models
+
+app = typer.Typer(
+    name="llavakit",
+    help="LLaVA on the command line: ask about pictures and pages, or chat about them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(ask)
+app.command()(chat)
+app.command()(models)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llavakit {llavakit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass

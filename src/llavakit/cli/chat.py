@@ -1,0 +1,196 @@
+"""``llavakit chat``: a conversation about pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+import llavakit
+from llavakit.backend import Backend
+from llavakit.cli import options
+from llavakit.cli.pictures import to_images
+from llavakit.cli.terminal import Waiting, note, sentence, told_errors, usage_error
+from llavakit.errors import ContextLengthError, LlavaKitError
+from llavakit.images import open_picture
+from llavakit.values import Image, Message, SamplingParams, Text
+
+HELP = """\
+/image PATH   show a picture (path, URL, scan.pdf#page=2) with the next question
+/clear        forget the conversation and its pictures
+/help         this text
+/exit         leave; so do an empty line and Ctrl-D
+Ctrl-C stops an answer; what was said of it stays in the conversation."""
+
+
+def chat(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE]...", help="Pictures to begin with.", show_default=False),
+    ] = None,
+    image_file: Annotated[
+        list[str] | None,
+        typer.Option("--image-file", help="Further pictures, separated by commas."),
+    ] = None,
+    page: options.Page = None,
+    system: options.System = None,
+    temperature: options.Temperature = 0.2,
+    top_p: options.TopP = 1.0,
+    max_tokens: options.MaxTokens = 512,
+    seed: options.Seed = None,
+    model: options.Model = "demo",
+    model_base: options.ModelBase = None,
+    conv_mode: options.ConvMode = None,
+    load_4bit: options.Load4Bit = False,
+    load_8bit: options.Load8Bit = False,
+    device: options.Device = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Talk with a model about pictures, turn by turn.
+
+    llavakit chat circle.png
+
+    An empty line or Ctrl-D leaves; /help lists the commands.
+    """
+    names = list(images or [])
+    for listed in image_file or []:
+        names += [name.strip() for name in listed.split(",") if name.strip()]
+    with told_errors(debug):
+        params = SamplingParams(
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+        backend = llavakit.load(
+            model,
+            model_base=model_base,
+            conv_mode=conv_mode,
+            device=device,
+            load_in_4bit=load_4bit,
+            load_in_8bit=load_8bit,
+        )
+        conversation = Conversation(backend, params, model, system)
+        conversation.show(names, page or ())
+        _talk(conversation)
+
+
+class Conversation:
+    """What was said and shown so far, and the model that answers."""
+
+    def __init__(
+        self, backend: Backend, params: SamplingParams, model: str, system: str | None
+    ) -> None:
+        self._backend = backend
+        self._params = params
+        self._model = model
+        self._system = [Message("system", system)] if system else []
+        self._history: list[Message] = []
+        self._shown: list[Image] = []
+
+    def show(self, names: list[str], pages: list[int] | tuple[int, ...] = ()) -> None:
+        """Opens pictures for the next question; raises if one cannot be opened."""
+        if "-" in names:
+            raise usage_error(
+                "A chat reads its questions from stdin, so no picture can come there."
+            )
+        # Opened now: a bad one is told at once, and a file that changes later does not matter.
+        self._shown += [Image(open_picture(image.source)) for image in to_images(names, pages)]
+
+    def clear(self) -> None:
+        """Forgets everything but the system message."""
+        self._history = []
+        self._shown = []
+
+    def ask(self, question: str) -> None:
+        """Prints the answer as it comes; Ctrl-C ends it, and keeps what came.
+
+        A question that fails is forgotten, its pictures wait for the next one.
+        """
+        turn = Message("user", [*self._shown, Text(question)])
+        said: list[str] = []
+        waiting = Waiting(f"Waiting for {self._model}")
+        try:
+            messages = [*self._system, *self._history, turn]
+            with self._backend.stream(messages, self._params) as chunks:
+                for chunk in chunks:
+                    waiting.over()
+                    said.append(chunk.text)
+                    print(chunk.text, end="", flush=True)
+            print(flush=True)
+        except KeyboardInterrupt:
+            waiting.over()
+            print(" [stopped]", flush=True)
+        except LlavaKitError:
+            if said:
+                print(flush=True)
+            raise
+        finally:
+            waiting.over()
+        answer = "".join(said).strip()
+        if answer:
+            self._history += [turn, Message("assistant", answer)]
+            self._shown = []
+
+
+def _talk(conversation: Conversation) -> None:
+    if sys.stdin.isatty():
+        note("Ask something; /help lists the commands, an empty line leaves.")
+    warned = False
+    while True:
+        try:
+            line = _read_line()
+        except EOFError:
+            _leave()
+            return
+        except KeyboardInterrupt:
+            if warned:
+                _leave()
+                return
+            warned = True
+            note("\nPress Ctrl-C once more to leave.")
+            continue
+        warned = False
+        if not line or line == "/exit":
+            return
+        try:
+            _obey(conversation, line)
+        except ContextLengthError as error:
+            note(f"{sentence(error)} /clear begins anew.")
+        except (LlavaKitError, typer.Exit) as error:
+            if isinstance(error, LlavaKitError):
+                note(sentence(error))
+
+
+def _leave() -> None:
+    if sys.stdin.isatty():
+        note("")  # the shell's prompt belongs on a line of its own
+
+
+def _read_line() -> str:
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.strip()
+    with contextlib.suppress(ImportError):  # Windows has its own line editing
+        import readline  # noqa: F401  (arrow keys and history in `input`)
+    return input("> ").strip()
+
+
+def _obey(conversation: Conversation, line: str) -> None:
+    command, _, rest = line.partition(" ")
+    if command == "/image":
+        if not rest.strip():
+            note("Name the picture: /image PATH")
+            return
+        conversation.show([rest.strip().strip("'\"")])
+        note("The picture goes with the next question.")
+    elif command == "/clear":
+        conversation.clear()
+        note("Cleared.")
+    elif command == "/help":
+        note(HELP)
+    elif command.startswith("/"):
+        note(f"There is no command {command}; /help lists them.")
+    else:
+        conversation.ask(line)

@@ -1,0 +1,86 @@
+"""Arguments that name pictures -> llavakit images, pages of documents included."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llavakit._sniff import sniff
+from llavakit.cli.terminal import note, usage_error
+from llavakit.values import Image
+
+_FRAGMENT = re.compile(r"(.+)#page=(\d+)", re.IGNORECASE)
+_PAGED = {"PDF", "TIFF"}
+
+
+def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image]:
+    """The pictures that arguments name, in their order.
+
+    Args:
+        arguments: paths, URLs, ``-`` for stdin; ``scan.pdf#page=2`` is one page.
+        pages: pages to take of each PDF and TIFF that names none itself.
+
+    A document without a wish for pages gives its first one, and a note about the others.
+
+    Raises:
+        ImageError, SourceError, DocumentError: what cannot be opened.
+    """
+    if sum(argument == "-" for argument in arguments) > 1:
+        raise usage_error("Only one picture can come from stdin.")
+    images: list[Image] = []
+    paged = False
+    for argument in arguments:
+        name, wanted = _with_page(argument)
+        source: str | bytes = sys.stdin.buffer.read() if name == "-" else name
+        if wanted is None and not _is_document(source):
+            images.append(Image(source))
+            continue
+        paged = True
+        images.extend(_pages(source, name, [wanted] if wanted else pages))
+    if pages and not paged:
+        raise usage_error("--page needs a PDF or a TIFF among the pictures.")
+    return images
+
+
+def _with_page(argument: str) -> tuple[str, int | None]:
+    match = _FRAGMENT.fullmatch(argument)
+    if match is None or _exists(argument):  # a file may be called so
+        return argument, None
+    number = int(match[2])
+    if number < 1:
+        raise usage_error("Pages are numbered from 1.")
+    return match[1], number
+
+
+def _is_document(source: str | bytes) -> bool:
+    if isinstance(source, bytes):
+        return sniff(source) in _PAGED
+    try:
+        with Path(source).open("rb") as file:
+            return sniff(file.read(4096)) in _PAGED
+    except (OSError, ValueError):
+        # A URL, or nothing: whoever opens it will tell.
+        return source.lower().partition("?")[0].endswith(".pdf")
+
+
+def _pages(source: str | bytes, name: str, wanted: Sequence[int]) -> list[Image]:
+    from llavakit.documents import count_pages, open_pages
+
+    if not wanted:
+        count = count_pages(source)
+        if count > 1:
+            note(
+                f"llavakit: {name} has {count} pages, and only the first is used; choose with "
+                "--page N or #page=N."
+            )
+        wanted = [1]
+    return [Image(page.picture) for page in open_pages(source, pages=wanted)]
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,99 @@
+"""What all commands do alike: tell errors in one sentence, and wait visibly.
+
+Answers go to stdout; everything else goes to stderr, so that answers can be piped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from llavakit.errors import LlavaKitError, ParameterError
+
+FAILED = 1
+MISUSED = 2
+INTERRUPTED = 130
+_PATIENCE = 1.0  # seconds without a sign of life
+
+
+def note(text: str) -> None:
+    """A remark beside the answer."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def usage_error(text: str) -> typer.Exit:
+    """Says what was wrong with the arguments; to be raised."""
+    note(f"llavakit: {text}")
+    return typer.Exit(MISUSED)
+
+
+@contextmanager
+def told_errors(debug: bool) -> Iterator[None]:
+    """Turns errors into one sentence on stderr and an exit code; with ``debug`` lets them be."""
+    if debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
+    _quiet_libraries()
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        note(f"llavakit: {sentence(error)}")
+        raise typer.Exit(MISUSED if isinstance(error, ParameterError) else FAILED) from None
+
+
+def sentence(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, LlavaKitError):
+        return text
+    return f"{type(error).__name__}: {text} (this is a bug; --debug shows where it happened)"
+
+
+def _quiet_libraries() -> None:
+    # Read when the libraries are imported, which is later. Progress bars of downloads are
+    # for people; in a log they are noise.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+class Waiting:
+    """A spinner on stderr while nothing comes: after a second, and on a terminal only."""
+
+    def __init__(self, text: str) -> None:
+        self._status: Status | None = None
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+        if sys.stderr.isatty():
+            self._status = Console(stderr=True).status(text)
+            self._timer = threading.Timer(_PATIENCE, self._show)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._status is not None:
+                self._status.start()
+
+    def over(self) -> None:
+        """Something came: take the spinner away; safe to call twice."""
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        with self._lock:
+            if self._status is not None:
+                self._status.stop()
+                self._status = None

@@ -1,0 +1,23 @@
+"""LLaVA in LangChain: thin adapters, messages in and chunks out.
+
+>>> from llavakit.langchain import ChatLLaVA
+>>> model = ChatLLaVA(model="demo")
+
+The model itself lives behind :class:`llavakit.Backend`; importing this package or making a
+:class:`ChatLLaVA` imports no torch and loads no weights.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from llavakit.errors import MissingDependencyError
+
+if find_spec("langchain_core") is None:
+    raise MissingDependencyError(
+        'LangChain is not installed; run: pip install "llavakit[langchain]"'
+    )
+
+from llavakit.langchain.chat_models import ChatLLaVA
+
+__all__ = ["ChatLLaVA"]

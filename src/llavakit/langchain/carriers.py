@@ -1,0 +1,255 @@
+"""Content blocks of every dialect -> llavakit parts.
+
+A LangChain message may hold blocks in the notation of LangChain v0 and v1, OpenAI (chat
+completions and responses), Anthropic, Google, Bedrock, MCP or Hugging Face. This module
+knows how each of them carries text, pictures and tool calls. Fields that say nothing of the
+content (OpenAI's ``detail``, Anthropic's ``cache_control``) have no meaning here. It opens
+nothing: a picture stays a source, and whether it may be opened is for the backend's policy
+to say.
+"""
+
+from __future__ import annotations
+
+import binascii
+import mimetypes
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
+
+from llavakit._sniff import ALLOWED, sniff
+from llavakit.errors import UnsupportedContentError
+from llavakit.values import Image, Text, ToolCall
+
+Block: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """A tool's result that stands as a block in a user's message (Anthropic's habit)."""
+
+    call_id: str
+    content: Any
+
+
+Piece: TypeAlias = Text | Image | ToolCall | ToolResult
+
+TEXT_TYPES = {"text", "input_text", "output_text", "text-plain"}
+IMAGE_TYPES = {"image", "image_url", "input_image"}
+FILE_TYPES = {"file", "input_file", "document", "media", "inline_data", "inlineData"}
+CALL_TYPES = {"tool_use", "tool_call", "function_call"}
+REASONING_TYPES = {"reasoning", "reasoning_content", "thinking", "redacted_thinking"}
+"""A model's private thoughts: left out of the history, as every provider does."""
+
+# Where the dialects keep the source, outermost first. Inline data is never read as a path,
+# and neither is a URL; only a `path` field, or an object that is a path, names a file.
+_NESTED = ("image", "image_url", "source", "inline_data", "inlineData", "file", "document")
+_INLINE = ("base64", "data", "bytes", "file_data")
+_ADDRESS = ("url", "image_url", "file_url", "file_uri", "fileUri", "uri", "image", "source")
+_DECLARED = ("mime_type", "mimeType", "media_type", "mediaType", "format")
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+
+
+def read_block(block: Block) -> list[Piece]:
+    """What a content block says; empty for reasoning, which is not part of the dialogue.
+
+    Raises:
+        UnsupportedContentError: audio, video, a document, or a block that nobody knows.
+    """
+    kind = type_of(block)
+    if kind in REASONING_TYPES:
+        return []
+    if kind == "non_standard" and isinstance(block.get("value"), Mapping):
+        return read_block(block["value"])
+    if kind == "refusal":
+        return [Text(str(block.get("refusal", "")))]
+    if kind in TEXT_TYPES:
+        return [_text(block)]
+    if kind in CALL_TYPES:
+        return [_call(block)]
+    if kind == "tool_result":
+        return [ToolResult(str(block.get("tool_use_id", "")), block.get("content") or "")]
+    image = picture_of(block)
+    if image is not None:
+        return [image]
+    if kind in FILE_TYPES:
+        return _document(block, kind)
+    _refuse(kind, "LLaVA takes text and pictures")
+
+
+def picture_of(block: Block) -> Image | None:
+    """The picture that a block carries, or None if it carries none.
+
+    Raises:
+        UnsupportedContentError: an image block without a source, or with a foreign id.
+    """
+    kind = type_of(block)
+    if kind in IMAGE_TYPES:
+        image = _image_in(block)
+        if image is None:
+            _refuse(kind, "it has no source; give it a url, base64 data, a path or a PIL image")
+        return image
+    if kind in FILE_TYPES and _content_kind(block) == "image":
+        return _image_in(block)
+    return None
+
+
+def type_of(block: Block) -> str:
+    """The block's type; Bedrock and Google name it by the block's key instead."""
+    if "type" in block:
+        return str(block["type"])
+    for key in ("text", *sorted(IMAGE_TYPES), *sorted(FILE_TYPES)):
+        if key in block:
+            return key
+    if "url" in block:  # what an ImagePromptTemplate makes
+        return "image"
+    return str(next(iter(block), "empty"))
+
+
+class PictureId(str):
+    """A held picture's digest, which stands for it in messages on their way to the model.
+
+    A string, so that traces and cache keys see the digest and never megabytes or a memory
+    address; the picture itself rides along.
+    """
+
+    __slots__ = ("image",)
+    image: Image
+
+    def __new__(cls, digest: str, image: Image) -> PictureId:
+        self = super().__new__(cls, f"sha256:{digest}")
+        self.image = image
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PictureId, (self.removeprefix("sha256:"), self.image)
+
+
+def _image_in(fields: Block) -> Image | None:
+    file_id = fields.get("file_id", fields.get("id") if _is_id(fields) else None)
+    if isinstance(file_id, PictureId):
+        return file_id.image
+    if file_id is not None:
+        _refuse(
+            "image",
+            f"it names a file by id ({str(file_id)[:40]!r}), and there is no file store here; "
+            "send the picture itself",
+        )
+    if fields.get("path") is not None:
+        return Image(fields["path"])
+    for name in _INLINE:
+        if fields.get(name) is not None and not isinstance(fields[name], Mapping):
+            return _opened(fields[name])
+    for name in _NESTED:
+        if isinstance(fields.get(name), Mapping):
+            return _image_in(fields[name])
+    for name in _ADDRESS:
+        if fields.get(name) is not None:
+            return _opened(fields[name])
+    return None
+
+
+def _opened(source: Any) -> Image:
+    return Image(source, from_url_field=isinstance(source, str))
+
+
+def _is_id(fields: Block) -> bool:
+    return fields.get("source_type") == "id"
+
+
+def _text(block: Block) -> Text:
+    if not isinstance(block.get("text"), str):
+        _refuse(type_of(block), "its text is missing")
+    return Text(block["text"])
+
+
+def _call(block: Block) -> ToolCall:
+    import json
+
+    arguments = block.get("args", block.get("input", block.get("arguments")))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            _refuse(type_of(block), "its arguments are not JSON")
+    call_id = block.get("call_id") or block.get("id") or ""
+    return ToolCall(str(call_id), str(block.get("name", "")), dict(arguments or {}))
+
+
+def _document(block: Block, kind: str) -> list[Piece]:
+    content = _content_kind(block)
+    if content == "pdf":
+        return _pages(block)
+    if content == "text":
+        text = block.get("url") if block.get("source_type") == "text" else None
+        source = block.get("source")
+        if isinstance(source, Mapping) and source.get("type") == "text":
+            text = source.get("data")
+        if isinstance(text, str):
+            return [Text(text)]
+        _refuse(kind, "it holds a text file; send the text as a text block")
+    if content in ("audio", "video"):
+        _refuse(kind, f"it holds {content}, and LLaVA takes text and pictures")
+    _refuse(kind, "it is neither a picture nor a PDF, as far as its type and bytes tell")
+
+
+def _pages(block: Block) -> list[Piece]:
+    """The pages of a PDF as pictures; the one place where rendering will come in."""
+    del block
+    _refuse("PDF", "documents are not rendered here yet; render its pages and send the pictures")
+
+
+def _content_kind(block: Block) -> str:
+    """``"image"``, ``"pdf"``, ``"audio"``, ``"video"``, ``"text"`` or ``""``.
+
+    Bytes at hand are sniffed; the declared type and the ending of an address count only
+    where there are none.
+    """
+    if block.get("source_type") == "text":
+        return "text"
+    fields = _innermost(block)
+    if isinstance(fields.get("file_id"), PictureId):
+        return "image"
+    if fields.get("type") == "text":
+        return "text"
+    for name in (*_INLINE, *_ADDRESS):
+        if (head := _head(fields.get(name))) and (kind := sniff(head)):
+            return "image" if kind in ALLOWED else kind.lower()
+    declared = str(next((m[k] for m in (fields, block) for k in _DECLARED if m.get(k)), ""))
+    if not declared:
+        names = (*_ADDRESS, "path", "filename")
+        known = next((fields[name] for name in names if fields.get(name) is not None), "")
+        if not isinstance(known, str):
+            return "image"  # a PIL image, an array: nothing else is carried as an object
+        declared = mimetypes.guess_type(known.partition("?")[0])[0] or ""
+    main, _, sub = declared.lower().partition("/")
+    return "pdf" if "pdf" in (main, sub) else main
+
+
+def _innermost(block: Block) -> Block:
+    for name in _NESTED:
+        if isinstance(block.get(name), Mapping):
+            return _innermost(block[name])
+    return block
+
+
+def _head(value: Any) -> bytes:
+    """The first bytes of inline data, base64 or not; empty for anything else."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value[:4096])
+    if not isinstance(value, str):
+        return b""
+    text = value[:8192]
+    if text.lstrip()[:5].lower() == "data:":
+        text = text.partition(",")[2]
+    elif _URL.match(text):
+        return b""
+    text = re.sub(r"\s+", "", text[:4096]).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return binascii.a2b_base64(text[: len(text) // 4 * 4])
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _refuse(kind: str, reason: str) -> NoReturn:
+    raise UnsupportedContentError(f"The message has a block of type {kind!r}: {reason}.")

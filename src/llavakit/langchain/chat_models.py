@@ -1,0 +1,321 @@
+"""``ChatLLaVA``: a LLaVA model as a LangChain chat model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+    Callbacks,
+)
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.tools import BaseTool
+from pydantic import ConfigDict, model_validator
+
+from llavakit.backend import Backend
+from llavakit.langchain.calls import Call, to_call, unaliased
+from llavakit.langchain.canonical import canonical, has_pictures
+from llavakit.langchain.chunks import PROVIDER, to_generation_chunk, to_result
+from llavakit.langchain.messages import answerable, to_messages
+from llavakit.langchain.settings import ModelSettings
+from llavakit.langchain.structured import Method, structured
+from llavakit.langchain.tools import to_openai_tools, to_tool_choice, to_tools
+from llavakit.model.catalog import resolve
+
+
+class ChatLLaVA(BaseChatModel, ModelSettings):
+    """LLaVA as a chat model: pictures and text in, text and tool calls out.
+
+    >>> from langchain_core.messages import HumanMessage
+    >>> model = ChatLLaVA(model="demo", temperature=0)
+    >>> question = HumanMessage([
+    ...     {"type": "text", "text": "What colour is the circle?"},
+    ...     {"type": "image", "path": "circle.png"},
+    ... ])
+    >>> model.invoke([question]).content  # doctest: +SKIP
+    'red'
+
+    Takes every notation of pictures that LangChain programs use (see
+    :mod:`llavakit.langchain.carriers`). All objects of one configuration, in all threads,
+    share one model, which batches their requests; ``batch`` and ``abatch`` need nothing
+    else. Cancelling ``ainvoke`` or closing a stream frees the model.
+
+    Traces and the LLM cache see the digest of a picture's pixels instead of the picture
+    (see :mod:`llavakit.langchain.canonical`).
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    # None, not False: LangChain takes a False that was set (and a copy by
+    # `configurable_fields` sets every field) for "never stream".
+    streaming: bool | None = None
+    """Whether ``invoke`` streams for the callbacks' sake."""
+
+    @model_validator(mode="after")
+    def _set_llavakit_version(self) -> ChatLLaVA:
+        from llavakit import __version__
+
+        self._add_version("llavakit", __version__)
+        return self
+
+    @property
+    def _llm_type(self) -> str:
+        return PROVIDER
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {**self.identity(), "output_version": self.output_version}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        given = {name: value for name, value in unaliased(kwargs).items() if value is not None}
+        settings = {**self.identity(), **given}
+        params = LangSmithParams(
+            ls_provider=PROVIDER,
+            ls_model_name=settings["model"],
+            ls_model_type="chat",
+            ls_temperature=settings["temperature"],
+            ls_max_tokens=settings["max_tokens"],
+        )
+        if stop := stop if stop is not None else self.stop:
+            params["ls_stop"] = stop
+        return params
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        profile = ModelProfile(
+            text_inputs=True,
+            image_inputs=True,
+            image_url_inputs=True,
+            image_tool_message=True,
+            audio_inputs=False,
+            video_inputs=False,
+            text_outputs=True,
+            reasoning_output=False,
+            tool_calling=True,
+            tool_choice=True,
+            structured_output=True,
+            temperature=True,
+        )
+        # What is known without opening the model: the catalog, or the user's own limit.
+        known = resolve(self.model)
+        limit = self.context_length or (known.context_length if known else None)
+        if limit is not None:
+            profile["max_input_tokens"] = limit
+        return profile
+
+    def _prepared(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: dict[str, Any]
+    ) -> tuple[Backend, Call, str]:
+        """The backend, what to ask it, and the model's name for the answer."""
+        given = unaliased(arguments if stop is None else {**arguments, "stop": stop})
+        model = given.pop("model", None)
+        call = to_call(messages, self._sampling(), given)
+        return self.backend_for(model), call, model or self.model
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        backend, call, model = self._prepared(messages, stop, kwargs)
+        return to_result(backend.generate(call.messages, call.params, **call.options), model)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        backend, call, model = self._prepared(messages, stop, kwargs)
+        completion = await backend.agenerate(call.messages, call.params, **call.options)
+        return to_result(completion, model)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        backend, call, model = self._prepared(messages, stop, kwargs)
+        with backend.stream(call.messages, call.params, **call.options) as chunks:
+            for chunk in chunks:
+                piece = to_generation_chunk(chunk, model)
+                if run_manager:
+                    run_manager.on_llm_new_token(chunk.text, chunk=piece)
+                yield piece
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        backend, call, model = self._prepared(messages, stop, kwargs)
+        stream = backend.astream(call.messages, call.params, **call.options)
+        async with aclosing(cast("Any", stream)) as chunks:
+            async for chunk in chunks:
+                piece = to_generation_chunk(chunk, model)
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=piece)
+                yield piece
+
+    # What LangChain serialises for callbacks and caches is the input as these give it.
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        prompt = super()._convert_input(model_input)
+        messages = prompt.to_messages()
+        if not has_pictures(messages):
+            return prompt
+        return ChatPromptValue(messages=canonical(messages, self.policy))
+
+    async def _aconvert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        # Decoding a picture takes milliseconds, which the event loop does not have.
+        prompt = super()._convert_input(model_input)
+        if not has_pictures(prompt.to_messages()):
+            return prompt
+        return await run_in_executor(None, self._convert_input, prompt)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        prompt = await self._aconvert_input(input)
+        return await super().ainvoke(prompt, config, stop=stop, **kwargs)
+
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        prompt = await self._aconvert_input(input)
+        stream = super().astream(prompt, config, stop=stop, **kwargs)
+        async with aclosing(cast("Any", stream)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        messages = [canonical(conversation, self.policy) for conversation in messages]
+        return super().generate(messages, stop, callbacks, **kwargs)
+
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        messages = [
+            await run_in_executor(None, canonical, conversation, self.policy)
+            if has_pictures(conversation)
+            else canonical(conversation, self.policy)
+            for conversation in messages
+        ]
+        return await super().agenerate(messages, stop, callbacks, **kwargs)
+
+    # Tokens
+
+    def get_num_tokens(self, text: str) -> int:
+        """Tokens of ``text`` as a user's message, the template around it included."""
+        return self.backend_for().count_tokens(text)
+
+    def get_num_tokens_from_messages(
+        self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Tokens of the prompt, pictures and tools included; nothing is run or fetched."""
+        if not messages:
+            return 0
+        conversation = answerable(to_messages(messages))
+        return self.backend_for().count_tokens(conversation, tools=to_tools(tools or ()))
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The ids of ``custom_get_token_ids``; a backend tells numbers of tokens, not ids."""
+        if self.custom_get_token_ids is None:
+            raise NotImplementedError(
+                "llavakit gives no token ids; use get_num_tokens, or set custom_get_token_ids."
+            )
+        return self.custom_get_token_ids(text)
+
+    # Tools and structured output
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools that it may call.
+
+        Args:
+            tools: functions, pydantic classes, LangChain tools, or dicts in OpenAI's,
+                Anthropic's or Bedrock's notation.
+            tool_choice: ``"auto"``, ``"none"``, ``"any"`` = ``"required"`` = True, the name
+                of a tool, or a dict that names one.
+            strict: whether schemas are closed; calls are held to their schema either way.
+            **kwargs: further arguments of the call (``parallel_tool_calls``,
+                ``response_format``, ``temperature``, ...).
+
+        Raises:
+            ParameterError: ``tool_choice`` names no tool.
+        """
+        formatted = to_openai_tools(tools, strict=strict)
+        if tool_choice is not None:
+            kwargs["tool_choice"] = to_tool_choice(tool_choice, to_tools(formatted))
+        return self.bind(tools=formatted, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The model with answers that follow a schema.
+
+        Args:
+            schema: a pydantic class (answers are its instances), a TypedDict, a JSON schema
+                or a tool in OpenAI's notation (answers are dicts).
+            method: ``"json_schema"`` holds every token to the schema;
+                ``"function_calling"`` asks for a call of a tool of that schema;
+                ``"json_mode"`` does as ``"json_schema"``, and without a schema holds the
+                answer to any JSON object, of which the prompt says more.
+            include_raw: answer with a dict of ``raw``, ``parsed`` and ``parsing_error``.
+            strict: whether objects are closed (no further properties).
+            **kwargs: further arguments of the call.
+
+        Raises:
+            ParameterError: an unknown method, no schema, or ``strict`` in JSON mode.
+            SchemaError: nothing that has a schema.
+        """
+        return structured(self, schema, method, include_raw=include_raw, strict=strict, **kwargs)

@@ -1,0 +1,181 @@
+"""LangChain messages -> llavakit messages; pure functions that open nothing.
+
+The order of text and pictures is kept, in every kind of message. Nothing is dropped but
+reasoning blocks of earlier answers (see :data:`llavakit.langchain.carriers.REASONING_TYPES`);
+what cannot be honoured raises an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from llavakit.errors import MessageError, UnsupportedContentError
+from llavakit.langchain.carriers import Piece, ToolResult, read_block
+from llavakit.values import Message, Part, Text, ToolCall
+
+_ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+}
+
+
+def to_messages(messages: Iterable[BaseMessage]) -> tuple[Message, ...]:
+    """LangChain messages as llavakit messages, in their order; any stretch of a conversation.
+
+    Raises:
+        MessageError: an unknown role, or a block that has no place in its message.
+        UnsupportedContentError: a content block that LLaVA cannot take.
+        ImageError: an object that no picture can be made from.
+    """
+    return tuple(turn for message in messages for turn in _turns(message))
+
+
+def answerable(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """A stretch of a conversation made one that could be answered, so that it can be counted.
+
+    ``trim_messages`` counts single messages and stretches that end with an answer; after
+    those an empty question is put, which costs the few tokens of its frame.
+    """
+    if messages and messages[-1].role in ("user", "tool"):
+        return tuple(messages)
+    return (*messages, Message("user", ""))
+
+
+def pieces_of(content: Any) -> list[Piece]:
+    """The pieces of a message's content: a string, or a list of strings and blocks."""
+    if isinstance(content, str):
+        return [Text(content)] if content else []
+    if isinstance(content, Mapping):
+        return read_block(content)
+    pieces: list[Piece] = []
+    for block in content:
+        if isinstance(block, str):
+            pieces.append(Text(block))
+        elif isinstance(block, Mapping):
+            pieces.extend(read_block(block))
+        else:
+            raise UnsupportedContentError(
+                f"A message's content holds strings and blocks (dicts), not {type(block).__name__}."
+            )
+    return pieces
+
+
+def _turns(message: BaseMessage) -> list[Message]:
+    role = role_of(message)
+    parts: list[Part] = []
+    calls = {call.id: call for call in _calls(message)}
+    results: list[Message] = []
+    for piece in pieces_of(message.content):
+        if isinstance(piece, ToolCall):
+            _only_in(role, "assistant", "a tool call")
+            calls.setdefault(piece.id, piece)
+        elif isinstance(piece, ToolResult):
+            _only_in(role, "user", "a tool result")
+            content = _parts(pieces_of(piece.content))
+            results.append(Message("tool", content, tool_call_id=piece.call_id))
+        else:
+            parts.append(piece)
+    parts.extend(Text(text) for text in _broken_calls(message))
+    turn = Message(
+        role,
+        parts,
+        tool_calls=tuple(calls.values()),
+        tool_call_id=message.tool_call_id if isinstance(message, ToolMessage) else None,
+        name=message.name,
+    )
+    return [*results, turn] if parts or not results else results
+
+
+def role_of(message: BaseMessage) -> str:
+    """The llavakit role of a message.
+
+    Raises:
+        MessageError: a role, or a kind of message, that has no counterpart.
+    """
+    if isinstance(message, ChatMessage):
+        role = _ROLES.get(message.role.lower())
+        if role is None:
+            raise MessageError(
+                f"A ChatMessage has the role {message.role!r}; use user, assistant, system or tool."
+            )
+        return role
+    kinds: Sequence[tuple[type[BaseMessage], str]] = (
+        (HumanMessage, "user"),
+        (AIMessage, "assistant"),
+        (SystemMessage, "system"),
+        (ToolMessage, "tool"),
+        (FunctionMessage, "tool"),
+    )
+    for kind, role in kinds:
+        if isinstance(message, kind):
+            return role
+    raise MessageError(f"A {type(message).__name__} is no part of a conversation; remove it.")
+
+
+def _calls(message: BaseMessage) -> list[ToolCall]:
+    if not isinstance(message, AIMessage):
+        return []
+    return [
+        ToolCall(call["id"] or f"{call['name']}-{index}", call["name"], call["args"])
+        for index, call in enumerate(message.tool_calls)
+    ]
+
+
+def _broken_calls(message: BaseMessage) -> list[str]:
+    # Calls whose arguments were no JSON: the model wrote them, so it sees them, as text.
+    if not isinstance(message, AIMessage):
+        return []
+    return [f"{call['name']}({call['args']})" for call in message.invalid_tool_calls]
+
+
+def _parts(pieces: list[Piece]) -> list[Part]:
+    parts: list[Part] = []
+    for piece in pieces:
+        if isinstance(piece, (ToolCall, ToolResult)):
+            raise MessageError("A tool result holds text and pictures, not calls or results.")
+        parts.append(piece)
+    return parts
+
+
+def _only_in(role: str, allowed: str, what: str) -> None:
+    if role != allowed:
+        raise MessageError(f"A message of the {role} holds {what}; only the {allowed} has those.")
+
+
+def check_order(messages: Sequence[Message]) -> None:
+    """Refuses what no answer can follow.
+
+    Raises:
+        MessageError: an empty conversation, one that ends with the model's own answer, or a
+            tool's result without its call.
+    """
+    if not any(message.role != "system" for message in messages):
+        raise MessageError("The conversation is empty; give at least one human message.")
+    if messages[-1].role == "assistant":
+        raise MessageError(
+            "The conversation ends with an answer of the assistant; add a human message."
+        )
+    asked: set[str] = set()
+    for message in messages:
+        asked.update(call.id for call in message.tool_calls)
+        if message.tool_call_id is not None and message.tool_call_id not in asked:
+            raise MessageError(
+                f"A tool message answers the call {message.tool_call_id!r}, but no AI message "
+                "before it made that call."
+            )

@@ -1,0 +1,191 @@
+"""The constructor of every LangChain model class of llavakit: its arguments and its backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, Literal, Self
+
+from langchain_core.utils import secret_from_env
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+
+import llavakit
+from llavakit.backend import Backend
+from llavakit.engine.config import EngineConfig
+from llavakit.errors import ParameterError
+from llavakit.langchain.calls import check_known, to_params, unaliased
+from llavakit.sources import SourcePolicy
+from llavakit.values import SamplingParams
+
+_DEFAULT_POLICY = SourcePolicy()
+
+
+class ModelSettings(BaseModel):
+    """Which model answers, and how. None is "not set": the default of llavakit.
+
+    Nothing is loaded by construction. The backend is asked from :func:`llavakit.load` at
+    first use, so that all objects of one configuration share one model; a copy or a pickle
+    of the object asks anew.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    model: str
+    """An alias (``"demo"``), a hub id, an original id (``liuhaotian/...``) or a directory."""
+    model_base: str | None = None
+    """The base model of a LoRA or projector-only checkpoint."""
+    conv_mode: str | None = None
+    """A conversation template by name; None takes the checkpoint's own."""
+    revision: str | None = None
+    """A branch, tag or commit on the hub."""
+
+    temperature: float | None = None
+    """0 is greedy; the default is 0.2, as in the original LLaVA."""
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+    """Most tokens of an answer; the default is 512."""
+    stop: list[str] | None = None
+    seed: int | None = None
+    logprobs: bool | int | None = None
+    """True, or the number of alternatives to report for each token."""
+    top_logprobs: int | None = None
+    """With ``logprobs=True``: the number of alternatives."""
+
+    timeout: float | None = None
+    """Seconds until a request is given up, queueing included."""
+    max_retries: int = Field(default=2, ge=0)
+    """For servers (``base_url``); a model in this process has no failures that pass."""
+    base_url: str | None = None
+    """Address of an OpenAI-compatible server that runs the model."""
+    api_key: SecretStr | None = Field(
+        default_factory=secret_from_env("LLAVAKIT_API_KEY", default=None)
+    )
+    """The server's key, by default from ``LLAVAKIT_API_KEY``."""
+
+    device: str | None = None
+    dtype: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    context_length: int | None = None
+    max_concurrency: int | None = None
+    max_waiting: int | None = None
+    prefill_chunk: int | None = None
+    kv_cache_bytes: int | Literal["auto"] | None = None
+    image_cache_bytes: int | None = None
+    source_policy: SourcePolicy | None = Field(default=None, repr=False)
+    """Which files and addresses pictures may come from."""
+    backend: Backend | None = Field(default=None, exclude=True, repr=False)
+    """A backend to use instead of ``llavakit.load``; not part of a pickle."""
+
+    _held: HeldBackends = PrivateAttr(default_factory=lambda: HeldBackends())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_as_here(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        given = unaliased(values)
+        check_known(given, tuple(cls.model_fields), cls.__name__)
+        if given.get("model") is None:
+            if given.get("backend") is None:
+                raise ParameterError(
+                    'Name the model: model="demo", a hub id, an original id or a directory.'
+                )
+            given["model"] = given["backend"].info.name
+        if isinstance(given["model"], os.PathLike):
+            given["model"] = os.fspath(given["model"])
+        if isinstance(given.get("stop"), str):
+            given["stop"] = [given["stop"]]
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        to_params(self._sampling())  # values out of range are told now, not at the first call
+        if self.backend is not None:
+            unused = sorted(self._load_settings())
+            if unused:
+                raise ParameterError(
+                    f"{unused[0]} has no effect on a backend that exists; give it to llavakit.load."
+                )
+        return self
+
+    def backend_for(self, model: str | None = None) -> Backend:
+        """The backend that answers; loaded lazily by itself, shared, and held from now on.
+
+        Args:
+            model: another model than the object's own, with the same load settings.
+        """
+        if self.backend is not None and model in (None, self.model):
+            return self.backend
+        settings = self._load_settings()
+        if self.base_url is not None and self.api_key is not None:
+            settings["api_key"] = self.api_key.get_secret_value()
+        backend = llavakit.load(model or self.model, **settings)
+        self._held.keep(backend)
+        return backend
+
+    @property
+    def policy(self) -> SourcePolicy:
+        """What pictures may be opened: a given backend's own policy, where it has one."""
+        if self.backend is not None:
+            policy = getattr(self.backend, "policy", None)
+            return policy if isinstance(policy, SourcePolicy) else _DEFAULT_POLICY
+        return self.source_policy or _DEFAULT_POLICY
+
+    def identity(self) -> dict[str, Any]:
+        """Every setting that changes the answer; the sampling settings with their defaults."""
+        sampling = asdict(to_params(self._sampling()))
+        # LangChain writes the call's `stop` over a key of that name.
+        sampling["stop_sequences"] = list(sampling.pop("stop"))
+        load = self._load_settings()
+        if "source_policy" in load:
+            load["source_policy"] = repr(load["source_policy"])
+        return {"model": self.model, **load, **sampling}
+
+    def _sampling(self) -> dict[str, Any]:
+        names = {*SamplingParams.names(), "top_logprobs", "timeout"} & set(type(self).model_fields)
+        return {name: getattr(self, name) for name in names}
+
+    def _load_settings(self) -> dict[str, Any]:
+        names = [field.name for field in fields(EngineConfig) if field.name != "model"]
+        names += ["load_in_4bit", "load_in_8bit", "base_url", "source_policy"]
+        values = {name: getattr(self, name) for name in names}
+        return {name: v for name, v in values.items() if v is not None and v is not False}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # A backend is a handle on something shared, never something to copy.
+        memo = {} if memo is None else memo
+        memo[id(self.backend)] = self.backend
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if self.backend is not None:
+            raise ParameterError(
+                f"A {type(self).__name__} that was given a backend cannot be pickled; "
+                "give it model=... instead."
+            )
+        return super().__getstate__()
+
+
+class HeldBackends:
+    """Keeps backends alive for their user; a copy starts empty and asks for its own."""
+
+    def __init__(self) -> None:
+        self._backends: tuple[Backend, ...] = ()
+
+    def keep(self, backend: Backend) -> None:
+        """Hold this one as well, and let go of those that were closed."""
+        if not any(held is backend for held in self._backends):
+            living = (held for held in self._backends if not held.closed)
+            self._backends = (*living, backend)
+
+    def __deepcopy__(self, memo: object) -> HeldBackends:
+        return HeldBackends()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldBackends, ()

@@ -1,0 +1,129 @@
+"""Tools, tool choices and schemas of LangChain -> llavakit values; pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from llavakit.errors import ParameterError, SchemaError, UnsupportedContentError
+from llavakit.values import Tool
+
+_NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
+_CHOICES = {"any": "required", "required": "required", "auto": "auto", "none": "none"}
+
+
+def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list[dict[str, Any]]:
+    """Functions, pydantic classes, LangChain tools and dicts in OpenAI's notation.
+
+    Raises:
+        UnsupportedContentError: a tool that only another provider's servers can run.
+    """
+    converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+    for tool in converted:
+        if tool.get("type") != "function":
+            raise UnsupportedContentError(
+                f"The built-in tool {tool.get('type')!r} of another provider is not known here; "
+                "give a function, a pydantic class or a LangChain tool."
+            )
+    return converted
+
+
+def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
+    """Tools of llavakit from whatever LangChain takes for a tool."""
+    return tuple(
+        Tool(
+            name=function["name"],
+            description=function.get("description") or "",
+            parameters=function.get("parameters") or _NO_ARGUMENTS,
+        )
+        for function in (tool["function"] for tool in to_openai_tools(tools))
+    )
+
+
+def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
+    """``"auto"``, ``"none"``, ``"required"`` or the name of one tool.
+
+    Args:
+        choice: None, a bool, ``"any"`` or one of the above, or a dict of OpenAI's
+            (``{"type": "function", "function": {"name": ...}}``) or Anthropic's notation.
+        tools: the tools that are offered.
+
+    Raises:
+        ParameterError: no such tool, or a notation that nobody knows.
+    """
+    if choice is None or choice is False:
+        return "auto"
+    if choice is True:
+        return "required"
+    if isinstance(choice, Mapping):
+        inner = choice.get("function")
+        name = inner.get("name") if isinstance(inner, Mapping) else choice.get("name")
+        choice = name or choice.get("type")
+    names = [tool.name for tool in tools]
+    if choice in names:
+        return str(choice)
+    if isinstance(choice, str) and choice in _CHOICES:
+        return _CHOICES[choice]
+    offered = ", ".join(names) or "none were given"
+    raise ParameterError(
+        f"tool_choice is {choice!r}; it must be auto, none, any, required or the name of a tool "
+        f"({offered})."
+    )
+
+
+def to_schema(response_format: Any) -> Mapping[str, Any] | Literal[True] | None:
+    """The JSON schema of an OpenAI ``response_format``; True for any JSON object.
+
+    Raises:
+        ParameterError: a notation that nobody knows.
+    """
+    if response_format is None:
+        return None
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return True
+    if kind == "json_schema":
+        inner = response_format.get("json_schema", response_format)
+        if isinstance(inner, Mapping) and isinstance(inner.get("schema"), Mapping):
+            return cast("Mapping[str, Any]", inner["schema"])
+    raise ParameterError(
+        'response_format must be {"type": "json_schema", "json_schema": {"schema": ...}}, '
+        '{"type": "json_object"} or {"type": "text"}; for classes use with_structured_output.'
+    )
+
+
+def json_schema_of(schema: Any, *, strict: bool | None = None) -> dict[str, Any]:
+    """The JSON schema of a pydantic class, a TypedDict, a function or a dict.
+
+    Raises:
+        SchemaError: nothing that has a schema.
+    """
+    if isinstance(schema, type) and is_basemodel_subclass(schema) and not strict:
+        # As pydantic writes it: LangChain's converter would inline what $ref points to,
+        # which loses recursive models.
+        kind: Any = schema
+        write = getattr(kind, "model_json_schema", None) or kind.schema
+        return dict(write())
+    if isinstance(schema, Mapping) and _is_plain_schema(schema):
+        return dict(schema)
+    try:
+        return convert_to_json_schema(schema, strict=strict)
+    except (ValueError, TypeError) as error:
+        raise SchemaError(
+            "A JSON schema cannot be made from this; give a pydantic class, a TypedDict or a "
+            f"JSON schema ({' '.join(str(error).split())[:120]})."
+        ) from error
+
+
+def _is_plain_schema(schema: Mapping[str, Any]) -> bool:
+    # {"name": ..., "parameters": ...} and {"type": "function", ...} are tools, not schemas.
+    if "function" in schema or ("name" in schema and "properties" not in schema):
+        return False
+    return any(
+        key in schema for key in ("properties", "$ref", "anyOf", "oneOf", "allOf", "enum")
+    ) or (isinstance(schema.get("type"), str) and "parameters" not in schema)

@@ -1,0 +1,227 @@
+"""The LLaVA models that have a short name: ids, sizes, templates. No torch, no network.
+
+Any other checkpoint works by its directory or hub id; the catalog only saves typing, and says
+before a download what a model needs. Parameter counts are those of the transformers classes
+built from the published configurations; ids are those of the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Literal
+
+Preprocessing = Literal["pad", "anyres", "squash"]
+"""``pad`` to a square (1.5); ``anyres``: the whole picture and tiles of it (1.6, OneVision);
+``squash`` to a square (interleave)."""
+
+PLANNED_TOKENS = 4096
+"""The conversation that :meth:`CatalogEntry.memory` reckons with."""
+
+# bitsandbytes: nf4 with double quantisation takes 4.127 bits a weight (Dettmers et al. 2023,
+# QLoRA, section 3); 8-bit rows carry one float scale each, which is under 0.1%.
+_BITS = {16: 16.0, 8: 8.0, 4: 4.127}
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One model.
+
+    Attributes:
+        name: the short name for ``llavakit.load``.
+        original_id: where its authors published it, in LLaVA's own format.
+        hf_id: the same weights in transformers' format.
+        parameters: of language model, vision tower and projector together.
+        embeddings: those of them in token embeddings and output head, which stay in 16 bit.
+        layers: layers of the language model.
+        kv_heads: heads of keys and values of each layer.
+        head_dim: numbers of a key or value per head.
+        context_length: tokens of prompt and answer that it was trained for.
+        template: the conversation template.
+        preprocessing: what happens to a picture before the vision tower.
+        also: further names, such as Ollama's.
+    """
+
+    name: str
+    original_id: str
+    hf_id: str
+    parameters: int
+    embeddings: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    context_length: int
+    template: str
+    preprocessing: Preprocessing
+    also: tuple[str, ...] = ()
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one token, in 16 bit."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * 2
+
+    def memory(self, bits: Literal[16, 8, 4] = 16) -> int:
+        """Bytes that one conversation takes: weights, and keys and values in 16 bit.
+
+        The conversation has :data:`PLANNED_TOKENS` tokens, or the whole context where that is
+        shorter: a full context of 32,768 tokens would hide the weights of some models, and
+        who needs it can add :attr:`kv_bytes_per_token`. Quantised are all weights but the
+        embeddings and the output head. Not counted: activations (some hundred MB, more for
+        long prompts) and what CUDA takes for itself (about 0.5 GB).
+        """
+        quantised = (self.parameters - self.embeddings) * _BITS[bits] / 8
+        kept = self.embeddings * 2
+        tokens = min(self.context_length, PLANNED_TOKENS)
+        return round(quantised + kept) + tokens * self.kv_bytes_per_token
+
+
+CATALOG: tuple[CatalogEntry, ...] = (
+    CatalogEntry("demo", "", "", 3_300_288, 368_640, 4, 2, 64, 4096, "vicuna_v1", "pad"),
+    CatalogEntry(
+        "llava-1.5-7b",
+        "liuhaotian/llava-v1.5-7b",
+        "llava-hf/llava-1.5-7b-hf",
+        *(7_063_427_072, 262_668_288, 32, 32, 128, 4096),
+        "vicuna_v1",
+        "pad",
+    ),
+    CatalogEntry(
+        "llava-1.5-13b",
+        "liuhaotian/llava-v1.5-13b",
+        "llava-hf/llava-1.5-13b-hf",
+        *(13_351_494_656, 328_335_360, 40, 40, 128, 4096),
+        "vicuna_v1",
+        "pad",
+    ),
+    CatalogEntry(
+        "llava-v1.6-vicuna-7b",
+        "liuhaotian/llava-v1.6-vicuna-7b",
+        "llava-hf/llava-v1.6-vicuna-7b-hf",
+        *(7_063_427_072, 262_668_288, 32, 32, 128, 4096),
+        "vicuna_v1",
+        "anyres",
+    ),
+    CatalogEntry(
+        "llava-v1.6-vicuna-13b",
+        "liuhaotian/llava-v1.6-vicuna-13b",
+        "llava-hf/llava-v1.6-vicuna-13b-hf",
+        *(13_351_494_656, 328_335_360, 40, 40, 128, 4096),
+        "vicuna_v1",
+        "anyres",
+        also=("llava:13b",),
+    ),
+    CatalogEntry(
+        "llava-v1.6-mistral-7b",
+        "liuhaotian/llava-v1.6-mistral-7b",
+        "llava-hf/llava-v1.6-mistral-7b-hf",
+        *(7_566_747_648, 262_668_288, 32, 8, 128, 32768),
+        "mistral_instruct",
+        "anyres",
+        also=("llava", "llava:7b", "llava:latest"),
+    ),
+    CatalogEntry(
+        "llava-v1.6-34b",
+        "liuhaotian/llava-v1.6-34b",
+        "llava-hf/llava-v1.6-34b-hf",
+        *(34_752_083_968, 918_421_504, 60, 8, 128, 4096),
+        "chatml_direct",
+        "anyres",
+        also=("llava:34b",),
+    ),
+    CatalogEntry(
+        "llama3-llava-next-8b",
+        "lmms-lab/llama3-llava-next-8b",
+        "llava-hf/llama3-llava-next-8b-hf",
+        *(8_355_276_800, 1_051_197_440, 32, 8, 128, 8192),
+        "llama_3",
+        "anyres",
+    ),
+    CatalogEntry(
+        "llava-next-72b",
+        "lmms-lab/llava-next-72b",
+        "llava-hf/llava-next-72b-hf",
+        *(72_667_998_208, 2_492_465_152, 80, 64, 128, 32768),
+        "qwen_chatml",
+        "anyres",
+    ),
+    CatalogEntry(
+        "llava-next-110b",
+        "lmms-lab/llava-next-110b",
+        "llava-hf/llava-next-110b-hf",
+        *(111_589_992_448, 2_492_465_152, 80, 8, 128, 32768),
+        "qwen_chatml",
+        "anyres",
+    ),
+    CatalogEntry(
+        "llava-interleave-qwen-0.5b",
+        "lmms-lab/llava-next-interleave-qwen-0.5b",
+        "llava-hf/llava-interleave-qwen-0.5b-hf",
+        *(864_031_264, 155_648_000, 24, 16, 64, 32768),
+        "qwen_chatml",
+        "squash",
+    ),
+    CatalogEntry(
+        "llava-interleave-qwen-7b",
+        "lmms-lab/llava-next-interleave-qwen-7b",
+        "llava-hf/llava-interleave-qwen-7b-hf",
+        *(8_141_100_576, 1_245_184_000, 32, 32, 128, 32768),
+        "qwen_chatml",
+        "squash",
+    ),
+    CatalogEntry(
+        "llava-onevision-qwen2-0.5b",
+        "lmms-lab/llava-onevision-qwen2-0.5b-ov",
+        "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        *(893_675_552, 136_192_000, 24, 2, 64, 32768),
+        "qwen_chatml",
+        "anyres",
+    ),
+    CatalogEntry(
+        "llava-onevision-qwen2-7b",
+        "lmms-lab/llava-onevision-qwen2-7b-ov",
+        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        *(8_030_807_584, 1_090_453_504, 28, 4, 128, 32768),
+        "qwen_chatml",
+        "anyres",
+    ),
+    CatalogEntry(
+        "llava-onevision-qwen2-72b",
+        "lmms-lab/llava-onevision-qwen2-72b-ov-sft",
+        "llava-hf/llava-onevision-qwen2-72b-ov-hf",
+        *(73_181_570_592, 2_492_465_152, 80, 8, 128, 32768),
+        "qwen_chatml",
+        "anyres",
+    ),
+)
+"""All known models, the bundled one first."""
+
+
+def resolve(name: str) -> CatalogEntry | None:
+    """The model of a short name, an id of the hub, or the last part of one; None if unknown.
+
+    Case does not matter. An id with another owner is another checkpoint, so it is unknown.
+    """
+    return _by_name().get(name.strip().lower())
+
+
+def nearest(name: str, count: int = 3) -> list[str]:
+    """Short names that look like ``name``, the likeliest first, for "did you mean"."""
+    wanted = name.strip().lower().rpartition("/")[2]
+    found = get_close_matches(wanted, list(_by_name()), n=4 * count, cutoff=0.6)
+    names = dict.fromkeys(_by_name()[match].name for match in found)
+    return list(names)[:count]
+
+
+@cache
+def _by_name() -> dict[str, CatalogEntry]:
+    return {name.lower(): entry for entry in CATALOG for name in _names(entry)}
+
+
+def _names(entry: CatalogEntry) -> Iterator[str]:
+    yield entry.name
+    yield from entry.also
+    for full in filter(None, (entry.original_id, entry.hf_id)):
+        yield full
+        yield full.rpartition("/")[2]

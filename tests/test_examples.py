@@ -1,0 +1,59 @@
+"""The examples and the README run as they stand, and print what is true."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str, **options: str) -> str:
+    """What a program prints, run as a user would."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        cwd=ROOT,
+        env={**os.environ, **options},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_demo_answers_every_question_right():
+    printed = run("examples/demo.py")
+    assert "BAD" not in printed
+    right, asked = map(int, re.search(r"(\d+) of (\d+) right", printed).groups())  # type: ignore[union-attr]
+    assert right == asked >= 8
+    for kind in (".png", ".jpg", ".webp", ".pdf p."):
+        assert kind in printed
+
+
+def test_shortest_program_names_the_colour():
+    assert run("examples/ask.py").splitlines()[0] == "red"
+
+
+def test_langchain_example_answers_about_each_shape():
+    printed = run("examples/langchain_chat.py")
+    assert re.search(r"chain: +blue", printed)
+    assert re.search(r"batch: +\['red', 'blue', 'green'\]", printed)
+    assert re.search(r"turn 2: +red", printed)
+
+
+def readme_blocks() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(readme_blocks())))
+def test_readme_snippet_runs(number: int, tmp_path: Path):
+    script = tmp_path / "snippet.py"
+    script.write_text(readme_blocks()[number])
+    run(str(script))
