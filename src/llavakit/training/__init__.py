@@ -1,0 +1,1 @@
+"""Training of the bundled demo model, and fine-tuning of LLaVA models. Needs torch."""

@@ -1,0 +1,89 @@
+"""The training pictures of the demo model, drawn once and kept in a file.
+
+A picture is known by a kind and a seed: :func:`picture` makes the same description again at any
+time, so only pixels and patch labels are stored. Held-out seeds start at :data:`HELD_OUT`.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llavakit.demo.pages import Page, draw_page, random_page
+from llavakit.demo.scenes import Scene, draw_scene, random_scene
+from llavakit.demo.seen import GRID, LABELS, SIDE, fit_square, patch_labels
+
+HELD_OUT = 50_000_000
+"""Seeds from here on are never trained on."""
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def picture(kind: str, seed: int) -> Scene | Page:
+    """Return the description of picture ``seed`` of a kind, ``scene`` or ``page``."""
+    rng = random.Random(f"{kind}-{seed}")
+    return random_scene(rng) if kind == "scene" else random_page(rng)
+
+
+def draw(described: Scene | Page) -> NDArray[np.uint8]:
+    """Return the ``(128, 128, 3)`` pixels that the model sees of a picture."""
+    image = draw_scene(described) if isinstance(described, Scene) else draw_page(described)
+    return np.asarray(fit_square(image), dtype=np.uint8)
+
+
+def normalise(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Return ``(n, 3, 128, 128)`` floats, as the image processor does, for ``(n, 128, 128, 3)``."""
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+@dataclass
+class Pictures:
+    """Drawn pictures of one kind: ``pixels[i]`` and ``labels[i]`` belong to ``described(i)``."""
+
+    kind: str
+    first_seed: int
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def described(self, index: int) -> Scene | Page:
+        """Return what is in picture ``index``."""
+        return picture(self.kind, self.first_seed + index)
+
+
+def draw_many(kind: str, first_seed: int, count: int) -> Pictures:
+    """Draw ``count`` pictures with consecutive seeds."""
+    pixels = np.zeros((count, SIDE, SIDE, 3), np.uint8)
+    labels = np.zeros((count, len(LABELS), GRID * GRID), np.int8)
+    for index in range(count):
+        described = picture(kind, first_seed + index)
+        pixels[index] = draw(described)
+        labels[index] = list(patch_labels(described).values())
+    return Pictures(kind, first_seed, pixels, labels)
+
+
+def cached(kind: str, first_seed: int, count: int, folder: Path) -> Pictures:
+    """Return pictures out of a file in ``folder``, drawing them first if it is not there."""
+    path = folder / f"{kind}-{first_seed}-{count}.npz"
+    if not path.exists():
+        made = draw_many(kind, first_seed, count)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, pixels=made.pixels, labels=made.labels)
+        part.rename(path)
+    with np.load(path) as stored:
+        return Pictures(kind, first_seed, stored["pixels"], stored["labels"])
+
+
+def joined(parts: list[Pictures]) -> Pictures:
+    """Return parts with consecutive seeds as one."""
+    pixels = np.concatenate([part.pixels for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    return Pictures(parts[0].kind, parts[0].first_seed, pixels, labels)

@@ -1,0 +1,178 @@
+"""The recipe of the shipped demo model: every phase, its seed, its steps and its mix.
+
+Numbers of a mix are weights by which trees are chosen (:mod:`llavakit.training.demo_data`). Rates are of Muon and of
+AdamW; ``first`` and ``last`` are factors on both between which a phase goes in a straight line.
+Changing a line here changes the model that ``make demo-model`` makes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MODEL_SEED = 7
+HEADS_SEED = 8
+SCENES = 20_000
+PAGES = 9_000
+
+
+@dataclass(frozen=True)
+class VisionPhase:
+    """Patch labels only."""
+
+    name: str
+    steps: int
+    seed: int
+    scenes: int
+    pages: int
+    scene_share: float
+    rate: float = 2e-2
+
+
+@dataclass(frozen=True)
+class RepeatPhase:
+    """Repeats of random tokens, text model only."""
+
+    name: str
+    steps: int
+    seed: int
+    rate: float = 2e-2
+
+
+@dataclass(frozen=True)
+class LessonPhase:
+    """Answers to questions; with pictures, patch labels and word alignment go along."""
+
+    name: str
+    steps: int
+    seed: int
+    mix: dict[str, float] = field(default_factory=dict)
+    tokens: int = 4400
+    matrix_rate: float = 1e-2
+    other_rate: float = 3e-3
+    warmup: int = 0
+    first: float = 1.0
+    last: float = 1.0
+    patch_weight: float = 0.25
+    word_weight: float = 0.3
+    tasks: dict[str, float] = field(default_factory=dict)
+
+
+VISION: tuple[VisionPhase, ...] = (
+    VisionPhase("vision-1", 500, 12, scenes=6_000, pages=6_000, scene_share=0.5),
+    VisionPhase("vision-2", 600, 13, scenes=16_000, pages=9_000, scene_share=0.8),
+    VisionPhase("vision-3", 700, 14, scenes=20_000, pages=9_000, scene_share=0.8),
+)
+TEXT: tuple[RepeatPhase | LessonPhase, ...] = (
+    RepeatPhase("repeats", 1200, 11),
+    LessonPhase(
+        "text",
+        300,
+        21,
+        {"copying": 24, "talk": 2},
+        matrix_rate=1.5e-2,
+        warmup=30,
+    ),
+)
+JOINT: tuple[LessonPhase, ...] = (
+    LessonPhase(
+        "joint-1",
+        450,
+        31,
+        {
+            "scene": 8,
+            "page": 3,
+            "several": 0.7,
+            "interleaved": 0.7,
+            "schema": 0.7,
+            "copying": 8,
+            "talk": 0.7,
+        },
+        warmup=60,
+        patch_weight=0.1,
+        word_weight=0.5,
+    ),
+    LessonPhase(
+        "joint-2",
+        306,
+        32,
+        {
+            "scene": 8,
+            "page": 2,
+            "several": 2,
+            "interleaved": 1,
+            "schema": 1,
+            "plain": 0.3,
+            "copying": 6,
+            "talk": 0.7,
+        },
+    ),
+    LessonPhase(
+        "joint-3",
+        378,
+        33,
+        {
+            "scene": 8,
+            "page": 1.5,
+            "several": 2,
+            "interleaved": 1,
+            "schema": 1.3,
+            "plain": 0.4,
+            "copying": 12,
+            "talk": 0.8,
+        },
+        first=0.8,
+        last=0.67,
+    ),
+    LessonPhase(
+        "joint-4",
+        386,
+        34,
+        {
+            "scene": 9,
+            "page": 1.5,
+            "several": 1.5,
+            "interleaved": 0.7,
+            "schema": 1.3,
+            "plain": 0.4,
+            "copying": 12,
+            "talk": 0.8,
+        },
+        word_weight=0.6,
+        first=0.67,
+        last=0.53,
+        tasks={
+            "colour": 2.5,
+            "where": 1.2,
+            "relation": 0.6,
+            "background": 0.5,
+            "list": 0.3,
+            "kind": 0.5,
+        },
+    ),
+    LessonPhase(
+        "joint-5",
+        700,
+        35,
+        {
+            "scene": 8,
+            "page": 1.5,
+            "several": 2.2,
+            "interleaved": 1,
+            "schema": 2.4,
+            "plain": 0.4,
+            "copying": 11,
+            "talk": 0.6,
+        },
+        word_weight=0.6,
+        first=0.53,
+        last=0.36,
+        tasks={
+            "colour": 1.5,
+            "where": 1.5,
+            "relation": 1.3,
+            "background": 1.5,
+            "list": 0.4,
+            "kind": 0.4,
+        },
+    ),
+)
