@@ -53,7 +53,7 @@ def main() -> int:
         print(f"{'ok  ' if good else 'BAD '} {named(entry):<26} {entry['question']:<44} {shown}")
         if not good:
             print(f"{'':31} expected: {entry['answer']!r}")
-    stats = model.backend.stats()
+    stats = model.backend_for().stats()
     print(
         f"\n{right} of {len(entries)} right in {seconds:.1f} s, loading included; "
         f"{stats['images_encoded']} pictures encoded, {stats['generated_tokens']} tokens drawn."

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,18 @@ def test_counting_runs_nothing_and_fetches_nothing(backend: LocalBackend):
         backend.count_tokens([Message("user", [Image("https://example.com/a.png"), "?"])])
 
 
+@pytest.mark.parametrize(
+    "stretch",
+    [
+        [Message("system", "Be brief.")],
+        [Message("user", "hi"), Message("assistant", "hello")],
+        [Message("assistant", "hello")],
+    ],
+)
+def test_stretch_of_a_conversation_can_be_counted(backend: LocalBackend, stretch):
+    assert backend.count_tokens(stretch) > 5
+
+
 def test_same_picture_again_is_not_encoded_again(backend: LocalBackend):
     picture = PILImage.new("RGB", (40, 40), "red")
     for question in ("What is it?", "Where is it?"):
@@ -134,6 +147,17 @@ def test_many_threads_get_what_each_gets_alone(backend: LocalBackend):
     for thread in threads:
         thread.join()
     assert [together[prompt] for prompt in prompts] == alone
+
+
+def test_several_answers_share_one_prefill_and_differ(backend: LocalBackend):
+    picture = Image(PILImage.new("RGB", (40, 40), "red"))
+    message = Message("user", [picture, "What could this be, and why?"])
+    params = SamplingParams(max_tokens=12, temperature=1.0, seed=5)
+    answers = backend.choices([message], params, n=3)
+    assert len({answer.text for answer in answers}) == 3
+    prompt = answers[0].usage.prompt_tokens
+    assert [answer.usage.cached_tokens for answer in answers] == [0, prompt - 1, prompt - 1]
+    assert answers[1].text == backend.generate([message], replace(params, seed=6)).text
 
 
 def test_seed_gives_the_same_answer_whatever_runs_beside_it(backend: LocalBackend):

@@ -14,7 +14,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llavakit.errors import ParameterError
@@ -70,12 +70,22 @@ class Backend(ABC):
 
     @abstractmethod
     def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        """Tokens of the prompt, pictures included; nothing is run and nothing is fetched."""
+        """Tokens of the prompt, pictures included; nothing is run and nothing is fetched.
+
+        A stretch of a conversation that could not be answered can be counted all the same.
+        """
 
     @property
     @abstractmethod
     def info(self) -> ModelInfo:
         """Facts about the model; reads its configuration, not its weights."""
+
+    @property
+    def policy(self) -> SourcePolicy:
+        """Which files and addresses pictures may come from."""
+        from llavakit.sources import DEFAULT_POLICY
+
+        return DEFAULT_POLICY
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
@@ -109,6 +119,28 @@ class Backend(ABC):
         """The whole answer; arguments as in :meth:`stream`."""
         with self.stream(messages, params, **options) as chunks:
             return gather(chunks)
+
+    def choices(
+        self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Any
+    ) -> list[Completion]:
+        """Several answers to one request; its prompt is computed once for all of them.
+
+        Args:
+            messages: as in :meth:`stream`.
+            params: with a seed, the i-th answer is drawn with ``seed + i``.
+            n: how many answers.
+            **options: as in :meth:`stream`.
+        """
+        if n < 1:
+            raise ParameterError(f"n is {n!r}; it must be at least 1.")
+        params = params or SamplingParams()
+        with contextlib.ExitStack() as open_streams:
+            streams = []
+            for number in range(n):
+                seed = None if params.seed is None else params.seed + number
+                stream = self.stream(messages, replace(params, seed=seed), **options)
+                streams.append(open_streams.enter_context(stream))
+            return [gather(stream) for stream in streams]
 
     async def astream(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any

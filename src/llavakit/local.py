@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.engine.config import EngineConfig
-from llavakit.errors import EngineClosedError, SourceNotAllowedError
+from llavakit.errors import CheckpointError, EngineClosedError, SourceNotAllowedError
 from llavakit.images import Picture, open_picture
 from llavakit.prompts.conversation import to_turns
 from llavakit.sources import SourcePolicy
@@ -30,15 +30,27 @@ class LocalBackend(Backend):
     Args:
         config: which model, and how the engine is set up.
         policy: where pictures may come from. Backends that differ only in it share an engine.
+
+    Raises:
+        CheckpointError: the configuration names a base model.
     """
 
     def __init__(self, config: EngineConfig, policy: SourcePolicy) -> None:
+        if config.model_base is not None:
+            raise CheckpointError(
+                "model_base is not supported yet: merge the LoRA or the projector into its base "
+                "model first, and name the directory of the whole checkpoint."
+            )
         self.config = config
-        self.policy = policy
+        self._policy = policy
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._reader: Reader | None = None
         self._closed = False
+
+    @property
+    def policy(self) -> SourcePolicy:
+        return self._policy
 
     @property
     def closed(self) -> bool:
@@ -58,7 +70,7 @@ class LocalBackend(Backend):
     def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
         from llavakit.engine.engine import encode
 
-        turns = to_turns(to_request(messages, tools=tools))
+        turns = to_turns(to_request(messages, tools=tools), answerable=False)
         tokens, _ = encode(self._get_reader(), turns, self._open_unfetched)
         return len(tokens)
 
@@ -94,7 +106,10 @@ class LocalBackend(Backend):
             from llavakit.model.loader import load_reader
             from llavakit.model.locate import locate
 
-            self._reader = load_reader(locate(self.config.model, self.config.revision))
+            model = self.config.model
+            self._reader = load_reader(
+                locate(model, self.config.revision), conv_mode=self.config.conv_mode, name=model
+            )
         return self._reader
 
     def _get_engine(self) -> Engine:

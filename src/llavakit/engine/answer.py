@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llavakit.engine.detokenizer import Detokenizer, StopStrings
@@ -23,6 +23,7 @@ class Answer:
         stops: ids that end an answer.
         max_tokens: most tokens that it may have.
         matcher: the grammar that it must follow, if any.
+        stop_strings: strings that end it, besides those of the request.
 
     Attributes:
         draw: how its tokens are drawn.
@@ -37,6 +38,7 @@ class Answer:
         stops: frozenset[int],
         max_tokens: int,
         matcher: Matcher | None = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
         self.draw = Draw(request.params)
         self.matcher = matcher
@@ -46,7 +48,7 @@ class Answer:
         self._max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
-        self._stop_strings = StopStrings(request.params.stop)
+        self._stop_strings = StopStrings((*request.params.stop, *stop_strings))
         offers_tools = bool(request.tools) and request.tool_choice != "none"
         self._calls = ToolCallReader() if offers_tools else None
         self._begun = False

@@ -7,6 +7,7 @@ from typing import Literal
 
 from llavakit.errors import ParameterError
 from llavakit.model.quantization import Quantization
+from llavakit.prompts.templates import template
 
 MIB = 1 << 20
 
@@ -17,8 +18,9 @@ class EngineConfig:
 
     Attributes:
         model: an alias (``"demo"``), a local directory, or a hub id.
-        model_base: the base model of a LoRA or projector-only checkpoint.
-        conv_mode: the name of a conversation template; None takes the checkpoint's own.
+        model_base: the base model of a LoRA or projector-only checkpoint (not supported yet).
+        conv_mode: the name of a conversation template (see :mod:`llavakit.prompts.templates`);
+            None takes the checkpoint's own.
         revision: a branch, tag or commit on the hub.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
@@ -47,6 +49,8 @@ class EngineConfig:
     image_cache_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
+        if self.conv_mode is not None:
+            template(self.conv_mode)  # raises for a name that does not exist
         if self.quantization not in (None, "4bit", "8bit"):
             raise ParameterError(
                 f'quantization is {self.quantization!r}; use "4bit", "8bit" or None.'

@@ -39,13 +39,14 @@ class Engine:
     Args:
         reader: the half of the checkpoint that reads prompts.
         config: how it is set up.
+        model: the weights, where they are loaded already (or were never in a file).
 
     Weights are loaded here. Dropping the last reference stops the thread and frees them.
     """
 
-    def __init__(self, reader: Reader, config: EngineConfig) -> None:
+    def __init__(self, reader: Reader, config: EngineConfig, model: Llava | None = None) -> None:
         began = time.monotonic()
-        model = load_weights(
+        model = model or load_weights(
             reader,
             device=config.device,
             dtype=config.dtype,
@@ -90,7 +91,7 @@ class Engine:
                 f"{self.config.max_waiting} requests are waiting already; try again later or "
                 "raise max_waiting."
             )
-        grammar = grammar_of(request)
+        grammar = grammar_of(request, self._grammars.spell)
         tokens, images = encode(self.reader, to_turns(request), open_picture)
         max_tokens = self._room(request, len(tokens))
         matcher = None if grammar is None else self._grammars.matcher(grammar)
@@ -106,6 +107,7 @@ class Engine:
             self.reader.special.stops,
             max_tokens,
             matcher,
+            self.reader.tokenizer.stop_strings,
         )
         self._loop.submit(sequence)
         return AnswerStream(channel, lambda: self._loop.cancel(sequence))

@@ -11,7 +11,7 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,17 @@ _COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator"
 _START_RULE = re.compile(r"^\s*start\s*:", re.MULTILINE)
 
 
-def grammar_of(request: Request) -> str | None:
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def grammar_of(request: Request, spell: Callable[[str], str] = _quoted) -> str | None:
     """The Lark grammar that a request's answer must follow; None if it is free.
+
+    Args:
+        request: what is asked.
+        spell: how a marker such as ``<tool_call>`` is written in the grammar; a tokenizer may
+            have a token of its own for it (see :meth:`GrammarCompiler.spell`).
 
     Raises:
         SchemaError: a schema that is not JSON.
@@ -38,11 +47,15 @@ def grammar_of(request: Request) -> str | None:
             return params.grammar
         return f"start: / ?/ answer\nanswer: {_regex(params.grammar)}\n"
     if request.tools and request.tool_choice != "none":
-        return _tool_grammar(request)
+        return _tool_grammar(request, spell)
     if params.json_schema is not None:
-        schema = {"type": "object"} if params.json_schema is True else params.json_schema
-        return f"start: / ?/ answer\nanswer: {_json(schema)}\n"
+        return f"start: / ?/ answer\nanswer: {_json(_schema(request))}\n"
     return None
+
+
+def _schema(request: Request) -> Mapping[str, Any]:
+    schema = request.params.json_schema
+    return schema if isinstance(schema, Mapping) else {"type": "object"}
 
 
 def _regex(expression: str) -> str:
@@ -64,19 +77,24 @@ def _json(schema: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _tool_grammar(request: Request) -> str:
-    """Free text or calls; only calls if one is required; text never holds the start of a call."""
+def _tool_grammar(request: Request, spell: Callable[[str], str]) -> str:
+    """Text or calls; only calls if one is required; text never holds the start of a call.
+
+    With a schema beside the tools, what is not a call is JSON of that schema.
+    """
     choice = request.tool_choice
     tools = [tool for tool in request.tools if choice in ("auto", "required", tool.name)]
     calls = "call+" if request.parallel_tool_calls else "call"
     start = calls if choice != "auto" else f"text | {calls}"
     lines = [
         f"start: / ?/ ({start})",
-        f"call: {_quoted(CALL_START)} ({' | '.join(f'c{n}' for n in range(len(tools)))}) "
-        f"{_quoted(CALL_END)}",
+        f"call: {spell(CALL_START)} ({' | '.join(f'c{n}' for n in range(len(tools)))}) "
+        f"{spell(CALL_END)}",
         *(f"c{number}: {_call(tool)}" for number, tool in enumerate(tools)),
     ]
-    if choice == "auto":
+    if choice == "auto" and request.params.json_schema is not None:
+        lines.append(f"text: {_json(_schema(request))}")
+    elif choice == "auto":
         lines += ["text: TEXT", f"TEXT: /(?s:.*)/ & ~/(?s:.*{CALL_START}.*)/"]
     return "\n".join(lines) + "\n"
 
@@ -88,10 +106,6 @@ def _call(tool: Tool) -> str:
         # A tool without arguments; an object without properties would otherwise admit any.
         parameters["additionalProperties"] = False
     return f'{_quoted(head)} {_json(parameters)} "}}"'
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 class GrammarCompiler:
@@ -110,6 +124,15 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._tokenizer: Any = None
         self._compiled = functools.lru_cache(maxsize=64)(self._compile)
+
+    def spell(self, marker: str) -> str:
+        """A marker as this tokenizer writes it: its own token, if it was added as one.
+
+        Added tokens (Qwen has one for ``<tool_call>``) are never the spelling of plain text
+        for llguidance, so a quoted marker would forbid the token that the model learnt.
+        """
+        added = {str(token): number for number, token in self._source.added_tokens_decoder.items()}
+        return f"<[{added[marker]}]>" if marker in added else _quoted(marker)
 
     def matcher(self, grammar: str) -> Matcher:
         """A fresh matcher.

@@ -27,7 +27,7 @@ from llavakit.backend import Backend
 from llavakit.langchain.calls import Call, to_call, unaliased
 from llavakit.langchain.canonical import canonical, has_pictures
 from llavakit.langchain.chunks import PROVIDER, to_generation_chunk, to_result
-from llavakit.langchain.messages import answerable, to_messages
+from llavakit.langchain.messages import to_messages
 from llavakit.langchain.settings import ModelSettings
 from llavakit.langchain.structured import Method, structured
 from llavakit.langchain.tools import to_openai_tools, to_tool_choice, to_tools
@@ -252,8 +252,7 @@ class ChatLLaVA(BaseChatModel, ModelSettings):
         """Tokens of the prompt, pictures and tools included; nothing is run or fetched."""
         if not messages:
             return 0
-        conversation = answerable(to_messages(messages))
-        return self.backend_for().count_tokens(conversation, tools=to_tools(tools or ()))
+        return self.backend_for().count_tokens(to_messages(messages), tools=to_tools(tools or ()))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of ``custom_get_token_ids``; a backend tells numbers of tokens, not ids."""

@@ -46,17 +46,6 @@ def to_messages(messages: Iterable[BaseMessage]) -> tuple[Message, ...]:
     return tuple(turn for message in messages for turn in _turns(message))
 
 
-def answerable(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """A stretch of a conversation made one that could be answered, so that it can be counted.
-
-    ``trim_messages`` counts single messages and stretches that end with an answer; after
-    those an empty question is put, which costs the few tokens of its frame.
-    """
-    if messages and messages[-1].role in ("user", "tool"):
-        return tuple(messages)
-    return (*messages, Message("user", ""))
-
-
 def pieces_of(content: Any) -> list[Piece]:
     """The pieces of a message's content: a string, or a list of strings and blocks."""
     if isinstance(content, str):
