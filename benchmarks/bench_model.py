@@ -7,6 +7,7 @@ layers, and a Llama of 6 layers and 512 channels. Built from configuration alone
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image as PILImage
@@ -52,14 +53,48 @@ def build(path: Path, *, vocabulary: int = 8000) -> Path:
     }
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
     LlavaForConditionalGeneration(config).save_pretrained(path)
-    _save_processor(path, vocabulary)
+    save_processor(path, config)
     return path
 
 
-def _save_processor(path: Path, vocabulary: int) -> None:
+def save_processor(path: Path, config: Any) -> None:
+    """Write the tokenizer and the image processor that a LLaVA configuration needs.
+
+    Words are ``w0``, ``w1`` and so on, one token each, so that prompts have the length that a
+    benchmark wants.
+    """
+    from transformers import LlavaNextProcessor, LlavaProcessor
+
+    tokenizer = _tokenizer(config.text_config.vocab_size)
+    tokenizer.save_pretrained(path)
+    side = config.vision_config.image_size
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    if config.model_type == "llava_next":
+        from transformers.models.llava_next.image_processing_pil_llava_next import (
+            LlavaNextImageProcessorPil,
+        )
+
+        kind: Any = LlavaNextProcessor
+        grids = config.image_grid_pinpoints
+        images: Any = LlavaNextImageProcessorPil(image_grid_pinpoints=grids, **size)
+    else:
+        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+        kind, images = LlavaProcessor, LlavaImageProcessorPil(do_pad=True, **size)
+    kind(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=TEMPLATE,
+    ).save_pretrained(path)
+
+
+def _tokenizer(vocabulary: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers import PreTrainedTokenizerFast
 
     words = ["<unk>", "<s>", "</s>", "<image>"]
     words += [chr(code) for code in range(33, 127)]
@@ -68,7 +103,7 @@ def _save_processor(path: Path, vocabulary: int) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(words[:4])
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
         eos_token="</s>",
@@ -76,27 +111,15 @@ def _save_processor(path: Path, vocabulary: int) -> None:
         chat_template=TEMPLATE,
         extra_special_tokens={"image_token": "<image>"},
     )
-    fast.save_pretrained(path)
-    LlavaProcessor(
-        image_processor=LlavaImageProcessorPil(
-            do_pad=True, size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
-        ),
-        tokenizer=fast,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-        chat_template=TEMPLATE,
-    ).save_pretrained(path)
 
 
-def pictures(count: int) -> list[PILImage.Image]:
-    """Pictures of noise, 336 by 336 pixels."""
+def pictures(count: int, side: int = 336) -> list[PILImage.Image]:
+    """Pictures of noise, 336 by 336 pixels unless told otherwise."""
     generator = torch.Generator().manual_seed(1)
-    noise = [torch.randint(0, 256, (336, 336, 3), generator=generator) for _ in range(count)]
+    noise = [torch.randint(0, 256, (side, side, 3), generator=generator) for _ in range(count)]
     return [PILImage.fromarray(one.to(torch.uint8).numpy()) for one in noise]
 
 
-def question(number: int, words: int = 20) -> str:
-    """A question of so many tokens; each number has its own."""
-    return " ".join(f"w{(number * 131 + place * 17) % 5000}" for place in range(words))
+def question(number: int, words: int = 20, known: int = 5000) -> str:
+    """A question of so many tokens, out of so many words; each number has its own."""
+    return " ".join(f"w{(number * 131 + place * 17) % known}" for place in range(words))

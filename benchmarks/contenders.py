@@ -150,7 +150,7 @@ class Llavakit:
     def _answer(self, turns: Turns, max_tokens: int, began: float) -> Timing:
         first, tokens, pieces = 0.0, 0, []
         params = SamplingParams(max_tokens=max_tokens, temperature=0)
-        for chunk in self.backend.stream(_messages(turns), params):
+        for chunk in self.backend.stream(messages_of(turns), params):
             if chunk.usage is not None:
                 tokens = chunk.usage.completion_tokens
             first = first or time.perf_counter() - began
@@ -200,7 +200,8 @@ def hf_inputs(processor: Any, turns: Turns) -> dict[str, Any]:
     return dict(processor(images=images or None, text=text, return_tensors="pt"))
 
 
-def _messages(turns: Turns) -> list[Message]:
+def messages_of(turns: Turns) -> list[Message]:
+    """The turns as llavakit's messages."""
     return [
         Message(role, [part if isinstance(part, str) else Image(part) for part in parts])
         for role, parts in turns

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--only", choices=WORKLOADS, help="run one workload")
     parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
     options = parser.parse_args()
-    _quiet()
+    quiet()
     torch.set_num_threads(options.threads)
     versions = _versions(options.threads)
     print(versions, "\n", flush=True)
@@ -183,7 +183,7 @@ def _median(values: Any) -> float:
     return round(statistics.median(values), 4)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Nothing but the tables."""
     from transformers.utils import logging as hf_logging
 

@@ -264,7 +264,7 @@ def known_schema(rng: random.Random) -> Dialogue:
             (f"{name} from {city} paid {total}.", {"name": name, "city": city, "amount": total}),
         )
     )
-    data: dict[str, Any] = values  # type: ignore[assignment]
+    data: dict[str, Any] = values
     keys = list(data)
     if rng.random() < 0.4:
         rng.shuffle(keys)

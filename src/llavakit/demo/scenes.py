@@ -104,7 +104,7 @@ class Scene:
 
 
 def third(position: float, margin: float = 0.045) -> int | None:
-    """Return 0, 1 or 2 for the thirds of the unit interval, ``None`` within ``margin`` of a line."""
+    """Return the third of the unit interval, 0 to 2, or ``None`` within ``margin`` of a line."""
     if min(abs(position - 1 / 3), abs(position - 2 / 3)) < margin:
         return None
     return min(2, int(position * 3))
@@ -185,7 +185,7 @@ def draw_scene(scene: Scene) -> Image.Image:
 
 
 def through_codec(image: Image.Image, codec: str, quality: int) -> Image.Image:
-    """Return the picture after a lossy file format (``JPEG``, ``WEBP``), or unchanged for ``""``."""
+    """Return the picture after a lossy format (``JPEG``, ``WEBP``), or unchanged for ``""``."""
     if not codec:
         return image
     buffer = io.BytesIO()

@@ -117,7 +117,8 @@ def code(rng: random.Random) -> str:
 
 def email(rng: random.Random) -> str:
     """Return an address of nobody."""
-    return f"{made_up_word(rng)}@{rng.choice(('example.com', 'example.org', made_up_word(rng) + '.net'))}"
+    name = made_up_word(rng)
+    return f"{name}@{rng.choice(('example.com', 'example.org', made_up_word(rng) + '.net'))}"
 
 
 def date(rng: random.Random) -> str:
@@ -138,6 +139,21 @@ def decimal(rng: random.Random) -> float:
 
 def text_value(rng: random.Random) -> str:
     """Return any short text: words, names, codes, other scripts."""
-    kinds = (made_up_word, made_up_word, person, city, phrase, phrase, code, email, date)
-    kinds += (chinese, chinese, other_script)
-    return rng.choice(kinds)(rng)
+    return rng.choice(TEXT_VALUES)(rng)
+
+
+TEXT_VALUES = (
+    made_up_word,
+    made_up_word,
+    person,
+    city,
+    phrase,
+    phrase,
+    code,
+    email,
+    date,
+    chinese,
+    chinese,
+    other_script,
+)
+"""What a text to copy may be; twice stands for twice as often."""

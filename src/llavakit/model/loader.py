@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError
+from llavakit.model.chat_template import prompt_tokenizer
 from llavakit.model.layout import ImageLayout, layout_of
 from llavakit.model.preprocess import ImagePreprocessor
 from llavakit.model.quantization import Quantization, check_quantized, quantization_config
@@ -51,11 +52,17 @@ class Reader:
     revision: str
 
 
-def load_reader(path: Path) -> Reader:
+def load_reader(path: Path, *, conv_mode: str | None = None, name: str | None = None) -> Reader:
     """Tokenizer, template and image processor of a checkpoint directory in HF format.
+
+    Args:
+        path: the directory.
+        conv_mode: a conversation template by name; None takes the checkpoint's own.
+        name: what the model is called, where the directory does not say it (hub ids).
 
     Raises:
         CheckpointError: files are missing, broken, or of a family that is not known.
+        ParameterError: no template is called ``conv_mode``.
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -66,6 +73,13 @@ def load_reader(path: Path) -> Reader:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as a LLaVA checkpoint: {error}") from error
     layout = layout_of(config)
+    prompts = prompt_tokenizer(
+        tokenizer,
+        int(config.image_token_id),
+        path=path,
+        conv_mode=conv_mode,
+        name=name or str(path),
+    )
     generation = None
     if (path / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(path)
@@ -73,10 +87,10 @@ def load_reader(path: Path) -> Reader:
     return Reader(
         path=path,
         config=config,
-        tokenizer=PromptTokenizer(tokenizer, int(config.image_token_id)),
+        tokenizer=prompts,
         preprocess=ImagePreprocessor(processor, revision),
         layout=layout,
-        special=special_tokens(tokenizer, config, generation),
+        special=special_tokens(tokenizer, config, generation, prompts.stop_strings),
         context_length=_context_length(config.text_config),
         revision=revision,
     )

@@ -1,14 +1,15 @@
-"""From turns to token ids: the chat template and the tokenizer of a checkpoint."""
+"""From turns to token ids: a template and the tokenizer of a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llavakit.errors import CheckpointError, MessageError
 from llavakit.prompts.conversation import Turn
-from llavakit.values import Image, Text
+from llavakit.prompts.styles import Template
+from llavakit.values import Image, Part, Text
 
 _BREAK = "\uf8ff"
 """A private-use character that cuts special tokens which a user typed as plain text."""
@@ -31,23 +32,25 @@ class Special:
 
 
 class PromptTokenizer:
-    """Renders turns with the checkpoint's template and turns them into ids.
+    """Renders turns with a template and turns them into ids.
 
     Args:
-        tokenizer: the HF tokenizer, with a chat template.
+        tokenizer: the HF tokenizer.
         image_id: the id of the image token, from the model's configuration.
+        template: stands in for the tokenizer's own chat template.
     """
 
-    def __init__(self, tokenizer: Any, image_id: int) -> None:
+    def __init__(self, tokenizer: Any, image_id: int, template: Template | None = None) -> None:
         self.tokenizer = tokenizer
         self.image_id = image_id
+        self.template = template
         image_token = tokenizer.convert_ids_to_tokens(image_id)
         if image_token is None:
             raise CheckpointError(
                 f"The tokenizer has no token {image_id}, which the configuration calls the image "
                 "token; its files do not belong to this model."
             )
-        if not tokenizer.chat_template:
+        if template is None and not tokenizer.chat_template:
             raise CheckpointError(
                 "The checkpoint has no chat template; name one of llavakit's with conv_mode=."
             )
@@ -57,6 +60,11 @@ class PromptTokenizer:
             key=len,
             reverse=True,
         )
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Strings that end every answer; a chat template names none, only ids end it then."""
+        return () if self.template is None else self.template.stops
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
         """Ids of the prompt; each picture is one ``image_id``."""
@@ -76,6 +84,9 @@ class PromptTokenizer:
 
     def render(self, turns: Sequence[Turn]) -> str:
         """The text of the prompt; special tokens typed by a user are cut by ``_BREAK``."""
+        if self.template is not None:
+            plain = [replace(turn, parts=self._plain(turn.parts)) for turn in turns]
+            return self.template.render(plain, self.image_token)
         conversation = [
             {"role": turn.role, "content": [self._block(part) for part in turn.parts]}
             for turn in turns
@@ -91,6 +102,12 @@ class PromptTokenizer:
             return {"type": "image"}
         return {"type": "text", "text": self._as_plain_text(part.text)}
 
+    def _plain(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        return tuple(
+            Text(self._as_plain_text(part.text)) if isinstance(part, Text) else part
+            for part in parts
+        )
+
     def _as_plain_text(self, text: str) -> str:
         text = text.replace(_BREAK, "")
         for special in self._special_texts:
@@ -99,16 +116,28 @@ class PromptTokenizer:
         return text
 
 
-def special_tokens(tokenizer: Any, config: Any, generation: Any) -> Special:
-    """The special ids of a checkpoint, put together from all files that name some."""
-    text = config.text_config
+def special_tokens(
+    tokenizer: Any, config: Any, generation: Any, stop_strings: Sequence[str] = ()
+) -> Special:
+    """The special ids of a checkpoint, put together from all files that name some.
+
+    Args:
+        tokenizer: an HF tokenizer.
+        config: the HF configuration.
+        generation: the HF generation configuration, or None.
+        stop_strings: of the template. Those that are special tokens end an answer by their
+            ids, because the text of an answer is decoded without special tokens.
+    """
+    text_config = config.text_config
     stops: set[int] = set()
-    for owner in (generation, text, tokenizer):
+    for owner in (generation, text_config, tokenizer):
         named = getattr(owner, "eos_token_id", None)
         stops.update(named if isinstance(named, list) else [] if named is None else [named])
+    specials = set(tokenizer.all_special_tokens)
+    stops.update(tokenizer.convert_tokens_to_ids(text) for text in specials & {*stop_strings})
     image = int(config.image_token_id)
     padding = tokenizer.pad_token_id
-    forbidden = {image, *range(len(tokenizer), int(text.vocab_size))}
+    forbidden = {image, *range(len(tokenizer), int(text_config.vocab_size))}
     if padding is not None and padding not in stops:
         forbidden.add(padding)
     return Special(image, frozenset(stops), tuple(sorted(forbidden)))

@@ -27,10 +27,19 @@ TurnRole = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says at once; neighbouring texts are joined."""
+    """What one side says at once; neighbouring texts are joined.
+
+    Attributes:
+        role: who says it.
+        parts: text and pictures in their order.
+        adds: of a system turn: it only adds to the template's own system text. The caller's
+            system messages replace that text; what llavakit itself has to say of tools and
+            schemas does not, where the caller gave no system message.
+    """
 
     role: TurnRole
     parts: tuple[Part, ...]
+    adds: bool = False
 
     @property
     def text(self) -> str:
@@ -38,8 +47,17 @@ class Turn:
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
 
-def to_turns(request: Request) -> list[Turn]:
-    """The conversation of a request as alternating turns that end with the user's."""
+def to_turns(request: Request, *, answerable: bool = True) -> list[Turn]:
+    """The conversation of a request as alternating turns that end with the user's.
+
+    Args:
+        request: the conversation, with its tools and schema.
+        answerable: whether it must end with something to answer; False, for counting, puts
+            an empty turn of the user where one is missing.
+
+    Raises:
+        MessageError: there is nothing to answer.
+    """
     system: list[list[Part]] = []
     turns: list[Turn] = []
     for message in request.messages:
@@ -53,12 +71,16 @@ def to_turns(request: Request) -> list[Turn]:
             turns[-1] = Turn(role, parts)
         else:
             turns.append(Turn(role, parts))
+    if not answerable and (not turns or turns[-1].role != "user"):
+        turns.append(Turn("user", ()))
     if not any(turn.role == "user" for turn in turns):
         raise MessageError("There is nothing to answer: add a user message.")
     if turns[-1].role != "user":
         raise MessageError(
             "The conversation ends with the assistant; add a user or tool message to answer."
         )
+    # Nothing but pictures replaces no text; an empty text does, that is how to have none.
+    adds = all(said and all(isinstance(part, Image) for part in said) for said in system)
     system.extend([Text(text)] for text in _instructions(request))
     if not system:
         return turns
@@ -69,7 +91,7 @@ def to_turns(request: Request) -> list[Turn]:
         first = next(index for index, turn in enumerate(turns) if turn.role == "user")
         turns[first] = Turn("user", _joined([*pictures, *turns[first].parts]))
         parts = tuple(part for part in parts if isinstance(part, Text))
-    return [Turn("system", parts), *turns]
+    return [Turn("system", parts, adds), *turns]
 
 
 def _instructions(request: Request) -> Iterable[str]:

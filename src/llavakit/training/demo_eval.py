@@ -95,23 +95,23 @@ def held_out_cases(count: int, seed: int = 99) -> Iterable[Case]:
     made_rows: dict[str, int] = {}
     wanted = ("which", "describe", "count", "describe all", "colour", "exists", "shape")
     while any(made_rows.get(f"several {name}", 0) < count for name in wanted):
-        shown = some(rng.choice((2, 2, 3)))
-        asked = ask_several(shown, rng)
+        many = some(rng.choice((2, 2, 3)))
+        asked = ask_several(many, rng)
         name = asked.task if asked.task.removeprefix("several ") in wanted else "several other"
         made_rows[name] = made_rows.get(name, 0) + 1
         if made_rows[name] <= count:
-            yield with_pictures(name, shown, asked.question, asked.answer, rng)
+            yield with_pictures(name, many, asked.question, asked.answer, rng)
     for _ in range(count):
-        shown = some(rng.choice((1, 1, 2)))
-        yield Case("pictures between words", interleaved(shown, rng), tuple(shown))
-        shown = some(1)
-        yield Case("picture schema", schema_about(shown[0], rng), tuple(shown))
-        shown = some(1)
-        yield Case("picture, tools not needed", plain_with_tools(shown[0], rng), tuple(shown))
-        shown = some(1)
-        turns = [(a.question, a.answer) for a in (ask(shown[0], rng) for _ in range(3))]
+        many = some(rng.choice((1, 1, 2)))
+        yield Case("pictures between words", interleaved(many, rng), tuple(many))
+        many = some(1)
+        yield Case("picture schema", schema_about(many[0], rng), tuple(many))
+        many = some(1)
+        yield Case("picture, tools not needed", plain_with_tools(many[0], rng), tuple(many))
+        many = some(1)
+        turns = [(a.question, a.answer) for a in (ask(many[0], rng) for _ in range(3))]
         turns[0] = (f"{IMAGE}\n{turns[0][0]}", turns[0][1])
-        yield Case("dialogue", Dialogue("dialogue", tuple(turns)), tuple(shown))
+        yield Case("dialogue", Dialogue("dialogue", tuple(turns)), tuple(many))
     text_only: tuple[Callable[[random.Random], Dialogue], ...] = (
         copying.tool_call, copying.tool_result, copying.no_tool_needed, copying.fill_schema,
         copying.stated_fact, copying.repeat_after_me, smalltalk.random_talk,
@@ -124,7 +124,7 @@ def held_out_cases(count: int, seed: int = 99) -> Iterable[Case]:
 def measure(
     model: Model, cases: list[Case], batch: int = 24, show: int = 0
 ) -> dict[str, tuple[int, int]]:
-    """Return (right, asked) for every row; every turn of a dialogue is asked with own answers before."""
+    """Return (right, asked) for every row; the turns of a dialogue follow own answers."""
     score: dict[str, tuple[int, int]] = {}
     live: list[tuple[Case, int, list[tuple[str, str]]]] = [(case, 0, []) for case in cases]
     shown = 0

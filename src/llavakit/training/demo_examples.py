@@ -63,9 +63,7 @@ def main() -> None:
                 answer = wrong(model, Path(made), example)
                 if answer:
                     failed += 1
-                    print(
-                        f"seed {seed}: {example.files} {example.question} {example.answer!r}, not {answer!r}"
-                    )
+                    print(f"seed {seed}: {example.question} {example.answer!r}, not {answer!r}")
         if best is None or failed < best[0]:
             best = (failed, seed)
         if not failed:

@@ -85,7 +85,8 @@ def patch_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -
     hidden = tower.pre_layrnorm(tower.embeddings(pixels))
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, None)
-    return hidden[:, 1:]
+    patches: torch.Tensor = hidden[:, 1:]
+    return patches
 
 
 def text_states(
@@ -94,7 +95,7 @@ def text_states(
     mask: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run the Llama on ``(b, l, TEXT_WIDTH)`` embeddings; ``mask`` is ``(b, 1, l, l)``, true: seen."""
+    """Run the Llama on ``(b, l, TEXT_WIDTH)``; ``mask`` is ``(b, 1, l, l)``, true where seen."""
     out = model.model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
     )

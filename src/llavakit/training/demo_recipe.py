@@ -1,8 +1,9 @@
 """The recipe of the shipped demo model: every phase, its seed, its steps and its mix.
 
-Numbers of a mix are weights by which trees are chosen (:mod:`llavakit.training.demo_data`). Rates are of Muon and of
-AdamW; ``first`` and ``last`` are factors on both between which a phase goes in a straight line.
-Changing a line here changes the model that ``make demo-model`` makes.
+Numbers of a mix are weights by which trees are chosen (:mod:`llavakit.training.demo_data`). Rates
+are of Muon and of AdamW; ``first`` and ``last`` are factors on both: a phase stays at the first for
+the part ``hold`` of its steps and then goes to the last in a straight line. Changing a line here
+changes the model that ``make demo-model`` makes.
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ class LessonPhase:
     matrix_rate: float = 1e-2
     other_rate: float = 3e-3
     warmup: int = 0
+    hold: float = 0.0
     first: float = 1.0
     last: float = 1.0
     patch_weight: float = 0.25
     word_weight: float = 0.3
     tasks: dict[str, float] = field(default_factory=dict)
+    louder_positions: tuple[float, float] | None = None
 
 
 VISION: tuple[VisionPhase, ...] = (
@@ -173,6 +176,67 @@ JOINT: tuple[LessonPhase, ...] = (
             "background": 1.5,
             "list": 0.4,
             "kind": 0.4,
+        },
+    ),
+    LessonPhase(
+        "joint-6",
+        378,
+        36,
+        {
+            "scene": 8,
+            "page": 1.2,
+            "several": 2.5,
+            "interleaved": 0.8,
+            "schema": 2.2,
+            "plain": 0.3,
+            "copying": 13,
+            "talk": 0.5,
+        },
+        word_weight=1.0,
+        first=0.45,
+        last=0.30,
+        tasks={
+            "colour": 0.8,
+            "where": 1.6,
+            "relation": 1.4,
+            "caption": 1.3,
+            "is it": 2.0,
+            "background": 0.6,
+            "list": 0.3,
+            "kind": 0.3,
+            "title": 0.6,
+        },
+        louder_positions=(2.5, 5.0),
+    ),
+    LessonPhase(
+        "joint-7",
+        705,
+        37,
+        {
+            "scene": 8.5,
+            "page": 1,
+            "several": 2.3,
+            "interleaved": 0.7,
+            "schema": 2,
+            "plain": 0.3,
+            "copying": 13,
+            "talk": 0.4,
+        },
+        word_weight=0.8,
+        hold=0.45,
+        first=0.42,
+        last=0.0,
+        tasks={
+            "colour": 0.8,
+            "where": 1.6,
+            "count shape": 1.4,
+            "count colour": 1.3,
+            "caption": 1.3,
+            "is it": 2.5,
+            "background": 0.6,
+            "list": 0.3,
+            "kind": 0.3,
+            "title": 0.5,
         },
     ),
 )

@@ -79,7 +79,7 @@ def train_repeats(
         targets = tokens[:, 1:][known[:, 1:]]
         logits = states @ embedding.T
         loss = F.cross_entropy(logits, targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step(factor=min(1.0, (step + 1) / 30, (steps - step) / 100))
         accuracy = float((logits.argmax(-1) == targets).float().mean())
         average = 0.95 * average + 0.05 * accuracy

@@ -42,10 +42,11 @@ SPACE = "▁"
 UNKNOWN, START, END, IMAGE, PAD = "<unk>", "<s>", "</s>", "<image>", "<pad>"
 MARKS = (CALL_START, CALL_END, RESULT_START, RESULT_END)
 EXTRA_WORDS = (
-    "first second third fourth image images picture pictures page pages both all one two three four "
-    "which show shows USER ASSISTANT and in of to or not but with for from by at on as it its this "
-    "that these those about between same different has have does do did can could will would should "
-    "please other another each every any some more most very also than then when while where"
+    "first second third fourth image images picture pictures page pages both all one two "
+    "three four which show shows USER ASSISTANT and in of to or not but with for from by at "
+    "on as it its this that these those about between same different has have does do did can "
+    "could will would should please other another each every any some more most very also "
+    "than then when while where"
 )
 
 
@@ -66,7 +67,7 @@ def sample_text(seed: int = 3, count: int = 2500) -> tuple[list[str], list[str]]
 
 
 def common_words(plain: list[str], copying: list[str]) -> list[str]:
-    """Return the words that get a piece together with their space; values to copy are not among them."""
+    """Return the words that get a piece together with their space: no values to copy."""
     values = set(words.NOUNS + words.ADJECTIVES + words.FIRST_NAMES + words.LAST_NAMES)
     values |= {part for city in words.CITIES for part in re.findall(r"[A-Za-z]+", city)}
     values -= {*COLOURS, *SHAPES, "page", "number", "word", "price", "name"}

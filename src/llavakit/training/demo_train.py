@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from llavakit.training import demo_recipe
@@ -27,7 +28,7 @@ from llavakit.training.demo_pictures import Pictures, cached, joined
 from llavakit.training.demo_recipe import LessonPhase, RepeatPhase, VisionPhase
 from llavakit.training.demo_repeats import train_repeats
 from llavakit.training.demo_tokenizer import save_tokenizer
-from llavakit.training.demo_vision import PatchHeads, train_vision
+from llavakit.training.demo_vision import PatchHeads, amplify_positions, train_vision
 from llavakit.training.muon import MuonAdamW
 
 SAVE_SECONDS = 240.0
@@ -120,6 +121,8 @@ class Run:
             state = self.load(unfinished)
             optimizer.load_state_dict(state["optimizer"])
             begin = state["step"]
+        elif phase.louder_positions:
+            amplify_positions(self.model, *phase.louder_positions)
         if self.world > 1:
             dist.barrier()  # the first process removes the file in the end: everybody reads first
         lessons = Lessons(
@@ -140,12 +143,12 @@ class Run:
                     self.model, self.heads, self.alignment, batch, noise, tally,
                     patch_weight=phase.patch_weight, word_weight=phase.word_weight,
                 )  # fmt: skip
-                (loss * share).backward()
+                torch.autograd.backward(loss * share)
                 for name, value in found.items():
                     parts[name] = parts.get(name, 0.0) + share * value
             if self.world > 1:
                 average_gradients(optimizer.parameters)
-            done = step / phase.steps
+            done = max(0.0, step / phase.steps - phase.hold) / (1 - phase.hold)
             factor = phase.first + (phase.last - phase.first) * done
             norm = optimizer.step(min(factor, (step + 1) / max(1, phase.warmup)))
             for name, value in {**parts, "norm": norm}.items():
@@ -275,7 +278,7 @@ def start_joint(world: int, workdir: Path, last: str, out: Path) -> None:
     if world == 1:
         run_joint(0, 1, workdir, last, out)
     else:
-        torch.multiprocessing.spawn(run_joint, (world, workdir, last, out), nprocs=world)
+        spawn(run_joint, (world, workdir, last, out), nprocs=world)  # type: ignore[no-untyped-call]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from llavakit.demo.seen import LABELS
+from llavakit.demo.seen import GRID, LABELS
 from llavakit.training.demo_model import VISION_WIDTH, patch_features
 from llavakit.training.demo_pictures import Pictures, normalise
 from llavakit.training.muon import MuonAdamW
@@ -66,6 +66,19 @@ def varied(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
     return out.clip(0, 255).astype(np.uint8)
 
 
+@torch.no_grad()
+def amplify_positions(model: LlavaForConditionalGeneration, rows: float, columns: float) -> None:
+    """Multiply what the position embeddings say of row and column.
+
+    Patch labels teach little about where a patch is; a question after a place needs to see it.
+    """
+    weight = model.model.vision_tower.embeddings.position_embedding.weight[1:]
+    board = weight.view(GRID, GRID, -1)
+    centred = board - board.mean(dim=(0, 1))
+    of_rows, of_columns = centred.mean(1, keepdim=True), centred.mean(0, keepdim=True)
+    board += (rows - 1) * of_rows + (columns - 1) * of_columns
+
+
 def train_vision(
     model: LlavaForConditionalGeneration,
     heads: PatchHeads,
@@ -94,7 +107,7 @@ def train_vision(
         labels = np.concatenate([scenes.labels[chosen], pages.labels[read]])
         features = patch_features(model, normalise(varied(pixels, rng)))
         loss, right = heads.loss(features, torch.from_numpy(labels).long())
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step(factor=min(1.0, (step + 1) / 40, (steps - step) / (0.3 * steps)))
         for kind, value in right.items():
             average[kind] = 0.9 * average.get(kind, value) + 0.1 * value

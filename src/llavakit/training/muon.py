@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
+POSITION_SCALE = 10.0
+
 
 def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Return the nearest half-orthogonal matrices of ``(n, rows, columns)``, approximately."""
@@ -23,7 +25,8 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.transpose(1, 2) if tall else x
+    result: torch.Tensor = x.transpose(1, 2) if tall else x
+    return result
 
 
 def shared(matrices: torch.Tensor) -> torch.Tensor:
@@ -64,9 +67,10 @@ class Muon(torch.optim.Optimizer):
                     state = self.state[parameter]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(parameter)
-                    buffer = state["momentum"]
-                    buffer.lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(buffer, group["momentum"]))
+                    gradient, buffer = parameter.grad, state["momentum"]
+                    assert gradient is not None
+                    buffer.lerp_(gradient, 1 - group["momentum"])
+                    updates.append(gradient.lerp(buffer, group["momentum"]))
                 stacked = shared(torch.stack(updates).flatten(2))
                 rate = group["lr"] * max(1.0, stacked.size(1) / stacked.size(2)) ** 0.5
                 for parameter, update in zip(parameters, stacked, strict=True):
@@ -78,7 +82,8 @@ def split_parameters(
     named: Iterable[tuple[str, torch.nn.Parameter]],
 ) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
     """Split into matrices for Muon and the rest (embeddings, norms, biases, heads) for AdamW."""
-    matrices, rest = [], []
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, parameter in named:
         hidden = parameter.ndim == 2 and "embed" not in name and "head" not in name
         (matrices if hidden else rest).append(parameter)
@@ -95,11 +100,18 @@ class MuonAdamW:
         matrix_rate: float,
         other_rate: float,
     ) -> None:
+        named = list(named)
         matrices, rest = split_parameters(named)
+        # Positions start small beside the patches; at the others' pace they stay unseen.
+        positions = [parameter for name, parameter in named if "position" in name]
+        others = [p for p in rest if not any(p is position for position in positions)]
+        groups = [{"params": others, "scale": 1.0}]
+        if positions:
+            groups.append({"params": positions, "scale": POSITION_SCALE})
         self.rates = (matrix_rate, other_rate)
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             Muon(matrices, lr=matrix_rate),
-            torch.optim.AdamW(rest, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(groups, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0),
         )
         self.parameters = matrices + rest
 
@@ -108,7 +120,7 @@ class MuonAdamW:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = rate * factor * group.get("scale", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return float(norm)

@@ -1,0 +1,186 @@
+"""The four ways in which LLaVA's models were taught to read a conversation.
+
+A template writes turns as the one string that a model was trained on: its system text, the
+marks of the two roles, and what ends an answer. Which models read which template, and the
+texts, are in :mod:`llavakit.prompts.templates`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llavakit.prompts.conversation import Turn, TurnRole
+from llavakit.values import Image, Part, Text
+
+IMAGE = "<image>"
+"""What stands for a picture in the text of a prompt."""
+
+Said: TypeAlias = tuple[TurnRole, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template(ABC):
+    """How a conversation is written.
+
+    Attributes:
+        system: its own system text. A system turn takes its place, unless the turn only
+            *adds* to it (see :class:`~llavakit.prompts.conversation.Turn`).
+        examples: turns that stand before every conversation.
+        tagged: pictures are written as ``<Image><image></Image>``, and those that begin a
+            conversation in a turn of their own, which the assistant has received.
+    """
+
+    system: str = ""
+    examples: tuple[Said, ...] = ()
+    tagged: bool = False
+
+    @property
+    @abstractmethod
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end an answer and are no part of it."""
+
+    @abstractmethod
+    def _written(self, system: str, said: Sequence[Said]) -> str:
+        """The prompt, up to where the assistant's next words begin."""
+
+    def render(self, turns: Sequence[Turn], image: str = IMAGE) -> str:
+        """The prompt of a conversation that the assistant shall go on with.
+
+        Args:
+            turns: from :func:`~llavakit.prompts.conversation.to_turns`.
+            image: the text of the model's image token.
+        """
+        spoken = [turn for turn in turns if turn.role != "system"]
+        if self.tagged:
+            spoken = _received(spoken)
+        said = [(turn.role, self._content(turn.parts, image)) for turn in spoken]
+        return self._written(self._system_of(turns), [*self.examples, *said])
+
+    def _system_of(self, turns: Sequence[Turn]) -> str:
+        told = [turn for turn in turns if turn.role == "system"]
+        own = [self.system] if all(turn.adds for turn in told) else []
+        return "\n".join(filter(None, [*own, *(turn.text for turn in told)]))
+
+    def _content(self, parts: Sequence[Part], image: str) -> str:
+        """Text and pictures in their order.
+
+        LLaVA was trained on pictures with a line end behind them. It is not doubled where the
+        text brings its own.
+        """
+        mark = f"<Image>{image}</Image>" if self.tagged else image
+        written = ""
+        leading = True
+        for index, part in enumerate(parts):
+            if isinstance(part, Text):
+                written += part.text
+                leading = False
+                continue
+            if written and not written[-1].isspace():
+                written += "\n"
+            written += mark
+            if index + 1 < len(parts):
+                after = parts[index + 1]
+                ends = not (isinstance(after, Text) and after.text.startswith("\n"))
+            else:
+                # A turn of nothing but pictures ends its lines as if words followed.
+                ends = leading and not self.tagged
+            written += "\n" if ends else ""
+        return written
+
+
+def _received(turns: Sequence[Turn]) -> list[Turn]:
+    """The pictures that begin a conversation, in a turn of their own, and the rest."""
+    if not turns or turns[0].role != "user":
+        return list(turns)
+    parts = turns[0].parts
+    count = next((at for at, part in enumerate(parts) if not isinstance(part, Image)), 0)
+    if count == 0:
+        return list(turns)
+    pictures, question = Turn("user", parts[:count]), Turn("user", parts[count:])
+    return [pictures, Turn("assistant", (Text("Received."),)), question, *turns[1:]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled(Template):
+    """``USER: ... ASSISTANT: ...``: a label before what is said, an end mark behind it.
+
+    Attributes:
+        user: label of the user.
+        assistant: label of the assistant.
+        user_end: stands behind the system text and the user's words.
+        assistant_end: stands behind the assistant's words.
+    """
+
+    user: str
+    assistant: str
+    user_end: str
+    assistant_end: str
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.assistant_end,)
+
+    def _written(self, system: str, said: Sequence[Said]) -> str:
+        prompt = system + self.user_end if system else ""
+        for role, text in said:
+            if role == "assistant":
+                prompt += f"{self.assistant}: {text}{self.assistant_end}"
+            else:
+                prompt += f"{self.user}: {text}{self.user_end}"
+        return f"{prompt}{self.assistant}:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instructed(Template):
+    """``[INST] ... [/INST] ... </s>``: Llama 2 and Mistral; the system text is in the first one.
+
+    Attributes:
+        begin: stands before every instruction but the first, whose the tokenizer writes.
+    """
+
+    begin: str
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ("</s>", self.begin) if self.begin else ("</s>",)
+
+    def _written(self, system: str, said: Sequence[Said]) -> str:
+        head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
+        prompt = ""
+        for role, text in said:
+            if role == "assistant":
+                prompt += f" {text} </s>"
+            else:
+                prompt += f"{self.begin if prompt else ''}[INST] {head}{text} [/INST]"
+                head = ""
+        return prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatML(Template):
+    """``<|im_start|>user``, a line end, the words and ``<|im_end|>``; nothing in between."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ("<|im_end|>",)
+
+    def _written(self, system: str, said: Sequence[Said]) -> str:
+        first: list[tuple[str, str]] = [("system", system)] if system else []
+        blocks = [f"<|im_start|>{role}\n{text}<|im_end|>" for role, text in [*first, *said]]
+        return "".join(blocks) + "<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain(Template):
+    """Lines without roles: the captions on which the projector was trained."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ("\n",)
+
+    def _written(self, system: str, said: Sequence[Said]) -> str:
+        lines = [system] if system else []
+        return "".join(f"{line}\n" for line in [*lines, *(text for _, text in said)])
