@@ -157,10 +157,10 @@ def test_closed_backend_refuses():
 )
 def test_no_torch_is_imported_by(statement):
     code = f"{statement}\nimport sys\nassert 'torch' not in sys.modules, 'torch was imported'"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=200)
 
 
 @pytest.mark.parametrize("module", ["langchain_core", "llama_index", "torch", "PIL", "httpx"])
 def test_package_itself_imports_no(module):
     code = f"import llavakit, sys\nassert {module!r} not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)

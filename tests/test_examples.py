@@ -19,7 +19,7 @@ def run(*arguments: str, **options: str) -> str:
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=200,
         cwd=ROOT,
         env={**os.environ, **options},
     )
