@@ -43,7 +43,7 @@ def main() -> int:
     entries = json.loads((DATA / "questions.json").read_text())
     model = ChatLLaVA(model="demo", temperature=0, max_tokens=64)
     began = time.perf_counter()
-    answers = [answer.text for answer in model.batch([question(entry) for entry in entries])]
+    answers = [answer.text for answer in model.batch([[question(entry)] for entry in entries])]
     seconds = time.perf_counter() - began
     right = 0
     for entry, answer in zip(entries, answers, strict=True):

@@ -77,7 +77,7 @@ class Load:
     def _thread(self, numbers: Iterator[int]) -> None:
         while True:
             with self._lock:
-                number = next(numbers)
+                number = next(numbers, self._left)
                 if number >= self._left:
                     return
             try:

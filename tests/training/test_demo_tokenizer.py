@@ -3,7 +3,7 @@ import random
 import pytest
 
 from llavakit.demo.copying import random_copying
-from llavakit.demo.words import text_value
+from llavakit.demo.words import chinese, code, made_up_identifier, made_up_word
 from llavakit.training.demo_tokenizer import build_tokenizer
 
 
@@ -29,7 +29,7 @@ def test_any_text_survives(tokenizer):
 def test_a_value_is_cut_alike_in_prose_and_in_json(tokenizer):
     rng = random.Random(2)
     for _ in range(100):
-        value = text_value(rng)
+        value = rng.choice((made_up_word, made_up_identifier, code, chinese))(rng)
         inner = pieces(tokenizer, f'"{value}"')[1:-1]
         prose = pieces(tokenizer, f"x {value} x")
         assert " ".join(map(str, inner)) in " ".join(map(str, prose))
