@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.errors import EngineClosedError
 from llavakit.prompts.tools import compact_json
+from llavakit.sources import SourcePolicy
 from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Chunk, Completion, Request, Tool, ToolCallChunk, Usage
 
@@ -31,6 +32,7 @@ class FakeBackend(Backend):
             stream. Or a function from the request to an answer.
         name: the model's name.
         hang: leave the answer open after its last word, so that cancelling can be tested.
+        policy: which files and addresses pictures may come from; may be set later.
 
     Attributes:
         requests: every request that was submitted.
@@ -44,9 +46,11 @@ class FakeBackend(Backend):
         name: str = "fake",
         context_length: int = 4096,
         hang: bool = False,
+        policy: SourcePolicy | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self.cancelled = 0
+        self.source_policy = policy or SourcePolicy()
         self._hang = hang
         self._closed = False
         self._info = ModelInfo(name, context_length)
@@ -60,6 +64,10 @@ class FakeBackend(Backend):
     @property
     def info(self) -> ModelInfo:
         return self._info
+
+    @property
+    def policy(self) -> SourcePolicy:
+        return self.source_policy
 
     @property
     def closed(self) -> bool:

@@ -144,7 +144,7 @@ def digests(request):
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("role", [HumanMessage, ToolMessage])
 def test_every_carrier_gives_the_same_pixels(carrier, role, case, digest, fake, tmp_path):
-    fake.policy = SourcePolicy(roots=(tmp_path,))  # so that the file: URL is allowed
+    fake.source_policy = SourcePolicy(roots=(tmp_path,))  # so that the file: URL is allowed
     model = ChatLLaVA(backend=fake)
     block = CARRIERS[carrier](case)
     messages = [HumanMessage("look")]
@@ -288,7 +288,7 @@ def test_a_file_url_needs_a_root(case, model):
 
 
 def test_the_policy_of_a_given_backend_holds(case, fake):
-    fake.policy = SourcePolicy(allow_files=False)
+    fake.source_policy = SourcePolicy(allow_files=False)
     with pytest.raises(SourceNotAllowedError):
         ChatLLaVA(backend=fake).invoke([HumanMessage([image(path=Path(case.path))])])
 

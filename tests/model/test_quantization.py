@@ -122,7 +122,7 @@ def test_greedy_answers_equal_those_of_the_quantised_transformers_model(
 @pytest.mark.parametrize("kind", ["8bit"], indirect=True)
 def test_8_bit_answers_do_not_depend_on_what_runs_beside_them(backend: LocalBackend):
     alone = [backend.generate([message(number)], GREEDY).text for number in range(6)]
-    backend._get_engine()._loop.scheduler.drop_donors()
+    backend._get_engine()._loop.scheduler.forget()
     streams = [backend.stream([message(number)], GREEDY) for number in range(6)]
     together = ["".join(chunk.text for chunk in stream) for stream in streams]
     assert together == alone
