@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from llavakit.engine.attention import KVArena, Row
 from llavakit.engine.extents import Extent
 
-HEADS, KV_HEADS, DIM, SLOTS = 4, 2, 8, 400
+DIM, SLOTS = 8, 400
+SHAPES = [(4, 2), (3, 3), (4, 1)]
+"""Heads and key-value heads: grouped, equal, one for all."""
 PREFIXES: list[tuple[Extent, ...]] = [
     (),
     (Extent(300, 20),),
@@ -22,11 +24,12 @@ def obvious(row: Row, query: torch.Tensor, arena: KVArena, scaling: float) -> to
     slots = [s for e in row.prefix for s in range(e.start, e.end)]
     slots += list(range(row.slot, row.slot + row.own))
     out = torch.empty_like(query)
+    heads, kv_heads = query.shape[1], arena.keys[0].shape[0]
     for token in range(row.count):
         seen = slots[: len(slots) - row.count + token + 1]
-        for head in range(HEADS):
-            keys = arena.keys[0][head // (HEADS // KV_HEADS), seen]
-            values = arena.values[0][head // (HEADS // KV_HEADS), seen]
+        for head in range(heads):
+            keys = arena.keys[0][head // (heads // kv_heads), seen]
+            values = arena.values[0][head // (heads // kv_heads), seen]
             weights = torch.softmax(keys @ query[token, head] * scaling, dim=0)
             out[token, head] = weights @ values
     return out
@@ -40,10 +43,12 @@ def obvious(row: Row, query: torch.Tensor, arena: KVArena, scaling: float) -> to
         max_size=7,
     ),
     short=st.sampled_from([1, 8, 100]),
+    shape=st.sampled_from(SHAPES),
 )
-def test_every_row_attends_to_its_prefix_and_its_own_tokens(rows, short):
+def test_every_row_attends_to_its_prefix_and_its_own_tokens(rows, short, shape):
     torch.manual_seed(0)
-    arena = KVArena(1, SLOTS, KV_HEADS, DIM, dtype=torch.float32, device=torch.device("cpu"))
+    heads, kv_heads = shape
+    arena = KVArena(1, SLOTS, kv_heads, DIM, dtype=torch.float32, device=torch.device("cpu"))
     arena.short = short
     for slots in (*arena.keys, *arena.values):
         slots.normal_()
@@ -51,8 +56,8 @@ def test_every_row_attends_to_its_prefix_and_its_own_tokens(rows, short):
         Row(prefix, 40 * number, start, count) for number, (prefix, start, count) in enumerate(rows)
     ]
     total = sum(row.count for row in made)
-    query = torch.randn(total, HEADS, DIM)
-    key, value = torch.randn(total, KV_HEADS, DIM), torch.randn(total, KV_HEADS, DIM)
+    query = torch.randn(total, heads, DIM)
+    key, value = torch.randn(total, kv_heads, DIM), torch.randn(total, kv_heads, DIM)
     out = arena.attend(made)(0, query, key, value, 0.3)
     position = 0
     for row in made:
@@ -66,6 +71,6 @@ def test_every_row_attends_to_its_prefix_and_its_own_tokens(rows, short):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_of_a_token_are_what_the_arena_allocates(dtype):
-    arena = KVArena(3, 100, KV_HEADS, DIM, dtype=dtype, device=torch.device("cpu"))
+    arena = KVArena(3, 100, 2, DIM, dtype=dtype, device=torch.device("cpu"))
     allocated = sum(slots.nbytes for slots in (*arena.keys, *arena.values))
-    assert allocated == 100 * KVArena.bytes_per_token(3, KV_HEADS, DIM, dtype)
+    assert allocated == 100 * KVArena.bytes_per_token(3, 2, DIM, dtype)

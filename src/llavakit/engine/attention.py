@@ -191,7 +191,7 @@ class _Decode:
         kv_heads = keys.shape[0]
         # [kv_heads, n * group, dim]: query heads of one group read the same keys.
         grouped = (query * scaling).view(count, kv_heads, -1, dim).transpose(0, 1)
-        grouped = grouped.reshape(kv_heads, -1, dim)
+        grouped = grouped.reshape(kv_heads, -1, dim).contiguous()
         shared = [slice(piece.start, piece.end) for piece in self._prefix]
         scores = [torch.bmm(grouped, keys[:, piece].transpose(1, 2)) for piece in shared]
         scores.append(self._own_scores(grouped, keys, count))

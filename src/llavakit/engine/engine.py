@@ -141,6 +141,7 @@ class Engine:
             "image_cache_bytes": vision.cache.bytes,
             "image_cache_hits": vision.cache.hits,
             "images_encoded": vision.encoded,
+            "halved_steps": self._loop.runner.halved,
             **asdict(self._loop.counters),
         }
 

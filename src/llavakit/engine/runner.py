@@ -41,6 +41,9 @@ class ModelRunner:
         model: the loaded model.
         kv_tokens: slots of the arena.
         image_cache_bytes: budget of the feature cache.
+
+    Attributes:
+        halved: how often a pass failed and was tried in halves; 0 unless something is wrong.
     """
 
     def __init__(self, model: Llava, kv_tokens: int, image_cache_bytes: int) -> None:
@@ -53,6 +56,7 @@ class ModelRunner:
             dtype=model.dtype,
             device=model.device,
         )
+        self.halved = 0
         self.vision = VisionEncoder(model.encode_images, image_cache_bytes)
 
     def run(self, plan: Plan) -> Outcome:
@@ -91,7 +95,10 @@ class ModelRunner:
             if len(work) == 1:
                 outcome.failed[work[0].sequence] = error
                 return []
-            log.warning("a step failed for %d sequences and is tried in halves", len(work))
+            self.halved += 1
+            log.warning(
+                "a step failed for %d sequences and is tried in halves", len(work), exc_info=True
+            )
             middle = len(work) // 2
             return self._forward(work[:middle], features, outcome) + self._forward(
                 work[middle:], features, outcome
