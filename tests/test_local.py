@@ -196,7 +196,10 @@ def test_queue_is_bounded(backend: LocalBackend):
 
 def test_timeout_ends_a_request_that_waits_or_runs(backend: LocalBackend):
     with pytest.raises(RequestTimeoutError, match=r"0\.05 seconds"):
-        backend.generate("hello", SamplingParams(max_tokens=1900), timeout=0.05)
+        # The grammar keeps the answer from ending by itself before that.
+        backend.generate(
+            "hello", SamplingParams(max_tokens=1900, grammar="[ab]{1900}"), timeout=0.05
+        )
     assert issubclass(RequestTimeoutError, TimeoutError)
     settle(backend)
 
