@@ -193,7 +193,7 @@ ODD_STRINGS = {
     "windows-path": "C:\\pictures\\cat.png",
     "short-base64-of-nothing": "AAAAAAAAAAAAAAAAAAAA",
     "long-base64-of-nothing": "A" * 5000,
-    "path-that-is-base64-too": "/work/pictures/cats",
+    "path-that-is-base64-too": "/word/pictures/cats",
     "sentence": "What is in the picture?",
 }
 

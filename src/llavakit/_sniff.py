@@ -99,7 +99,7 @@ def sniff(data: bytes) -> str:
 def is_known(data: bytes) -> bool:
     """Whether the bytes begin like a file of a known kind, decodable or not.
 
-    Bare JPEG XL has two bytes of magic, which the path "/work/..." read as base64 has too.
+    Bare JPEG XL has two bytes of magic, which the path "/word/..." read as base64 has too.
     """
     return sniff(data) not in ("", "JXL")
 
