@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import subprocess
 import sys
@@ -91,6 +92,35 @@ def test_same_picture_again_is_not_encoded_again(backend: LocalBackend):
     for question in ("What is it?", "Where is it?"):
         backend.generate([Message("user", [question, Image(picture)])], SHORT)
     assert backend.stats()["images_encoded"] == 1
+
+
+def test_one_picture_by_path_base64_and_bytes_is_one_cache_entry(backend: LocalBackend, tmp_path):
+    path = tmp_path / "noise.png"
+    PILImage.effect_noise((40, 30), 80).convert("RGB").save(path)
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    sources = [path, str(path), encoded, f"data:image/png;base64,{encoded}", path.read_bytes()]
+    sources.append(PILImage.open(path))
+    answers = {backend.ask(source, "What is it?", max_tokens=8) for source in sources}
+    assert len(answers) == 1
+    stats = backend.stats()
+    assert (stats["images_encoded"], stats["image_cache_entries"]) == (1, 1)
+
+
+def test_file_that_is_overwritten_is_another_picture(backend: LocalBackend, tmp_path):
+    path = tmp_path / "changes.png"
+    answers = []
+    for colour in ("red", "blue", "red"):
+        PILImage.new("RGB", (40, 40), colour).save(path)
+        answers.append(backend.ask(path, "What is it?", max_tokens=8))
+    assert answers[0] == answers[2] != answers[1]
+    assert backend.stats()["images_encoded"] == 2
+
+
+def test_same_bytes_in_a_transposed_size_are_another_picture(backend: LocalBackend):
+    pixels = bytes(range(240)) * 5
+    for size in ((20, 20), (40, 10), (10, 40)):
+        backend.ask(PILImage.frombytes("RGB", size, pixels), "What is it?", max_tokens=2)
+    assert backend.stats()["images_encoded"] == 3
 
 
 def test_closed_stream_frees_the_sequence(backend: LocalBackend):
