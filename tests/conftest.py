@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from llavakit.backend import Backend
+    from tests.loopback import Server
     from tests.tiny import TinyModel
 
 # Before torch is imported, here and in the processes that tests start: tests measure behaviour
@@ -43,6 +44,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     from tests.tiny import tiny_llava
 
     return tiny_llava(tmp_path_factory.mktemp("tiny-llava"))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server on loopback (for tests marked ``enable_socket``)."""
+    from tests.loopback import Server
+
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True, scope="module")

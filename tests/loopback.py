@@ -9,6 +9,11 @@ from collections.abc import Callable
 
 from PIL import Image
 
+from llavakit.sources import SourcePolicy
+
+LOCAL = SourcePolicy(allow_private_hosts=True, timeout=10)
+IMPATIENT = SourcePolicy(allow_private_hosts=True, timeout=0.6)
+
 
 def png() -> bytes:
     out = io.BytesIO()

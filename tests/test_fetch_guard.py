@@ -4,7 +4,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,19 +17,9 @@ from llavakit.errors import (
 )
 from llavakit.images import open_picture
 from llavakit.sources import SourcePolicy, fetch_url
-from tests.loopback import PNG, Server, redirect
+from tests.loopback import LOCAL, PNG, Server, redirect
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(30)]
-
-LOCAL = SourcePolicy(allow_private_hosts=True, timeout=10)
-IMPATIENT = SourcePolicy(allow_private_hosts=True, timeout=0.6)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
 
 
 def resolver(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:

@@ -4,7 +4,6 @@ import gzip
 import socket
 import time
 import zlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,19 +16,9 @@ from llavakit.errors import (
 )
 from llavakit.images import open_picture
 from llavakit.sources import SourcePolicy, fetch_url
-from tests.loopback import PNG, Server, endless, head, reply
+from tests.loopback import IMPATIENT, LOCAL, PNG, endless, head, reply
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(30)]
-
-LOCAL = SourcePolicy(allow_private_hosts=True, timeout=10)
-IMPATIENT = SourcePolicy(allow_private_hosts=True, timeout=0.6)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
 
 
 @pytest.mark.parametrize(

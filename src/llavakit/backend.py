@@ -284,7 +284,8 @@ def load(
     Args:
         model: an alias (``"demo"``), a local directory, or a hub id; with ``base_url`` the
             server's name for it.
-        model_base: the base model of a LoRA or projector-only checkpoint.
+        model_base: the base model of a LoRA or projector-only checkpoint; not supported yet,
+            and refused.
         conv_mode: a conversation template by name; None takes the checkpoint's own.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.

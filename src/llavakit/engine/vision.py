@@ -47,11 +47,6 @@ class FeatureCache:
             _, dropped = self._features.popitem(last=False)
             self.bytes -= dropped.nbytes
 
-    def clear(self) -> None:
-        """Drop all features."""
-        self._features.clear()
-        self.bytes = 0
-
 
 class VisionEncoder:
     """Gives the features of pictures, from the cache or from the vision tower.

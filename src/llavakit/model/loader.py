@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_VIEW = 336
-
 
 @dataclass(frozen=True, slots=True)
 class Reader:
