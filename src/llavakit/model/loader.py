@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llavakit.errors import CheckpointError
 from llavakit.model.chat_template import prompt_tokenizer
 from llavakit.model.layout import ImageLayout, layout_of
-from llavakit.model.preprocess import ImagePreprocessor
+from llavakit.model.preprocess import ImagePreprocessor, image_processor
 from llavakit.model.quantization import Quantization, check_quantized, quantization_config
 from llavakit.model.tokens import PromptTokenizer, Special, special_tokens
 
@@ -67,7 +67,7 @@ def load_reader(path: Path, *, conv_mode: str | None = None, name: str | None = 
     try:
         config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        processor = _image_processor(path, config)
+        processor = image_processor(path, config)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as a LLaVA checkpoint: {error}") from error
     layout = layout_of(config)
@@ -92,17 +92,6 @@ def load_reader(path: Path, *, conv_mode: str | None = None, name: str | None = 
         context_length=_context_length(config.text_config),
         revision=revision,
     )
-
-
-def _image_processor(path: Path, config: Any) -> Any:
-    from transformers import AutoImageProcessor
-
-    # The PIL backend gives the pixels of the original; torchvision's differ in low bits, and
-    # results must not change because it happens to be installed.
-    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    if config.model_type == "llava_next":
-        processor.do_pad = True
-    return processor
 
 
 def _context_length(text: Any) -> int:

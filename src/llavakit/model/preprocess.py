@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 from llavakit.images import Picture
@@ -13,6 +14,22 @@ from llavakit.images import Picture
 LONGEST_SIDE = 8192
 """Pixels. Longer pictures are shrunk by a whole factor: padding one to a square would take
 gigabytes, and no model sees so much detail."""
+
+
+def image_processor(path: Path, config: Any) -> Any:
+    """The HF image processor of a checkpoint directory.
+
+    Raises:
+        OSError, ValueError: its files are missing or cannot be read.
+    """
+    from transformers import AutoImageProcessor
+
+    # The PIL backend gives the pixels of the original; torchvision's differ in low bits, and
+    # results must not change because it happens to be installed.
+    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    if config.model_type == "llava_next":
+        processor.do_pad = True
+    return processor
 
 
 class Pixels:
