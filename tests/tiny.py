@@ -50,6 +50,10 @@ class TinyModel:
 
         return list(load_reader(self.path).special.forbidden)
 
+    def images(self, pictures: Sequence[PILImage.Image]) -> Any:
+        """The pictures of one prompt as the processor takes them."""
+        return list(pictures)
+
     def generate(
         self,
         conversation: Sequence[tuple[str, Sequence[str | PILImage.Image]]],
@@ -70,7 +74,9 @@ class TinyModel:
         text = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        inputs = self.processor(images=pictures or None, text=text, return_tensors="pt")
+        inputs = self.processor(
+            images=self.images(pictures) if pictures else None, text=text, return_tensors="pt"
+        )
         with torch.inference_mode():
             out = self.model.generate(
                 **inputs,

@@ -104,6 +104,35 @@ def test_without_a_template_the_name_tells_it(tiny, tmp_path, caplog, name, give
     assert f"conv_mode={expected!r}, which is taken" in record.message
 
 
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [
+        ("any", "llava-hf/llava-1.5-7b-hf"),
+        ("any", "llava-1.5-7b"),
+        ("llava-v1.6-vicuna-7b-hf", None),
+        ("models--llava-hf--llava-1.5-13b-hf/snapshots/abc", None),
+    ],
+)
+def test_converted_models_of_the_original_keep_its_system_text(
+    tiny: TinyModel, tmp_path: Path, directory: str, name: str | None
+):
+    path = named(tiny, tmp_path, directory, TEMPLATE)
+    assert load_reader(path, name=name).tokenizer.template is template("llava_v1")
+    own = load_reader(path, name=name, conv_mode="chat_template").tokenizer
+    assert own.encode(TURNS) == load_reader(tiny.path).tokenizer.encode(TURNS)
+
+
+@pytest.mark.parametrize("directory", ["llava", "llava-1.5-7b", "llama3-llava-next-8b-hf"])
+def test_other_directories_keep_their_own_template(tiny: TinyModel, tmp_path: Path, directory):
+    path = named(tiny, tmp_path, directory, TEMPLATE)
+    assert load_reader(path).tokenizer.template is None
+
+
+def test_a_successor_without_a_template_gets_that_of_its_authors(tiny: TinyModel, tmp_path: Path):
+    path = named(tiny, tmp_path, "llava-onevision-qwen2-7b-ov-hf")
+    assert load_reader(path).tokenizer.template is template("qwen_1_5")
+
+
 def test_without_a_template_or_a_telling_name(tiny: TinyModel, tmp_path: Path):
     path = named(tiny, tmp_path, "my-finetune")
     with pytest.raises(CheckpointError, match="conv_mode="):

@@ -31,7 +31,7 @@ ConvMode: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--conv-mode",
-        help="A conversation template by name; by default the checkpoint's own.",
+        help="A conversation template by name (chat_template: the checkpoint's own).",
         rich_help_panel=_MODEL,
     ),
 ]

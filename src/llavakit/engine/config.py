@@ -7,7 +7,7 @@ from typing import Literal
 
 from llavakit.errors import ParameterError
 from llavakit.model.quantization import Quantization
-from llavakit.prompts.templates import template
+from llavakit.prompts.templates import OWN, template
 
 MIB = 1 << 20
 
@@ -49,7 +49,7 @@ class EngineConfig:
     image_cache_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
-        if self.conv_mode is not None:
+        if self.conv_mode is not None and self.conv_mode != OWN:
             template(self.conv_mode)  # raises for a name that does not exist
         if self.quantization not in (None, "4bit", "8bit"):
             raise ParameterError(

@@ -162,8 +162,8 @@ def encode(
     for token in reader.tokenizer.encode(turns):
         if token == reader.special.image:
             picture = pictures[len(images)]
-            count = reader.layout.tokens(picture.size)
-            pixels = reader.preprocess(picture)
+            pixels = reader.preprocess(picture, len(pictures))
+            count = reader.layout.tokens(pixels.size, len(pictures))
             images.append(ImageSpan(len(tokens), count, pixels.key, pixels))
             tokens += [token] * count
         else:

@@ -58,6 +58,11 @@ class CatalogEntry:
     also: tuple[str, ...] = ()
 
     @property
+    def of_original(self) -> bool:
+        """Whether it is one of the original LLaVA's own models, which names tell apart."""
+        return self.original_id.startswith("liuhaotian/")
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values of one token, in 16 bit."""
         return 2 * self.layers * self.kv_heads * self.head_dim * 2
@@ -78,13 +83,13 @@ class CatalogEntry:
 
 
 CATALOG: tuple[CatalogEntry, ...] = (
-    CatalogEntry("demo", "", "", 3_300_288, 368_640, 4, 2, 64, 4096, "vicuna_v1", "pad"),
+    CatalogEntry("demo", "", "", 3_300_288, 368_640, 4, 2, 64, 4096, "llava_v1", "pad"),
     CatalogEntry(
         "llava-1.5-7b",
         "liuhaotian/llava-v1.5-7b",
         "llava-hf/llava-1.5-7b-hf",
         *(7_063_427_072, 262_668_288, 32, 32, 128, 4096),
-        "vicuna_v1",
+        "llava_v1",
         "pad",
     ),
     CatalogEntry(
@@ -92,7 +97,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "liuhaotian/llava-v1.5-13b",
         "llava-hf/llava-1.5-13b-hf",
         *(13_351_494_656, 328_335_360, 40, 40, 128, 4096),
-        "vicuna_v1",
+        "llava_v1",
         "pad",
     ),
     CatalogEntry(
@@ -100,7 +105,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "liuhaotian/llava-v1.6-vicuna-7b",
         "llava-hf/llava-v1.6-vicuna-7b-hf",
         *(7_063_427_072, 262_668_288, 32, 32, 128, 4096),
-        "vicuna_v1",
+        "llava_v1",
         "anyres",
     ),
     CatalogEntry(
@@ -108,7 +113,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "liuhaotian/llava-v1.6-vicuna-13b",
         "llava-hf/llava-v1.6-vicuna-13b-hf",
         *(13_351_494_656, 328_335_360, 40, 40, 128, 4096),
-        "vicuna_v1",
+        "llava_v1",
         "anyres",
         also=("llava:13b",),
     ),
@@ -135,7 +140,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "lmms-lab/llama3-llava-next-8b",
         "llava-hf/llama3-llava-next-8b-hf",
         *(8_355_276_800, 1_051_197_440, 32, 8, 128, 8192),
-        "llama_3",
+        "llava_llama_3",
         "anyres",
     ),
     CatalogEntry(
@@ -143,7 +148,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "lmms-lab/llava-next-72b",
         "llava-hf/llava-next-72b-hf",
         *(72_667_998_208, 2_492_465_152, 80, 64, 128, 32768),
-        "qwen_chatml",
+        "qwen_1_5",
         "anyres",
     ),
     CatalogEntry(
@@ -151,7 +156,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "lmms-lab/llava-next-110b",
         "llava-hf/llava-next-110b-hf",
         *(111_589_992_448, 2_492_465_152, 80, 8, 128, 32768),
-        "qwen_chatml",
+        "qwen_1_5",
         "anyres",
     ),
     CatalogEntry(
@@ -159,7 +164,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "lmms-lab/llava-next-interleave-qwen-0.5b",
         "llava-hf/llava-interleave-qwen-0.5b-hf",
         *(864_031_264, 155_648_000, 24, 16, 64, 32768),
-        "qwen_chatml",
+        "qwen_1_5",
         "squash",
     ),
     CatalogEntry(
@@ -167,7 +172,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "lmms-lab/llava-next-interleave-qwen-7b",
         "llava-hf/llava-interleave-qwen-7b-hf",
         *(8_141_100_576, 1_245_184_000, 32, 32, 128, 32768),
-        "qwen_chatml",
+        "qwen_1_5",
         "squash",
     ),
     CatalogEntry(
@@ -175,7 +180,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "lmms-lab/llava-onevision-qwen2-0.5b-ov",
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         *(893_675_552, 136_192_000, 24, 2, 64, 32768),
-        "qwen_chatml",
+        "qwen_1_5",
         "anyres",
     ),
     CatalogEntry(
@@ -183,7 +188,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "lmms-lab/llava-onevision-qwen2-7b-ov",
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",
         *(8_030_807_584, 1_090_453_504, 28, 4, 128, 32768),
-        "qwen_chatml",
+        "qwen_1_5",
         "anyres",
     ),
     CatalogEntry(
@@ -191,7 +196,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "lmms-lab/llava-onevision-qwen2-72b-ov-sft",
         "llava-hf/llava-onevision-qwen2-72b-ov-hf",
         *(73_181_570_592, 2_492_465_152, 80, 8, 128, 32768),
-        "qwen_chatml",
+        "qwen_1_5",
         "anyres",
     ),
 )
@@ -204,6 +209,21 @@ def resolve(name: str) -> CatalogEntry | None:
     Case does not matter. An id with another owner is another checkpoint, so it is unknown.
     """
     return _by_name().get(name.strip().lower())
+
+
+def of_repository(name: str) -> CatalogEntry | None:
+    """The model whose repository on the hub is called so, without its owner; None if unknown.
+
+    For directories, which may be called like a short name and hold something else.
+    """
+    wanted = name.strip().lower()
+    ends = {
+        full.rpartition("/")[2].lower(): entry
+        for entry in CATALOG
+        for full in (entry.original_id, entry.hf_id)
+        if full
+    }
+    return ends.get(wanted)
 
 
 def nearest(name: str, count: int = 3) -> list[str]:

@@ -1,4 +1,8 @@
-"""Which template a checkpoint is read with: the one that was asked for, its own, or a guess."""
+"""Which template a checkpoint is read with: the one that was asked for, its own, or a guess.
+
+The original's models are an exception: the chat templates of their conversions leave out the
+system text that they were trained with, so they are read with the original's own templates.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from llavakit.errors import CheckpointError
 from llavakit.model import catalog
 from llavakit.model.tokens import PromptTokenizer
 from llavakit.prompts.conversation import Turn
-from llavakit.prompts.templates import named_template, template
+from llavakit.prompts.templates import OWN, named_template, template
 from llavakit.values import Image, Text
 
 log = logging.getLogger(__name__)
@@ -37,9 +41,10 @@ def prompt_tokenizer(
         tokenizer: an HF tokenizer.
         image_id: the id of the image token.
         path: the checkpoint's directory.
-        conv_mode: the template that was asked for, if any. A warning is logged if the
-            checkpoint's own template writes a conversation differently.
-        name: the model's name or directory. It tells the template, with a warning, if the
+        conv_mode: the template that was asked for, if any; ``OWN`` is the checkpoint's. A
+            warning is logged if that writes a conversation differently.
+        name: the model's name or directory. The original's models are read with the
+            original's templates; of others it tells the template, with a warning, if the
             checkpoint has none.
 
     Raises:
@@ -48,28 +53,39 @@ def prompt_tokenizer(
     """
     if not tokenizer.chat_template:
         tokenizer.chat_template = _legacy_template(path)
-    if conv_mode is not None:
-        asked = PromptTokenizer(tokenizer, image_id, template(conv_mode))
-        if tokenizer.chat_template and not _agree(asked, PromptTokenizer(tokenizer, image_id)):
+    if conv_mode == OWN or (conv_mode is None and not _original(name) and tokenizer.chat_template):
+        return PromptTokenizer(tokenizer, image_id)
+    chosen = conv_mode or _named(name)
+    if chosen is None:
+        raise CheckpointError(
+            f"{path} has no chat template and its name tells of none; name the one that the "
+            "model was trained with by conv_mode=."
+        )
+    asked = PromptTokenizer(tokenizer, image_id, template(chosen))
+    if not tokenizer.chat_template:
+        if conv_mode is None:
+            log.warning(
+                "%s has no chat template; its name tells of conv_mode=%r, which is taken",
+                name,
+                chosen,
+            )
+    elif not _agree(asked, PromptTokenizer(tokenizer, image_id)):
+        if conv_mode is None:
+            log.info(
+                "%s is read with the original's template %r rather than with its chat template, "
+                "which writes prompts differently; conv_mode=%r takes that one",
+                name,
+                chosen,
+                OWN,
+            )
+        else:
             log.warning(
                 "conv_mode=%r writes prompts differently from the chat template of %s; answers "
                 "are poor if the model was not trained with it",
                 conv_mode,
                 name,
             )
-        return asked
-    if tokenizer.chat_template:
-        return PromptTokenizer(tokenizer, image_id)
-    guess = named_template(_telling_name(name))
-    if guess is None:
-        raise CheckpointError(
-            f"{path} has no chat template and its name tells of none; name the one that the "
-            "model was trained with by conv_mode=."
-        )
-    log.warning(
-        "%s has no chat template; its name tells of conv_mode=%r, which is taken", name, guess
-    )
-    return PromptTokenizer(tokenizer, image_id, template(guess))
+    return asked
 
 
 def _legacy_template(path: Path) -> str | None:
@@ -94,14 +110,31 @@ def _agree(asked: PromptTokenizer, own: PromptTokenizer) -> bool:
     return asked.encode(PROBE) == expected
 
 
-def _telling_name(name: str) -> str:
-    """The part of an id or a directory that tells of the model.
+def _original(name: str) -> bool:
+    """Whether this is one of the original's models, converted or not."""
+    entry = _entry(name)
+    return entry is not None and entry.of_original
 
-    Converted checkpoints go by the name of the original one (``llava-1.5-7b-hf`` is
-    ``llava-v1.5-7b``); a trainer's ``checkpoint-500`` by that of the directory it is in.
+
+def _named(name: str) -> str | None:
+    """The template that an id or a directory tells of.
+
+    A trainer's ``checkpoint-500`` goes by the name of the directory it is in.
     """
-    entry = catalog.resolve(name)
-    parts = PurePath(entry.original_id if entry is not None else name).parts[-2:]
+    if (entry := _entry(name)) is not None:
+        return entry.template
+    parts = PurePath(name).parts[-2:]
     if parts and not parts[-1].startswith("checkpoint-"):
         parts = parts[-1:]
-    return "_".join(parts)
+    return named_template("_".join(parts))
+
+
+def _entry(name: str) -> catalog.CatalogEntry | None:
+    """The catalog's entry of a name, of a directory of that name, or of one in the hub's cache."""
+    if (entry := catalog.resolve(name)) is not None:
+        return entry
+    parts = PurePath(name).parts
+    cached = next((part for part in reversed(parts) if part.startswith("models--")), None)
+    if cached is not None:
+        return catalog.resolve(cached.removeprefix("models--").replace("--", "/", 1))
+    return catalog.of_repository(parts[-1]) if parts else None

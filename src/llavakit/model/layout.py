@@ -2,78 +2,108 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llavakit.errors import CheckpointError, ImageError
+
 Size = tuple[int, int]
 """Width and height in pixels."""
+
+Grid = tuple[int, int]
+"""Height and width in pixels of a grid of tiles, as transformers' configurations write them."""
 
 
 class ImageLayout(Protocol):
     """Counts the tokens of a picture."""
 
-    @property
-    def depends_on_size(self) -> bool:
-        """Whether two pictures of different sizes may differ in tokens."""
-
-    def tokens(self, size: Size) -> int:
-        """Tokens of a picture of this size (width, height)."""
+    def tokens(self, size: Size, pictures: int = 1) -> int:
+        """Tokens of a picture of this size (width, height), one of ``pictures`` in its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class FixedLayout:
-    """Every picture becomes one view of the vision tower: LLaVA 1.0 and 1.5."""
+    """Every picture becomes one view of the vision tower: LLaVA 1.0, 1.5 and interleave."""
 
     count: int
 
-    @property
-    def depends_on_size(self) -> bool:
-        return False
-
-    def tokens(self, size: Size) -> int:
+    def tokens(self, size: Size, pictures: int = 1) -> int:
         return self.count
 
 
 @dataclass(frozen=True, slots=True)
 class AnyresLayout:
-    """One view of the whole picture and a grid of tiles, as in LLaVA-NeXT (1.6).
+    """One view of the whole picture and a grid of tiles: LLaVA-NeXT (1.6) and OneVision.
 
     The tiles' features are laid out in space, cut back to the picture's own aspect ratio
     (``spatial_unpad``), and each row of them ends with a newline feature.
 
     Attributes:
-        grids: allowed grid sizes as (height, width) in pixels, in the checkpoint's order.
+        grids: allowed grid sizes in pixels, in the checkpoint's order.
         view: side of one view in pixels.
         side: patches along one side of a view.
         extra: features of the base view beside its patches (1 for the full strategy's CLS).
+        most_views: features of so many views are the most that the tiles keep; where there are
+            over 1.1 times as many along a side, they are interpolated (``anyres_max_9``,
+            https://arxiv.org/abs/2408.03326, section 3.2). None: no limit.
+        together: whether tiles are for pictures alone in their prompt, and several get one
+            view and a newline feature each (OneVision).
     """
 
-    grids: tuple[tuple[int, int], ...]
+    grids: tuple[Grid, ...]
     view: int
     side: int
     extra: int = 0
+    most_views: int | None = None
+    together: bool = False
 
-    @property
-    def depends_on_size(self) -> bool:
-        return True
-
-    def tokens(self, size: Size) -> int:
-        from transformers.image_processing_utils import select_best_resolution
-
+    def tokens(self, size: Size, pictures: int = 1) -> int:
+        base = self.side * self.side + self.extra
+        if self.together and pictures > 1:
+            return base + 1
         width, height = size
-        grid_height: int
-        grid_width: int
-        grid_height, grid_width = select_best_resolution([height, width], self.grids)
+        grid_height, grid_width = best_grid(size, self.grids)
         rows = self.side * (grid_height // self.view)
         columns = self.side * (grid_width // self.view)
-        base = self.side * self.side + self.extra
+        # Rounded as the models do: an error in the last bit would be a row more or less.
         if width / height > columns / rows:
             kept = int(round(height * (columns / width), 7))
             rows -= 2 * ((rows - kept) // 2)
         else:
             kept = int(round(width * (rows / height), 7))
             columns -= 2 * ((columns - kept) // 2)
+        if self.most_views is not None:
+            ratio = math.sqrt(rows * columns / (self.most_views * self.side**2))
+            if ratio > 1.1:
+                rows, columns = int(rows // ratio), int(columns // ratio)
         return base + rows * (columns + 1)
+
+
+def best_grid(size: Size, grids: Sequence[Grid]) -> Grid:
+    """The grid that shows most of a picture, and among those the one that wastes least.
+
+    The first one wins a tie, so their order counts (``select_best_resolution`` in
+    https://github.com/haotian-liu/LLaVA/blob/main/llava/mm_utils.py).
+
+    Raises:
+        ImageError: the picture is so thin that no grid shows a pixel of it.
+    """
+    width, height = size
+
+    def worth(grid: Grid) -> tuple[int, int]:
+        rows, columns = grid
+        scale = min(columns / width, rows / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return shown, shown - rows * columns
+
+    best = max(grids, key=worth)
+    if worth(best)[0] == 0:
+        raise ImageError(
+            f"A picture of {width}x{height} pixels is too thin for this model; crop or pad it."
+        )
+    return best
 
 
 def layout_of(config: Any) -> ImageLayout:
@@ -82,18 +112,20 @@ def layout_of(config: Any) -> ImageLayout:
     Raises:
         CheckpointError: a family that is not known.
     """
-    from llavakit.errors import CheckpointError
-
     vision = config.vision_config
-    side = int(vision.image_size) // int(vision.patch_size)
-    # "full" keeps the CLS feature where the tower has one (CLIP has, SigLIP has not).
+    view, side = int(vision.image_size), int(vision.image_size) // int(vision.patch_size)
+    # "default" leaves out the first feature, which is CLIP's CLS; SigLIP has none.
     has_cls = "clip" in vision.model_type and "siglip" not in vision.model_type
-    extra = 1 if config.vision_feature_select_strategy == "full" and has_cls else 0
+    extra = int(has_cls) - int(config.vision_feature_select_strategy == "default")
     if config.model_type == "llava":
         return FixedLayout(side * side + extra)
+    if config.model_type not in ("llava_next", "llava_onevision"):
+        raise CheckpointError(
+            f"Models of type {config.model_type!r} are not supported; use a LLaVA, LLaVA-NeXT or "
+            "LLaVA-OneVision model."
+        )
+    grids = tuple((int(a), int(b)) for a, b in config.image_grid_pinpoints)
     if config.model_type == "llava_next":
-        grids = tuple((int(a), int(b)) for a, b in config.image_grid_pinpoints)
-        return AnyresLayout(grids, int(vision.image_size), side, extra)
-    raise CheckpointError(
-        f"Models of type {config.model_type!r} are not supported; use a LLaVA or LLaVA-NeXT model."
-    )
+        return AnyresLayout(grids, view, side, extra)
+    most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    return AnyresLayout(grids, view, side, extra, most_views=most, together=True)

@@ -21,7 +21,7 @@ class Llava:
     """A loaded LLaVA model.
 
     Args:
-        model: ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration``.
+        model: ``LlavaForConditionalGeneration`` or that of LLaVA-NeXT or OneVision.
 
     Attributes:
         layers, kv_heads, head_dim: the shape of the decoder's keys and values.
@@ -55,15 +55,35 @@ class Llava:
         return dtype
 
     def encode_images(self, pictures: Sequence[Pixels]) -> list[Tensor]:
-        """Projected features of each picture, [tokens, hidden], in one pass of the tower."""
+        """Projected features of each picture, [tokens, hidden], in one pass of the tower.
+
+        OneVision's pictures that share a prompt with others take a pass of their own.
+        """
         inputs = [picture.inputs() for picture in pictures]
+        if self.config.model_type != "llava_onevision":
+            return self._features(inputs, {})
+        result: list[Tensor] = [torch.empty(0)] * len(inputs)
+        # Tiles, or one view of each; HF asks for the number of pictures in each prompt, and any
+        # other than one means one view.
+        for alone in (True, False):
+            chosen = [i for i, one in enumerate(inputs) if (len(one["pixel_values"]) > 1) == alone]
+            if chosen:
+                options = {} if alone else {"batch_num_images": [len(chosen) + 1]}
+                found = self._features([inputs[i] for i in chosen], options)
+                for i, features in zip(chosen, found, strict=True):
+                    result[i] = features
+        return result
+
+    def _features(
+        self, inputs: Sequence[dict[str, Tensor]], options: dict[str, Any]
+    ) -> list[Tensor]:
         views = [one["pixel_values"] for one in inputs]
-        options: dict[str, Any] = {}
-        if "image_sizes" in inputs[0]:
-            options["image_sizes"] = torch.stack([one["image_sizes"] for one in inputs])
-            pixel_values = _stacked(views)
-        else:
+        if self.config.model_type == "llava":
             pixel_values = torch.cat(views)
+        else:
+            pixel_values = _stacked(views)
+            sizes = [one.get("image_sizes", torch.tensor([1, 1])) for one in inputs]
+            options = {**options, "image_sizes": torch.stack(sizes)}
         pixel_values = pixel_values.to(self.device, self.dtype)
         features = self.hf.model.get_image_features(
             pixel_values=pixel_values, return_dict=True, **options

@@ -37,12 +37,15 @@ class Pixels:
 
     Attributes:
         key: digest of all that its features depend on: content, preprocessing, weights.
-        picture: the canonical RGB image.
+        size: width and height that the processor sees, in pixels.
     """
 
     def __init__(self, key: str, picture: Picture, processor: Any) -> None:
         self.key = key
-        self.picture = picture
+        width, height = picture.size
+        self._factor = -(-max(width, height) // LONGEST_SIDE)
+        self.size = (-(-width // self._factor), -(-height // self._factor))
+        self._picture = picture
         self._processor = processor
         self._lock = threading.Lock()
         self._inputs: dict[str, Any] | None = None
@@ -55,9 +58,9 @@ class Pixels:
         """
         with self._lock:
             if self._inputs is None:
-                rgb = self.picture.rgb
-                if (factor := -(-max(rgb.size) // LONGEST_SIDE)) > 1:
-                    rgb = rgb.reduce(factor)
+                rgb = self._picture.rgb
+                if self._factor > 1:
+                    rgb = rgb.reduce(self._factor)
                 made = self._processor(images=[rgb], return_tensors="pt")
                 values = made["pixel_values"]
                 self._inputs = {"pixel_values": values[0] if values.dim() == 5 else values}
@@ -75,17 +78,46 @@ class ImagePreprocessor:
     """
 
     def __init__(self, processor: Any, revision: str) -> None:
-        self._processor = processor
-        settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
-        self._identity = hashlib.sha256(f"{revision}\n{settings}".encode()).hexdigest()
+        several = _single_view(processor)
+        self._alone = (processor, _identity(processor, revision))
+        self._several = (several, _identity(several, revision))
         self._in_flight: weakref.WeakValueDictionary[str, Pixels] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def __call__(self, picture: Picture) -> Pixels:
-        """The pixels of a picture, not yet preprocessed."""
-        key = f"{picture.digest}:{self._identity}"
+    def __call__(self, picture: Picture, pictures: int = 1) -> Pixels:
+        """The pixels of a picture, one of ``pictures`` in its prompt; not yet preprocessed."""
+        processor, identity = self._alone if pictures == 1 else self._several
+        key = f"{picture.digest}:{identity}"
         with self._lock:
             pixels = self._in_flight.get(key)
             if pixels is None:
-                pixels = self._in_flight[key] = Pixels(key, picture, self._processor)
+                pixels = self._in_flight[key] = Pixels(key, picture, processor)
             return pixels
+
+
+def _identity(processor: Any, revision: str) -> str:
+    settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(f"{revision}\n{settings}".encode()).hexdigest()
+
+
+def _single_view(processor: Any) -> Any:
+    """What prepares pictures that share a prompt: the same, but for OneVision one view of each.
+
+    OneVision was trained with tiles for a picture alone and one padded view for each of several
+    (https://arxiv.org/abs/2408.03326, section 3.2). Its HF processor does both, yet needs all
+    pictures of a prompt at once; a picture that is kept needs a processor of its own.
+    """
+    if "Onevision" not in type(processor).__name__:
+        return processor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    size = processor.size
+    return LlavaImageProcessorPil(
+        do_pad=True,
+        size={"height": size["height"], "width": size["width"]},
+        do_center_crop=False,
+        resample=processor.resample,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        rescale_factor=processor.rescale_factor,
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from llavakit.errors import CheckpointError, MessageError
 from llavakit.prompts.conversation import Turn
-from llavakit.prompts.styles import Template
+from llavakit.prompts.styles import Template, in_lines
 from llavakit.values import Image, Part, Text
 
 _BREAK = "\uf8ff"
@@ -55,8 +57,9 @@ class PromptTokenizer:
                 "The checkpoint has no chat template; name one of llavakit's with conv_mode=."
             )
         self.image_token: str = image_token
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special_texts = sorted(
-            {str(token) for token in tokenizer.all_special_tokens} | {self.image_token},
+            {str(token) for token in tokenizer.all_special_tokens} | added | {self.image_token},
             key=len,
             reverse=True,
         )
@@ -87,17 +90,43 @@ class PromptTokenizer:
         if self.template is not None:
             plain = [replace(turn, parts=self._plain(turn.parts)) for turn in turns]
             return self.template.render(plain, self.image_token)
-        conversation = [
-            {"role": turn.role, "content": [self._block(part) for part in turn.parts]}
-            for turn in turns
-        ]
+        return self._chat_template(
+            [{"role": turn.role, "content": self._blocks(turn.parts)} for turn in turns]
+        )
+
+    def _chat_template(self, conversation: list[dict[str, Any]]) -> str:
         rendered = self.tokenizer.apply_chat_template(
             conversation, tokenize=False, add_generation_prompt=True
         )
         assert isinstance(rendered, str)
         return rendered
 
-    def _block(self, part: Text | Image) -> dict[str, str]:
+    @cached_property
+    def _keeps_order(self) -> bool:
+        """Whether the chat template leaves pictures between the words where they are."""
+        words: list[Part] = [Text("before"), Image("picture.png"), Text("behind")]
+        blocks = [self._block(part) for part in words]
+        try:
+            rendered = self._chat_template([{"role": "user", "content": blocks}])
+        except Exception:  # a chat template is a program, and fails as it likes
+            return False
+        before, picture, behind = rendered.partition(self.image_token)
+        return bool(picture) and "before" in before and "behind" in behind
+
+    def _blocks(self, parts: Sequence[Part]) -> list[dict[str, str]]:
+        """A turn as a chat template reads it.
+
+        Many templates write all pictures first, and end the turn behind every text. They get
+        the pictures that come first as such, and then one text in which the others stand.
+        """
+        if self._keeps_order:
+            return [self._block(part) for part in parts]
+        plain = self._plain(parts)
+        leading = len(list(takewhile(lambda part: isinstance(part, Image), plain)))
+        text = in_lines(plain[leading:], self.image_token)
+        return [{"type": "image"}] * leading + [{"type": "text", "text": text}]
+
+    def _block(self, part: Part) -> dict[str, str]:
         if isinstance(part, Image):
             return {"type": "image"}
         return {"type": "text", "text": self._as_plain_text(part.text)}
@@ -138,6 +167,8 @@ def special_tokens(
     image = int(config.image_token_id)
     padding = tokenizer.pad_token_id
     forbidden = {image, *range(len(tokenizer), int(text_config.vocab_size))}
+    if (video := getattr(config, "video_token_id", None)) is not None:
+        forbidden.add(int(video))
     if padding is not None and padding not in stops:
         forbidden.add(padding)
     return Special(image, frozenset(stops), tuple(sorted(forbidden)))

@@ -1,4 +1,4 @@
-"""The four ways in which LLaVA's models were taught to read a conversation.
+"""The five ways in which LLaVA's models were taught to read a conversation.
 
 A template writes turns as the one string that a model was trained on: its system text, the
 marks of the two roles, and what ends an answer. Which models read which template, and the
@@ -65,30 +65,38 @@ class Template(ABC):
         return "\n".join(filter(None, [*own, *(turn.text for turn in told)]))
 
     def _content(self, parts: Sequence[Part], image: str) -> str:
-        """Text and pictures in their order.
+        if self.tagged:
+            return in_lines(parts, f"<Image>{image}</Image>", alone="")
+        return in_lines(parts, image)
 
-        LLaVA was trained on pictures with a line end behind them. It is not doubled where the
-        text brings its own.
-        """
-        mark = f"<Image>{image}</Image>" if self.tagged else image
-        written = ""
-        leading = True
-        for index, part in enumerate(parts):
-            if isinstance(part, Text):
-                written += part.text
-                leading = False
-                continue
-            if written and not written[-1].isspace():
-                written += "\n"
-            written += mark
-            if index + 1 < len(parts):
-                after = parts[index + 1]
-                ends = not (isinstance(after, Text) and after.text.startswith("\n"))
-            else:
-                # A turn of nothing but pictures ends its lines as if words followed.
-                ends = leading and not self.tagged
-            written += "\n" if ends else ""
-        return written
+
+def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n") -> str:
+    """Text and pictures in their order.
+
+    LLaVA was trained on pictures with a line end behind them. It is not doubled where the
+    text brings its own.
+
+    Args:
+        parts: what one side says.
+        mark: stands for a picture.
+        alone: what ends a turn of nothing but pictures, as if words followed.
+    """
+    written = ""
+    leading = True
+    for index, part in enumerate(parts):
+        if isinstance(part, Text):
+            written += part.text
+            leading = False
+            continue
+        if written and not written[-1].isspace():
+            written += "\n"
+        written += mark
+        if index + 1 < len(parts):
+            after = parts[index + 1]
+            written += "" if isinstance(after, Text) and after.text.startswith("\n") else "\n"
+        elif leading:
+            written += alone
+    return written
 
 
 def _received(turns: Sequence[Turn]) -> list[Turn]:
@@ -161,7 +169,13 @@ class Instructed(Template):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatML(Template):
-    """``<|im_start|>user``, a line end, the words and ``<|im_end|>``; nothing in between."""
+    """``<|im_start|>user``, a line end, the words and ``<|im_end|>``.
+
+    Attributes:
+        between: stands behind every ``<|im_end|>``.
+    """
+
+    between: str = ""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -169,8 +183,27 @@ class ChatML(Template):
 
     def _written(self, system: str, said: Sequence[Said]) -> str:
         first: list[tuple[str, str]] = [("system", system)] if system else []
-        blocks = [f"<|im_start|>{role}\n{text}<|im_end|>" for role, text in [*first, *said]]
+        blocks = [
+            f"<|im_start|>{role}\n{text}<|im_end|>{self.between}" for role, text in [*first, *said]
+        ]
         return "".join(blocks) + "<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headed(Template):
+    """``<|start_header_id|>user<|end_header_id|>``, the words, ``<|eot_id|>``: Llama 3."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ("<|eot_id|>",)
+
+    def _written(self, system: str, said: Sequence[Said]) -> str:
+        first: list[tuple[str, str]] = [("system", system)] if system else []
+        blocks = [
+            f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
+            for role, text in [*first, *said]
+        ]
+        return "".join(blocks) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

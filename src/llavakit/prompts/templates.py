@@ -2,8 +2,9 @@
 
 The texts, and what each template makes of a conversation, are those of the original
 implementation (https://github.com/haotian-liu/LLaVA at c121f04); the tests hold every one of
-them to prompts that it wrote, byte for byte. A model that is given another template than the
-one it was trained with answers badly, and nothing tells why.
+them to prompts that it wrote, byte for byte. The last two are those of its successor
+(https://github.com/LLaVA-VL/LLaVA-NeXT, ``llava/conversation.py``). A model that is given
+another template than the one it was trained with answers badly, and nothing tells why.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from llavakit.errors import ParameterError
-from llavakit.prompts.styles import ChatML, Instructed, Labelled, Plain, Said, Template
+from llavakit.prompts.styles import ChatML, Headed, Instructed, Labelled, Plain, Said, Template
 
 
 def _polite(who: str) -> str:
@@ -125,9 +126,14 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "mistral_direct": _DIRECT,
         "plain": Plain(),
         "v0_plain": Plain(),
+        "llava_llama_3": Headed(system=_SEES),
+        "qwen_1_5": ChatML(system="You are a helpful assistant.", between="\n"),
     }
 )
 """Every template by its name; some have two."""
+
+OWN = "chat_template"
+"""The ``conv_mode`` that asks for the checkpoint's own template, whatever its name tells."""
 
 _BY_NAME = (
     ("llama-2", "llava_llama_2"),

@@ -1,0 +1,353 @@
+"""A tiny random checkpoint of every family of the catalog, in the shape of its real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image as PILImage
+
+from tests.tiny import TinyModel
+
+Vocabulary = Literal["llama", "yi", "llama3", "qwen"]
+
+# Pictures first, then the words: what the converted checkpoints' templates do.
+PICTURES = (
+    "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>' + line }}{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}"
+)
+VICUNA = (
+    "{% set line = '\n' %}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'][0]['text'] + ' ' }}{% else %}"
+    "{{ m['role'].upper() + ': ' }}" + PICTURES + "{{ c['text'] + ' ' }}{% endfor %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+MISTRAL = (
+    "{% set line = '\n' %}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ '<<SYS>>\n' + m['content'][0]['text'] + '\n<</SYS>>\n\n' }}"
+    "{% elif m['role'] == 'user' %}"
+    "{{ '[INST] ' }}" + PICTURES + "{{ c['text'] }}{% endfor %}{{ ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'][0]['text'] + '</s> ' }}{% endif %}{% endfor %}"
+)
+LLAMA_3 = (
+    "{% set line = '' %}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    + PICTURES
+    + "{{ '\n' + c['text'] + '<|eot_id|>' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+CHATML = (
+    "{% set line = '' %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    + PICTURES
+    + "{{ '\n' + c['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GRIDS = [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]]
+MANY_GRIDS = [[19 * a, 19 * b] for a in range(1, 5) for b in range(1, 5)]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What its tiny checkpoint is made of.
+
+    Attributes:
+        names: the models of the catalog that are of this family.
+        model: model type of the whole.
+        tower: ``clip`` or ``siglip``.
+        text: differences of the language model from a small Llama.
+        vocabulary: kind of tokenizer.
+        template: chat template.
+    """
+
+    names: tuple[str, ...]
+    model: str
+    tower: str
+    text: dict[str, Any]
+    vocabulary: Vocabulary
+    template: str
+
+
+QWEN = {"model_type": "qwen2", "bos_token_id": None}
+FAMILIES = {
+    "llava-1.5": Family(
+        ("llava-1.5-7b", "llava-1.5-13b"),
+        "llava",
+        "clip",
+        {"num_key_value_heads": 4},
+        "llama",
+        VICUNA,
+    ),
+    "1.6-vicuna": Family(
+        ("llava-v1.6-vicuna-7b", "llava-v1.6-vicuna-13b"),
+        "llava_next",
+        "clip",
+        {"num_key_value_heads": 4},
+        "llama",
+        VICUNA,
+    ),
+    "1.6-mistral": Family(
+        ("llava-v1.6-mistral-7b",),
+        "llava_next",
+        "clip",
+        {"model_type": "mistral", "sliding_window": None},
+        "llama",
+        MISTRAL,
+    ),
+    "1.6-34b": Family(
+        ("llava-v1.6-34b",), "llava_next", "clip", {"num_key_value_heads": 1}, "yi", CHATML
+    ),
+    "next-llama3": Family(("llama3-llava-next-8b",), "llava_next", "clip", {}, "llama3", LLAMA_3),
+    "next-72b": Family(
+        ("llava-next-72b",),
+        "llava_next",
+        "clip",
+        {**QWEN, "num_key_value_heads": 4},
+        "qwen",
+        CHATML,
+    ),
+    "next-110b": Family(("llava-next-110b",), "llava_next", "clip", QWEN, "qwen", CHATML),
+    "interleave": Family(
+        ("llava-interleave-qwen-0.5b", "llava-interleave-qwen-7b"),
+        "llava",
+        "siglip",
+        {**QWEN, "tie_word_embeddings": True},
+        "qwen",
+        CHATML,
+    ),
+    "onevision": Family(
+        (
+            "llava-onevision-qwen2-0.5b",
+            "llava-onevision-qwen2-7b",
+            "llava-onevision-qwen2-72b",
+        ),
+        "llava_onevision",
+        "siglip",
+        QWEN,
+        "qwen",
+        CHATML,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TinyFamily(TinyModel):
+    """A checkpoint directory and what plain transformers makes of it."""
+
+    family: Family
+
+    @cached_property
+    def processor(self) -> Any:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        settings = json.loads((self.path / "reference.json").read_text())
+        kind = _processor_class(self.family.model)
+        if self.family.model == "llava_onevision":
+            # It asks for a video processor, and that for torchvision.
+            kind = type("Reference", (kind,), {"check_argument_for_proper_class": _any_class})
+            settings["video_processor"] = None
+        return kind(
+            image_processor=AutoImageProcessor.from_pretrained(self.path, backend="pil"),
+            tokenizer=AutoTokenizer.from_pretrained(self.path),
+            chat_template=self.family.template,
+            **settings,
+        )
+
+    def images(self, pictures: Sequence[PILImage.Image]) -> Any:
+        """The pictures of one prompt as the processor takes them."""
+        return [list(pictures)] if self.family.model == "llava_onevision" else list(pictures)
+
+
+def _any_class(self: Any, name: str, argument: Any) -> type:
+    return type(argument)
+
+
+def tiny_family(path: Path, key: str, seed: int = 0) -> TinyFamily:
+    """Build the checkpoint of a family."""
+    family = FAMILIES[key]
+    torch.manual_seed(seed)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(path, family)
+    config = _config(family, tokenizer)
+    model = _model_class(family.model)(config)
+    if hasattr(model.model, "image_newline"):
+        torch.nn.init.normal_(model.model.image_newline)
+    model.save_pretrained(path)
+    _image_processor(family).save_pretrained(path)
+    settings: dict[str, Any] = {"image_token": "<image>"}
+    strategy = config.vision_feature_select_strategy
+    if family.model == "llava_onevision":
+        settings |= {
+            "num_image_tokens": 4,
+            "vision_feature_select_strategy": strategy,
+            "vision_aspect_ratio": config.vision_aspect_ratio,
+        }
+    else:
+        settings |= {
+            "patch_size": 8,
+            "vision_feature_select_strategy": strategy,
+            "num_additional_image_tokens": 1 if family.tower == "clip" else 0,
+        }
+    (path / "reference.json").write_text(json.dumps(settings))
+    (path / "chat_template.json").write_text(json.dumps({"chat_template": family.template}))
+    return TinyFamily(path, family)
+
+
+def _processor_class(model: str) -> Any:
+    import transformers
+
+    return {
+        "llava": transformers.LlavaProcessor,
+        "llava_next": transformers.LlavaNextProcessor,
+        "llava_onevision": transformers.LlavaOnevisionProcessor,
+    }[model]
+
+
+def _model_class(model: str) -> Any:
+    import transformers
+
+    return {
+        "llava": transformers.LlavaForConditionalGeneration,
+        "llava_next": transformers.LlavaNextForConditionalGeneration,
+        "llava_onevision": transformers.LlavaOnevisionForConditionalGeneration,
+    }[model]
+
+
+def _tokenizer(path: Path, family: Family) -> Any:
+    """One token a byte, and the special tokens of the family at their places."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    options: dict[str, Any] = {}
+    if family.vocabulary in ("llama", "yi"):
+        specials = ["<unk>", "<s>", "</s>"]
+        tokens = specials + bytes_
+        tokenizer = Tokenizer(
+            models.BPE(
+                {t: i for i, t in enumerate(tokens)}, [], byte_fallback=True, unk_token="<unk>"
+            )
+        )
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")]
+        )
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+        options = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        added = ["<image>", "<pad>"]
+        if family.vocabulary == "yi":
+            added = ["<|im_start|>", "<|im_end|>", *added]
+        options["pad_token"] = "<pad>"
+    else:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        specials = []
+        if family.vocabulary == "llama3":
+            added = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>"]
+            added += ["<|end_header_id|>", "<|eot_id|>", "<image>", "<pad>"]
+            options = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+            tokenizer.post_processor = processors.TemplateProcessing(
+                "<|begin_of_text|> $A", None, [("<|begin_of_text|>", 256)]
+            )
+            options["pad_token"] = "<pad>"
+        else:
+            added = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
+            options = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    tokenizer.add_special_tokens([*specials, *added])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, extra_special_tokens={"image_token": "<image>"}, **options
+    )
+    fast.save_pretrained(path)
+    return fast
+
+
+def _config(family: Family, tokenizer: Any) -> Any:
+    import transformers
+
+    text = {
+        "model_type": "llama",
+        # Rows that belong to no token, as all published checkpoints have some.
+        "vocab_size": len(tokenizer) + 6,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.3,
+        **family.text,
+    }
+    side = 32 if family.model == "llava" else 16
+    clip = family.tower == "clip"
+    vision = {
+        "model_type": "clip_vision_model" if clip else "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": side if clip else side + 3,  # 384 is no multiple of SigLIP's 14 either
+        "patch_size": 8,
+        "initializer_range": 0.3,
+        **({"initializer_factor": 12.0} if clip else {"vision_use_head": False}),
+    }
+    common: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "vision_feature_layer": -2 if clip else -1,
+        "vision_feature_select_strategy": "default" if clip else "full",
+        "tie_word_embeddings": text.get("tie_word_embeddings", False),
+    }
+    if family.model == "llava":
+        return transformers.LlavaConfig(**common)
+    if family.model == "llava_next":
+        return transformers.LlavaNextConfig(image_grid_pinpoints=GRIDS, **common)
+    return transformers.LlavaOnevisionConfig(
+        image_grid_pinpoints=MANY_GRIDS,
+        vision_aspect_ratio="anyres_max_2",
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        **common,
+    )
+
+
+def _image_processor(family: Family) -> Any:
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    half = [0.5, 0.5, 0.5]
+    if family.model == "llava_next":
+        return LlavaNextImageProcessorPil(
+            size={"shortest_edge": 16},
+            crop_size={"height": 16, "width": 16},
+            image_grid_pinpoints=GRIDS,
+        )
+    if family.model == "llava_onevision":
+        return LlavaOnevisionImageProcessorPil(
+            size={"height": 19, "width": 19},
+            image_mean=half,
+            image_std=half,
+            image_grid_pinpoints=MANY_GRIDS,
+        )
+    if family.tower == "siglip":
+        return SiglipImageProcessorPil(
+            size={"height": 35, "width": 35}, image_mean=half, image_std=half
+        )
+    return LlavaImageProcessorPil(
+        do_pad=True, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
