@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 from llavakit.model.catalog import CATALOG
 
@@ -16,3 +17,10 @@ def test_json_holds_every_figure(run):
     assert [one["name"] for one in listed] == [entry.name for entry in CATALOG]
     assert listed[1]["hf_id"] == "llava-hf/llava-1.5-7b-hf"
     assert listed[1]["memory_bytes"]["4bit"] == CATALOG[1].memory(4)
+    assert listed[1]["image_tokens"]["photograph"] == 576
+
+
+def test_the_documented_table_is_the_printed_one(run):
+    printed = run("models", "--markdown").stdout.strip()
+    documented = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert printed in documented

@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Literal
 
+from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout
+
 Preprocessing = Literal["pad", "anyres", "squash"]
 """``pad`` to a square (1.5); ``anyres``: the whole picture and tiles of it (1.6, OneVision);
 ``squash`` to a square (interleave)."""
@@ -41,6 +43,7 @@ class CatalogEntry:
         context_length: tokens of prompt and answer that it was trained for.
         template: the conversation template.
         preprocessing: what happens to a picture before the vision tower.
+        layout: counts a picture's tokens.
         also: further names, such as Ollama's.
     """
 
@@ -55,6 +58,7 @@ class CatalogEntry:
     context_length: int
     template: str
     preprocessing: Preprocessing
+    layout: ImageLayout
     also: tuple[str, ...] = ()
 
     @property
@@ -82,8 +86,23 @@ class CatalogEntry:
         return round(quantised + kept) + tokens * self.kv_bytes_per_token
 
 
+_CLIP = FixedLayout(576)  # 24 x 24 patches of 14 pixels in 336
+_SIGLIP = FixedLayout(729)  # 27 x 27 of 14 in 384
+_NEXT = AnyresLayout(
+    ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), view=336, side=24
+)
+_ONEVISION = AnyresLayout(
+    tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)),
+    view=384,
+    side=27,
+    most_views=9,
+    together=True,
+)
+
 CATALOG: tuple[CatalogEntry, ...] = (
-    CatalogEntry("demo", "", "", 3_300_288, 368_640, 4, 2, 64, 4096, "llava_v1", "pad"),
+    CatalogEntry(
+        "demo", "", "", 3_300_288, 368_640, 4, 2, 64, 4096, "llava_v1", "pad", FixedLayout(64)
+    ),
     CatalogEntry(
         "llava-1.5-7b",
         "liuhaotian/llava-v1.5-7b",
@@ -91,6 +110,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(7_063_427_072, 262_668_288, 32, 32, 128, 4096),
         "llava_v1",
         "pad",
+        _CLIP,
     ),
     CatalogEntry(
         "llava-1.5-13b",
@@ -99,6 +119,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(13_351_494_656, 328_335_360, 40, 40, 128, 4096),
         "llava_v1",
         "pad",
+        _CLIP,
     ),
     CatalogEntry(
         "llava-v1.6-vicuna-7b",
@@ -107,6 +128,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(7_063_427_072, 262_668_288, 32, 32, 128, 4096),
         "llava_v1",
         "anyres",
+        _NEXT,
     ),
     CatalogEntry(
         "llava-v1.6-vicuna-13b",
@@ -115,6 +137,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(13_351_494_656, 328_335_360, 40, 40, 128, 4096),
         "llava_v1",
         "anyres",
+        _NEXT,
         also=("llava:13b",),
     ),
     CatalogEntry(
@@ -124,6 +147,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(7_566_747_648, 262_668_288, 32, 8, 128, 32768),
         "mistral_instruct",
         "anyres",
+        _NEXT,
         also=("llava", "llava:7b", "llava:latest"),
     ),
     CatalogEntry(
@@ -133,6 +157,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(34_752_083_968, 918_421_504, 60, 8, 128, 4096),
         "chatml_direct",
         "anyres",
+        _NEXT,
         also=("llava:34b",),
     ),
     CatalogEntry(
@@ -142,6 +167,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(8_355_276_800, 1_051_197_440, 32, 8, 128, 8192),
         "llava_llama_3",
         "anyres",
+        _NEXT,
     ),
     CatalogEntry(
         "llava-next-72b",
@@ -150,6 +176,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(72_667_998_208, 2_492_465_152, 80, 64, 128, 32768),
         "qwen_1_5",
         "anyres",
+        _NEXT,
     ),
     CatalogEntry(
         "llava-next-110b",
@@ -158,6 +185,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(111_589_992_448, 2_492_465_152, 80, 8, 128, 32768),
         "qwen_1_5",
         "anyres",
+        _NEXT,
     ),
     CatalogEntry(
         "llava-interleave-qwen-0.5b",
@@ -166,6 +194,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(864_031_264, 155_648_000, 24, 16, 64, 32768),
         "qwen_1_5",
         "squash",
+        _SIGLIP,
     ),
     CatalogEntry(
         "llava-interleave-qwen-7b",
@@ -174,6 +203,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(8_141_100_576, 1_245_184_000, 32, 32, 128, 32768),
         "qwen_1_5",
         "squash",
+        _SIGLIP,
     ),
     CatalogEntry(
         "llava-onevision-qwen2-0.5b",
@@ -182,6 +212,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(893_675_552, 136_192_000, 24, 2, 64, 32768),
         "qwen_1_5",
         "anyres",
+        _ONEVISION,
     ),
     CatalogEntry(
         "llava-onevision-qwen2-7b",
@@ -190,6 +221,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(8_030_807_584, 1_090_453_504, 28, 4, 128, 32768),
         "qwen_1_5",
         "anyres",
+        _ONEVISION,
     ),
     CatalogEntry(
         "llava-onevision-qwen2-72b",
@@ -198,6 +230,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         *(73_181_570_592, 2_492_465_152, 80, 8, 128, 32768),
         "qwen_1_5",
         "anyres",
+        _ONEVISION,
     ),
 )
 """All known models, the bundled one first."""
