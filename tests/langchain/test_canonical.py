@@ -153,8 +153,8 @@ def test_secrets_are_not_in_the_key():
 
 def test_canonical_is_idempotent_and_changes_nothing_in_place(pil):
     messages = [HumanMessage(["a", {"type": "image", "image": pil}]), AIMessage("b")]
-    once = canonical(messages, POLICY)
-    twice = canonical(once, POLICY)
+    once = canonical(messages, POLICY, 16)
+    twice = canonical(once, POLICY, 16)
     assert messages[0].content[1]["image"] is pil
     assert all(a is b for a, b in zip(once, twice, strict=True))
     assert once[1] is messages[1]
@@ -162,12 +162,12 @@ def test_canonical_is_idempotent_and_changes_nothing_in_place(pil):
 
 def test_artifacts_of_tools_stay_out_of_the_key(pil):
     message = ToolMessage("seen", tool_call_id="1", artifact=pil)
-    (seen,) = canonical([message], POLICY)
+    (seen,) = canonical([message], POLICY, 16)
     assert seen.artifact is None and message.artifact is pil
 
 
 def test_a_digest_that_lost_its_picture_is_refused(pil):
-    (seen,) = canonical(ask(image=pil), POLICY)
+    (seen,) = canonical(ask(image=pil), POLICY, 16)
     copied = json.loads(json.dumps(seen.content))
     with pytest.raises(UnsupportedContentError, match="sha256"):
         ChatLLaVA(backend=FakeBackend()).invoke([HumanMessage(copied)])

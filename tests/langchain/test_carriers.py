@@ -233,13 +233,6 @@ def test_the_callers_message_is_left_alone(case, model):
         ({"type": "image", "source": {"type": "file", "file_id": "f1"}}, "f1"),
         ({"type": "image_url", "image_url": {"detail": "low"}}, "image_url"),
         ({"type": "text"}, "text"),
-        ({"type": "file", "base64": "JVBERi0xLjcKJcOkw7zDtsOf", "mime_type": "image/png"}, "PDF"),
-        ({"type": "file", "url": "https://example.org/a.pdf"}, "PDF"),
-        (
-            {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0xLjc="}},
-            "PDF",
-        ),
-        ({"type": "document", "source": {"type": "url", "url": "https://x.org/a.pdf"}}, "PDF"),
         ({"type": "file", "base64": "aGVsbG8gd29ybGQh", "mime_type": "text/plain"}, "text"),
         ({"type": "file", "file_id": "f1"}, "file"),
         ({"type": "server_tool_call", "name": "web", "args": {}, "id": "1"}, "server_tool_call"),

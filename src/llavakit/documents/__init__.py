@@ -4,6 +4,6 @@ No framework and no torch here; :mod:`llavakit.langchain` and :mod:`llavakit.lla
 build their loaders and readers upon this room.
 """
 
-from llavakit.documents.pages import Page, count_pages, open_pages
+from llavakit.documents.pages import Page, count_pages, message_pages, open_pages
 
-__all__ = ["Page", "count_pages", "open_pages"]
+__all__ = ["Page", "count_pages", "message_pages", "open_pages"]

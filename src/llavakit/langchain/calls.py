@@ -13,7 +13,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 
 from llavakit.errors import ParameterError
-from llavakit.langchain.messages import check_order, to_messages
+from llavakit.langchain.messages import OpenDocument, check_order, not_opened, to_messages
 from llavakit.langchain.tools import to_schema, to_tool_choice, to_tools
 from llavakit.values import Message, SamplingParams
 
@@ -47,6 +47,7 @@ def to_call(
     messages: Sequence[BaseMessage],
     settings: Mapping[str, Any],
     arguments: Mapping[str, Any],
+    open_document: OpenDocument = not_opened,
 ) -> Call:
     """One call of the model.
 
@@ -54,6 +55,7 @@ def to_call(
         messages: the conversation.
         settings: sampling settings and timeout of the model object; None is "not set".
         arguments: what the call itself says, which wins; None is "not set" here too.
+        open_document: gives the pages of documents that are still closed.
 
     Raises:
         ParameterError: an unknown argument, or a value out of range.
@@ -73,7 +75,7 @@ def to_call(
         "parallel_tool_calls": merged.get("parallel_tool_calls", True),
         "timeout": merged.get("timeout"),
     }
-    conversation = to_messages(messages)
+    conversation = to_messages(messages, open_document)
     check_order(conversation)
     return Call(conversation, to_params(merged), options)
 

@@ -11,29 +11,36 @@ are: nothing is fetched for a trace.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
 
 from llavakit.images import open_picture
-from llavakit.langchain.carriers import PictureId, picture_of
+from llavakit.langchain.carriers import Document, PictureId, document_of, picture_of
 from llavakit.sources import SourcePolicy
 from llavakit.values import Image
 
 
-def canonical(messages: Sequence[BaseMessage], policy: SourcePolicy) -> list[BaseMessage]:
+def canonical(
+    messages: Sequence[BaseMessage], policy: SourcePolicy, max_pages: int
+) -> list[BaseMessage]:
     """The messages with every local picture replaced by its digest; nothing is mutated.
+
+    The pages of a local PDF, at most ``max_pages``, stand in its place.
 
     Raises:
         ImageError: a picture that cannot be used.
+        DocumentError: a PDF that cannot be read, or has too many pages.
         SourceError: a file that cannot be reached or that the policy forbids.
         UnsupportedContentError: an image block without a source.
     """
-    return [_canonical_message(message, policy) for message in messages]
+    opener = _Opener(policy, max_pages)
+    return [_canonical_message(message, opener) for message in messages]
 
 
 def has_pictures(messages: Sequence[BaseMessage]) -> bool:
-    """Whether there may be a picture to open; cheap."""
+    """Whether there may be a picture or a document to open; cheap."""
     return any(
         not isinstance(block, str) and not (isinstance(block, Mapping) and _is_text(block))
         for message in messages
@@ -42,11 +49,62 @@ def has_pictures(messages: Sequence[BaseMessage]) -> bool:
     )
 
 
-def _canonical_message(message: BaseMessage, policy: SourcePolicy) -> BaseMessage:
+def has_documents(messages: Sequence[BaseMessage]) -> bool:
+    """Whether a document is still to be opened: in canonical messages, one that is elsewhere."""
+    return any(
+        isinstance(block, Mapping) and document_of(block) is not None
+        for message in messages
+        if not isinstance(message.content, str)
+        for block in message.content
+    )
+
+
+def open_pages_of(document: Document, policy: SourcePolicy, max_pages: int) -> list[Image]:
+    """The pages of a document as pictures."""
+    from llavakit.documents import message_pages
+
+    return [Image(page.picture) for page in message_pages(document.source, max_pages, policy)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens what a block carries, unless it is elsewhere."""
+
+    policy: SourcePolicy
+    max_pages: int
+
+    def __call__(self, block: Any) -> list[Any]:
+        """The blocks that stand for a block; mostly one, for a PDF one a page."""
+        if not isinstance(block, Mapping) or _is_text(block):
+            return [block]
+        if block.get("type") == "tool_result" and isinstance(block.get("content"), list):
+            inner = [new for one in block["content"] for new in self(one)]
+            return [{**block, "content": inner}]
+        if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
+            return self(block["value"])
+        if isinstance(block.get("file_id"), PictureId):
+            return [block]
+        if (image := picture_of(block)) is not None:
+            return [self._image(image)]
+        if (document := document_of(block)) is None or _is_remote(document.source):
+            return [block]
+        pages = open_pages_of(document, self.policy, self.max_pages)
+        return [self._image(page) for page in pages]
+
+    def _image(self, image: Image) -> dict[str, Any]:
+        if _is_remote(image):
+            return {"type": "image", "url": str(image.source).strip()}
+        picture = open_picture(image.source, self.policy, from_url_field=image.from_url_field)
+        return {"type": "image", "file_id": PictureId(picture.digest, Image(picture))}
+
+
+def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
     update: dict[str, Any] = {}
     if not isinstance(message.content, str):
-        content = [_canonical_block(block, policy) for block in message.content]
-        if any(new is not old for new, old in zip(content, message.content, strict=True)):
+        content = [new for block in message.content for new in opener(block)]
+        if len(content) != len(message.content) or any(
+            new is not old for new, old in zip(content, message.content, strict=True)
+        ):
             update["content"] = content
     if isinstance(message, ToolMessage) and message.artifact is not None:
         # Never sent to a model; as part of the cache key it may hold a memory address.
@@ -54,25 +112,11 @@ def _canonical_message(message: BaseMessage, policy: SourcePolicy) -> BaseMessag
     return message.model_copy(update=update) if update else message
 
 
-def _canonical_block(block: Any, policy: SourcePolicy) -> Any:
-    if not isinstance(block, Mapping) or _is_text(block):
-        return block
-    if block.get("type") == "tool_result" and isinstance(block.get("content"), list):
-        return {**block, "content": [_canonical_block(one, policy) for one in block["content"]]}
-    if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
-        return _canonical_block(block["value"], policy)
-    if isinstance(block.get("file_id"), PictureId):
-        return block
-    image = picture_of(block)
-    return block if image is None else _image_block(image, policy)
-
-
-def _image_block(image: Image, policy: SourcePolicy) -> dict[str, Any]:
+def _is_remote(image: Image) -> bool:
     source = image.source
-    if isinstance(source, str) and source.lstrip()[:8].lower().startswith(("http://", "https://")):
-        return {"type": "image", "url": source.strip()}
-    picture = open_picture(source, policy, from_url_field=image.from_url_field)
-    return {"type": "image", "file_id": PictureId(picture.digest, Image(picture))}
+    return isinstance(source, str) and source.lstrip()[:8].lower().startswith(
+        ("http://", "https://")
+    )
 
 
 def _is_text(block: Mapping[str, Any]) -> bool:

@@ -32,7 +32,14 @@ class ToolResult:
     content: Any
 
 
-Piece: TypeAlias = Text | Image | ToolCall | ToolResult
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A PDF, whose pages become pictures; ``source`` says where it is, or holds it."""
+
+    source: Image
+
+
+Piece: TypeAlias = Text | Image | Document | ToolCall | ToolResult
 
 TEXT_TYPES = {"text", "input_text", "output_text", "text-plain"}
 IMAGE_TYPES = {"image", "image_url", "input_image"}
@@ -54,7 +61,7 @@ def read_block(block: Block) -> list[Piece]:
     """What a content block says; empty for reasoning, which is not part of the dialogue.
 
     Raises:
-        UnsupportedContentError: audio, video, a document, or a block that nobody knows.
+        UnsupportedContentError: audio, video, or a block that nobody knows.
     """
     kind = type_of(block)
     if kind in REASONING_TYPES:
@@ -72,8 +79,11 @@ def read_block(block: Block) -> list[Piece]:
     image = picture_of(block)
     if image is not None:
         return [image]
+    document = document_of(block)
+    if document is not None:
+        return [document]
     if kind in FILE_TYPES:
-        return _document(block, kind)
+        return [_text_file(block, kind)]
     _refuse(kind, "LLaVA takes text and pictures")
 
 
@@ -92,6 +102,21 @@ def picture_of(block: Block) -> Image | None:
     if kind in FILE_TYPES and _content_kind(block) == "image":
         return _image_in(block)
     return None
+
+
+def document_of(block: Block) -> Document | None:
+    """The PDF that a block carries, or None if it carries none.
+
+    Raises:
+        UnsupportedContentError: a PDF without a source, or with a foreign id.
+    """
+    kind = type_of(block)
+    if kind not in FILE_TYPES or _content_kind(block) != "pdf":
+        return None
+    source = _image_in(block)
+    if source is None:
+        _refuse(kind, "it has no source; give the PDF's base64 data, a url or a path")
+    return Document(source)
 
 
 def type_of(block: Block) -> str:
@@ -176,27 +201,19 @@ def _call(block: Block) -> ToolCall:
     return ToolCall(str(call_id), str(block.get("name", "")), dict(arguments or {}))
 
 
-def _document(block: Block, kind: str) -> list[Piece]:
+def _text_file(block: Block, kind: str) -> Text:
     content = _content_kind(block)
-    if content == "pdf":
-        return _pages(block)
     if content == "text":
         text = block.get("url") if block.get("source_type") == "text" else None
         source = block.get("source")
         if isinstance(source, Mapping) and source.get("type") == "text":
             text = source.get("data")
         if isinstance(text, str):
-            return [Text(text)]
+            return Text(text)
         _refuse(kind, "it holds a text file; send the text as a text block")
     if content in ("audio", "video"):
         _refuse(kind, f"it holds {content}, and LLaVA takes text and pictures")
     _refuse(kind, "it is neither a picture nor a PDF, as far as its type and bytes tell")
-
-
-def _pages(block: Block) -> list[Piece]:
-    """The pages of a PDF as pictures; the one place where rendering will come in."""
-    del block
-    _refuse("PDF", "documents are not rendered here yet; render its pages and send the pictures")
 
 
 def _content_kind(block: Block) -> str:

@@ -9,32 +9,32 @@ from typing import Any, cast
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
-    Callbacks,
 )
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.prompt_values import ChatPromptValue, PromptValue
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, model_validator
 
 from llavakit.backend import Backend
 from llavakit.langchain.calls import Call, to_call, unaliased
-from llavakit.langchain.canonical import canonical, has_pictures
+from llavakit.langchain.canonical import canonical, has_documents, open_pages_of
+from llavakit.langchain.carriers import Document
 from llavakit.langchain.chunks import PROVIDER, to_generation_chunk, to_result
+from llavakit.langchain.inputs import CanonicalInputs
 from llavakit.langchain.messages import to_messages
 from llavakit.langchain.settings import ModelSettings
 from llavakit.langchain.structured import Method, structured
 from llavakit.langchain.tools import to_openai_tools, to_tool_choice, to_tools
 from llavakit.model.catalog import resolve
+from llavakit.values import Image
 
 
-class ChatLLaVA(BaseChatModel, ModelSettings):
+class ChatLLaVA(CanonicalInputs, ModelSettings):
     """LLaVA as a chat model: pictures and text in, text and tool calls out.
 
     >>> from langchain_core.messages import HumanMessage
@@ -97,6 +97,7 @@ class ChatLLaVA(BaseChatModel, ModelSettings):
             image_inputs=True,
             image_url_inputs=True,
             image_tool_message=True,
+            pdf_inputs=True,
             audio_inputs=False,
             video_inputs=False,
             text_outputs=True,
@@ -119,8 +120,22 @@ class ChatLLaVA(BaseChatModel, ModelSettings):
         """The backend, what to ask it, and the model's name for the answer."""
         given = unaliased(arguments if stop is None else {**arguments, "stop": stop})
         model = given.pop("model", None)
-        call = to_call(messages, self._sampling(), given)
+        call = to_call(messages, self._sampling(), given, self._open_document)
         return self.backend_for(model), call, model or self.model
+
+    async def _aprepared(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: dict[str, Any]
+    ) -> tuple[Backend, Call, str]:
+        if has_documents(messages):  # one that has to be fetched and rendered
+            return await run_in_executor(None, self._prepared, messages, stop, arguments)
+        return self._prepared(messages, stop, arguments)
+
+    def _open_document(self, document: Document) -> list[Image]:
+        return open_pages_of(document, self.policy, self.max_pages)
+
+    def canonical(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """The messages as traces, caches and the model see them."""
+        return canonical(messages, self.policy, self.max_pages)
 
     def _generate(
         self,
@@ -139,7 +154,7 @@ class ChatLLaVA(BaseChatModel, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        backend, call, model = self._prepared(messages, stop, kwargs)
+        backend, call, model = await self._aprepared(messages, stop, kwargs)
         completion = await backend.agenerate(call.messages, call.params, **call.options)
         return to_result(completion, model)
 
@@ -165,7 +180,7 @@ class ChatLLaVA(BaseChatModel, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        backend, call, model = self._prepared(messages, stop, kwargs)
+        backend, call, model = await self._aprepared(messages, stop, kwargs)
         stream = backend.astream(call.messages, call.params, **call.options)
         async with aclosing(cast("Any", stream)) as chunks:
             async for chunk in chunks:
@@ -173,72 +188,6 @@ class ChatLLaVA(BaseChatModel, ModelSettings):
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=piece)
                 yield piece
-
-    # What LangChain serialises for callbacks and caches is the input as these give it.
-
-    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        prompt = super()._convert_input(model_input)
-        messages = prompt.to_messages()
-        if not has_pictures(messages):
-            return prompt
-        return ChatPromptValue(messages=canonical(messages, self.policy))
-
-    async def _aconvert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        # Decoding a picture takes milliseconds, which the event loop does not have.
-        prompt = super()._convert_input(model_input)
-        if not has_pictures(prompt.to_messages()):
-            return prompt
-        return await run_in_executor(None, self._convert_input, prompt)
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        prompt = await self._aconvert_input(input)
-        return await super().ainvoke(prompt, config, stop=stop, **kwargs)
-
-    async def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        prompt = await self._aconvert_input(input)
-        stream = super().astream(prompt, config, stop=stop, **kwargs)
-        async with aclosing(cast("Any", stream)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    def generate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        messages = [canonical(conversation, self.policy) for conversation in messages]
-        return super().generate(messages, stop, callbacks, **kwargs)
-
-    async def agenerate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        messages = [
-            await run_in_executor(None, canonical, conversation, self.policy)
-            if has_pictures(conversation)
-            else canonical(conversation, self.policy)
-            for conversation in messages
-        ]
-        return await super().agenerate(messages, stop, callbacks, **kwargs)
 
     # Tokens
 
@@ -252,7 +201,8 @@ class ChatLLaVA(BaseChatModel, ModelSettings):
         """Tokens of the prompt, pictures and tools included; nothing is run or fetched."""
         if not messages:
             return 0
-        return self.backend_for().count_tokens(to_messages(messages), tools=to_tools(tools or ()))
+        conversation = to_messages(self.canonical(messages))
+        return self.backend_for().count_tokens(conversation, tools=to_tools(tools or ()))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of ``custom_get_token_ids``; a backend tells numbers of tokens, not ids."""

@@ -1,4 +1,4 @@
-"""LangChain messages -> llavakit messages; pure functions that open nothing.
+"""LangChain messages -> llavakit messages; pure functions that open nothing by themselves.
 
 The order of text and pictures is kept, in every kind of message. Nothing is dropped but
 reasoning blocks of earlier answers (see :data:`llavakit.langchain.carriers.REASONING_TYPES`);
@@ -7,8 +7,8 @@ what cannot be honoured raises an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from langchain_core.messages import (
     AIMessage,
@@ -21,7 +21,7 @@ from langchain_core.messages import (
 )
 
 from llavakit.errors import MessageError, UnsupportedContentError
-from llavakit.langchain.carriers import Piece, ToolResult, read_block
+from llavakit.langchain.carriers import Document, Piece, ToolResult, read_block
 from llavakit.values import Message, Part, Text, ToolCall
 
 _ROLES = {
@@ -35,15 +35,33 @@ _ROLES = {
 }
 
 
-def to_messages(messages: Iterable[BaseMessage]) -> tuple[Message, ...]:
+OpenDocument: TypeAlias = Callable[[Document], Sequence[Part]]
+"""Gives the pages of a document as pictures."""
+
+
+def not_opened(document: Document) -> NoReturn:
+    """Refuses a document where nothing may be opened."""
+    raise UnsupportedContentError(
+        "Counting tokens opens no document that is elsewhere; open its pages first "
+        "(llavakit.documents.open_pages) and count with those."
+    )
+
+
+def to_messages(
+    messages: Iterable[BaseMessage], open_document: OpenDocument = not_opened
+) -> tuple[Message, ...]:
     """LangChain messages as llavakit messages, in their order; any stretch of a conversation.
+
+    Args:
+        messages: the conversation.
+        open_document: gives the pages of the documents in it.
 
     Raises:
         MessageError: an unknown role, or a block that has no place in its message.
         UnsupportedContentError: a content block that LLaVA cannot take.
         ImageError: an object that no picture can be made from.
     """
-    return tuple(turn for message in messages for turn in _turns(message))
+    return tuple(turn for message in messages for turn in _turns(message, open_document))
 
 
 def pieces_of(content: Any) -> list[Piece]:
@@ -65,7 +83,7 @@ def pieces_of(content: Any) -> list[Piece]:
     return pieces
 
 
-def _turns(message: BaseMessage) -> list[Message]:
+def _turns(message: BaseMessage, open_document: OpenDocument) -> list[Message]:
     role = role_of(message)
     parts: list[Part] = []
     calls = {call.id: call for call in _calls(message)}
@@ -76,10 +94,10 @@ def _turns(message: BaseMessage) -> list[Message]:
             calls.setdefault(piece.id, piece)
         elif isinstance(piece, ToolResult):
             _only_in(role, "user", "a tool result")
-            content = _parts(pieces_of(piece.content))
+            content = _parts(pieces_of(piece.content), open_document)
             results.append(Message("tool", content, tool_call_id=piece.call_id))
         else:
-            parts.append(piece)
+            parts += _parts([piece], open_document)
     parts.extend(Text(text) for text in _broken_calls(message))
     turn = Message(
         role,
@@ -133,9 +151,12 @@ def _broken_calls(message: BaseMessage) -> list[str]:
     return [f"{call['name']}({call['args']})" for call in message.invalid_tool_calls]
 
 
-def _parts(pieces: list[Piece]) -> list[Part]:
+def _parts(pieces: list[Piece], open_document: OpenDocument) -> list[Part]:
     parts: list[Part] = []
     for piece in pieces:
+        if isinstance(piece, Document):
+            parts += open_document(piece)
+            continue
         if isinstance(piece, (ToolCall, ToolResult)):
             raise MessageError("A tool result holds text and pictures, not calls or results.")
         parts.append(piece)

@@ -79,6 +79,8 @@ class ModelSettings(BaseModel):
     image_cache_bytes: int | None = None
     source_policy: SourcePolicy | None = Field(default=None, repr=False)
     """Which files and addresses pictures may come from."""
+    max_pages: int = Field(default=16, ge=1)
+    """Most pages of a PDF in a message; a longer one is refused."""
     backend: Backend | None = Field(default=None, exclude=True, repr=False)
     """A backend to use instead of ``llavakit.load``; not part of a pickle."""
 
