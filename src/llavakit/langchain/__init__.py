@@ -19,5 +19,6 @@ if find_spec("langchain_core") is None:
     )
 
 from llavakit.langchain.chat_models import ChatLLaVA
+from llavakit.langchain.llms import LLaVALLM
 
-__all__ = ["ChatLLaVA"]
+__all__ = ["ChatLLaVA", "LLaVALLM"]

@@ -86,13 +86,13 @@ class _Opener:
             return [block]
         if (image := picture_of(block)) is not None:
             return [self._image(image)]
-        if (document := document_of(block)) is None or _is_remote(document.source):
+        if (document := document_of(block)) is None or is_remote(document.source):
             return [block]
         pages = open_pages_of(document, self.policy, self.max_pages)
         return [self._image(page) for page in pages]
 
     def _image(self, image: Image) -> dict[str, Any]:
-        if _is_remote(image):
+        if is_remote(image):
             return {"type": "image", "url": str(image.source).strip()}
         picture = open_picture(image.source, self.policy, from_url_field=image.from_url_field)
         return {"type": "image", "file_id": PictureId(picture.digest, Image(picture))}
@@ -112,7 +112,8 @@ def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
     return message.model_copy(update=update) if update else message
 
 
-def _is_remote(image: Image) -> bool:
+def is_remote(image: Image) -> bool:
+    """Whether a picture has to be fetched from the network."""
     source = image.source
     return isinstance(source, str) and source.lstrip()[:8].lower().startswith(
         ("http://", "https://")
