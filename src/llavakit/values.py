@@ -269,7 +269,10 @@ class ToolCallChunk:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one has ``finish_reason`` and ``usage``, and only that."""
+    """A piece of an answer. The last one has ``finish_reason`` and ``usage``, and only that.
+
+    ``tool_calls`` has at most one piece of each call.
+    """
 
     text: str = ""
     tool_calls: tuple[ToolCallChunk, ...] = ()

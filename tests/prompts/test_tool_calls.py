@@ -32,6 +32,8 @@ def test_calls_and_text_are_found_wherever_the_answer_is_cut(text, made, cuts):
     places = sorted({0, len(answer), *(cut % (len(answer) + 1) for cut in cuts)})
     pieces = [reader.push(answer[a:b]) for a, b in itertools.pairwise(places)] + [reader.flush()]
     assert "".join(piece.text for piece in pieces) == text
+    for piece in pieces:
+        assert len({c.index for c in piece.calls}) == len(piece.calls)
     names = {c.index: c.name for piece in pieces for c in piece.calls if c.name}
     found = [
         (
@@ -46,7 +48,7 @@ def test_calls_and_text_are_found_wherever_the_answer_is_cut(text, made, cuts):
 def test_arguments_stream_before_the_call_is_complete():
     reader = ToolCallReader()
     first = reader.push('<tool_call>{"name":"add","arguments":{"a":1')
-    assert [(c.name, c.arguments) for c in first.calls] == [("add", ""), (None, '{"a":1')]
+    assert [(c.name, c.arguments) for c in first.calls] == [("add", '{"a":1')]
     assert reader.count == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llavakit.prompts.tools import CALL_END, CALL_START
 from llavakit.values import ToolCallChunk
@@ -44,17 +44,19 @@ class ToolCallReader:
         """Take in more of the answer; gives what is certain by now."""
         self._buffer += text
         told: list[str] = []
-        calls: list[ToolCallChunk] = []
+        # One piece of each call: frameworks put pieces together by their index, but only those
+        # of different chunks.
+        calls: dict[int, ToolCallChunk] = {}
         while self._step(told, calls):
             pass
-        return Pieces("".join(told), tuple(calls))
+        return Pieces("".join(told), tuple(calls.values()))
 
     def flush(self) -> Pieces:
         """The rest, when nothing more comes; a call that was cut stays as it was told."""
         rest, self._buffer = self._buffer, ""
         return Pieces("" if self._in_call else rest)
 
-    def _step(self, told: list[str], calls: list[ToolCallChunk]) -> bool:
+    def _step(self, told: list[str], calls: dict[int, ToolCallChunk]) -> bool:
         """Make one step of progress; False when more text is needed."""
         if not self._in_call:
             return self._read_text(told)
@@ -78,7 +80,7 @@ class ToolCallReader:
         self._buffer = self._buffer[safe:]
         return False
 
-    def _read_name(self, calls: list[ToolCallChunk]) -> bool:
+    def _read_name(self, calls: dict[int, ToolCallChunk]) -> bool:
         place = self._buffer.find(_MIDDLE)
         if place < 0:
             return False
@@ -86,18 +88,19 @@ class ToolCallReader:
         self._buffer = self._buffer[place + len(_MIDDLE) :]
         self._named = True
         self._depth, self._in_string, self._escaped = 0, False, False
-        calls.append(ToolCallChunk(self.count, id=f"call_{uuid.uuid4().hex[:24]}", name=name))
+        call_id = f"call_{uuid.uuid4().hex[:24]}"
+        calls[self.count] = ToolCallChunk(self.count, id=call_id, name=name)
         return True
 
-    def _read_arguments(self, calls: list[ToolCallChunk]) -> bool:
+    def _read_arguments(self, calls: dict[int, ToolCallChunk]) -> bool:
         end = self._end_of_arguments()
         if end is None:
             if self._buffer:
-                calls.append(ToolCallChunk(self.count, arguments=self._buffer))
+                self._tell(calls, self._buffer)
                 self._buffer = ""
             return False
         if end:
-            calls.append(ToolCallChunk(self.count, arguments=self._buffer[:end]))
+            self._tell(calls, self._buffer[:end])
             self._buffer = self._buffer[end:]
             self._depth = -1  # complete: only the call's own end is left
         closing = "}" + CALL_END
@@ -107,6 +110,10 @@ class ToolCallReader:
         self._in_call = False
         self.count += 1
         return True
+
+    def _tell(self, calls: dict[int, ToolCallChunk], arguments: str) -> None:
+        piece = calls.get(self.count, ToolCallChunk(self.count))
+        calls[self.count] = replace(piece, arguments=piece.arguments + arguments)
 
     def _end_of_arguments(self) -> int | None:
         """Index behind the closing brace of the arguments; 0 if they are complete already."""
