@@ -47,6 +47,26 @@ def test_langchain_example_answers_about_each_shape():
     assert re.search(r"turn 2: +red", printed)
 
 
+def test_langchain_batch_describes_every_picture():
+    printed = run("examples/langchain_batch.py")
+    assert "heart.png: a red heart" in printed
+    assert "shapes.png: a red circle, a blue square and a green triangle" in printed
+    assert "invoice.png: a page with the title INVOICE" in printed
+
+
+def test_langchain_extraction_reads_the_invoice_and_every_page():
+    printed = run("examples/langchain_extract.py")
+    assert "picture: title='INVOICE' number=2284 total=320" in printed
+    assert len(re.findall(r"page \d: +title='[A-Z]+' number=\d+ total=\d+", printed)) == 4
+
+
+def test_langchain_agent_uses_its_tools_and_gives_an_object():
+    printed = run("examples/langchain_agent.py")
+    assert "multiply({'a': 6, 'b': 7})" in printed and "The result is 42." in printed
+    assert "get_weather({'city': 'London'})" in printed and "The result is rainy." in printed
+    assert "object: name='Ada' age=36" in printed
+
+
 def readme_blocks() -> list[str]:
     text = (ROOT / "README.md").read_text()
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
