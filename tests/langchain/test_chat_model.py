@@ -19,6 +19,7 @@ from langchain_core.messages import (
     ToolMessage,
     trim_messages,
 )
+from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
@@ -389,6 +390,36 @@ def test_a_given_backend_is_shared_by_copies_but_never_pickled(model, fake):
         pickle.dumps(model)
 
 
+def test_a_rate_limiter_is_asked_before_every_call(fake):
+    class Counting(BaseRateLimiter):
+        asked = 0
+
+        def acquire(self, *, blocking: bool = True) -> bool:
+            self.asked += 1
+            return True
+
+        async def aacquire(self, *, blocking: bool = True) -> bool:
+            return self.acquire(blocking=blocking)
+
+    limiter = Counting()
+    model = ChatLLaVA(backend=fake, rate_limiter=limiter)
+    model.invoke("q")
+    list(model.stream("q"))
+    asyncio.run(model.ainvoke("q"))
+    assert limiter.asked == 3
+
+
+async def test_v2_events_tell_of_every_piece(fake):
+    events = [event async for event in ChatLLaVA(backend=fake).astream_events("q", version="v2")]
+    assert [event["event"] for event in events][:2] == [
+        "on_chat_model_start",
+        "on_chat_model_stream",
+    ]
+    assert events[-1]["event"] == "on_chat_model_end"
+    pieces = [e["data"]["chunk"].text for e in events if e["event"] == "on_chat_model_stream"]
+    assert "".join(pieces) == events[-1]["data"]["output"].text
+
+
 def test_base_url_and_key_go_to_load(loads):
     ChatLLaVA(model="m", base_url="http://host:8000/v1", api_key="k").invoke("q")
     assert loads == [("m", {"base_url": "http://host:8000/v1", "api_key": "k"})]
@@ -432,3 +463,14 @@ def test_the_profile_says_what_the_model_can(model):
     assert profile["max_input_tokens"] == 4096
     assert ChatLLaVA(model="demo", context_length=99).profile["max_input_tokens"] == 99
     assert "max_input_tokens" not in ChatLLaVA(model="/some/where").profile
+
+
+def test_the_profile_reads_a_directory_s_configuration(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"text_config": {"max_position_embeddings": 8192, "sliding_window": 2048}}'
+    )
+    assert ChatLLaVA(model=tmp_path).profile["max_input_tokens"] == 2048
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 4096}')
+    assert ChatLLaVA(model=tmp_path).profile["max_input_tokens"] == 4096
+    (tmp_path / "config.json").write_text("[]")
+    assert "max_input_tokens" not in ChatLLaVA(model=tmp_path).profile

@@ -30,7 +30,7 @@ from llavakit.langchain.messages import to_messages
 from llavakit.langchain.settings import ModelSettings
 from llavakit.langchain.structured import Method, structured
 from llavakit.langchain.tools import to_openai_tools, to_tool_choice, to_tools
-from llavakit.model.catalog import resolve
+from llavakit.model.catalog import context_length
 from llavakit.values import Image
 
 
@@ -107,9 +107,8 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
             structured_output=True,
             temperature=True,
         )
-        # What is known without opening the model: the catalog, or the user's own limit.
-        known = resolve(self.model)
-        limit = self.context_length or (known.context_length if known else None)
+        # What is known without opening the model.
+        limit = self.context_length or context_length(self.model)
         if limit is not None:
             profile["max_input_tokens"] = limit
         return profile

@@ -7,10 +7,12 @@ built from the published configurations; ids are those of the hub.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout
@@ -257,6 +259,25 @@ def of_repository(name: str) -> CatalogEntry | None:
         if full
     }
     return ends.get(wanted)
+
+
+def context_length(model: str) -> int | None:
+    """Tokens that a model was made for: of the catalog, or of a directory's ``config.json``.
+
+    None where neither tells, so that nobody has to open the model to ask.
+    """
+    entry = resolve(model)
+    if entry is not None:
+        return entry.context_length
+    try:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        text = {**config, **config.get("text_config", {})}
+        limits = [int(text["max_position_embeddings"])]
+        if text.get("sliding_window") and text.get("use_sliding_window", True):
+            limits.append(int(text["sliding_window"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return min(limits)
 
 
 def nearest(name: str, count: int = 3) -> list[str]:
