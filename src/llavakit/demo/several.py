@@ -53,11 +53,11 @@ def ask_several(pictures: list[Picture], rng: random.Random) -> Asked:
     picture = pictures[index]
     word = rng.choice(("image", "image", "picture"))
     kind = rng.random()
-    if kind < 0.22:
+    if kind < 0.30:
         which = ask_which(pictures, index, word, rng)
         if which is not None:
             return which
-    if kind < 0.42:
+    if kind < 0.50:
         question = rng.choice(
             (
                 f"Describe the {ORDINALS[index]} {word}.",
@@ -68,7 +68,7 @@ def ask_several(pictures: list[Picture], rng: random.Random) -> Asked:
             )
         )
         return Asked("several describe", question, caption(picture))
-    if kind < 0.46:
+    if kind < 0.53:
         question = rng.choice(
             (
                 f"How many {word}s are there?",
@@ -77,7 +77,7 @@ def ask_several(pictures: list[Picture], rng: random.Random) -> Asked:
             )
         )
         return Asked("several count", question, str(len(pictures)))
-    if kind < 0.53 and sum(len(p.shapes) if isinstance(p, Scene) else 1 for p in pictures) < 8:
+    if kind < 0.60 and sum(len(p.shapes) if isinstance(p, Scene) else 1 for p in pictures) < 8:
         question = rng.choice(
             (
                 f"Describe the {word}s.",

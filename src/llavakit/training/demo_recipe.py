@@ -210,12 +210,12 @@ JOINT: tuple[LessonPhase, ...] = (
     ),
     LessonPhase(
         "joint-7",
-        2800,
+        4200,
         37,
         {
             "scene": 9.5,
-            "page": 0.9,
-            "several": 3,
+            "page": 0.8,
+            "several": 3.6,
             "interleaved": 1,
             "schema": 2.2,
             "plain": 0.4,
@@ -223,7 +223,7 @@ JOINT: tuple[LessonPhase, ...] = (
             "talk": 0.4,
         },
         word_weight=0.8,
-        hold=0.72,
+        hold=0.80,
         first=0.42,
         last=0.0,
         tasks={
