@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.bench_model import pictures, question
 from benchmarks.contenders import Turns, hf_inputs, load_processor, messages_of
-from llavakit.engine.attention import KVArena
+from llavakit.engine.arena import KVArena
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.engine import Engine
 from llavakit.images import Picture, open_picture

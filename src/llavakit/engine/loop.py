@@ -25,6 +25,7 @@ from llavakit.engine.runner import ModelRunner, Outcome
 from llavakit.engine.sampler import Drawn, Sampler
 from llavakit.engine.scheduler import Plan, Scheduler
 from llavakit.engine.sequence import Sequence
+from llavakit.engine.transfer import to_device
 from llavakit.errors import (
     EngineClosedError,
     EngineError,
@@ -256,7 +257,7 @@ def _allowed(sequences: list[Sequence], logits: Tensor) -> Tensor | None:
     vocabulary = logits.shape[-1]
     every = torch.full(((vocabulary + 31) // 32,), -1, dtype=torch.int32)
     words = torch.stack([every if matcher is None else matcher.words for matcher in matchers])
-    return unpack(words.to(logits.device), vocabulary)
+    return unpack(to_device(words, logits.device), vocabulary)
 
 
 def _for_users(error: Exception) -> Exception:
