@@ -94,7 +94,7 @@ class StaticDecode:
         *,
         capture: Capture = as_it_is,
         compile: Compile | None = None,
-        after: int = CAPTURE_AFTER,
+        after: int = 0,
         fill: int = 0,
     ) -> None:
         assert model.fused is not None, "only a fused decoder runs in static shapes"
@@ -254,6 +254,7 @@ def static_decode(model: Llava, arena: KVArena, config: EngineConfig) -> StaticD
         compile=functools.partial(torch.compile, fullgraph=True, dynamic=False)
         if compiles
         else None,
+        after=CAPTURE_AFTER,
         fill=fill,
     )
 

@@ -52,7 +52,7 @@ class CudaGraphs:
 
     def _warm_up(self, step: Step) -> None:
         """Compile, load and allocate on another stream, as a capture may not."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
