@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image as PILImage
 
-from llavakit import Image, Message, SamplingParams
 from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import Row, SegmentAttention
 from llavakit.engine.config import EngineConfig
@@ -20,15 +18,12 @@ from llavakit.engine.extents import Extent
 from llavakit.engine.graphs import Step, as_it_is
 from llavakit.engine.pieces import GATHERED
 from llavakit.errors import ParameterError
-from llavakit.images import open_picture
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader, load_reader, load_weights
-from llavakit.sources import SourcePolicy
-from llavakit.values import Request
+from tests.engine.asking import PICTURES, WORDS, ask
 from tests.tiny import TinyModel
 
 CPU = torch.device("cpu")
-WORDS = ["What is it?", "hi", "And now\nin two lines", "你好🐱", "a" * 50]
 
 
 @pytest.fixture(scope="module")
@@ -196,27 +191,6 @@ def test_compiled_halves_have_no_graph_breaks_and_are_not_compiled_again(
 def engine_of(reader: Reader, llava: Llava, **settings: Any) -> Engine:
     config = EngineConfig(str(reader.path), static_decode=True, **settings)
     return Engine(reader, config, llava)
-
-
-def ask(engine: Engine, texts: list[str], pictures: list[PILImage.Image]) -> list[list[int]]:
-    """Greedy tokens of all texts, asked together, each about the next picture."""
-    params = SamplingParams(temperature=0, max_tokens=20)
-    caught = []
-    submit = engine._loop.submit
-    engine._loop.submit = lambda sequence: (caught.append(sequence), submit(sequence))[1]  # type: ignore
-    streams = [
-        engine.submit(
-            Request((Message("user", [Image(picture), text]),), params),
-            lambda image: open_picture(image.source, SourcePolicy()),
-        )
-        for text, picture in zip(texts, pictures, strict=True)
-    ]
-    for stream in streams:
-        list(stream)
-    return [sequence.tokens[sequence.prompt_length :] for sequence in caught]
-
-
-PICTURES = [PILImage.effect_noise((40, 30 + n), 80).convert("RGB") for n in range(3)]
 
 
 def test_static_decode_equals_generate_through_the_whole_engine(
