@@ -23,7 +23,7 @@ from llavakit.engine.runner import ModelRunner
 from llavakit.engine.sampler import Sampler
 from llavakit.engine.scheduler import Scheduler
 from llavakit.engine.sequence import ImageSpan, Sequence
-from llavakit.errors import ContextLengthError, EngineClosedError, QueueFullError
+from llavakit.errors import ContextLengthError, EngineClosedError
 from llavakit.images import Picture
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader, load_weights
@@ -72,7 +72,7 @@ class Engine:
         self._grammars = GrammarCompiler(
             reader.tokenizer.tokenizer, model.vocab_size, sorted(reader.special.stops)
         )
-        self._loop = EngineLoop(scheduler, runner, sampler, reader.path.name)
+        self._loop = EngineLoop(scheduler, runner, sampler, reader.path.name, config.max_waiting)
         self._process = os.getpid()
         self._finalizer = weakref.finalize(self, self._loop.stop)
         log.info("ready in %.1f s, %d KV slots", time.monotonic() - began, kv_tokens)
@@ -94,11 +94,7 @@ class Engine:
         """
         if self.closed:
             raise EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
-        if self._loop.backlog >= self.config.max_waiting:
-            raise QueueFullError(
-                f"{self.config.max_waiting} requests are waiting already; try again later or "
-                "raise max_waiting."
-            )
+        self._loop.check_room()  # before any work is done for it
         grammar = grammar_of(request, self._grammars.spell)
         tokens, images = encode(self.reader, to_turns(request), open_picture)
         max_tokens = self._room(request, len(tokens))

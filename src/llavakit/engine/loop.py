@@ -31,6 +31,7 @@ from llavakit.errors import (
     EngineError,
     LlavaKitError,
     OutOfMemoryError,
+    QueueFullError,
     RequestTimeoutError,
 )
 from llavakit.values import Chunk, Usage
@@ -69,15 +70,25 @@ class EngineLoop:
         runner: computes it.
         sampler: draws the tokens.
         name: shown in the thread's name.
+        max_waiting: most sequences that wait for their first step.
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: ModelRunner, sampler: Sampler, name: str
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        sampler: Sampler,
+        name: str,
+        max_waiting: int,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.counters = Counters()
         self._sampler = sampler
+        self._max_waiting = max_waiting
+        self._door = threading.Lock()
+        self._submitted = 0  # written behind the door
+        self._taken_in = 0  # written by the loop's own thread
         self._inbox: SimpleQueue[Sequence | _Cancel | _Stop] = SimpleQueue()
         self._open: dict[int, Sequence] = {}
         self._masks = ThreadPoolExecutor(1, f"llavakit-masks-{name}")
@@ -94,11 +105,27 @@ class EngineLoop:
 
     @property
     def backlog(self) -> int:
-        """Requests that wait for their first step."""
-        return self._inbox.qsize() + len(self.scheduler.waiting)
+        """Requests that wait for their first step; never too few, whenever it is read."""
+        # Read in this order: who moves from the inbox to the queue meanwhile counts twice.
+        return self._submitted - self._taken_in + len(self.scheduler.waiting)
+
+    def check_room(self) -> None:
+        """Raise QueueFullError if no further sequence may wait."""
+        if self.backlog >= self._max_waiting:
+            raise QueueFullError(
+                f"{self._max_waiting} requests are waiting already; try again later or "
+                "raise max_waiting."
+            )
 
     def submit(self, sequence: Sequence) -> None:
-        """Hand over a sequence; its channel will end, in any case."""
+        """Hand over a sequence; its channel will end, in any case.
+
+        Raises:
+            QueueFullError: too many wait.
+        """
+        with self._door:  # or two that come together would both be the last one
+            self.check_room()
+            self._submitted += 1
         self._inbox.put(sequence)
         if self.dead:
             # The loop may have ended just before: nobody else would end this channel.
@@ -162,6 +189,7 @@ class EngineLoop:
                 self._open[item.number] = item
                 self.counters.requests += 1
                 self.scheduler.add(item)
+                self._taken_in += 1
         return True
 
     def _close(self, sequence: Sequence, *, keep: bool = True) -> None:
