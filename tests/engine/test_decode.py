@@ -243,6 +243,11 @@ def test_settings_that_mean_nothing_are_refused(setting: str) -> None:
         EngineConfig("demo", **{setting: "sometimes"})
 
 
+def test_compiling_without_static_shapes_is_refused() -> None:
+    with pytest.raises(ParameterError, match="static_decode"):
+        EngineConfig("demo", compile=True, static_decode=False)
+
+
 def test_capture_without_graphs_runs_the_step_so_that_it_fails_there() -> None:
     with pytest.raises(RuntimeError, match="not here"):
         as_it_is(functools.partial(_fail, "not here"))

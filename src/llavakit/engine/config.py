@@ -35,7 +35,8 @@ class EngineConfig:
         static_decode: whether decoding runs in static shapes and, on CUDA, is captured as
             graphs; ``"auto"``: on CUDA.
         compile: whether such steps are compiled (``torch.compile``); ``"auto"``: on CUDA, if
-            Triton is there. The first steps of each batch size are compiled while requests wait.
+            Triton is there. Each batch size is compiled when it is first worth it, while
+            requests wait.
     """
 
     model: str
@@ -70,6 +71,8 @@ class EngineConfig:
                 raise ParameterError(
                     f'{name} is {getattr(self, name)!r}; use True, False or "auto".'
                 )
+        if self.compile is True and self.static_decode is False:
+            raise ParameterError("compile needs static_decode; leave one of them out.")
         for name in ("max_concurrency", "max_waiting", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} is {getattr(self, name)!r}; it must be at least 1.")

@@ -236,10 +236,16 @@ def static_decode(model: Llava, arena: KVArena, config: EngineConfig) -> StaticD
     """The static path that the configuration asks for and the device can run; None is eager."""
     device = model.device
     on_gpu = device.type == "cuda"
-    if not (on_gpu if config.static_decode == "auto" else config.static_decode):
+    asked = config.static_decode is True or config.compile is True
+    if not (asked or (on_gpu and config.static_decode == "auto")):
         return None
     if model.fused is None:
-        log.info("quantised, adapted and distributed models, and other families, decode eagerly")
+        level = logging.WARNING if asked else logging.INFO
+        log.log(
+            level,
+            "a model that is quantised, adapted, on several devices or of another "
+            "family than Llama, Mistral and Qwen2 decodes eagerly",
+        )
         return None
     kernel = working_kernel(model.fused.heads, model.kv_heads, model.head_dim, model.dtype, device)
     if kernel is None:

@@ -35,13 +35,16 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, step: Step) -> Step:
         with torch.cuda.device(self._device):
             self._warm_up(step)
             graph = torch.cuda.CUDAGraph()
             # Other threads of the process may use CUDA meanwhile, and know nothing of this.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
                 result = step()
 
         def replay() -> Tensor:
@@ -51,10 +54,9 @@ class CudaGraphs:
         return replay
 
     def _warm_up(self, step: Step) -> None:
-        """Compile, load and allocate on another stream, as a capture may not."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """Compile, load and allocate, as a capture may not, on the stream of the capture."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
                 step()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
