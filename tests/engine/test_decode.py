@@ -151,6 +151,20 @@ def test_step_that_fails_is_left_to_the_eager_pass(
     assert caplog.text.count("eager from now on") == 1
 
 
+def test_static_step_never_asks_the_device_for_a_number(tiny: TinyModel) -> None:
+    """On the meta device there are no numbers: whoever wanted one to decide would raise."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tiny.path))
+    llava = Llava(model)
+    devices = [torch.device("meta")] * llava.layers
+    arena = KVArena(devices, 2000, llava.kv_heads, llava.head_dim, dtype=llava.dtype)
+    logits = StaticDecode(llava, arena, GATHERED, after=9)(ROWS, [9, 40])
+    assert logits is not None
+    assert (logits.device.type, tuple(logits.shape)) == ("meta", (2, llava.vocab_size))
+
+
 def test_tree_that_is_too_deep_is_left_to_the_eager_pass(llava: Llava, arena: KVArena) -> None:
     deep = Row(tuple(Extent(900 + place, 1) for place in range(MOST_PIECES)), 0, 0, 1)
     assert StaticDecode(llava, arena, GATHERED)([deep], [9]) is None

@@ -204,10 +204,13 @@ def working_kernel(
     """The first kernel that gives the right numbers here; None if none does."""
     for kernel in kernels:
         try:
-            error = _error(kernel, heads, kv_heads, head_dim, dtype, device)
+            errors = [
+                _error(kernel, rows, heads, kv_heads, head_dim, dtype, device) for rows in (1, 3)
+            ]
         except Exception as reason:  # whatever an op says that does not exist for this device
             log.info("%s attention does not run here: %s", kernel.name, str(reason)[:200])
             continue
+        error = max(errors)
         if error < 10 * torch.finfo(dtype).eps:
             log.info("decode attends by %s, self-test error %.1e", kernel.name, error)
             return kernel
@@ -216,10 +219,17 @@ def working_kernel(
 
 
 def _error(
-    kernel: Kernel, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device
+    kernel: Kernel,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> float:
     """The largest deviation from plain attention in fp32, for pieces in no order."""
-    extents = [[(700, 9), (130, 300), (5, 1)], [(450, 64), (3, 0), (700, 130)]]  # [P][B]
+    pieces = [[(700, 9), (130, 300), (5, 1)], [(450, 64), (3, 0), (700, 130)]]  # [P][B]
+    extents = [level[:rows] for level in pieces]
     starts, lengths = torch.tensor(extents, dtype=torch.int32, device=device).unbind(-1)
     noise = torch.Generator().manual_seed(0)
 
@@ -230,12 +240,12 @@ def _error(
     arena = KVArena([device], 1000, kv_heads, dim, dtype=dtype)
     arena.keys[0].copy_(some(kv_heads, 1001, dim))
     arena.values[0].copy_(some(kv_heads, 1001, dim))
-    query, key, value = (some(3, count, dim) for count in (heads, kv_heads, kv_heads))
+    query, key, value = (some(rows, count, dim) for count in (heads, kv_heads, kv_heads))
     places = torch.tensor(slots, device=device)
     attend = PieceAttention(arena, places, starts, lengths, 512, kernel)
     out = attend(0, query, key, value, dim**-0.5)
     worst = 0.0
-    for row in range(3):
+    for row in range(rows):
         seen = [s for a, n in (level[row] for level in extents) for s in range(a, a + n)]
         worst = max(worst, _deviation(out[row], query[row], arena, seen, dim**-0.5))
     return worst
