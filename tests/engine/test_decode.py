@@ -16,7 +16,7 @@ from llavakit.engine.decode import MOST_PIECES, StaticDecode
 from llavakit.engine.engine import Engine
 from llavakit.engine.extents import Extent
 from llavakit.engine.graphs import Step, as_it_is
-from llavakit.engine.pieces import GATHERED
+from llavakit.engine.pieces import GATHERED, VARLEN, Kernel
 from llavakit.errors import ParameterError
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader, load_reader, load_weights
@@ -144,14 +144,15 @@ def test_step_that_fails_is_left_to_the_eager_pass(
     def broken(*_: Any) -> Any:
         raise RuntimeError("no such kernel")
 
-    kernel = type(GATHERED)("broken", broken, padded=False)
+    kernel = Kernel("broken", broken, padded=False)
     decode = StaticDecode(llava, arena, kernel, after=1)
     assert decode(ROWS, [9, 40]) is None
     assert decode(ROWS, [9, 40]) is None
     assert caplog.text.count("eager from now on") == 1
 
 
-def test_static_step_never_asks_the_device_for_a_number(tiny: TinyModel) -> None:
+@pytest.mark.parametrize("kernel", [GATHERED, VARLEN], ids=lambda kernel: kernel.name)
+def test_static_step_never_asks_the_device_for_a_number(tiny: TinyModel, kernel: Kernel) -> None:
     """On the meta device there are no numbers: whoever wanted one to decide would raise."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -160,7 +161,7 @@ def test_static_step_never_asks_the_device_for_a_number(tiny: TinyModel) -> None
     llava = Llava(model)
     devices = [torch.device("meta")] * llava.layers
     arena = KVArena(devices, 2000, llava.kv_heads, llava.head_dim, dtype=llava.dtype)
-    logits = StaticDecode(llava, arena, GATHERED, after=9)(ROWS, [9, 40])
+    logits = StaticDecode(llava, arena, kernel, after=9)(ROWS, [9, 40])
     assert logits is not None
     assert (logits.device.type, tuple(logits.shape)) == ("meta", (2, llava.vocab_size))
 

@@ -17,15 +17,13 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llavakit.engine.answer import Answer
-from llavakit.engine.grammar import Matcher, unpack
+from llavakit.engine.grammar import allowed
 from llavakit.engine.runner import ModelRunner, Outcome
 from llavakit.engine.sampler import Drawn, Sampler
 from llavakit.engine.scheduler import Plan, Scheduler
 from llavakit.engine.sequence import Sequence
-from llavakit.engine.transfer import to_device
 from llavakit.errors import (
     EngineClosedError,
     EngineError,
@@ -246,7 +244,8 @@ class EngineLoop:
         sequences = [work.sequence for work in outcome.completed]
         draws = [sequence.answer.draw for sequence in sequences]
         seen = [s.tokens if s.request.params.repetition_penalty != 1.0 else None for s in sequences]
-        return self._sampler(outcome.logits, draws, seen, _allowed(sequences, outcome.logits))
+        masks = allowed([sequence.answer.matcher for sequence in sequences], outcome.logits)
+        return self._sampler(outcome.logits, draws, seen, masks)
 
     def _advance(self, sequence: Sequence, drawn: Drawn) -> None:
         """Add a drawn token to a sequence and tell what can be told."""
@@ -275,17 +274,6 @@ class EngineLoop:
             image_tokens=sequence.image_tokens,
         )
         sequence.channel.put(Chunk(finish_reason=answer.finish_reason, usage=usage))
-
-
-def _allowed(sequences: list[Sequence], logits: Tensor) -> Tensor | None:
-    """What the grammars allow, [N, vocab] of bool; None if there is no grammar."""
-    matchers: list[Matcher | None] = [sequence.answer.matcher for sequence in sequences]
-    if not any(matchers):
-        return None
-    vocabulary = logits.shape[-1]
-    every = torch.full(((vocabulary + 31) // 32,), -1, dtype=torch.int32)
-    words = torch.stack([every if matcher is None else matcher.words for matcher in matchers])
-    return unpack(to_device(words, logits.device), vocabulary)
 
 
 def _for_users(error: Exception) -> Exception:
