@@ -25,7 +25,14 @@ from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import Row
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.graphs import Capture, CudaGraphs, Step, as_it_is
-from llavakit.engine.pieces import Kernel, PieceAttention, merge, pieces_of, working_kernel
+from llavakit.engine.pieces import (
+    LEAST_PIECE,
+    Kernel,
+    PieceAttention,
+    merge,
+    pieces_of,
+    working_kernel,
+)
 from llavakit.engine.transfer import to_device
 from llavakit.model.decoder import FusedDecoder
 from llavakit.model.llava import Llava
@@ -139,8 +146,9 @@ class StaticDecode:
         depth = max(len(row.prefix) for row in rows) + 1
         if depth > MOST_PIECES:
             return None
-        wanted = min(MOST_CUTS, -(-self._fill // (batch * self._model.kv_heads)))
-        count = _power_of_two(max(depth, wanted))
+        seen = max(row.seen for row in rows) + 1
+        wanted = -(-self._fill // (batch * self._model.kv_heads))
+        count = _power_of_two(max(depth, min(MOST_CUTS, wanted, seen // LEAST_PIECE)))
         longest = self._arena.scratch
         if self._kernel.padded:
             pieces = (piece for row in rows for piece in pieces_of(row, count))
