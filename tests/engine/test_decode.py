@@ -128,7 +128,7 @@ def test_bucket_whose_capture_fails_goes_on_uncaptured(
 def test_what_cannot_be_compiled_is_captured_as_it_is(
     llava: Llava, arena: KVArena, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def no_compiler(function: Any) -> Any:
+    def no_compiler(rows: int) -> Any:
         raise RuntimeError("no Triton")
 
     decode = StaticDecode(llava, arena, GATHERED, compile=no_compiler, after=0)
@@ -182,7 +182,7 @@ def test_compiled_halves_have_no_graph_breaks_and_are_not_compiled_again(
         return graph.forward  # type: ignore[no-any-return]
 
     compile = functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=False)
-    decode = StaticDecode(llava, arena, GATHERED, compile=compile, after=0)
+    decode = StaticDecode(llava, arena, GATHERED, compile=lambda rows: compile, after=0)
     for start in range(20, 40):
         rows = [Row((Extent(900, 300),), 0, start, 1), Row((), 320, start, 1)]
         logits = decode(rows, [9, start])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import Row, SegmentAttention
 from llavakit.engine.config import EngineConfig
-from llavakit.engine.decode import StaticDecode
+from llavakit.engine.decode import StaticDecode, inductor
 from llavakit.engine.engine import Engine
 from llavakit.engine.extents import Extent
 from llavakit.engine.graphs import CudaGraphs
@@ -28,7 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # compilers say much
 ]
 GPU = torch.device("cuda", 0)
-COMPILE = functools.partial(torch.compile, fullgraph=True, dynamic=False)
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])
@@ -50,7 +48,7 @@ def test_without_flash_attention_pieces_are_gathered() -> None:
     assert working_kernel(32, 8, 128, torch.float32, GPU) is GATHERED
 
 
-@pytest.mark.parametrize("compile", [None, COMPILE], ids=["as it is", "compiled"])
+@pytest.mark.parametrize("compile", [None, inductor], ids=["as it is", "compiled"])
 @torch.inference_mode()
 def test_captured_steps_equal_the_eager_pass(llava: Llava, compile: Any) -> None:
     arena = KVArena(llava.layer_devices, 3000, llava.kv_heads, llava.head_dim, dtype=llava.dtype)

@@ -50,7 +50,8 @@ CAPTURE_AFTER = 16
 RECOMPILES = 256
 """Buckets that torch.compile may specialise one function for; its own limit is 8."""
 
-Compile = Callable[[Any], Any]
+Compile = Callable[[int], Callable[[Any], Any]]
+"""The compiler of functions for so many rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class StaticDecode:
         arena: its keys and values.
         kernel: attends.
         capture: records a step.
-        compile: ``torch.compile`` with its options, or None.
+        compile: gives the compiler for so many rows, or None.
         after: uses of a bucket before it is captured.
         fill: how many (piece, key head) pairs make the device busy; 0 cuts nothing.
 
@@ -111,7 +112,6 @@ class StaticDecode:
         self._capture = capture
         self._decoder = model.fused
         self._compile = compile
-        self._compiled: dict[str, Any] | None = None
         self._after = after
         self._fill = fill
         self._buckets: dict[Shape, _Bucket] = {}
@@ -179,11 +179,12 @@ class StaticDecode:
         step = functools.partial(self._step, table, shape)
         if self._compile is not None:
             try:
-                if self._compiled is None:
-                    decoder = self._decoder.compiled(self._compile)
-                    self._compiled = {"decoder": decoder, "merge": self._compile(merge)}
+                compile = self._compile(shape.rows)
+                fast = functools.partial(
+                    step, decoder=self._decoder.compiled(compile), merge=compile(merge)
+                )
                 with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
-                    return self._capture(functools.partial(step, **self._compiled))
+                    return self._capture(fast)
             except Exception:
                 log.warning("decode cannot be compiled here and is not", exc_info=True)
                 self._compile = None
@@ -265,12 +266,22 @@ def static_decode(model: Llava, arena: KVArena, config: EngineConfig) -> StaticD
         arena,
         kernel,
         capture=CudaGraphs(device) if on_gpu else as_it_is,
-        compile=functools.partial(torch.compile, fullgraph=True, dynamic=False)
-        if compiles
-        else None,
+        compile=inductor if compiles else None,
         after=CAPTURE_AFTER,
         fill=fill,
     )
+
+
+def inductor(rows: int) -> Callable[[Any], Any]:
+    """``torch.compile`` for steps of so many rows.
+
+    With one row, products of matrix and vector are nearly all the work. Inductor makes kernels
+    of its own of them, with their neighbours fused, if it may tune these (see its
+    ``decomposition.mm``; so does https://pytorch.org/blog/accelerating-generative-ai-2/);
+    larger batches are for cuBLAS.
+    """
+    options: dict[str, Any] = {"coordinate_descent_tuning": True} if rows == 1 else {}
+    return functools.partial(torch.compile, fullgraph=True, dynamic=False, options=options)
 
 
 def _has_triton() -> bool:
