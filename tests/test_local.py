@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from llavakit.errors import (
     EngineClosedError,
     EngineError,
     ImageError,
+    InputError,
     LlavaKitError,
     MessageError,
     QueueFullError,
@@ -30,6 +32,8 @@ from llavakit.errors import (
     SourceNotAllowedError,
 )
 from llavakit.local import LocalBackend
+from llavakit.values import Tool
+from tests.loopback import LOCAL, Server, reply
 from tests.tiny import TinyModel
 
 LONG = SamplingParams(max_tokens=400, temperature=1.0, seed=1)
@@ -87,6 +91,15 @@ def test_stretch_of_a_conversation_can_be_counted(backend: LocalBackend, stretch
     assert backend.count_tokens(stretch) > 5
 
 
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"bytes"])
+def test_tool_that_json_cannot_hold_is_refused_when_counted_and_when_run(backend, value):
+    tool = Tool("pick", parameters={"type": "object", "properties": {"a": {"enum": value}}})
+    with pytest.raises(InputError, match="JSON"):
+        backend.count_tokens("hello", tools=[tool])
+    with pytest.raises(InputError, match="JSON"):
+        backend.generate("hello", SHORT, tools=[tool])
+
+
 def test_same_picture_again_is_not_encoded_again(backend: LocalBackend):
     picture = PILImage.new("RGB", (40, 40), "red")
     for question in ("What is it?", "Where is it?"):
@@ -94,16 +107,25 @@ def test_same_picture_again_is_not_encoded_again(backend: LocalBackend):
     assert backend.stats()["images_encoded"] == 1
 
 
-def test_one_picture_by_path_base64_and_bytes_is_one_cache_entry(backend: LocalBackend, tmp_path):
+@pytest.mark.enable_socket
+def test_one_picture_however_delivered_is_one_cache_entry(
+    tiny: TinyModel, server: Server, tmp_path: Path
+):
     path = tmp_path / "noise.png"
     PILImage.effect_noise((40, 30), 80).convert("RGB").save(path)
+    server.answer = reply(path.read_bytes())
     encoded = base64.b64encode(path.read_bytes()).decode()
     sources = [path, str(path), encoded, f"data:image/png;base64,{encoded}", path.read_bytes()]
-    sources.append(PILImage.open(path))
+    sources += [PILImage.open(path), server.url(), server.url("/another-name.png")]
+    backend = llavakit.load(tiny.path, source_policy=LOCAL, max_waiting=7)
     answers = {backend.ask(source, "What is it?", max_tokens=8) for source in sources}
     assert len(answers) == 1
+    assert server.connections == 2
     stats = backend.stats()
     assert (stats["images_encoded"], stats["image_cache_entries"]) == (1, 1)
+    # The prompts are equal to their last token, and so is what is kept of them.
+    assert stats["kept_prefixes"] == 1
+    backend.close()
 
 
 def test_file_that_is_overwritten_is_another_picture(backend: LocalBackend, tmp_path):
@@ -222,6 +244,38 @@ def test_queue_is_bounded(backend: LocalBackend):
     for stream in streams:
         stream.close()
     settle(backend)
+
+
+def test_bound_of_the_queue_holds_when_many_come_at_once(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+):
+    backend.generate("hello", SHORT)
+    scheduler = backend._get_engine()._loop.scheduler
+    go_on, schedule = threading.Event(), scheduler.schedule
+    monkeypatch.setattr(scheduler, "schedule", lambda: (go_on.wait(30), schedule())[1])
+    streams, refused = [], []
+
+    def ask() -> None:
+        for _ in range(4):
+            try:
+                streams.append(backend.stream("hello", SHORT))
+            except QueueFullError as error:
+                refused.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert (len(streams), len(refused)) == (6, 26)
+    assert backend.stats()["waiting"] == 6
+    go_on.set()
+    for stream in streams:
+        list(stream)
+    assert settle(backend)["waiting"] == 0
 
 
 def test_timeout_ends_a_request_that_waits_or_runs(backend: LocalBackend):

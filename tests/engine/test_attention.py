@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavakit.engine.attention import KVArena, Row
+from llavakit.engine.arena import KVArena
+from llavakit.engine.attention import Row, SegmentAttention
 from llavakit.engine.extents import Extent
 
+CPU = torch.device("cpu")
 DIM, SLOTS = 8, 400
 SHAPES = [(4, 2), (3, 3), (4, 1)]
 """Heads and key-value heads: grouped, equal, one for all."""
@@ -44,11 +46,12 @@ def obvious(row: Row, query: torch.Tensor, arena: KVArena, scaling: float) -> to
     ),
     short=st.sampled_from([1, 8, 100]),
     shape=st.sampled_from(SHAPES),
+    tokens_first=st.booleans(),
 )
-def test_every_row_attends_to_its_prefix_and_its_own_tokens(rows, short, shape):
+def test_every_row_attends_to_its_prefix_and_its_own_tokens(rows, short, shape, tokens_first):
     torch.manual_seed(0)
     heads, kv_heads = shape
-    arena = KVArena(1, SLOTS, kv_heads, DIM, dtype=torch.float32, device=torch.device("cpu"))
+    arena = KVArena([CPU], SLOTS, kv_heads, DIM, dtype=torch.float32, tokens_first=tokens_first)
     arena.short = short
     for slots in (*arena.keys, *arena.values):
         slots.normal_()
@@ -58,7 +61,7 @@ def test_every_row_attends_to_its_prefix_and_its_own_tokens(rows, short, shape):
     total = sum(row.count for row in made)
     query = torch.randn(total, heads, DIM)
     key, value = torch.randn(total, kv_heads, DIM), torch.randn(total, kv_heads, DIM)
-    out = arena.attend(made)(0, query, key, value, 0.3)
+    out = SegmentAttention(arena, made)(0, query, key, value, 0.3)
     position = 0
     for row in made:
         part = slice(position, position + row.count)
@@ -70,7 +73,7 @@ def test_every_row_attends_to_its_prefix_and_its_own_tokens(rows, short, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_of_a_token_are_what_the_arena_allocates(dtype):
-    arena = KVArena(3, 100, 2, DIM, dtype=dtype, device=torch.device("cpu"))
+def test_bytes_of_a_token_are_what_the_arena_allocates_with_its_scratch_slot(dtype):
+    arena = KVArena([CPU] * 3, 100, 2, DIM, dtype=dtype)
     allocated = sum(slots.nbytes for slots in (*arena.keys, *arena.values))
-    assert allocated == 100 * KVArena.bytes_per_token(3, 2, DIM, dtype)
+    assert allocated == 101 * KVArena.bytes_per_token(3, 2, DIM, dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image as PILImage
 
 import llavakit
 from llavakit import Image, Message, SamplingParams
+from llavakit.demo import checkpoint_path
 from llavakit.engine.sequence import Sequence
 from llavakit.local import LocalBackend
 from tests.tiny import TinyModel, tiny_llava, tiny_llava_next
@@ -34,18 +36,20 @@ def picture(number: int) -> PILImage.Image:
 
 
 class Pair:
-    """A backend and the reference, with every answer of the reference kept."""
+    """A backend and the reference, with every answer of the reference kept.
 
-    def __init__(self, tiny: TinyModel) -> None:
+    Args:
+        tiny: the checkpoint.
+        longest: tokens of an answer.
+        settings: of the engine. Small on purpose: prompts are chunked, prefixes evicted,
+            pictures encoded again.
+    """
+
+    def __init__(self, tiny: TinyModel, longest: int, **settings: Any) -> None:
         self.tiny = tiny
-        # Small on purpose: prompts are chunked, prefixes evicted, pictures encoded again.
-        self.backend = llavakit.load(
-            tiny.path,
-            max_concurrency=4,
-            prefill_chunk=24,
-            kv_cache_bytes=700 * 2 * 2 * 2 * 8 * 4,
-            image_cache_bytes=40 * 32 * 4,
-        )
+        self.longest = longest
+        self.static = "static_decode" in settings
+        self.backend = llavakit.load(tiny.path, max_concurrency=4, **settings)
         self.expected = functools.cache(self._expected)
         self.checked = 0
 
@@ -54,16 +58,45 @@ class Pair:
             (role, [p if isinstance(p, str) else picture(p) for p in parts])
             for role, parts in turns
         ]
-        return self.tiny.generate(conversation, 24)
+        return self.tiny.generate(conversation, self.longest)
 
 
-@pytest.fixture(scope="module", params=[tiny_llava, tiny_llava_next])
+SMALL = {
+    "prefill_chunk": 24,
+    "kv_cache_bytes": 700 * 2 * 2 * 2 * 8 * 4,
+    "image_cache_bytes": 40 * 32 * 4,
+}
+
+
+def llava(path: Path) -> Pair:
+    return Pair(tiny_llava(path, context=512), 24, **SMALL)
+
+
+def llava_next(path: Path) -> Pair:
+    return Pair(tiny_llava_next(path, context=512), 24, **SMALL)
+
+
+def llava_in_static_shapes(path: Path) -> Pair:
+    return Pair(tiny_llava(path, context=512), 24, static_decode=True, **SMALL)
+
+
+def demo(path: Path) -> Pair:
+    """A trained model, whose answers are far from random; 64 tokens a picture."""
+    return Pair(
+        TinyModel(checkpoint_path()),
+        12,
+        prefill_chunk=90,
+        kv_cache_bytes=1600 * 4 * 2 * 2 * 64 * 4,
+        image_cache_bytes=150 * 192 * 4,
+    )
+
+
+@pytest.fixture(scope="module", params=[llava, llava_next, llava_in_static_shapes, demo])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    pair = Pair(request.param(tmp_path_factory.mktemp("oracle"), context=512))
+    pair = request.param(tmp_path_factory.mktemp("oracle"))
     yield pair
-    assert pair.checked >= 200
     pair.backend.close()
 
 
@@ -101,11 +134,14 @@ requests = st.lists(
 
 
 @pytest.mark.timeout(600)  # hundreds of reference answers
-@settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
 @given(requests)
 def test_greedy_equals_generate(pair: Pair, requests) -> None:
     running = []
-    for turns, max_tokens, cancel_after in requests:
+    for turns, most, cancel_after in requests:
+        max_tokens = min(most, pair.longest)
         messages = [
             Message(role, [p if isinstance(p, str) else Image(picture(p)) for p in said])
             for role, said in turns
@@ -134,7 +170,15 @@ def test_pictures_change_the_answer(pair: Pair) -> None:
     assert len(answers) >= 4
 
 
-def test_nothing_is_left_when_all_have_ended(pair: Pair, tmp_path: Path) -> None:
+def test_oracle_has_seen_all_that_it_speaks_of(pair: Pair) -> None:
+    assert pair.checked >= 200
+    stats = pair.backend.stats()
+    assert min(stats["cached_tokens"], stats["image_cache_hits"], stats["cancelled"]) > 0
+    assert stats["images_encoded"] > 5, "the image cache was full at times"
+    assert bool(stats["captured_steps"] and stats["static_steps"]) == pair.static
+
+
+def test_nothing_is_left_when_all_have_ended(pair: Pair) -> None:
     assert isinstance(pair.backend, LocalBackend)
     pair.backend.generate("wait for the cancelled ones", SamplingParams(max_tokens=1))
     scheduler = pair.backend._get_engine()._loop.scheduler

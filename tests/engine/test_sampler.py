@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavakit import SamplingParams
-from llavakit.engine.sampler import Draw, Drawn, Sampler
+from llavakit.engine.sampler import Draw, Drawn, Sampler, _choose
 
 Floats = npt.NDArray[np.float64]
 CPU = torch.device("cpu")
@@ -55,6 +55,19 @@ def draw(
     logits = torch.tensor(np.asarray(rows), dtype=torch.float32)
     sampler = Sampler(forbidden, CPU)
     return sampler(logits, [Draw(one) for one in params], [seen] * len(params), allowed)
+
+
+def test_choosing_never_asks_the_device_for_a_number():
+    """On the meta device there are no numbers; the host waits once, for the tokens."""
+    logits = torch.empty(4, 14, device="meta")
+    params = [
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=1.0, min_p=0.1),
+        SamplingParams(temperature=0.5, top_k=3),
+        SamplingParams(temperature=0.5, top_p=0.5, seed=1),
+    ]
+    chosen = _choose(logits, [Draw(one) for one in params])
+    assert (chosen.device.type, tuple(chosen.shape)) == ("meta", (4,))
 
 
 SETTINGS = [

@@ -1,7 +1,5 @@
-"""Keys and values in one arena a layer, and attention over segments of it.
+"""Attention of any packed pass over segments of the arena, prefill and decode mixed.
 
-Layout [kv_heads, tokens, head_dim]: a segment's keys are one contiguous view per head, so
-decode reads them without gathering (paged layouts measured 4-10 times slower on a CPU).
 Sequences that share a beginning read its keys once for all of them: decoding is bound by
 memory, and sixteen questions about four pictures then read four pictures and not sixteen.
 """
@@ -16,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llavakit.engine.arena import KVArena
 from llavakit.engine.extents import Extent
-
-SHORT_BYTES = 128 << 10
-"""Keys and values of so many bytes in a layer are gathered sooner than read one by one."""
+from llavakit.engine.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,73 +46,59 @@ class Row:
         return sum(extent.length for extent in self.prefix) + self.start
 
 
-class KVArena:
-    """Keys and values of all layers.
+class SegmentAttention:
+    """Stores keys and values of a packed pass, then attends (see ``model.decoder``).
 
     Args:
-        layers, kv_heads, head_dim: the decoder's shape.
-        tokens: slots.
-
-    Attributes:
-        short: an own segment of so many tokens is short (see ``SHORT_BYTES``).
+        arena: where keys and values lie.
+        rows: the sequences of the pass, packed in this order.
     """
-
-    def __init__(
-        self,
-        layers: int,
-        tokens: int,
-        kv_heads: int,
-        head_dim: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        shape = (kv_heads, tokens, head_dim)
-        # Not zeroed: a slot is always written before it is read, and on a CPU memory that
-        # was never touched costs nothing.
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.device = device
-        self.short = max(1, SHORT_BYTES // (2 * kv_heads * head_dim * dtype.itemsize))
-
-    @staticmethod
-    def bytes_per_token(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-        """Bytes that one token takes in all layers."""
-        return 2 * layers * kv_heads * head_dim * dtype.itemsize
-
-    def attend(self, rows: Sequence[Row]) -> SegmentAttention:
-        """The attention of one forward pass over these rows, packed in this order."""
-        return SegmentAttention(self, rows)
-
-
-class SegmentAttention:
-    """Stores keys and values of a packed pass, then attends (see ``model.decoder``)."""
 
     def __init__(self, arena: KVArena, rows: Sequence[Row]) -> None:
         self._arena = arena
+        self._rows = rows
+        self._packed: dict[torch.device, _Packed] = {}
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        keys, values = self._arena.keys[layer], self._arena.values[layer]
+        packed = self._packed.get(keys.device)
+        if packed is None:
+            packed = _Packed(self._rows, self._arena.short, keys.device)
+            self._packed[keys.device] = packed
+        packed.store(keys, key)
+        packed.store(values, value)
+        return packed.attend(query, keys, values, scaling)
+
+
+class _Packed:
+    """The rows of a pass as indices on one device."""
+
+    def __init__(self, rows: Sequence[Row], short: int, device: torch.device) -> None:
         slots = [torch.arange(row.slot + row.start, row.slot + row.own) for row in rows]
-        self._slots = torch.cat(slots).to(arena.device)
+        self._slots = to_device(torch.cat(slots), device)
         self._prefills: list[tuple[slice, _Prefill]] = []
         alike: dict[Any, list[tuple[int, Row]]] = {}
         position = 0
         for row in rows:
             if row.count > 1:
                 part = slice(position, position + row.count)
-                self._prefills.append((part, _Prefill(row, arena.device)))
+                self._prefills.append((part, _Prefill(row, device)))
             else:
                 # Gathering an own segment pays while it is short beside what is shared.
-                together = row.own <= max(arena.short, row.seen - row.start)
+                together = row.own <= max(short, row.seen - row.start)
                 key = row.prefix if together else position
                 alike.setdefault(key, []).append((position, row))
             position += row.count
-        self._decodes = [_Decode(group, arena.device) for group in alike.values()]
+        self._decodes = [_Decode(group, device) for group in alike.values()]
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        keys, values = self._arena.keys[layer], self._arena.values[layer]
-        keys.index_copy_(1, self._slots, key.transpose(0, 1))
-        values.index_copy_(1, self._slots, value.transpose(0, 1))
+    def store(self, slots: Tensor, new: Tensor) -> None:
+        """Write the pass's keys, or values, [T, kv_heads, dim]."""
+        slots.index_copy_(1, self._slots, new.transpose(0, 1))
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """[T, heads, dim] over [kv_heads, slots, dim]."""
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         for part, prefill in self._prefills:
             out[part] = prefill(query[part], keys, values, scaling)
@@ -171,7 +154,7 @@ class _Decode:
         self.positions: slice | Tensor = (
             slice(first, last + 1)
             if adjacent
-            else torch.tensor([position for position, _ in group], device=device)
+            else to_device(torch.tensor([position for position, _ in group]), device)
         )
         longest = max(row.own for row in rows)
         self._alone = slice(rows[0].slot, rows[0].slot + rows[0].own)
@@ -182,8 +165,9 @@ class _Decode:
             own = torch.tensor([row.own for row in rows])[:, None]
             slots = torch.tensor([row.slot for row in rows])[:, None]
             # A padded place reads the first slot of its row and is masked.
-            self._gather = (slots + torch.where(places < own, places, 0)).flatten().to(device)
-            self._padding = (places >= own)[:, None, None, :].to(device)
+            gather = (slots + torch.where(places < own, places, 0)).flatten()
+            self._gather = to_device(gather, device)
+            self._padding = to_device((places >= own)[:, None, None, :], device)
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         """[n, heads, dim] over [kv_heads, slots, dim]."""

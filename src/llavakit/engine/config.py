@@ -32,6 +32,11 @@ class EngineConfig:
         kv_cache_bytes: bytes for keys and values, running and kept; ``"auto"`` sizes it by
             the device.
         image_cache_bytes: bytes for the features of pictures that were encoded before.
+        static_decode: whether decoding runs in static shapes and, on CUDA, is captured as
+            graphs; ``"auto"``: on CUDA.
+        compile: whether such steps are compiled (``torch.compile``); ``"auto"``: on CUDA, if
+            Triton is there. Each batch size is compiled when it is first worth it, while
+            requests wait.
     """
 
     model: str
@@ -47,6 +52,8 @@ class EngineConfig:
     prefill_chunk: int = 2048
     kv_cache_bytes: int | Literal["auto"] = "auto"
     image_cache_bytes: int = 256 * MIB
+    static_decode: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.conv_mode is not None and self.conv_mode != OWN:
@@ -59,6 +66,13 @@ class EngineConfig:
             raise ParameterError(
                 f'dtype is {self.dtype!r}; use "auto", "float32", "float16" or "bfloat16".'
             )
+        for name in ("static_decode", "compile"):
+            if getattr(self, name) not in (True, False, "auto"):
+                raise ParameterError(
+                    f'{name} is {getattr(self, name)!r}; use True, False or "auto".'
+                )
+        if self.compile is True and self.static_decode is False:
+            raise ParameterError("compile needs static_decode; leave one of them out.")
         for name in ("max_concurrency", "max_waiting", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} is {getattr(self, name)!r}; it must be at least 1.")

@@ -6,20 +6,24 @@ import logging
 import os
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from llavakit.engine.answer import Answer
-from llavakit.engine.attention import KVArena
+from llavakit.engine.arena import KVArena
 from llavakit.engine.config import EngineConfig
+from llavakit.engine.decode import static_decode
 from llavakit.engine.grammar import GrammarCompiler, grammar_of
 from llavakit.engine.loop import EngineLoop
 from llavakit.engine.runner import ModelRunner
 from llavakit.engine.sampler import Sampler
 from llavakit.engine.scheduler import Scheduler
 from llavakit.engine.sequence import ImageSpan, Sequence
-from llavakit.errors import ContextLengthError, EngineClosedError, QueueFullError
+from llavakit.errors import ContextLengthError, EngineClosedError
 from llavakit.images import Picture
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader, load_weights
@@ -59,12 +63,16 @@ class Engine:
         )
         kv_tokens = kv_budget(model, config, self.context_length)
         scheduler = Scheduler(kv_tokens, config.max_concurrency, config.prefill_chunk)
-        runner = ModelRunner(model, kv_tokens, config.image_cache_bytes)
+        arena = KVArena(
+            model.layer_devices, kv_tokens, model.kv_heads, model.head_dim, dtype=model.dtype
+        )
+        static = static_decode(model, arena, config)
+        runner = ModelRunner(model, arena, config.image_cache_bytes, static)
         sampler = Sampler(reader.special.forbidden, model.device)
         self._grammars = GrammarCompiler(
             reader.tokenizer.tokenizer, model.vocab_size, sorted(reader.special.stops)
         )
-        self._loop = EngineLoop(scheduler, runner, sampler, reader.path.name)
+        self._loop = EngineLoop(scheduler, runner, sampler, reader.path.name, config.max_waiting)
         self._process = os.getpid()
         self._finalizer = weakref.finalize(self, self._loop.stop)
         log.info("ready in %.1f s, %d KV slots", time.monotonic() - began, kv_tokens)
@@ -86,11 +94,7 @@ class Engine:
         """
         if self.closed:
             raise EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
-        if self._loop.backlog >= self.config.max_waiting:
-            raise QueueFullError(
-                f"{self.config.max_waiting} requests are waiting already; try again later or "
-                "raise max_waiting."
-            )
+        self._loop.check_room()  # before any work is done for it
         grammar = grammar_of(request, self._grammars.spell)
         tokens, images = encode(self.reader, to_turns(request), open_picture)
         max_tokens = self._room(request, len(tokens))
@@ -128,7 +132,8 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Figures of the moment and totals."""
-        scheduler, vision = self._loop.scheduler, self._loop.runner.vision
+        scheduler, runner = self._loop.scheduler, self._loop.runner
+        vision, static = runner.vision, runner.static
         kept = scheduler.kept
         return {
             "running": len(scheduler.running),
@@ -141,7 +146,10 @@ class Engine:
             "image_cache_bytes": vision.cache.bytes,
             "image_cache_hits": vision.cache.hits,
             "images_encoded": vision.encoded,
-            "halved_steps": self._loop.runner.halved,
+            "halved_steps": runner.halved,
+            "eager_steps": runner.eager,
+            "static_steps": 0 if static is None else static.steps["static"],
+            "captured_steps": 0 if static is None else static.steps["captured"],
             **asdict(self._loop.counters),
         }
 
@@ -177,14 +185,14 @@ def kv_budget(model: Llava, config: EngineConfig, context_length: int) -> int:
     if config.kv_cache_bytes != "auto":
         return max(1, config.kv_cache_bytes // each)
     wanted = 2 * config.max_concurrency * context_length
-    return max(context_length, min(wanted, _free_bytes(model) // each))
+    layers = Counter(model.layer_devices)
+    room = min(_free_bytes(device) * model.layers // n for device, n in layers.items()) // each
+    return max(context_length, min(wanted, room))
 
 
-def _free_bytes(model: Llava) -> int:
-    import torch
-
-    if model.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(model.device)
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
         # Activations of a prefill chunk and of the vision tower need the rest.
         return int(0.85 * free)
     return 4 * GIB

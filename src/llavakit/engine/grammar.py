@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llavakit.engine.schemas import closed, is_combined
+from llavakit.engine.transfer import to_device
 from llavakit.errors import SchemaError
 from llavakit.prompts.tools import CALL_END, CALL_START, compact_json
 from llavakit.values import Request, Tool
@@ -198,3 +199,13 @@ def unpack(words: Tensor, vocab_size: int) -> Tensor:
     """[N, ceil(vocab / 32)] int32 words as [N, vocab] bool."""
     bits = torch.arange(32, dtype=torch.int32, device=words.device)
     return ((words[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()
+
+
+def allowed(matchers: Sequence[Matcher | None], logits: Tensor) -> Tensor | None:
+    """What the grammars of the rows allow, as the logits [N, vocab]; None if there is none."""
+    if not any(matchers):
+        return None
+    vocabulary = logits.shape[-1]
+    every = torch.full(((vocabulary + 31) // 32,), -1, dtype=torch.int32)
+    words = torch.stack([every if matcher is None else matcher.words for matcher in matchers])
+    return unpack(to_device(words, logits.device), vocabulary)

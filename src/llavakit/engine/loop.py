@@ -1,7 +1,7 @@
 """The one thread that owns the model. Every step is three verbs: schedule, run, commit.
 
 Other threads talk to it through one inbox and hear from it through each request's channel;
-there are no locks to hold. Every request ends exactly once, whatever happens to the others.
+the one lock is for counting who comes in. Every request ends exactly once, whatever happens to the others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llavakit.engine.answer import Answer
-from llavakit.engine.grammar import Matcher, unpack
+from llavakit.engine.grammar import allowed
 from llavakit.engine.runner import ModelRunner, Outcome
 from llavakit.engine.sampler import Drawn, Sampler
 from llavakit.engine.scheduler import Plan, Scheduler
@@ -30,6 +29,7 @@ from llavakit.errors import (
     EngineError,
     LlavaKitError,
     OutOfMemoryError,
+    QueueFullError,
     RequestTimeoutError,
 )
 from llavakit.values import Chunk, Usage
@@ -68,15 +68,25 @@ class EngineLoop:
         runner: computes it.
         sampler: draws the tokens.
         name: shown in the thread's name.
+        max_waiting: most sequences that wait for their first step.
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: ModelRunner, sampler: Sampler, name: str
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        sampler: Sampler,
+        name: str,
+        max_waiting: int,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.counters = Counters()
         self._sampler = sampler
+        self._max_waiting = max_waiting
+        self._door = threading.Lock()
+        self._submitted = 0  # written behind the door
+        self._taken_in = 0  # written by the loop's own thread
         self._inbox: SimpleQueue[Sequence | _Cancel | _Stop] = SimpleQueue()
         self._open: dict[int, Sequence] = {}
         self._masks = ThreadPoolExecutor(1, f"llavakit-masks-{name}")
@@ -93,11 +103,27 @@ class EngineLoop:
 
     @property
     def backlog(self) -> int:
-        """Requests that wait for their first step."""
-        return self._inbox.qsize() + len(self.scheduler.waiting)
+        """Requests that wait for their first step; never too few, whenever it is read."""
+        # Read in this order: who moves from the inbox to the queue meanwhile counts twice.
+        return self._submitted - self._taken_in + len(self.scheduler.waiting)
+
+    def check_room(self) -> None:
+        """Raise QueueFullError if no further sequence may wait."""
+        if self.backlog >= self._max_waiting:
+            raise QueueFullError(
+                f"{self._max_waiting} requests are waiting already; try again later or "
+                "raise max_waiting."
+            )
 
     def submit(self, sequence: Sequence) -> None:
-        """Hand over a sequence; its channel will end, in any case."""
+        """Hand over a sequence; its channel will end, in any case.
+
+        Raises:
+            QueueFullError: too many wait.
+        """
+        with self._door:  # or two that come together would both be the last one
+            self.check_room()
+            self._submitted += 1
         self._inbox.put(sequence)
         if self.dead:
             # The loop may have ended just before: nobody else would end this channel.
@@ -161,6 +187,7 @@ class EngineLoop:
                 self._open[item.number] = item
                 self.counters.requests += 1
                 self.scheduler.add(item)
+                self._taken_in += 1
         return True
 
     def _close(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -217,7 +244,8 @@ class EngineLoop:
         sequences = [work.sequence for work in outcome.completed]
         draws = [sequence.answer.draw for sequence in sequences]
         seen = [s.tokens if s.request.params.repetition_penalty != 1.0 else None for s in sequences]
-        return self._sampler(outcome.logits, draws, seen, _allowed(sequences, outcome.logits))
+        masks = allowed([sequence.answer.matcher for sequence in sequences], outcome.logits)
+        return self._sampler(outcome.logits, draws, seen, masks)
 
     def _advance(self, sequence: Sequence, drawn: Drawn) -> None:
         """Add a drawn token to a sequence and tell what can be told."""
@@ -246,17 +274,6 @@ class EngineLoop:
             image_tokens=sequence.image_tokens,
         )
         sequence.channel.put(Chunk(finish_reason=answer.finish_reason, usage=usage))
-
-
-def _allowed(sequences: list[Sequence], logits: Tensor) -> Tensor | None:
-    """What the grammars allow, [N, vocab] of bool; None if there is no grammar."""
-    matchers: list[Matcher | None] = [sequence.answer.matcher for sequence in sequences]
-    if not any(matchers):
-        return None
-    vocabulary = logits.shape[-1]
-    every = torch.full(((vocabulary + 31) // 32,), -1, dtype=torch.int32)
-    words = torch.stack([every if matcher is None else matcher.words for matcher in matchers])
-    return unpack(words.to(logits.device), vocabulary)
 
 
 def _for_users(error: Exception) -> Exception:

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llavakit.engine.attention import KVArena, Row
+from llavakit.engine.arena import KVArena
+from llavakit.engine.attention import Row, SegmentAttention
+from llavakit.engine.decode import StaticDecode
 from llavakit.engine.scheduler import Plan, Work
 from llavakit.engine.sequence import ImageSpan, Sequence
+from llavakit.engine.transfer import to_device
 from llavakit.engine.vision import VisionEncoder
 from llavakit.model.llava import Llava
 
@@ -24,7 +27,8 @@ class Outcome:
     """What a step gave.
 
     Attributes:
-        logits: [N, vocab] in fp32, a row for each work that completes its sequence.
+        logits: [N, vocab] in fp32, a row for each work that completes its sequence; may be
+            overwritten by the next step.
         completed: those works, in the same order.
         failed: sequences that could not be computed, and why. Their keys and values are void.
     """
@@ -39,23 +43,26 @@ class ModelRunner:
 
     Args:
         model: the loaded model.
-        kv_tokens: slots of the arena.
+        arena: its keys and values.
         image_cache_bytes: budget of the feature cache.
+        static: runs steps that only decode, if it can.
 
     Attributes:
+        eager: how many passes were run eagerly.
         halved: how often a pass failed and was tried in halves; 0 unless something is wrong.
     """
 
-    def __init__(self, model: Llava, kv_tokens: int, image_cache_bytes: int) -> None:
+    def __init__(
+        self,
+        model: Llava,
+        arena: KVArena,
+        image_cache_bytes: int,
+        static: StaticDecode | None = None,
+    ) -> None:
         self.model = model
-        self.arena = KVArena(
-            model.layers,
-            kv_tokens,
-            model.kv_heads,
-            model.head_dim,
-            dtype=model.dtype,
-            device=model.device,
-        )
+        self.arena = arena
+        self.static = static
+        self.eager = 0
         self.halved = 0
         self.vision = VisionEncoder(model.encode_images, image_cache_bytes)
 
@@ -75,7 +82,7 @@ class ModelRunner:
         good = {key: one for key, one in features.items() if isinstance(one, Tensor)}
         rows = self._forward(work, good, outcome)
         if rows:
-            outcome.logits = torch.cat(rows)
+            outcome.logits = rows[0] if len(rows) == 1 else torch.cat(rows)
         return outcome
 
     def _forward(
@@ -85,10 +92,9 @@ class ModelRunner:
         if not work:
             return []
         try:
-            hidden = self._hidden(work, features)
-            ends = np.cumsum([one.count for one in work]) - 1
-            last = [int(end) for one, end in zip(work, ends, strict=True) if one.completes]
-            logits = self.model.logits(hidden[last]) if last else None
+            logits = self._decoded(work)
+            if logits is None:
+                logits = self._computed(work, features)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
@@ -106,26 +112,45 @@ class ModelRunner:
         outcome.completed += [one for one in work if one.completes]
         return [] if logits is None else [logits]
 
+    def _decoded(self, work: Items[Work]) -> Tensor | None:
+        """Logits of a step that only decodes, where it can run in static shapes."""
+        if self.static is None or not all(_decodes(one) for one in work):
+            return None
+        tokens = [one.sequence.tokens[one.start] for one in work]
+        return self.static([_row(one) for one in work], tokens)
+
+    def _computed(self, work: Items[Work], features: dict[str, Tensor]) -> Tensor | None:
+        """Logits of the works that complete, of any pass."""
+        self.eager += 1
+        hidden = self._hidden(work, features)
+        ends = torch.tensor([one.count for one in work]).cumsum(0) - 1
+        last = ends[torch.tensor([one.completes for one in work])]
+        return self.model.logits(hidden[to_device(last, hidden.device)]) if len(last) else None
+
     def _hidden(self, work: Items[Work], features: dict[str, Tensor]) -> Tensor:
         device = self.model.device
         ids = [token for one in work for token in _tokens(one)]
         places = np.concatenate([np.arange(one.start, one.start + one.count) for one in work])
-        embeddings = self.model.embed(torch.tensor(ids, device=device))
+        embeddings = self.model.embed(to_device(torch.tensor(ids), device))
         position = 0
         for one in work:
             for image in _needed(one):
                 _place(embeddings[position : position + one.count], one.start, image, features)
             position += one.count
         rows = [_row(one) for one in work]
-        return self.model.decode(
-            embeddings, torch.from_numpy(places).to(device), self.arena.attend(rows)
-        )
+        positions = to_device(torch.from_numpy(places), device)
+        return self.model.decode(embeddings, positions, SegmentAttention(self.arena, rows))
 
 
 def _row(work: Work) -> Row:
     segment = work.sequence.segment
     assert segment is not None, "only running sequences have work"
     return Row(segment.prefix, segment.extent.start, work.start - segment.base, work.count)
+
+
+def _decodes(work: Work) -> bool:
+    """Whether it is one token of text, behind which another one is drawn."""
+    return work.count == 1 and work.completes and not _needed(work)
 
 
 def _tokens(work: Work) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llavakit.engine.transfer import to_device
 from llavakit.values import SamplingParams
 
 NEVER = float("-inf")
@@ -39,7 +40,7 @@ class Drawn:
 
 
 class Sampler:
-    """Draws tokens.
+    """Draws tokens. The host waits for the device once: for the tokens themselves.
 
     Args:
         forbidden: ids that are never drawn.
@@ -64,7 +65,7 @@ class Sampler:
             seen: for rows with a repetition penalty, the tokens so far.
             allowed: [N, vocab] of bool, what a grammar allows; rows without one are all True.
         """
-        logits[:, self._forbidden] = NEVER
+        logits.index_fill_(-1, self._forbidden, NEVER)
         asked = [draw.params.logprobs is not None for draw in draws]
         # As in the OpenAI API, log probabilities are the model's, before any of its settings.
         logprobs = torch.log_softmax(logits, dim=-1) if any(asked) else None
@@ -73,43 +74,40 @@ class Sampler:
         for row, (draw, tokens) in enumerate(zip(draws, seen, strict=True)):
             if tokens is not None and draw.params.repetition_penalty != 1.0:
                 _penalise(logits[row], tokens, draw.params.repetition_penalty)
-        tokens_drawn = _choose(logits, draws)
+        chosen = _choose(logits, draws)
         if logprobs is None:
-            return [Drawn(token) for token in tokens_drawn]
-        return [
-            _with_logprobs(token, logprobs[row], draw.params.logprobs)
-            for row, (token, draw) in enumerate(zip(tokens_drawn, draws, strict=True))
-        ]
+            return [Drawn(token) for token in chosen.tolist()]
+        return _with_logprobs(chosen, logprobs, [draw.params.logprobs for draw in draws])
 
 
 def _penalise(scores: Tensor, tokens: Sequence[int], penalty: float) -> None:
     """Keskar et al. 2019 (CTRL): positive scores are divided, negative ones multiplied."""
-    ids = torch.tensor(sorted(set(tokens)), dtype=torch.long, device=scores.device)
+    ids = to_device(torch.tensor(sorted(set(tokens)), dtype=torch.long), scores.device)
     old = scores[ids]
     scores[ids] = torch.where(old > 0, old / penalty, old * penalty)
 
 
-def _choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+def _choose(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """A token for each row, [N], on the logits' device."""
     greedy = logits.argmax(dim=-1)
     rows = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
     if rows:
-        index = torch.tensor(rows, device=logits.device)
+        index = _index(rows, logits)
         greedy[index] = _sample(logits[index], [draws[row] for row in rows])
-    chosen: list[int] = greedy.tolist()
-    return chosen
+    return greedy
 
 
 def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Sample rows [N, vocab] by inverting the distribution at each row's own random number."""
     params = [draw.params for draw in draws]
+    numbers, settings = _settings(draws, logits)
+    temperatures, min_p, _, _ = settings
     # Softmax shifts by the largest score, so that a tiny temperature cannot overflow.
     logits = logits - logits.max(dim=-1, keepdim=True).values
-    temperatures = _column([p.temperature for p in params], logits)
     probabilities = torch.softmax(logits / temperatures, dim=-1)
     if any(p.min_p > 0 for p in params):
         most = probabilities.max(dim=-1, keepdim=True).values
-        probabilities[probabilities < _column([p.min_p for p in params], logits) * most] = 0
-    numbers = _column([draw.numbers.random() for draw in draws], logits.double())
+        probabilities.masked_fill_(probabilities < min_p * most, 0)
     place = torch.empty(len(draws), dtype=torch.long, device=logits.device)
     # Rows that are cut are sorted and the others are not: sorting a row because of its
     # neighbours would turn the same random number into another token.
@@ -117,26 +115,36 @@ def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         rows = [row for row, p in enumerate(params) if (p.top_k > 0 or p.top_p < 1) == cut]
         if not rows:
             continue
-        index = torch.tensor(rows, device=logits.device)
+        index = _index(rows, logits)
         of_rows, order = probabilities[index], None
         if cut:
-            of_rows, order = _cut(of_rows, [params[row] for row in rows])
+            of_rows, order = _cut(of_rows, settings[2, index], settings[3, index])
         place[index] = _invert(of_rows, numbers[index], order)
     return place
 
 
-def _cut(probabilities: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """Rows sorted and cut to their top k and top p, and the token at each place."""
+def _settings(draws: Sequence[Draw], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Random numbers [N, 1] in fp64; temperature, min p, top k and top p, [4, N, 1] as logits."""
+    vocabulary = logits.shape[-1]
+    rows = [
+        (d.numbers.random(), p.temperature, p.min_p, p.top_k or vocabulary, p.top_p)
+        for d in draws
+        for p in (d.params,)
+    ]
+    # One copy for all: every one has its price.
+    columns = to_device(torch.tensor(rows, dtype=torch.float64), logits.device).T[..., None]
+    return columns[0], columns[1:].to(logits.dtype)
+
+
+def _cut(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows sorted and cut to their top k and top p [N, 1], and the token at each place."""
     probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    vocabulary = probabilities.shape[-1]
-    rank = torch.arange(vocabulary, device=probabilities.device)
-    probabilities = probabilities * (
-        rank < _column([p.top_k or vocabulary for p in params], probabilities)
-    )
+    rank = torch.arange(probabilities.shape[-1], device=probabilities.device)
+    probabilities = probabilities * (rank < top_k)
     probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     # A token stays while the mass before it is below top_p: the first one always does.
     before = probabilities.cumsum(dim=-1) - probabilities
-    return probabilities * (before < _column([p.top_p for p in params], probabilities)), order
+    return probabilities * (before < top_p), order
 
 
 def _invert(probabilities: Tensor, numbers: Tensor, order: Tensor | None) -> Tensor:
@@ -149,13 +157,19 @@ def _invert(probabilities: Tensor, numbers: Tensor, order: Tensor | None) -> Ten
     return (place if order is None else order.gather(-1, place))[:, 0]
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+def _index(rows: Sequence[int], like: Tensor) -> Tensor:
+    return to_device(torch.tensor(rows), like.device)
 
 
-def _with_logprobs(token: int, logprobs: Tensor, count: int | None) -> Drawn:
-    if count is None:
-        return Drawn(token)
-    values, ids = logprobs.topk(count)
-    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Drawn(token, float(logprobs[token]), top)
+def _with_logprobs(tokens: Tensor, logprobs: Tensor, counts: Sequence[int | None]) -> list[Drawn]:
+    """The drawn tokens, each with as many log probabilities as were asked for."""
+    values, ids = logprobs.topk(max(count or 0 for count in counts))
+    values = torch.cat((logprobs.gather(-1, tokens[:, None]), values), dim=-1)
+    ids = torch.cat((tokens[:, None], ids), dim=-1)
+    drawn = []
+    for count, places, scores in zip(counts, ids.tolist(), values.tolist(), strict=True):
+        top = tuple(zip(places[1:], scores[1:], strict=True))
+        drawn.append(
+            Drawn(places[0]) if count is None else Drawn(places[0], scores[0], top[:count])
+        )
+    return drawn

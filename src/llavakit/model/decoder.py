@@ -9,6 +9,7 @@ Models that do not fit (quantised, adapted, other families) run layer by layer t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -50,17 +51,34 @@ def _fits(model: Any) -> bool:
         )
     ]
     # Quantised and adapted layers are subclasses or wrappers; parts on several devices cannot
-    # be put together.
-    return all(type(part) is nn.Linear for part in linear) and (
-        len({part.weight.device for part in linear}) == 1
+    # be put together, and accelerate's hooks, which move tensors between them, must be called.
+    return (
+        all(type(part) is nn.Linear for part in linear)
+        and len({part.weight.device for part in linear}) == 1
+        and not any(hasattr(module, "_hf_hook") for module in model.modules())
     )
 
 
+def device_of(module: Any) -> torch.device:
+    """Where a module computes, also if accelerate keeps its weights elsewhere (``device_map``)."""
+    for part in module.modules():
+        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if place is not None:
+            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    device: torch.device = next(module.parameters()).device
+    return device
+
+
 class FusedDecoder:
-    """Merged weights, one table of rotary cosines; the HF modules keep views of the weights."""
+    """Merged weights, one table of rotary cosines; the HF modules keep views of the weights.
+
+    Attributes:
+        heads: of the queries.
+    """
 
     def __init__(self, model: Any) -> None:
         config = model.config
+        self.heads = int(config.num_attention_heads)
         self._layers = [_FusedLayer(layer, config) for layer in model.layers]
         self._norm = model.norm.weight
         self._eps = float(config.rms_norm_eps)
@@ -69,46 +87,85 @@ class FusedDecoder:
             cos, sin = model.rotary_emb(self._norm[None, None], position_ids=positions[None])
         half = cos.shape[-1] // 2  # both halves of the channels turn by the same angles
         self._cos, self._sin = cos[0, :, None, :half].clone(), sin[0, :, None, :half].clone()
+        self._enter, self._leave = _enter, _leave
 
     def __call__(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         cos, sin = self._cos[positions], self._sin[positions]
         hidden = embeddings
         for number, layer in enumerate(self._layers):
-            hidden = layer(number, hidden, cos, sin, attend)
+            query, key, value = self._enter(hidden, cos, sin, *layer.before)
+            seen = attend(number, query, key, value, layer.scaling)
+            hidden = self._leave(hidden, seen, *layer.behind)
         return F.rms_norm(hidden, (hidden.shape[-1],), self._norm, self._eps)
+
+    def compiled(self, compile: Callable[[Any], Any]) -> FusedDecoder:
+        """The same decoder, weights shared, with both halves of a layer compiled.
+
+        Halves and not the whole: all layers are one piece of code with other weights, so that
+        a batch size is compiled in seconds, however deep the model is, and a compiler never
+        sees the arena, which it might copy.
+
+        Args:
+            compile: ``torch.compile`` with its options.
+        """
+        twin = copy.copy(self)
+        twin._enter, twin._leave = compile(_enter), compile(_leave)
+        return twin
 
 
 class _FusedLayer:
-    """One decoder layer."""
+    """One decoder layer: what its halves before and behind the attention read."""
 
     def __init__(self, layer: Any, config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._eps = float(config.rms_norm_eps)
-        self._dim = int(attention.head_dim)
-        self._scaling = float(attention.scaling)
-        self._heads = int(config.num_attention_heads)
-        self._kv_heads = int(config.num_key_value_heads)
-        self._norm_in = layer.input_layernorm.weight
-        self._norm_out = layer.post_attention_layernorm.weight
-        self._qkv, self._qkv_bias = _merge(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._out, self._out_bias = attention.o_proj.weight, attention.o_proj.bias
-        self._gate_up, self._gate_up_bias = _merge(mlp.gate_proj, mlp.up_proj)
-        self._down, self._down_bias = mlp.down_proj.weight, mlp.down_proj.bias
+        eps = float(config.rms_norm_eps)
+        heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
+        shape = (heads, kv_heads, int(attention.head_dim))
+        qkv = _merge(attention.q_proj, attention.k_proj, attention.v_proj)
+        out = (attention.o_proj.weight, attention.o_proj.bias)
+        gate_up = _merge(mlp.gate_proj, mlp.up_proj)
+        down = (mlp.down_proj.weight, mlp.down_proj.bias)
+        self.scaling = float(attention.scaling)
+        self.before = (layer.input_layernorm.weight, eps, *qkv, *shape)
+        self.behind = (*out, layer.post_attention_layernorm.weight, eps, *gate_up, *down)
 
-    def __call__(
-        self, number: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
-    ) -> Tensor:
-        width = hidden.shape[-1:]
-        normed = F.rms_norm(hidden, width, self._norm_in, self._eps)
-        mixed = F.linear(normed, self._qkv, self._qkv_bias).view(len(hidden), -1, self._dim)
-        turned = _rotate(mixed[:, : self._heads + self._kv_heads], cos, sin)
-        query, key = turned[:, : self._heads], turned[:, self._heads :]
-        value = mixed[:, self._heads + self._kv_heads :]
-        seen = attend(number, query, key, value, self._scaling).reshape(len(hidden), -1)
-        hidden = hidden + F.linear(seen, self._out, self._out_bias)
-        normed = F.rms_norm(hidden, width, self._norm_out, self._eps)
-        gate, up = F.linear(normed, self._gate_up, self._gate_up_bias).chunk(2, dim=-1)
-        return hidden + F.linear(F.silu(gate) * up, self._down, self._down_bias)
+
+def _enter(
+    hidden: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turned queries and keys, and values: [T, heads or kv_heads, dim]."""
+    normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
+    mixed = F.linear(normed, weight, bias).view(len(hidden), -1, dim)
+    turned = _rotate(mixed[:, : heads + kv_heads], cos, sin)
+    return turned[:, :heads], turned[:, heads:], mixed[:, heads + kv_heads :]
+
+
+def _leave(
+    hidden: Tensor,
+    seen: Tensor,
+    out: Tensor,
+    out_bias: Tensor | None,
+    norm: Tensor,
+    eps: float,
+    gate_up: Tensor,
+    gate_up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+) -> Tensor:
+    """What the layer adds to the hidden states: the attention's result and the SwiGLU's."""
+    hidden = hidden + F.linear(seen.reshape(len(hidden), -1), out, out_bias)
+    normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
+    gate, up = F.linear(normed, gate_up, gate_up_bias).chunk(2, dim=-1)
+    return hidden + F.linear(F.silu(gate) * up, down, down_bias)
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

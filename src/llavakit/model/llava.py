@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llavakit.model.decoder import Attend, decoder_of
+from llavakit.model.decoder import Attend, FusedDecoder, decoder_of, device_of
 from llavakit.model.preprocess import Pixels
 
 
@@ -45,8 +45,17 @@ class Llava:
     @property
     def device(self) -> torch.device:
         """Where the decoder's inputs belong."""
-        device: torch.device = self._language_model.embed_tokens.weight.device
-        return device
+        return device_of(self._language_model.embed_tokens)
+
+    @property
+    def layer_devices(self) -> list[torch.device]:
+        """Where each decoder layer computes, and its keys and values belong."""
+        return [device_of(layer) for layer in self._language_model.layers[: self.layers]]
+
+    @property
+    def fused(self) -> FusedDecoder | None:
+        """The decoder, if it is one whose steps can be compiled and captured."""
+        return self._decoder if isinstance(self._decoder, FusedDecoder) else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,7 +120,7 @@ class Llava:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token in fp32: [N, hidden] -> [N, vocab]."""
         scores: Tensor = self.hf.lm_head(hidden)
-        return scores.float()
+        return scores.float().to(self.device)
 
 
 def _stacked(views: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llavakit.errors import InputError
 from llavakit.values import Tool
 
 CALL_START = "<tool_call>"
@@ -21,8 +22,18 @@ RESULT_END = "</tool_response>"
 
 
 def compact_json(value: Any) -> str:
-    """JSON without white space, non-ASCII characters as they are."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """JSON without white space, non-ASCII characters as they are.
+
+    Raises:
+        InputError: there is something in it that JSON does not have.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"A tool, a schema or a call's arguments cannot be written as JSON ({error}); use "
+            "dicts with strings as keys, lists, strings, numbers, booleans and None."
+        ) from error
 
 
 def prompt_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
