@@ -29,7 +29,13 @@ PROBE = (
 
 
 def prompt_tokenizer(
-    tokenizer: Any, image_id: int, *, path: Path, conv_mode: str | None, name: str
+    tokenizer: Any,
+    image_id: int,
+    *,
+    path: Path,
+    conv_mode: str | None,
+    name: str,
+    stop_strings: tuple[str, ...] = (),
 ) -> PromptTokenizer:
     """The tokenizer with the template that the checkpoint is read with.
 
@@ -41,6 +47,8 @@ def prompt_tokenizer(
             checkpoint's own template writes a conversation differently.
         name: the model's name or directory. It tells the template, with a warning, if the
             checkpoint has none.
+        stop_strings: what ends an answer beside special tokens, if the checkpoint's own
+            template is taken.
 
     Raises:
         ParameterError: no template is called ``conv_mode``.
@@ -59,7 +67,7 @@ def prompt_tokenizer(
             )
         return asked
     if tokenizer.chat_template:
-        return PromptTokenizer(tokenizer, image_id)
+        return PromptTokenizer(tokenizer, image_id, stop_strings=stop_strings)
     guess = named_template(_telling_name(name))
     if guess is None:
         raise CheckpointError(
