@@ -91,7 +91,7 @@ class Llava:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token in fp32: [N, hidden] -> [N, vocab]."""
         scores: Tensor = self.hf.lm_head(hidden)
-        return scores.float()
+        return scores.float().to(hidden.device)
 
 
 def _stacked(views: Sequence[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from llavakit.errors import CheckpointError
 from llavakit.model.layout import ImageLayout, layout_of
 from llavakit.model.original.anyres import AnyresFeatures
+from llavakit.model.original.config import OriginalConfig, projector_depth
 from llavakit.model.original.parts import Parts, find_tower, parts_of, read_json
 from llavakit.model.original.tensors import Tensors
 from llavakit.model.original.tokenizer import ChunkedPrompts, read_tokenizer
@@ -92,22 +93,7 @@ class OriginalCheckpoint:
     @cached_property
     def processor(self) -> Any:
         """The HF image processor that gives the pixels of the original."""
-        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-        from transformers.models.llava_next.image_processing_pil_llava_next import (
-            LlavaNextImageProcessorPil,
-        )
-
-        file = self._tower / PREPROCESSOR
-        if not file.is_file():
-            raise CheckpointError(
-                f"{file} is missing, which tells how pictures are prepared; copy it from where "
-                "the vision tower came from."
-            )
-        settings = _clip_settings(read_json(file))
-        if self._features is None:
-            return LlavaImageProcessorPil(**settings, do_pad=self.parts.config.pads)
-        grids = self.config.image_grid_pinpoints
-        return LlavaNextImageProcessorPil(**settings, do_pad=True, image_grid_pinpoints=grids)
+        return original_processor(self._tower, self.parts.config)
 
     @cached_property
     def generation(self) -> SimpleNamespace:
@@ -121,8 +107,6 @@ class OriginalCheckpoint:
     @property
     def plain(self) -> bool:
         """Whether transformers' own classes compute the same (but for rounding of sizes)."""
-        from llavakit.model.original.config import projector_depth
-
         said = self.parts.config
         merged = not said.anyres or said.merge == "spatial_unpad"
         return merged and (projector_depth(said.projector) or 0) <= 2
@@ -219,6 +203,32 @@ def _vision_config(tower: Path) -> Any:
             "models in the original format only those with CLIP are supported."
         )
     return config
+
+
+def original_processor(tower: Path, said: OriginalConfig) -> Any:
+    """The HF image processor that gives the pixels of the original.
+
+    Args:
+        tower: directory of the vision tower, with its ``preprocessor_config.json``.
+        said: what the checkpoint's configuration says.
+    """
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    file = tower / PREPROCESSOR
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file} is missing, which tells how pictures are prepared; copy it from where the "
+            "vision tower came from."
+        )
+    settings = _clip_settings(read_json(file))
+    if not said.anyres:
+        return LlavaImageProcessorPil(**settings, do_pad=said.pads)
+    return LlavaNextImageProcessorPil(
+        **settings, do_pad=True, image_grid_pinpoints=said.turned_grids
+    )
 
 
 def _clip_settings(written: dict[str, Any]) -> dict[str, Any]:

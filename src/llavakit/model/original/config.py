@@ -136,6 +136,14 @@ class OriginalConfig:
         marks = [IM_START, IM_END] if self.marks_images else []
         return [IM_PATCH, *marks] if self.patch_token else marks
 
+    @property
+    def turned_grids(self) -> list[list[int]]:
+        """The grids as HF reads them, (height, width).
+
+        Taken as they are, small pictures would get the grid of the same picture turned.
+        """
+        return [[height, width] for width, height in self.grids]
+
     def to_hf(self, vision: Any, tokens: int, image_id: int) -> Any:
         """The HF configuration: ``LlavaNextConfig`` for anyres models, else ``LlavaConfig``.
 
@@ -162,10 +170,7 @@ class OriginalConfig:
         }
         if not self.anyres:
             return LlavaConfig(**common)
-        # The original's points are (width, height) and HF's are (height, width): read without
-        # turning them, small pictures get the other picture's grid.
-        turned = [[height, width] for width, height in self.grids]
-        return LlavaNextConfig(**common, image_grid_pinpoints=turned)
+        return LlavaNextConfig(**common, image_grid_pinpoints=self.turned_grids)
 
 
 def projector_depth(name: str) -> int | None:
