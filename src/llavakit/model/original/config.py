@@ -99,6 +99,11 @@ class OriginalConfig:
         merge = settings.get("mm_patch_merge_type", "flat")
         if merge not in ("flat", "spatial", "spatial_unpad"):
             raise _unknown(file, "mm_patch_merge_type", merge, "flat, spatial or spatial_unpad")
+        if aspect == "anyres" and merge != "flat" and feature == "cls_patch":
+            raise CheckpointError(
+                f"{file} asks for cls_patch features laid out by {merge!r}, which have no place "
+                "for the CLS feature; the original cannot run such a model either."
+            )
         projector = settings.get("mm_projector_type") or "linear"
         if projector_depth(projector) is None:
             raise _unknown(file, "mm_projector_type", projector, "linear, identity or mlp2x_gelu")
