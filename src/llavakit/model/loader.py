@@ -47,7 +47,7 @@ def load_reader(
         ParameterError: no template is called ``conv_mode``.
     """
     name = name or str(path)
-    if is_original(_settings(path)):
+    if is_original(settings_of(path)):
         from llavakit.model.original.checkpoint import read_original
 
         return read_original(path, conv_mode=conv_mode, name=name, model_base=model_base)
@@ -59,7 +59,12 @@ def load_reader(
     return read_hf(path, conv_mode=conv_mode, name=name)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def settings_of(path: Path) -> dict[str, Any]:
+    """What the ``config.json`` of a directory says.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     file = path / "config.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
