@@ -74,13 +74,22 @@ def looks_like_hub_id(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not name.startswith((".", "/", "~"))
 
 
-def download(repo: str, revision: str | None = None) -> Path:
-    """A snapshot of a hub repository in the local cache (only what is missing is fetched)."""
+def download(repo: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """A snapshot of a hub repository in the local cache (only what is missing is fetched).
+
+    Args:
+        repo: a hub id.
+        revision: branch, tag or commit.
+        weights: whether the weights are needed, or only the small files that describe them.
+
+    Raises:
+        ModelNotFoundError: the hub has no such repository, or cannot be reached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        patterns = _patterns(repo, revision)
+        patterns = _patterns(repo, revision) if weights else ["*.json"]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):

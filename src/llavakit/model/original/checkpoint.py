@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from llavakit.model.original.tokenizer import ChunkedPrompts, read_tokenizer
 from llavakit.model.original.weights import hf_tensors, on_disk
 from llavakit.model.preprocess import ImagePreprocessor
 from llavakit.model.reader import Reader, context_length, revision_of
-from llavakit.model.tokens import special_tokens
+from llavakit.model.tokens import Special, special_tokens
 from llavakit.prompts.templates import auto_template, named_template, template
 
 log = logging.getLogger(__name__)
@@ -78,13 +79,19 @@ class OriginalCheckpoint:
             tokenizer=prompts,
             preprocess=ImagePreprocessor(self.processor, revision),
             layout=self._layout,
-            special=special_tokens(
-                self.tokenizer.hf, self.config, self.generation, prompts.stop_strings
-            ),
+            special=self._special(prompts.stop_strings),
             context_length=context_length(self.config.text_config),
             revision=revision,
             build=self.build,
         )
+
+    def _special(self, stop_strings: tuple[str, ...]) -> Special:
+        hf = self.tokenizer.hf
+        special = special_tokens(hf, self.config, self.generation, stop_strings)
+        # Text is decoded without any token that is marked as special, named or not.
+        marked = hf.backend_tokenizer.get_added_tokens_decoder().items()
+        ends = {number for number, one in marked if one.special and one.content in stop_strings}
+        return replace(special, stops=special.stops | ends)
 
     @property
     def _layout(self) -> ImageLayout:

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from llavakit.errors import CheckpointError, ModelNotFoundError
 from llavakit.model.locate import download, looks_like_hub_id
 from llavakit.model.original.config import OriginalConfig, is_original
-from llavakit.model.original.tensors import has_weights
+from llavakit.model.original.tensors import has_weights, names_in
+
+TOWER_INSIDE = "model.vision_tower.vision_tower."
+"""Begins the names of the vision tower's weights in checkpoints that hold them themselves."""
 
 Kind = Literal["full", "lora", "projector"]
 
@@ -60,7 +63,7 @@ def parts_of(path: Path, base: Path | None) -> Parts:
     what = "a LoRA" if kind == "lora" else "only a projector"
     if base is None:
         raise CheckpointError(
-            f"{path} holds {what} and needs its base model; name it with model_base=."
+            f"{path} holds {what} and needs its base model; name it with model_base={_hint(path)}."
         )
     its = read_json(base / "config.json")
     if not is_original(its) and ("text_config" in its or "vision_config" in its):
@@ -89,6 +92,14 @@ def _kind(path: Path) -> Kind:
     )
 
 
+def _hint(path: Path) -> str:
+    """What the adapter says it was trained on; a directory elsewhere, more often than not."""
+    if not (path / ADAPTER_CONFIG).is_file():
+        return ""
+    base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return f" (it was trained on {base})" if base else ""
+
+
 def first_of(path: Path, names: tuple[str, ...]) -> Path | None:
     """The first of several files that exists."""
     return next((path / name for name in names if (path / name).is_file()), None)
@@ -107,6 +118,12 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{file} holds no settings but a {type(found).__name__}.")
     return found
+
+
+def _holds_tower(parts: Parts) -> bool:
+    return any(
+        name.startswith(TOWER_INSIDE) for path in parts.directories for name in names_in(path)
+    )
 
 
 def find_tower(parts: Parts) -> Path:
@@ -131,7 +148,7 @@ def find_tower(parts: Parts) -> Path:
     if not looks_like_hub_id(name):
         raise CheckpointError(f"There is no vision tower at {name}; {advice}")
     try:
-        return download(name)
+        return download(name, weights=not _holds_tower(parts))
     except ModelNotFoundError as error:
         raise CheckpointError(
             f"The vision tower {name} cannot be had; download it where there is a network, and "

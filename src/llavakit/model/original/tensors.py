@@ -45,6 +45,16 @@ def has_weights(path: Path) -> bool:
     return any((path / name).is_file() for name in (*INDICES, *WHOLE))
 
 
+def names_in(path: Path) -> list[str]:
+    """Names of the tensors of a directory, by its index if there is one; none without weights."""
+    for index, whole in zip(INDICES, WHOLE, strict=True):
+        if (path / index).is_file():
+            return list(_weight_map(path / index))
+        if (path / whole).is_file():
+            return list(open_file(path / whole))
+    return []
+
+
 def open_directory(path: Path) -> Tensors:
     """All tensors of a directory, by their names; safetensors are preferred.
 
@@ -63,13 +73,9 @@ def open_directory(path: Path) -> Tensors:
 
 
 def _open_shards(index: Path) -> Tensors:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error!r}") from error
+    weight_map = _weight_map(index)
     tensors: Tensors = {}
-    for name in names:
+    for name in sorted(set(weight_map.values())):
         shard = index.parent / Path(name).name
         if not shard.is_file():
             raise CheckpointError(
@@ -83,6 +89,15 @@ def _open_shards(index: Path) -> Tensors:
             "names; copy or download it again."
         )
     return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Files by the names of the tensors that they hold."""
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read: {error!r}") from error
 
 
 def open_file(file: Path) -> Tensors:

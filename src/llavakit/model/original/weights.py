@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from llavakit.errors import CheckpointError
 from llavakit.model.original.config import projector_depth
 from llavakit.model.original.lora import merge_lora
-from llavakit.model.original.parts import EXTRAS, PROJECTORS, Parts, first_of
+from llavakit.model.original.parts import EXTRAS, PROJECTORS, TOWER_INSIDE, Parts, first_of
 from llavakit.model.original.tensors import Stored, Tensors, open_directory, open_file
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ PROJECTOR = "model.multi_modal_projector."
 EMBEDDINGS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 NEWLINE = "model.image_newline"
 
-_INSIDE = "model.vision_tower.vision_tower."
 # Tables that transformers computes by itself today.
 _COMPUTED = re.compile(r".*\.(rotary_emb\.inv_freq|embeddings\.position_ids)")
 _LANGUAGE = re.compile(r"model\.((?:embed_tokens|layers|norm)\..+)")
@@ -105,8 +104,8 @@ def _renamed(key: str) -> str | None:
     """HF's name for one of the original's; None for what is not read from files."""
     if _COMPUTED.fullmatch(key):
         return None
-    if key.startswith(_INSIDE):
-        return VISION + key.removeprefix(_INSIDE)
+    if key.startswith(TOWER_INSIDE):
+        return VISION + key.removeprefix(TOWER_INSIDE)
     if key.startswith("model.mm_projector."):
         return PROJECTOR + key.removeprefix("model.mm_projector.")
     language = _LANGUAGE.fullmatch(key)
