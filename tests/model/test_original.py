@@ -310,6 +310,16 @@ def test_where_the_vision_tower_is_looked_for(tmp_path: Path, place: str):
     assert load_reader(path, conv_mode="v1").config.vision_config.image_size == 56
 
 
+def test_a_checkpoint_that_holds_its_tower_needs_no_other_file(tmp_path: Path):
+    settings = {**SETTINGS, "mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    inside = {"model.vision_tower.vision_tower.vision_model.pre_layrnorm.bias": torch.zeros(1024)}
+    path = write(tmp_path, settings, random_state(settings) | inside)
+    reader = load_reader(path, conv_mode="v1")  # no network in tests
+    picture_of = reader.preprocess(open_picture(picture(50, 30))).inputs()["pixel_values"]
+    assert picture_of.shape == (1, 3, 336, 336)
+    assert reader.layout.tokens((50, 30)) == 576
+
+
 def test_device_map_of_accelerate(tmp_path: Path, opened):
     state = random_state(SETTINGS)
     path = write(tmp_path, SETTINGS, state)

@@ -15,6 +15,11 @@ from llavakit.model.original.tensors import has_weights, names_in
 TOWER_INSIDE = "model.vision_tower.vision_tower."
 """Begins the names of the vision tower's weights in checkpoints that hold them themselves."""
 
+TOWERS = Path(__file__).parent / "towers"
+DESCRIBED = ("openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14-336")
+"""Vision towers whose small files come with llavakit. LLaVA 1.6 holds the weights of its tower
+itself, so that it needs nothing else of them."""
+
 Kind = Literal["full", "lora", "projector"]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -147,8 +152,11 @@ def find_tower(parts: Parts) -> Path:
     )
     if not looks_like_hub_id(name):
         raise CheckpointError(f"There is no vision tower at {name}; {advice}")
+    inside = _holds_tower(parts)
+    if inside and name in DESCRIBED:
+        return TOWERS / written.name
     try:
-        return download(name, weights=not _holds_tower(parts))
+        return download(name, weights=not inside)
     except ModelNotFoundError as error:
         raise CheckpointError(
             f"The vision tower {name} cannot be had; download it where there is a network, and "
