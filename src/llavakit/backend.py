@@ -284,8 +284,7 @@ def load(
     Args:
         model: an alias (``"demo"``), a local directory, or a hub id; with ``base_url`` the
             server's name for it.
-        model_base: the base model of a LoRA or projector-only checkpoint; not supported yet,
-            and refused.
+        model_base: the base model of a LoRA or projector-only checkpoint, named like a model.
         conv_mode: a conversation template by name; None takes the checkpoint's own.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
@@ -294,7 +293,8 @@ def load(
         base_url: address of an OpenAI-compatible server that runs the model.
         api_key: the server's key.
         source_policy: which files and addresses pictures may come from.
-        **settings: further fields of :class:`~llavakit.engine.config.EngineConfig`.
+        **settings: further fields of :class:`~llavakit.engine.config.EngineConfig`, such as
+            ``device_map="auto"`` for a model that is spread over several GPUs.
 
     Raises:
         ParameterError: settings that contradict each other or do not exist.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.engine.config import EngineConfig
-from llavakit.errors import CheckpointError, EngineClosedError, SourceNotAllowedError
+from llavakit.errors import EngineClosedError, SourceNotAllowedError
 from llavakit.images import Picture, open_picture
 from llavakit.prompts.conversation import to_turns
 from llavakit.sources import SourcePolicy
@@ -30,17 +30,9 @@ class LocalBackend(Backend):
     Args:
         config: which model, and how the engine is set up.
         policy: where pictures may come from. Backends that differ only in it share an engine.
-
-    Raises:
-        CheckpointError: the configuration names a base model.
     """
 
     def __init__(self, config: EngineConfig, policy: SourcePolicy) -> None:
-        if config.model_base is not None:
-            raise CheckpointError(
-                "model_base is not supported yet: merge the LoRA or the projector into its base "
-                "model first, and name the directory of the whole checkpoint."
-            )
         self.config = config
         self._policy = policy
         self._lock = threading.Lock()
@@ -106,9 +98,12 @@ class LocalBackend(Backend):
             from llavakit.model.loader import load_reader
             from llavakit.model.locate import locate
 
-            model = self.config.model
+            model, base = self.config.model, self.config.model_base
             self._reader = load_reader(
-                locate(model, self.config.revision), conv_mode=self.config.conv_mode, name=model
+                locate(model, self.config.revision),
+                conv_mode=self.config.conv_mode,
+                name=model,
+                model_base=None if base is None else locate(base, original=True),
             )
         return self._reader
 

@@ -172,11 +172,6 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(
     assert stopped.finish_reason == "stop"
 
 
-def test_a_base_model_is_refused(tiny: TinyModel):
-    with pytest.raises(CheckpointError, match="model_base is not supported yet"):
-        llavakit.load(tiny.path, model_base="some/base")
-
-
 def test_an_unknown_conv_mode_is_refused_before_anything_is_loaded(tiny: TinyModel):
     with pytest.raises(ParameterError, match="did you mean 'vicuna_v1'"):
         llavakit.load(tiny.path, conv_mode="vicuna-v1")

@@ -1,4 +1,4 @@
-"""The command line: ``llavakit ask``, ``llavakit chat``, ``llavakit models``."""
+"""The command line: ``llavakit ask``, ``chat``, ``models`` and ``export``."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import typer
 import llavakit
 from llavakit.cli.ask import ask
 from llavakit.cli.chat import chat
+from llavakit.cli.export import export
 from llavakit.cli.models import models
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(chat)
 app.command()(models)
+app.command()(export)
 
 
 def _print_version(wanted: bool) -> None:

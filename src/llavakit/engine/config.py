@@ -10,6 +10,7 @@ from llavakit.model.quantization import Quantization
 from llavakit.prompts.templates import OWN, template
 
 MIB = 1 << 20
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,15 @@ class EngineConfig:
 
     Attributes:
         model: an alias (``"demo"``), a local directory, or a hub id.
-        model_base: the base model of a LoRA or projector-only checkpoint (not supported yet).
+        model_base: the base model of a LoRA or projector-only checkpoint.
         conv_mode: the name of a conversation template (see :mod:`llavakit.prompts.templates`);
             None takes the checkpoint's own.
         revision: a branch, tag or commit on the hub.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
         quantization: ``"4bit"``, ``"8bit"`` or None (bitsandbytes).
+        device_map: how layers are spread over several GPUs, such as ``"auto"`` (accelerate);
+            None puts the whole model on ``device``.
         context_length: tokens of prompt and answer; None takes the model's own limit.
         max_concurrency: most sequences that run in one batch.
         max_waiting: most requests that wait; one more raises ``QueueFullError``.
@@ -46,6 +49,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     quantization: Quantization | None = None
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     context_length: int | None = None
     max_concurrency: int = 16
     max_waiting: int = 1024
@@ -73,6 +77,10 @@ class EngineConfig:
                 )
         if self.compile is True and self.static_decode is False:
             raise ParameterError("compile needs static_decode; leave one of them out.")
+        if self.device_map not in (None, *DEVICE_MAPS):
+            raise ParameterError(
+                f"device_map is {self.device_map!r}; use {', '.join(DEVICE_MAPS)} or None."
+            )
         for name in ("max_concurrency", "max_waiting", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} is {getattr(self, name)!r}; it must be at least 1.")

@@ -55,6 +55,7 @@ class Engine:
             device=config.device,
             dtype=config.dtype,
             quantization=config.quantization,
+            device_map=config.device_map,
         )
         self.reader = reader
         self.config = config

@@ -33,7 +33,13 @@ PROBE = (
 
 
 def prompt_tokenizer(
-    tokenizer: Any, image_id: int, *, path: Path, conv_mode: str | None, name: str
+    tokenizer: Any,
+    image_id: int,
+    *,
+    path: Path,
+    conv_mode: str | None,
+    name: str,
+    stop_strings: tuple[str, ...] = (),
 ) -> PromptTokenizer:
     """The tokenizer with the template that the checkpoint is read with.
 
@@ -46,6 +52,8 @@ def prompt_tokenizer(
         name: the model's name or directory. The original's models are read with the
             original's templates; of others it tells the template, with a warning, if the
             checkpoint has none.
+        stop_strings: what ends an answer beside special tokens, if the checkpoint's own
+            template is taken.
 
     Raises:
         ParameterError: no template is called ``conv_mode``.
@@ -54,7 +62,7 @@ def prompt_tokenizer(
     if not tokenizer.chat_template:
         tokenizer.chat_template = _legacy_template(path)
     if conv_mode == OWN or (conv_mode is None and not _original(name) and tokenizer.chat_template):
-        return PromptTokenizer(tokenizer, image_id)
+        return PromptTokenizer(tokenizer, image_id, stop_strings=stop_strings)
     chosen = conv_mode or _named(name)
     if chosen is None:
         raise CheckpointError(

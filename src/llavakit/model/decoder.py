@@ -200,6 +200,15 @@ class LayerDecoder:
         self._model = model
 
     def __call__(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        home = embeddings.device
+
+        def attend_at_home(
+            layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        ) -> Tensor:
+            # Layers may lie on several GPUs; the arena of keys and values lies on the first.
+            seen = attend(layer, query.to(home), key.to(home), value.to(home), scaling)
+            return seen.to(query.device)
+
         hidden = embeddings[None]
         rotary = self._model.rotary_emb(hidden, position_ids=positions[None])
         for layer in self._model.layers[: self._model.config.num_hidden_layers]:
@@ -208,10 +217,10 @@ class LayerDecoder:
                 attention_mask=None,
                 position_embeddings=rotary,
                 use_cache=False,
-                attend=attend,
+                attend=attend_at_home,
             )
         normed: Tensor = self._model.norm(hidden)
-        return normed[0]
+        return normed[0].to(home)
 
 
 def register_attention() -> None:

@@ -5,113 +5,83 @@ The two halves are loaded apart, because counting tokens needs no weights.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError
-from llavakit.model.chat_template import prompt_tokenizer
-from llavakit.model.layout import ImageLayout, layout_of
-from llavakit.model.preprocess import ImagePreprocessor, image_processor
+from llavakit.model.hf import read_hf
+from llavakit.model.original.config import is_original
 from llavakit.model.quantization import Quantization, check_quantized, quantization_config
-from llavakit.model.tokens import PromptTokenizer, Special, special_tokens
+from llavakit.model.reader import Reader
 
 if TYPE_CHECKING:
+    import torch
+
     from llavakit.model.llava import Llava
+
+__all__ = ["Reader", "load_reader", "load_weights"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """What turns a conversation into the model's input; holds no weights.
-
-    Attributes:
-        path: the checkpoint's directory.
-        config: the HF configuration.
-        tokenizer: renders and tokenises turns.
-        preprocess: makes the vision tower's input.
-        layout: counts a picture's tokens.
-        special: ids with a meaning of their own.
-        context_length: tokens of prompt and answer together.
-        revision: identity of the weights.
-    """
-
-    path: Path
-    config: Any
-    tokenizer: PromptTokenizer
-    preprocess: ImagePreprocessor
-    layout: ImageLayout
-    special: Special
-    context_length: int
-    revision: str
-
-
-def load_reader(path: Path, *, conv_mode: str | None = None, name: str | None = None) -> Reader:
-    """Tokenizer, template and image processor of a checkpoint directory in HF format.
+def load_reader(
+    path: Path,
+    *,
+    conv_mode: str | None = None,
+    name: str | None = None,
+    model_base: Path | None = None,
+) -> Reader:
+    """Tokenizer, template and image processor of a checkpoint directory, in either format.
 
     Args:
         path: the directory.
         conv_mode: a conversation template by name; None takes the checkpoint's own.
         name: what the model is called, where the directory does not say it (hub ids).
+        model_base: directory of the base model of a LoRA or projector-only checkpoint.
 
     Raises:
-        CheckpointError: files are missing, broken, or of a family that is not known.
+        CheckpointError: files are missing, broken, or of a family that is not known, or
+            ``model_base`` is missing or given for a checkpoint that is whole.
         ParameterError: no template is called ``conv_mode``.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    name = name or str(path)
+    if is_original(settings_of(path)):
+        from llavakit.model.original.checkpoint import read_original
 
+        return read_original(path, conv_mode=conv_mode, name=name, model_base=model_base)
+    if model_base is not None:
+        raise CheckpointError(
+            f"model_base was given, but {path} is a whole checkpoint in HF format; "
+            "leave model_base out."
+        )
+    return read_hf(path, conv_mode=conv_mode, name=name)
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """What the ``config.json`` of a directory says.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    file = path / "config.json"
     try:
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        processor = image_processor(path, config)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as a LLaVA checkpoint: {error}") from error
-    layout = layout_of(config)
-    prompts = prompt_tokenizer(
-        tokenizer,
-        int(config.image_token_id),
-        path=path,
-        conv_mode=conv_mode,
-        name=name or str(path),
-    )
-    generation = None
-    if (path / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(path)
-    revision = _revision(path)
-    return Reader(
-        path=path,
-        config=config,
-        tokenizer=prompts,
-        preprocess=ImagePreprocessor(processor, revision),
-        layout=layout,
-        special=special_tokens(tokenizer, config, generation, prompts.stop_strings),
-        context_length=_context_length(config.text_config),
-        revision=revision,
-    )
-
-
-def _context_length(text: Any) -> int:
-    """Positions the decoder was made for; no further than a sliding window reaches."""
-    window = getattr(text, "sliding_window", None)
-    used = getattr(text, "use_sliding_window", True)
-    return int(min(text.max_position_embeddings, window if window and used else 1 << 30))
-
-
-def _revision(path: Path) -> str:
-    """A digest of names, sizes and times of the weight files: cheap, and changes with them."""
-    digest = hashlib.sha256(os.path.realpath(path).encode())
-    for file in sorted(path.glob("*.safetensors")):
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file} holds no settings but a {type(settings).__name__}.")
+    return settings
 
 
 def load_weights(
-    reader: Reader, *, device: str, dtype: str, quantization: Quantization | None = None
+    reader: Reader,
+    *,
+    device: str,
+    dtype: str,
+    quantization: Quantization | None = None,
+    device_map: str | None = None,
 ) -> Llava:
     """The model itself.
 
@@ -120,47 +90,55 @@ def load_weights(
         device: ``"auto"``, or a torch device.
         dtype: ``"auto"``, or the name of a torch type.
         quantization: ``"4bit"``, ``"8bit"`` or None (see :mod:`llavakit.model.quantization`).
+        device_map: how accelerate spreads layers over several GPUs, such as ``"auto"``; None
+            puts the whole model on ``device``.
 
     Raises:
-        CheckpointError: weights are missing or do not fit the configuration.
+        CheckpointError: weights are missing or do not fit the configuration, or the model
+            fits into no GPU.
         MissingDependencyError: quantization without bitsandbytes.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
     from transformers.utils import logging as hf_logging
 
     from llavakit.model.llava import Llava
 
     place = torch.device(_device(device))
     kind = getattr(torch, _dtype(dtype, place.type))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"dtype": kind}
     if quantization is not None:
-        # Layers are quantised where they are loaded; a quantised model is not moved any more.
         options["quantization_config"] = quantization_config(quantization, kind)
+    if device_map is not None:
+        options["device_map"] = device_map
+    elif quantization is not None:
+        # Layers are quantised where they are loaded; a quantised model is not moved any more.
         options["device_map"] = {"": place}
     bar_was_on = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            reader.path, dtype=kind, output_loading_info=True, local_files_only=True, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"The weights in {reader.path} cannot be loaded: {error}") from error
+        model = reader.build(options)
     finally:
         if bar_was_on:
             hf_logging.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{reader.path} lacks {len(missing)} tensors, among them {missing[0]}; "
-            "its files are incomplete, download or copy them again."
-        )
-    if quantization is None:
-        model = model.to(place)
-    else:
+    if quantization is not None:
         check_quantized(model, quantization)
-    log.info("loaded %s on %s as %s", reader.path.name, place, quantization or kind)
+    if device_map is not None:
+        _check_spread(model, place)
+    elif quantization is None:
+        model = model.to(place)
+    log.info("loaded %s on %s as %s", reader.path.name, device_map or place, quantization or kind)
     return Llava(model)
+
+
+def _check_spread(model: Any, place: torch.device) -> None:
+    # accelerate puts what is left over into main memory or on disk; the engine reads weights
+    # where they are, and those are nowhere until a hook fetches them.
+    homes = {str(home) for home in (getattr(model, "hf_device_map", None) or {}).values()}
+    if place.type != "cpu" and homes & {"cpu", "disk"}:
+        raise CheckpointError(
+            "The model does not fit into the memory of all GPUs together; load it with "
+            'quantization="4bit" or take a smaller one.'
+        )
 
 
 def _device(asked: str) -> str:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 
 from llavakit.errors import CheckpointError, ModelNotFoundError
 
 WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
-"""What is downloaded; never code, and never pickled weights when there are safetensors."""
+"""What is downloaded of every repository; never code."""
+
+PICKLED = {
+    "pytorch_model*.bin": "model*.safetensors",
+    "adapter_model.bin": "adapter_model.safetensors",
+    "non_lora_trainables.bin": "non_lora_trainables.safetensors",
+    "mm_projector.bin": "mm_projector.safetensors",
+}
+"""Pickled weights, and what stands for the same weights as safetensors. The pickled ones are
+only downloaded where there are no others, as in most repositories of 2023, and are read by a
+reader that runs no code."""
 
 
-def locate(model: str, revision: str | None = None) -> Path:
+def locate(model: str, revision: str | None = None, *, original: bool = False) -> Path:
     """The directory of a checkpoint, downloaded if it is a hub id.
+
+    The catalog's names stand for the weights in HF format, also its original ids
+    (``liuhaotian/llava-v1.5-7b``): they are the same weights, as safetensors. If the original
+    repository itself is in the local cache, its id means that one.
 
     Args:
         model: ``"demo"``, an alias of the catalog, a local directory, or a hub id.
         revision: branch, tag or commit, for hub ids.
+        original: names of the catalog stand for the weights in the original format; a LoRA
+            that was trained with the original LLaVA needs its base so.
 
     Raises:
         ModelNotFoundError: nothing of that name; the message names the nearest known ones.
@@ -35,28 +52,45 @@ def locate(model: str, revision: str | None = None) -> Path:
     from llavakit.model import catalog
 
     entry = catalog.resolve(model)
-    if entry is None and not _looks_like_hub_id(model):
+    if entry is None and not looks_like_hub_id(model):
         nearest = catalog.nearest(model)
         hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
         raise ModelNotFoundError(
             f"No model {model!r}: it is neither a known name, nor a directory, nor a hub id."
             f"{hint} `llavakit models` lists the known ones."
         )
-    return download(entry.hf_id if entry is not None else model, revision)
+    if entry is None:
+        return download(model, revision)
+    if original:
+        return download(entry.original_id, revision)
+    if model == entry.original_id and (found := _in_cache(model, revision)) is not None:
+        return found
+    return download(entry.hf_id, revision)
 
 
-def _looks_like_hub_id(name: str) -> bool:
+def looks_like_hub_id(name: str) -> bool:
+    """Whether a name has the form of a hub id, ``owner/name``."""
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and not name.startswith((".", "/", "~"))
 
 
-def download(repo: str, revision: str | None = None) -> Path:
-    """A snapshot of a hub repository in the local cache (only what is missing is fetched)."""
+def download(repo: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """A snapshot of a hub repository in the local cache (only what is missing is fetched).
+
+    Args:
+        repo: a hub id.
+        revision: branch, tag or commit.
+        weights: whether the weights are needed, or only the small files that describe them.
+
+    Raises:
+        ModelNotFoundError: the hub has no such repository, or cannot be reached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(WANTED)))
+        patterns = _patterns(repo, revision) if weights else ["*.json"]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
             raise ModelNotFoundError(
@@ -67,3 +101,31 @@ def download(repo: str, revision: str | None = None) -> Path:
             f"{repo} is not in the local cache and the hub cannot be reached; download it where "
             "there is a network, and name its directory instead."
         ) from error
+
+
+def _patterns(repo: str, revision: str | None) -> list[str]:
+    """What to download of a repository, by the files that it has."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        files = list_repo_files(repo, revision=revision)
+    except Exception:  # what hinders listing hinders the download, or the cache needs neither
+        return list(WANTED)
+    pickled = [
+        pattern
+        for pattern, better in PICKLED.items()
+        if fnmatch.filter(files, pattern) and not fnmatch.filter(files, better)
+    ]
+    return [*WANTED, *pickled]
+
+
+def _in_cache(repo: str, revision: str | None) -> Path | None:
+    """A repository's snapshot in the local cache, if its weights are there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    weights = [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]
+    return path if weights and (path / "config.json").is_file() else None

@@ -13,7 +13,7 @@ from llavakit.prompts.conversation import Turn
 from llavakit.prompts.styles import Template, in_lines
 from llavakit.values import Image, Part, Text
 
-_BREAK = "\uf8ff"
+BREAK = "\uf8ff"
 """A private-use character that cuts special tokens which a user typed as plain text."""
 
 
@@ -40,12 +40,23 @@ class PromptTokenizer:
         tokenizer: the HF tokenizer.
         image_id: the id of the image token, from the model's configuration.
         template: stands in for the tokenizer's own chat template.
+        stop_strings: strings that end every answer, for a chat template, which names none.
+        image_text: what a template writes for a picture; None takes the image token.
     """
 
-    def __init__(self, tokenizer: Any, image_id: int, template: Template | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_id: int,
+        template: Template | None = None,
+        *,
+        stop_strings: tuple[str, ...] = (),
+        image_text: str | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.image_id = image_id
         self.template = template
+        self._stop_strings = stop_strings if template is None else template.stops
         image_token = tokenizer.convert_ids_to_tokens(image_id)
         if image_token is None:
             raise CheckpointError(
@@ -58,6 +69,7 @@ class PromptTokenizer:
             )
         self.image_token: str = image_token
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._image_text = image_text or image_token
         self._special_texts = sorted(
             {str(token) for token in tokenizer.all_special_tokens} | added | {self.image_token},
             key=len,
@@ -66,17 +78,12 @@ class PromptTokenizer:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end every answer; a chat template names none, only ids end it then."""
-        return () if self.template is None else self.template.stops
+        """Strings that end every answer, besides the ids that do."""
+        return self._stop_strings
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
         """Ids of the prompt; each picture is one ``image_id``."""
-        ids: list[int] = []
-        for index, chunk in enumerate(self.render(turns).split(_BREAK)):
-            ids += self.tokenizer.encode(chunk, add_special_tokens=index == 0)
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            del ids[0]  # the template wrote one, and the tokenizer another
+        ids = self.tokenize(self.render(turns))
         pictures = sum(isinstance(part, Image) for turn in turns for part in turn.parts)
         if ids.count(self.image_id) != pictures:
             raise MessageError(
@@ -85,11 +92,21 @@ class PromptTokenizer:
             )
         return ids
 
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a rendered prompt."""
+        ids: list[int] = []
+        for index, chunk in enumerate(text.split(BREAK)):
+            ids += self.tokenizer.encode(chunk, add_special_tokens=index == 0)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            del ids[0]  # the template wrote one, and the tokenizer another
+        return ids
+
     def render(self, turns: Sequence[Turn]) -> str:
-        """The text of the prompt; special tokens typed by a user are cut by ``_BREAK``."""
+        """The text of the prompt; special tokens typed by a user are cut by ``BREAK``."""
         if self.template is not None:
             plain = [replace(turn, parts=self._plain(turn.parts)) for turn in turns]
-            return self.template.render(plain, self.image_token)
+            return self.template.render(plain, self._image_text)
         return self._chat_template(
             [{"role": turn.role, "content": self._blocks(turn.parts)} for turn in turns]
         )
@@ -138,10 +155,10 @@ class PromptTokenizer:
         )
 
     def _as_plain_text(self, text: str) -> str:
-        text = text.replace(_BREAK, "")
+        text = text.replace(BREAK, "")
         for special in self._special_texts:
             if special in text and len(special) > 1:
-                text = text.replace(special, special[0] + _BREAK + special[1:])
+                text = text.replace(special, special[0] + BREAK + special[1:])
         return text
 
 

@@ -1,0 +1,67 @@
+"""Checkpoints in HF format: transformers reads them itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llavakit.errors import CheckpointError
+from llavakit.model.chat_template import prompt_tokenizer
+from llavakit.model.layout import layout_of
+from llavakit.model.preprocess import ImagePreprocessor, image_processor
+from llavakit.model.reader import Reader, context_length, revision_of
+from llavakit.model.tokens import special_tokens
+
+
+def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
+    """A checkpoint directory in HF format; arguments and errors are those of ``load_reader``."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        processor = image_processor(path, config)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as a LLaVA checkpoint: {error}") from error
+    layout = layout_of(config)
+    generation = None
+    if (path / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(path)
+    prompts = prompt_tokenizer(
+        tokenizer,
+        int(config.image_token_id),
+        path=path,
+        conv_mode=conv_mode,
+        name=name,
+        stop_strings=tuple(getattr(generation, "stop_strings", None) or ()),
+    )
+    revision = revision_of([path])
+    return Reader(
+        path=path,
+        config=config,
+        tokenizer=prompts,
+        preprocess=ImagePreprocessor(processor, revision),
+        layout=layout,
+        special=special_tokens(tokenizer, config, generation, prompts.stop_strings),
+        context_length=context_length(config.text_config),
+        revision=revision,
+        build=lambda options: _build(path, options),
+    )
+
+
+def _build(path: Path, options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, output_loading_info=True, local_files_only=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"The weights in {path} cannot be loaded: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors, among them {missing[0]}; "
+            "its files are incomplete, download or copy them again."
+        )
+    return model

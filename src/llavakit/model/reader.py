@@ -1,0 +1,67 @@
+"""What the files of a checkpoint hold, in HF's terms, whatever format they have.
+
+There are two readers of files: :mod:`llavakit.model.hf` for directories in HF format and
+:mod:`llavakit.model.original` for those of the original LLaVA. Whoever runs a model sees only
+what is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llavakit.model.layout import ImageLayout
+from llavakit.model.preprocess import ImagePreprocessor
+from llavakit.model.tokens import PromptTokenizer, Special
+
+Build = Callable[[dict[str, Any]], Any]
+"""Options of ``from_pretrained`` (dtype, device_map, quantization_config) -> the HF model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What turns a conversation into the model's input; holds no weights.
+
+    Attributes:
+        path: the checkpoint's directory.
+        config: the HF configuration.
+        tokenizer: renders and tokenises turns.
+        preprocess: makes the vision tower's input.
+        layout: counts a picture's tokens.
+        special: ids with a meaning of their own.
+        context_length: tokens of prompt and answer together.
+        revision: identity of the weights.
+        build: makes the HF model of the weights; raises ``CheckpointError``.
+    """
+
+    path: Path
+    config: Any
+    tokenizer: PromptTokenizer
+    preprocess: ImagePreprocessor
+    layout: ImageLayout
+    special: Special
+    context_length: int
+    revision: str
+    build: Build
+
+
+def context_length(text: Any) -> int:
+    """Positions that a decoder was made for; no further than a sliding window reaches."""
+    window = getattr(text, "sliding_window", None)
+    used = getattr(text, "use_sliding_window", True)
+    return int(min(text.max_position_embeddings, window if window and used else 1 << 30))
+
+
+def revision_of(directories: Iterable[Path]) -> str:
+    """A digest of names, sizes and times of the weight files: cheap, and changes with them."""
+    digest = hashlib.sha256()
+    for path in directories:
+        digest.update(os.path.realpath(path).encode())
+        for file in sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,109 @@
+"""Which files of a repository are downloaded, with the hub played by a list of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from llavakit.errors import ModelNotFoundError
+from llavakit.model.locate import locate
+
+ALWAYS = ["config.json", "tokenizer.model", "tokenizer_config.json"]
+NEVER = ["modeling_llava.py", "training_args.bin", "tf_model.h5", "flax_model.msgpack"]
+ORIGINAL = "liuhaotian/llava-v1.5-7b"
+TWIN = "llava-hf/llava-1.5-7b-hf"
+
+Hub = Callable[[dict[str, list[str]]], list[str]]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """A hub of these repositories; gives the list of what is downloaded from now on."""
+
+    def of(repositories: dict[str, list[str]], cached: tuple[str, ...] = ()) -> list[str]:
+        taken: list[str] = []
+
+        def list_repo_files(repo: str, revision: str | None = None) -> list[str]:
+            if repo not in repositories:
+                raise OfflineModeIsEnabled("offline")
+            return repositories[repo]
+
+        def snapshot_download(
+            repo: str,
+            revision: str | None = None,
+            allow_patterns: list[str] | None = None,
+            local_files_only: bool = False,
+        ) -> str:
+            if local_files_only and repo not in cached:
+                raise LocalEntryNotFoundError("not cached")
+            if repo not in repositories and repo not in cached:
+                raise LocalEntryNotFoundError("offline")
+            folder = tmp_path / repo
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in [*repositories.get(repo, []), *ALWAYS, "pytorch_model.bin"][:40]:
+                if allow_patterns is None or any(fnmatch(name, one) for one in allow_patterns):
+                    (folder / name).touch()
+            names = repositories.get(repo, [])
+            taken.extend(
+                name for name in names if any(fnmatch(name, one) for one in allow_patterns or ())
+            )
+            return str(folder)
+
+        monkeypatch.setattr("huggingface_hub.list_repo_files", list_repo_files)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+        return taken
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("weights", "taken"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
+        (
+            ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"],
+            ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"],
+        ),
+        (
+            ["adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin"],
+            ["adapter_model.safetensors", "non_lora_trainables.bin"],
+        ),
+        (["adapter_model.bin", "non_lora_trainables.bin"],) * 2,
+        (["mm_projector.bin"],) * 2,
+    ],
+)
+def test_pickled_weights_are_taken_only_where_there_are_no_others(hub, weights, taken):
+    downloaded = hub({"some/model": [*ALWAYS, *NEVER, *weights]})
+    locate("some/model")
+    assert downloaded == [*ALWAYS, *taken]
+
+
+def test_without_a_network_the_cache_is_asked(hub):
+    hub({}, cached=("some/model",))
+    assert locate("some/model").name == "model"
+    with pytest.raises(ModelNotFoundError, match="not in the local cache"):
+        locate("other/model")
+
+
+def test_catalog_names_stand_for_the_twin_in_hf_format(hub):
+    downloaded = hub({TWIN: ["model.safetensors"], ORIGINAL: ["pytorch_model.bin"]})
+    for name in ("llava-1.5-7b", ORIGINAL, TWIN):
+        assert str(locate(name)).endswith(TWIN)
+    assert set(downloaded) == {"model.safetensors"}
+
+
+def test_original_id_means_the_original_where_it_is_in_the_cache(hub):
+    hub({TWIN: ["model.safetensors"]}, cached=(ORIGINAL,))
+    assert str(locate(ORIGINAL)).endswith(ORIGINAL)
+    assert str(locate("llava-1.5-7b")).endswith(TWIN)
+
+
+def test_base_of_a_lora_is_the_original(hub):
+    hub({TWIN: ["model.safetensors"], ORIGINAL: ["pytorch_model.bin"]})
+    assert str(locate("llava-1.5-7b", original=True)).endswith(ORIGINAL)
+    hub({"lmsys/vicuna-7b-v1.5": ["pytorch_model.bin"]})
+    assert locate("lmsys/vicuna-7b-v1.5", original=True).name == "vicuna-7b-v1.5"
