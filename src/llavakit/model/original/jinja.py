@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 
 from llavakit.errors import CheckpointError
-from llavakit.prompts.styles import ChatML, Instructed, Labelled, Plain, Template
+from llavakit.prompts.styles import ChatML, Headed, Instructed, Labelled, Plain, Template
 
 # What Template._content does, for contents that are a string or a list of parts.
 _CONTENT = """
@@ -106,18 +106,31 @@ def _parts(template: Template) -> dict[str, str]:
         begin = f"({_quoted(template.begin)} if p.text else '')"
         parts["QUESTION"] = f"{begin} + '[INST] ' + p.head + content + ' [/INST]'"
     elif isinstance(template, ChatML):
-        block = "'<|im_start|>{role}\\n' + {content} + '<|im_end|>'"
-        system = block.format(role="system", content="p.system")
-        parts["START"] = f"{{%- set p.text = {system} if p.system else '' -%}}"
-        parts["ANSWER"] = block.format(role="assistant", content="content")
-        parts["QUESTION"] = block.format(role="user", content="content")
-        parts["NEXT"] = "'<|im_start|>assistant\\n'"
+        end = _quoted(f"<|im_end|>{template.between}")
+        parts |= _blocks("<|im_start|>{role}\n", end)
+    elif isinstance(template, Headed):
+        parts |= _blocks("<|start_header_id|>{role}<|end_header_id|>\n\n", "'<|eot_id|>'")
     elif isinstance(template, Plain):
         parts["START"] = "{%- set p.text = p.system + '\\n' if p.system else '' -%}"
         parts["ANSWER"] = parts["QUESTION"] = "content + '\\n'"
     else:
         raise CheckpointError(f"A {type(template).__name__} template cannot be written for others.")
     return parts
+
+
+def _blocks(head: str, end: str) -> dict[str, str]:
+    """For templates that write every turn alike, the system's too."""
+
+    def block(role: str, content: str) -> str:
+        return f"{_quoted(head.format(role=role))} + {content} + {end}"
+
+    system = block("system", "p.system")
+    return {
+        "START": f"{{%- set p.text = {system} if p.system else '' -%}}",
+        "ANSWER": block("assistant", "content"),
+        "QUESTION": block("user", "content"),
+        "NEXT": _quoted(head.format(role="assistant")),
+    }
 
 
 def _examples(template: Labelled) -> str:
