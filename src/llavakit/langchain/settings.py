@@ -69,6 +69,8 @@ class ModelSettings(BaseModel):
     device: str | None = None
     dtype: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """How a model is spread over several GPUs."""
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     context_length: int | None = None
