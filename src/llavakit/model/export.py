@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError, ParameterError
 from llavakit.model.chat_template import PROBE
-from llavakit.model.loader import load_reader, settings_of
+from llavakit.model.loader import Reader, load_reader, settings_of
 from llavakit.model.locate import locate
 from llavakit.model.original.checkpoint import OriginalCheckpoint
 from llavakit.model.original.config import is_original
@@ -126,9 +126,20 @@ def _write(checkpoint: OriginalCheckpoint, path: Path, jinja: str, dtype: str) -
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(reader.special.stops),
         pad_token_id=tokenizer.pad_token_id,
-        stop_strings=list(reader.tokenizer.stop_strings) or None,
+        stop_strings=_spelt_stops(reader) or None,
     ).save_pretrained(path)
     _write_processor(checkpoint, tokenizer, path, jinja, f"{name}Processor")
+
+
+def _spelt_stops(reader: Reader) -> list[str]:
+    """Stop strings that no id stands for.
+
+    ``generate`` of transformers asks for the tokenizer where there are any, so there are none
+    that are not needed.
+    """
+    ids = reader.tokenizer.tokenizer.get_vocab()
+    stops = reader.tokenizer.stop_strings
+    return [one for one in stops if ids.get(one) not in reader.special.stops]
 
 
 def _torch_dtype(name: str) -> Any:
@@ -223,7 +234,7 @@ def _check_prompts(checkpoint: OriginalCheckpoint, path: Path) -> None:
     same = (
         mine.tokenizer.encode(PROBE) == theirs.tokenizer.encode(PROBE)
         and mine.special.stops == theirs.special.stops
-        and mine.tokenizer.stop_strings == theirs.tokenizer.stop_strings
+        and _spelt_stops(mine) == list(theirs.tokenizer.stop_strings)
     )
     if not same:
         raise CheckpointError(
