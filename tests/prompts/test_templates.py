@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llavakit.errors import ParameterError
@@ -215,7 +215,19 @@ messages = st.lists(
 )
 
 
+def test_an_assistant_that_begins_stands_behind_the_system_text():
+    turns = [system("Be brief."), assistant("Hello."), user("A?")]
+    assert template("llama_2").render(turns) == (
+        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n [/INST] Hello. </s><s>[INST] A? [/INST]"
+    )
+
+
 @given(name=st.sampled_from(sorted(TEMPLATES)), before=messages, last=parts)
+@example(
+    name="llama_2",
+    before=[Message("system", ""), Message("system", ""), Message("assistant", [PICTURE])],
+    last=[],
+)
 def test_no_text_and_no_picture_is_lost(name: str, before: list[Message], last: list):
     """Also with neighbours of one role, an assistant that begins, and empty messages."""
     turns = to_turns(Request((*before, Message("user", last))))

@@ -160,7 +160,10 @@ class Instructed(Template):
         prompt = ""
         for role, text in said:
             if role == "assistant":
+                # What the assistant begins answers nobody, but stands behind the system text.
+                prompt += f"[INST] {head} [/INST]" if head else ""
                 prompt += f" {text} </s>"
+                head = ""
             else:
                 prompt += f"{self.begin if prompt else ''}[INST] {head}{text} [/INST]"
                 head = ""

@@ -52,8 +52,8 @@ START
 {%- set p.text = p.text + ANSWER -%}
 {%- else -%}
 {%- set p.text = p.text + QUESTION -%}
-{%- set p.head = '' -%}
 {%- endif -%}
+{%- set p.head = '' -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {%- set p.text = p.text + NEXT -%}
@@ -102,7 +102,8 @@ def _parts(template: Template) -> dict[str, str]:
     elif isinstance(template, Instructed):
         head = "('<<SYS>>\\n' + p.system + '\\n<</SYS>>\\n\\n' if p.system else '')"
         parts["START"] = f"{{%- set p.head = {head} -%}}"
-        parts["ANSWER"] = "' ' + content + ' </s>'"
+        alone = "('[INST] ' + p.head + ' [/INST]' if p.head else '')"
+        parts["ANSWER"] = f"{alone} + ' ' + content + ' </s>'"
         begin = f"({_quoted(template.begin)} if p.text else '')"
         parts["QUESTION"] = f"{begin} + '[INST] ' + p.head + content + ' [/INST]'"
     elif isinstance(template, ChatML):
