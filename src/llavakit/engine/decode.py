@@ -186,7 +186,10 @@ class StaticDecode:
                 with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
                     return self._capture(fast)
             except Exception:
-                log.warning("decode cannot be compiled here and is not", exc_info=True)
+                log.warning(
+                    "decode cannot be compiled and captured here; compiling is left out",
+                    exc_info=True,
+                )
                 self._compile = None
         try:
             return self._capture(step)

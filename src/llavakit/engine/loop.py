@@ -1,8 +1,8 @@
 """The one thread that owns the model. Every step is three verbs: schedule, run, commit.
 
 Other threads talk to it through one inbox and hear from it through each request's channel;
-the one lock is for counting who comes in. Every request ends exactly once, whatever happens to
-the others.
+the one lock is for counting who comes in. Every request ends exactly once, whatever happens
+to the others.
 """
 
 from __future__ import annotations

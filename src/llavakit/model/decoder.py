@@ -62,9 +62,13 @@ def _fits(model: Any) -> bool:
 def device_of(module: Any) -> torch.device:
     """Where a module computes, also if accelerate keeps its weights elsewhere (``device_map``)."""
     for part in module.modules():
-        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if place is not None:
-            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):  # several may be put behind each other
+            place = getattr(one, "execution_device", None)
+            if place is not None:
+                return (
+                    torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+                )
     device: torch.device = next(module.parameters()).device
     return device
 
