@@ -26,7 +26,7 @@ from pydantic import ValidationError
 import llavakit
 from llavakit.engine.config import EngineConfig
 from llavakit.errors import MessageError, ParameterError, QueueFullError
-from llavakit.langchain import ChatLLaVA
+from llavakit.langchain import ChatLLaVA, LLaVALLM
 from llavakit.langchain.chunks import to_generation_chunk, to_result
 from llavakit.testing import FakeBackend
 from llavakit.values import Chunk, Completion, SamplingParams, TokenLogprob, Usage
@@ -347,6 +347,11 @@ def test_construction_loads_nothing_and_use_loads_once(loads):
     assert loads == []
     assert model.invoke("q").content == "I am demo"
     assert loads == [("demo", {"device": "cpu", "kv_cache_bytes": 1024, "load_in_4bit": True})]
+
+
+def test_every_setting_of_load_is_an_argument():
+    assert {field.name for field in fields(EngineConfig)} <= set(ChatLLaVA.model_fields)
+    assert {field.name for field in fields(EngineConfig)} <= set(LLaVALLM.model_fields)
 
 
 def test_the_model_can_be_changed_for_one_call(loads):

@@ -79,6 +79,8 @@ class ModelSettings(BaseModel):
     prefill_chunk: int | None = None
     kv_cache_bytes: int | Literal["auto"] | None = None
     image_cache_bytes: int | None = None
+    static_decode: bool | Literal["auto"] | None = None
+    compile: bool | Literal["auto"] | None = None
     source_policy: SourcePolicy | None = Field(default=None, repr=False)
     """Which files and addresses pictures may come from."""
     max_pages: int = Field(default=16, ge=1)
