@@ -93,7 +93,10 @@ def _choose(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     rows = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
     if rows:
         index = _index(rows, logits)
-        greedy[index] = _sample(logits[index], [draws[row] for row in rows])
+        sampled = logits[index]
+        if sampled.device.type == "mps":
+            sampled = sampled.cpu()  # MPS has no fp64, in which distributions are inverted
+        greedy[index] = _sample(sampled, [draws[row] for row in rows]).to(greedy.device)
     return greedy
 
 
