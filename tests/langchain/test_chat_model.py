@@ -354,6 +354,11 @@ def test_every_setting_of_load_is_an_argument():
     assert {field.name for field in fields(EngineConfig)} <= set(LLaVALLM.model_fields)
 
 
+def test_a_setting_that_is_off_is_handed_on(loads):
+    ChatLLaVA(model="demo", static_decode=False, compile=False).invoke("q")
+    assert loads == [("demo", {"static_decode": False, "compile": False})]
+
+
 def test_the_model_can_be_changed_for_one_call(loads):
     model = ChatLLaVA(model="one")
     answer = model.invoke("q", model="two")

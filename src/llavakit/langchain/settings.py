@@ -159,9 +159,12 @@ class ModelSettings(BaseModel):
 
     def _load_settings(self) -> dict[str, Any]:
         names = [field.name for field in fields(EngineConfig) if field.name != "model"]
-        names += ["load_in_4bit", "load_in_8bit", "base_url", "source_policy"]
+        names += ["base_url", "source_policy"]
         values = {name: getattr(self, name) for name in names}
-        return {name: v for name, v in values.items() if v is not None and v is not False}
+        given = {name: value for name, value in values.items() if value is not None}
+        return given | {
+            name: True for name in ("load_in_4bit", "load_in_8bit") if getattr(self, name)
+        }
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # A backend is a handle on something shared, never something to copy.
