@@ -46,7 +46,7 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
         return "llava_multi_modal"
 
     @property
-    def metadata(self) -> MultiModalMetadata:  # type: ignore[override]
+    def metadata(self) -> MultiModalMetadata:
         return MultiModalMetadata(**self._metadata(self._context_window()))
 
     # Undecorated: MultiModalLLM decorates what its subclasses define, and twice would be

@@ -12,14 +12,14 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.bridge.pydantic import BaseModel
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
     LLMStructuredPredictStartEvent,
 )
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.program.utils import process_streaming_objects
-from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import PydanticProgramMode
 
 from llavakit.errors import LlavaKitError
@@ -41,7 +41,7 @@ class SchemaPrediction(FunctionCallingLLM):
     def structured_predict(
         self,
         output_cls: type[Any],
-        prompt: BasePromptTemplate,
+        prompt: PromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
@@ -58,7 +58,7 @@ class SchemaPrediction(FunctionCallingLLM):
             ValidationError: the class has rules that its schema does not tell.
         """
         if not self._by_schema:
-            return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)  # type: ignore[arg-type]
+            return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         _started(output_cls, prompt, prompt_args)
         messages = self._schema_messages(prompt, prompt_args)
         response = self.chat(messages, **_asking_for(output_cls, llm_kwargs))
@@ -67,15 +67,13 @@ class SchemaPrediction(FunctionCallingLLM):
     async def astructured_predict(
         self,
         output_cls: type[Any],
-        prompt: BasePromptTemplate,
+        prompt: PromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
         """As :meth:`structured_predict`, never blocking the event loop."""
         if not self._by_schema:
-            return await super().astructured_predict(  # type: ignore[arg-type]
-                output_cls, prompt, llm_kwargs, **prompt_args
-            )
+            return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         _started(output_cls, prompt, prompt_args)
         messages = self._schema_messages(prompt, prompt_args)
         response = await self.achat(messages, **_asking_for(output_cls, llm_kwargs))
@@ -84,14 +82,12 @@ class SchemaPrediction(FunctionCallingLLM):
     def _structured_stream_call(
         self,
         output_cls: type[Any],
-        prompt: BasePromptTemplate,
+        prompt: PromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
         if not self._by_schema:
-            return super()._structured_stream_call(  # type: ignore[arg-type]
-                output_cls, prompt, llm_kwargs, **prompt_args
-            )
+            return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         messages = self._schema_messages(prompt, prompt_args)
         responses = self.stream_chat(messages, **_asking_for(output_cls, llm_kwargs))
         growing = _GrowingObject(output_cls, self)
@@ -100,12 +96,12 @@ class SchemaPrediction(FunctionCallingLLM):
     async def _structured_astream_call(
         self,
         output_cls: type[Any],
-        prompt: BasePromptTemplate,
+        prompt: PromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
         if not self._by_schema:
-            return await super()._structured_astream_call(  # type: ignore[arg-type]
+            return await super()._structured_astream_call(
                 output_cls, prompt, llm_kwargs, **prompt_args
             )
         messages = self._schema_messages(prompt, prompt_args)
@@ -114,7 +110,7 @@ class SchemaPrediction(FunctionCallingLLM):
         return (growing.add(response) async for response in responses)
 
     def _schema_messages(
-        self, prompt: BasePromptTemplate, prompt_args: dict[str, Any]
+        self, prompt: PromptTemplate, prompt_args: dict[str, Any]
     ) -> list[ChatMessage]:
         return self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
 
@@ -152,7 +148,7 @@ def _object_of(response: ChatResponse, output_cls: type[Any]) -> Any:
 
 
 def _started(
-    output_cls: type[BaseModel], prompt: BasePromptTemplate, prompt_args: dict[str, Any]
+    output_cls: type[BaseModel], prompt: PromptTemplate, prompt_args: dict[str, Any]
 ) -> None:
     dispatcher.event(
         LLMStructuredPredictStartEvent(
