@@ -116,24 +116,26 @@ def _pieces(message: ChatMessage) -> Iterable[Piece]:
         yield from _legacy_calls(message)
 
 
-def _all_blocks(message: ChatMessage) -> Iterable[Any]:
-    yield from message.blocks
-    yield from _legacy_images(message)
+def _all_blocks(message: ChatMessage) -> Sequence[Any]:
+    """The blocks, with the pictures of ``additional_kwargs["images"]`` behind them, once.
 
-
-def _legacy_images(message: ChatMessage) -> Sequence[ImageBlock]:
-    """Pictures of ``additional_kwargs["images"]`` that are not among the blocks.
-
-    The framework appends them to the blocks when a message is made, and does not when they
-    are set later; then they would be dropped silently.
+    The framework appends those to the blocks when a message is made, and once more whenever
+    an event about it is made; when they are set later it does not, and would drop them.
     """
     documents = message.additional_kwargs.get("images") or []
-    if not documents:
-        return []
-    last = message.blocks[-len(documents) :]
-    if len(last) == len(documents) and all(map(_holds, last, documents)):
-        return []
-    return [to_image_block(document) for document in documents]
+    count = len(documents)
+    if not count:
+        return message.blocks
+    blocks, last = list(message.blocks[:-count]), list(message.blocks[-count:])
+    if len(last) < count or not all(map(_holds, last, documents)):
+        return [*message.blocks, *map(to_image_block, documents)]
+    while [_data(block) for block in blocks[-count:]] == [_data(block) for block in last]:
+        del blocks[-count:]
+    return [*blocks, *last]
+
+
+def _data(block: Any) -> Any:
+    return block.image if isinstance(block, ImageBlock) else block
 
 
 def _holds(block: Any, document: Any) -> bool:

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from llavakit.images import open_picture
+from llavakit.llama_index import LLaVA
+from llavakit.testing import FakeBackend
+from tests.llama_index.pictures import Case
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case.drawn(tmp_path, "ellipse", (220, 30, 30))
+
+
+@pytest.fixture
+def square(tmp_path: Path) -> Case:
+    return Case.drawn(tmp_path, "rectangle", (30, 60, 220))
+
+
+@pytest.fixture
+def digest(case: Case) -> str:
+    return open_picture(case.png).digest
+
+
+@pytest.fixture
+def fake() -> FakeBackend:
+    return FakeBackend(["a red circle"])
+
+
+@pytest.fixture
+def llm(fake: FakeBackend) -> LLaVA:
+    return LLaVA(backend=fake, model="fake")
