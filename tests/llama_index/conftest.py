@@ -1,3 +1,6 @@
+import gc
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -6,6 +9,15 @@ from llavakit.images import open_picture
 from llavakit.llama_index import LLaVA
 from llavakit.testing import FakeBackend
 from tests.llama_index.pictures import Case
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _framework_leaves_connections_open() -> Iterator[None]:
+    """The framework's Memory never closes its database, which is told when it is collected."""
+    yield
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "<aiosqlite", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture

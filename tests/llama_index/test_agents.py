@@ -17,6 +17,13 @@ from llavakit.llama_index import LLaVA, LLaVAMultiModal
 from llavakit.testing import FakeBackend
 from llavakit.values import Completion, ToolCall
 
+# The framework's workflows look at every attribute of an agent, pydantic's old ones too.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:<aiosqlite:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:is_running called from within a step"),
+]
+
 QUESTIONS = [
     ("Multiply 6 and 7.", ("multiply", {"a": 6, "b": 7}), "42"),
     ("What is the weather in Paris?", ("get_weather", {"city": "Paris"}), "sunny"),

@@ -32,6 +32,7 @@ SHORT = RichPromptTemplate(
 
 # Two of the framework's engines are deprecated by it, and still what its indices give out.
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:<aiosqlite:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:Call to deprecated"),
     pytest.mark.parametrize(("question", "answer"), ASKED),
 ]
