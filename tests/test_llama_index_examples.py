@@ -1,8 +1,9 @@
 """The examples for LlamaIndex run as they stand, and print what is true."""
 
 import re
+from pathlib import Path
 
-from tests.test_examples import run
+from tests.test_examples import ROOT, run
 
 
 def test_chat_sees_the_picture_in_every_notation():
@@ -31,3 +32,12 @@ def test_agent_uses_its_tools_and_sees():
     assert "called: get_weather({'city': 'London'})" in printed
     assert "answer: The result is rainy." in printed
     assert "answer: blue" in printed
+
+
+def test_the_documentations_blocks_run_in_their_order(tmp_path: Path):
+    text = (ROOT / "docs" / "llama-index.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 4
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks))
+    run(str(script))

@@ -1,4 +1,6 @@
+import asyncio
 import gc
+import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,15 @@ def _framework_leaves_connections_open() -> Iterator[None]:
     """The framework's Memory never closes its database, which is told when it is collected."""
     yield
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "<aiosqlite", ResourceWarning)
+        warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _framework_closes_its_loops(request: pytest.FixtureRequest) -> None:
+    """Where there is no event loop, the framework makes one that it closes; else one it leaves."""
+    if not inspect.iscoroutinefunction(request.function):
+        asyncio.set_event_loop(None)
 
 
 @pytest.fixture
