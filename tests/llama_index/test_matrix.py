@@ -33,6 +33,14 @@ def settings(red, demo_backend):
     return {"model": "demo", "temperature": 0, "max_tokens": 40, "source_policy": policy}
 
 
+@pytest.fixture(scope="module")
+def backend(settings):
+    """Held, and used once, so that it tells what its engine has encoded before."""
+    backend = LLaVA(**settings).backend_for()
+    backend.ask(None, "Hello")
+    return backend
+
+
 @pytest.fixture
 def chain_model(settings):
     return ChatLLaVA(**settings)
@@ -44,10 +52,9 @@ def index_model(settings):
 
 
 async def test_every_carrier_is_one_answer_and_one_encoding_shared_with_langchain(
-    chain_model, index_model, settings, red
+    chain_model, index_model, backend, settings, red
 ):
-    backend = index_model.backend_for()
-    assert backend is chain_model.backend_for()
+    assert index_model.backend_for() is chain_model.backend_for() is backend
     before = backend.stats().get("images_encoded", 0)
     asked = [HumanMessage([{"type": "image", "base64": red.b64}, QUESTION])]
     assert chain_model.invoke(asked).text == "red"
@@ -61,10 +68,9 @@ async def test_every_carrier_is_one_answer_and_one_encoding_shared_with_langchai
 
 
 @pytest.mark.enable_socket
-def test_a_url_is_fetched_under_the_policy_and_is_the_same_picture(index_model, red):
+def test_a_url_is_fetched_under_the_policy_and_is_the_same_picture(index_model, backend, red):
     server = Server()
     server.answer = reply(red.png)
-    backend = index_model.backend_for()
     block = ImageBlock(url=server.url("/a.png"))
     before = backend.stats().get("images_encoded", 0)
     answer = index_model.chat([ChatMessage(blocks=[block, TextBlock(text=QUESTION)])])
