@@ -56,6 +56,7 @@ def retriever(case):
     ("arguments", "seen"),
     [
         ({"multimodal": True}, 1),
+        ({"multimodal": True, "response_mode": "refine"}, 1),
         ({"multimodal": True, "response_mode": "tree_summarize"}, 1),
         ({}, 0),
         ({"multimodal": False}, 0),

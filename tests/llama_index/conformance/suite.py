@@ -56,8 +56,10 @@ class LLMConformance:
     question = "What colour is the circle?"
     answer = "red"
     tells_usage = True
+    """Whether the last response has usage and finish reason in ``additional_kwargs``."""
     calls_tools = True
     carriers = CARRIERS
+    """The carriers that the adapter claims to take."""
 
     @pytest.fixture
     def picture(self, tmp_path: Path) -> Case:
@@ -95,6 +97,8 @@ class LLMConformance:
     async def test_every_carrier_by_every_chat_method(
         self, name: str, llm: LLM, picture: Case
     ) -> None:
+        if name not in self.carriers:
+            pytest.skip("not claimed")
         for method in CHAT:
             message = self.carriers[name](picture, self.question)
             responses = await called(method, llm, [message])
