@@ -147,6 +147,8 @@ def test_a_path_outside_the_roots_is_refused(case, tmp_path, demo_backend):
     "make",
     [
         lambda c: ImageNode(image=c.b64),
+        lambda c: ImageNode(image=base64.encodebytes(c.png).decode()),
+        lambda c: ImageNode(image=c.uri),
         lambda c: ImageNode(image_path=str(c.path)),
         lambda c: ImageNode(image_url=c.uri),
         lambda c: ImageNode(metadata={"file_path": str(c.path)}),

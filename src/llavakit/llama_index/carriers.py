@@ -81,6 +81,8 @@ def source_of(node: BaseNode) -> Image | None:
     """Where a node's picture is, in the order in which the framework looks for it, or None."""
     if isinstance(node, ImageNode):
         if node.image is not None:
+            if node.image[:5].lower() == "data:":
+                return Image(node.image, from_url_field=True)
             return Image(_decoded(node.image.encode("ascii", "replace")))
         if node.image_path is not None:
             return Image(Path(node.image_path))
@@ -201,7 +203,7 @@ def _decoded(data: bytes) -> bytes:
     if sniff(data[:1024]):
         return data
     try:
-        return binascii.a2b_base64(data, strict_mode=True)
+        return binascii.a2b_base64(data.translate(None, b" \t\r\n"), strict_mode=True)
     except binascii.Error:
         return data
 
