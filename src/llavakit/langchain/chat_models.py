@@ -20,17 +20,18 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, model_validator
 
+from llavakit.arguments import to_tool_choice, unaliased
 from llavakit.backend import Backend
-from llavakit.langchain.calls import Call, to_call, unaliased
+from llavakit.langchain.calls import Call, to_call
 from llavakit.langchain.canonical import canonical, has_documents, open_pages_of
 from llavakit.langchain.carriers import Document
 from llavakit.langchain.chunks import PROVIDER, to_generation_chunk, to_result
 from llavakit.langchain.inputs import CanonicalInputs
 from llavakit.langchain.messages import to_messages
-from llavakit.langchain.settings import ModelSettings
 from llavakit.langchain.structured import Method, structured
-from llavakit.langchain.tools import to_openai_tools, to_tool_choice, to_tools
+from llavakit.langchain.tools import to_openai_tools, to_tools
 from llavakit.model.catalog import context_length
+from llavakit.settings import ModelSettings
 from llavakit.values import Image
 
 

@@ -20,12 +20,13 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, PrivateAttr
 
+from llavakit.arguments import check_known, to_params, unaliased
 from llavakit.backend import question_about
 from llavakit.images import Picture, open_picture
-from llavakit.langchain.calls import CALL_ARGUMENTS, check_known, to_params, unaliased
+from llavakit.langchain.calls import CALL_ARGUMENTS
 from llavakit.langchain.canonical import is_remote
 from llavakit.langchain.chunks import PROVIDER, to_usage
-from llavakit.langchain.settings import ModelSettings
+from llavakit.settings import ModelSettings
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, Image, Message, SamplingParams
 

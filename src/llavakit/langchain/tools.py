@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any
 
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from llavakit.errors import ParameterError, SchemaError, UnsupportedContentError
+from llavakit.errors import SchemaError, UnsupportedContentError
 from llavakit.values import Tool
 
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
-_CHOICES = {"any": "required", "required": "required", "auto": "auto", "none": "none"}
 
 
 def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list[dict[str, Any]]:
@@ -40,60 +39,6 @@ def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
             parameters=function.get("parameters") or _NO_ARGUMENTS,
         )
         for function in (tool["function"] for tool in to_openai_tools(tools))
-    )
-
-
-def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
-    """``"auto"``, ``"none"``, ``"required"`` or the name of one tool.
-
-    Args:
-        choice: None, a bool, ``"any"`` or one of the above, or a dict of OpenAI's
-            (``{"type": "function", "function": {"name": ...}}``) or Anthropic's notation.
-        tools: the tools that are offered.
-
-    Raises:
-        ParameterError: no such tool, or a notation that nobody knows.
-    """
-    if choice is None or choice is False:
-        return "auto"
-    if choice is True:
-        return "required"
-    if isinstance(choice, Mapping):
-        inner = choice.get("function")
-        name = inner.get("name") if isinstance(inner, Mapping) else choice.get("name")
-        choice = name or choice.get("type")
-    names = [tool.name for tool in tools]
-    if choice in names:
-        return str(choice)
-    if isinstance(choice, str) and choice in _CHOICES:
-        return _CHOICES[choice]
-    offered = ", ".join(names) or "none were given"
-    raise ParameterError(
-        f"tool_choice is {choice!r}; it must be auto, none, any, required or the name of a tool "
-        f"({offered})."
-    )
-
-
-def to_schema(response_format: Any) -> Mapping[str, Any] | Literal[True] | None:
-    """The JSON schema of an OpenAI ``response_format``; True for any JSON object.
-
-    Raises:
-        ParameterError: a notation that nobody knows.
-    """
-    if response_format is None:
-        return None
-    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return True
-    if kind == "json_schema":
-        inner = response_format.get("json_schema", response_format)
-        if isinstance(inner, Mapping) and isinstance(inner.get("schema"), Mapping):
-            return cast("Mapping[str, Any]", inner["schema"])
-    raise ParameterError(
-        'response_format must be {"type": "json_schema", "json_schema": {"schema": ...}}, '
-        '{"type": "json_object"} or {"type": "text"}; for classes use with_structured_output.'
     )
 
 

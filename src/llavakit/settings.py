@@ -1,4 +1,8 @@
-"""The constructor of every LangChain model class of llavakit: its arguments and its backend."""
+"""The constructor of every framework's model class: its arguments and its backend.
+
+The frameworks' models are pydantic classes, and so is this; whoever has a framework has
+pydantic. Nothing else here belongs to any of them.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Literal, Self
 
-from langchain_core.utils import secret_from_env
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 import llavakit
+from llavakit.arguments import check_known, to_params, unaliased
 from llavakit.backend import Backend
 from llavakit.engine.config import EngineConfig
 from llavakit.errors import ParameterError
-from llavakit.langchain.calls import check_known, to_params, unaliased
 from llavakit.sources import SourcePolicy
 from llavakit.values import SamplingParams
 
@@ -61,9 +64,7 @@ class ModelSettings(BaseModel):
     """For servers (``base_url``); a model in this process has no failures that pass."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server that runs the model."""
-    api_key: SecretStr | None = Field(
-        default_factory=secret_from_env("LLAVAKIT_API_KEY", default=None)
-    )
+    api_key: SecretStr | None = Field(default_factory=lambda: key_from_environment())
     """The server's key, by default from ``LLAVAKIT_API_KEY``."""
 
     device: str | None = None
@@ -179,6 +180,12 @@ class ModelSettings(BaseModel):
                 "give it model=... instead."
             )
         return super().__getstate__()
+
+
+def key_from_environment() -> SecretStr | None:
+    """The server's key of ``LLAVAKIT_API_KEY``."""
+    key = os.environ.get("LLAVAKIT_API_KEY")
+    return None if key is None else SecretStr(key)
 
 
 class HeldBackends:

@@ -1,0 +1,136 @@
+"""Arguments as callers of the frameworks write them -> llavakit's own, merged and checked.
+
+Pure functions over dictionaries that know no framework: what each framework's model class
+accepts by name is the same. An argument that nobody knows is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, cast
+
+from llavakit.errors import ParameterError
+from llavakit.values import SamplingParams, Tool
+
+ALIASES = {
+    "model_name": "model",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "num_predict": "max_tokens",
+    "stop_sequences": "stop",
+    "repeat_penalty": "repetition_penalty",
+    "request_timeout": "timeout",
+    "num_ctx": "context_length",
+}
+"""Names that other chat models use for the same settings."""
+
+_CHOICES = {"any": "required", "required": "required", "auto": "auto", "none": "none"}
+
+
+def to_params(settings: Mapping[str, Any]) -> SamplingParams:
+    """The sampling parameters among ``settings``; what is missing or None takes its default.
+
+    Raises:
+        ParameterError: a value out of range, or two that contradict each other.
+    """
+    values = {
+        name: settings[name]
+        for name in SamplingParams.names()
+        if name != "logprobs" and settings.get(name) is not None
+    }
+    values["logprobs"] = _logprobs(settings.get("logprobs"), settings.get("top_logprobs"))
+    schema = to_schema(settings.get("response_format"))
+    if schema is not None:
+        if values.get("json_schema") is not None:
+            raise ParameterError("Give response_format or json_schema, not both.")
+        values["json_schema"] = schema
+    return SamplingParams(**values)
+
+
+def unaliased(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by their own names (see :data:`ALIASES`).
+
+    Raises:
+        ParameterError: one setting given twice, under two names.
+    """
+    result: dict[str, Any] = {}
+    for name, value in arguments.items():
+        real = ALIASES.get(name, name)
+        if real in result and result[real] != value:
+            raise ParameterError(f"{real} is given twice, once as {name}; give it once.")
+        result[real] = value
+    return result
+
+
+def check_known(arguments: Mapping[str, Any], known: Sequence[str], who: str) -> None:
+    """Refuses an argument that is not among ``known``, with the nearest name as advice."""
+    unknown = sorted(set(arguments) - set(known))
+    if not unknown:
+        return
+    near = get_close_matches(unknown[0], [*known, *ALIASES], n=1)
+    advice = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}."
+    raise ParameterError(f"{who} does not know the argument {unknown[0]!r}; {advice}")
+
+
+def _logprobs(logprobs: bool | int | None, top: int | None) -> int | None:
+    # OpenAI's pair is (True, n); llavakit's own is one number, of alternatives.
+    if logprobs is False or logprobs is None:
+        if top:
+            raise ParameterError("top_logprobs needs logprobs=True.")
+        return None
+    return (top or 0) if logprobs is True else logprobs
+
+
+def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
+    """``"auto"``, ``"none"``, ``"required"`` or the name of one tool.
+
+    Args:
+        choice: None, a bool, ``"any"`` or one of the above, or a dict of OpenAI's
+            (``{"type": "function", "function": {"name": ...}}``) or Anthropic's notation.
+        tools: the tools that are offered.
+
+    Raises:
+        ParameterError: no such tool, or a notation that nobody knows.
+    """
+    if choice is None or choice is False:
+        return "auto"
+    if choice is True:
+        return "required"
+    if isinstance(choice, Mapping):
+        inner = choice.get("function")
+        name = inner.get("name") if isinstance(inner, Mapping) else choice.get("name")
+        choice = name or choice.get("type")
+    names = [tool.name for tool in tools]
+    if choice in names:
+        return str(choice)
+    if isinstance(choice, str) and choice in _CHOICES:
+        return _CHOICES[choice]
+    offered = ", ".join(names) or "none were given"
+    raise ParameterError(
+        f"tool_choice is {choice!r}; it must be auto, none, any, required or the name of a tool "
+        f"({offered})."
+    )
+
+
+def to_schema(response_format: Any) -> Mapping[str, Any] | Literal[True] | None:
+    """The JSON schema of an OpenAI ``response_format``; True for any JSON object.
+
+    Raises:
+        ParameterError: a notation that nobody knows.
+    """
+    if response_format is None:
+        return None
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return True
+    if kind == "json_schema":
+        inner = response_format.get("json_schema", response_format)
+        if isinstance(inner, Mapping) and isinstance(inner.get("schema"), Mapping):
+            return cast("Mapping[str, Any]", inner["schema"])
+    raise ParameterError(
+        'response_format must be {"type": "json_schema", "json_schema": {"schema": ...}}, '
+        '{"type": "json_object"} or {"type": "text"}; a class is for structured output.'
+    )

@@ -1,0 +1,27 @@
+"""LLaVA in LlamaIndex: thin adapters, messages in and responses out.
+
+>>> from llavakit.llama_index import LLaVA
+>>> llm = LLaVA(model="demo")
+
+The model itself lives behind :class:`llavakit.Backend`; importing this package or making an
+:class:`LLaVA` imports no torch and loads no weights. Which of the framework's paths carry
+pictures, and which drop them, is told in ``docs/llama-index.md``.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from llavakit.errors import MissingDependencyError
+
+# `llama_index` is a namespace package: it may be there without its core.
+if find_spec("llama_index") is None or find_spec("llama_index.core") is None:
+    raise MissingDependencyError(
+        'LlamaIndex is not installed; run: pip install "llavakit[llama-index]"'
+    )
+
+from llavakit.llama_index.llm import LLaVA
+from llavakit.llama_index.multi_modal import LLaVAMultiModal
+from llavakit.llama_index.nodes import PictureResolver, resolve_node
+
+__all__ = ["LLaVA", "LLaVAMultiModal", "PictureResolver", "resolve_node"]

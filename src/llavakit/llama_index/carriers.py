@@ -1,0 +1,217 @@
+"""Content blocks and nodes of LlamaIndex -> llavakit parts.
+
+Every place in which LlamaIndex keeps a picture is known here and nowhere else. Nothing is
+opened: a picture stays a source, and whether it may be opened is for the backend's policy
+to say. The framework's own ``resolve_image`` is never called, because it reads any file and
+fetches any address.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    CachePoint,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+    VideoBlock,
+)
+from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore
+
+from llavakit._sniff import sniff
+from llavakit.errors import UnsupportedContentError
+from llavakit.images import Picture
+from llavakit.values import Image, Text, ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document, whose pages become pictures; ``source`` says where it is, or holds it."""
+
+    source: Image
+
+
+Piece: TypeAlias = Text | Image | Document | ToolCall
+
+
+def read_block(block: Any) -> list[Piece]:
+    """What a content block says, in its order.
+
+    Empty for what is no part of the dialogue: a model's private thoughts, and cache marks
+    (llavakit keeps prefixes by itself).
+
+    Raises:
+        UnsupportedContentError: audio, video, a picture without a source, or a block that
+            nobody knows.
+    """
+    if isinstance(block, TextBlock):
+        return [Text(block.text)]
+    if isinstance(block, ImageBlock):
+        return [picture_of(block)]
+    if isinstance(block, DocumentBlock):
+        return [document_of(block)]
+    if isinstance(block, ToolCallBlock):
+        return [tool_call_of(block.tool_call_id, block.tool_name, block.tool_kwargs)]
+    if isinstance(block, CitableBlock):
+        return [_origin(block), *(piece for one in block.content for piece in read_block(one))]
+    if isinstance(block, CitationBlock):
+        return [_origin(block), *read_block(block.cited_content)]
+    if isinstance(block, (ThinkingBlock, CachePoint)):
+        return []
+    if isinstance(block, AudioBlock):
+        _refuse("audio", "LLaVA takes text and pictures")
+    if isinstance(block, VideoBlock):
+        _refuse("video", "LLaVA takes text and pictures; send the frames that matter")
+    _refuse(type(block).__name__, "nobody here knows it")
+
+
+def source_of(node: BaseNode) -> Image | None:
+    """Where a node's picture is, in the order in which the framework looks for it, or None."""
+    if isinstance(node, ImageNode):
+        if node.image is not None:
+            if node.image[:5].lower() == "data:":
+                return Image(node.image, from_url_field=True)
+            return Image(_decoded(node.image.encode("ascii", "replace")))
+        if node.image_path is not None:
+            return Image(Path(node.image_path))
+        if node.image_url is not None:
+            return Image(str(node.image_url), from_url_field=True)
+        # Readers of the framework leave the path of a picture there.
+        path = node.metadata.get("file_path")
+        return None if path is None else Image(Path(path))
+    resource = getattr(node, "image_resource", None)
+    if resource is None:
+        return None
+    if resource.data is not None:
+        return Image(_decoded(resource.data))
+    if resource.path is not None:
+        return Image(Path(resource.path))
+    return None if resource.url is None else Image(str(resource.url), from_url_field=True)
+
+
+def picture_of(block: ImageBlock) -> Image:
+    """The picture of an image block; data win over a path, and a path over a URL.
+
+    Raises:
+        UnsupportedContentError: it has no source.
+    """
+    source = _source(block.image, block.path, block.url)
+    if source is None:
+        _refuse("image", "it has no source; give it bytes, a path or a url")
+    return source
+
+
+def document_of(block: DocumentBlock) -> Document:
+    """The document of a document block.
+
+    Raises:
+        UnsupportedContentError: it has no source, or holds text.
+    """
+    declared = (block.document_mimetype or "").partition("/")[0]
+    if declared in ("text", "audio", "video"):
+        advice = "send its text as a TextBlock" if declared == "text" else "it cannot be read"
+        _refuse("document", f"it is said to hold {declared}; {advice}")
+    source = _source(block.data, block.path, block.url)
+    if source is None:
+        _refuse("document", "it has no source; give it the PDF's bytes, a path or a url")
+    return Document(source)
+
+
+def tool_call_of(call_id: str | None, name: str, arguments: Any) -> ToolCall | Text:
+    """A call that an assistant's message made; as text if its arguments are no JSON object.
+
+    The model wrote what is broken, so it sees it again.
+    """
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            return Text(f"{name}({arguments})")
+    if not isinstance(arguments, Mapping):
+        return Text(f"{name}({arguments})")
+    return ToolCall(call_id or "", name, arguments)
+
+
+def to_image_block(source: Any) -> ImageBlock:
+    """An image block of any picture: a block, a node, or what :class:`llavakit.Image` takes.
+
+    Raises:
+        UnsupportedContentError: a node without a picture.
+    """
+    if isinstance(source, ImageBlock):
+        return source
+    if isinstance(source, NodeWithScore):
+        source = source.node
+    if isinstance(source, BaseNode):
+        image = source_of(source)
+        if image is None:
+            _refuse(type(source).__name__, "it holds no picture")
+        source = image
+    image = source if isinstance(source, Image) else Image(source)
+    held = image.source
+    if isinstance(held, Picture):
+        png = BytesIO()
+        held.rgb.save(png, "PNG", compress_level=1)
+        return ImageBlock(image=png.getvalue(), image_mimetype="image/png")
+    if isinstance(held, bytes):
+        return ImageBlock(image=held)
+    if isinstance(held, Path):
+        # Not validated: whether the file exists may be told only by the policy.
+        return ImageBlock.model_construct(path=held)
+    return _named(held, image.from_url_field)
+
+
+def flattened(pictures: Any) -> Iterable[Any]:
+    """One picture, or the pictures of lists within lists, in their order."""
+    if isinstance(pictures, (list, tuple)):
+        for one in pictures:
+            yield from flattened(one)
+    elif pictures is not None:
+        yield pictures
+
+
+def _named(source: str, from_url_field: bool) -> ImageBlock:
+    if from_url_field or source.lstrip()[:5].lower() == "data:" or "://" in source[:64]:
+        return ImageBlock(url=source)
+    return ImageBlock.model_construct(path=Path(source))
+
+
+def _source(data: Any, path: Any, url: Any) -> Image | None:
+    if isinstance(data, (bytes, bytearray)):
+        return Image(_decoded(bytes(data)))
+    if data is not None:  # an open file
+        return Image(data)
+    if path is not None:
+        return Image(Path(path))
+    return None if url is None else Image(str(url), from_url_field=True)
+
+
+def _decoded(data: bytes) -> bytes:
+    # The framework keeps bytes as base64, but a field that was set later holds them as they are.
+    if sniff(data[:1024]):
+        return data
+    try:
+        return binascii.a2b_base64(data.translate(None, b" \t\r\n"), strict_mode=True)
+    except binascii.Error:
+        return data
+
+
+def _origin(block: CitableBlock | CitationBlock) -> Text:
+    named = " ".join(f"{block.title} ({block.source})".split()) if block.source else block.title
+    return Text(f"{named}:\n" if named.strip(" ()") else "")
+
+
+def _refuse(kind: str, reason: str) -> NoReturn:
+    raise UnsupportedContentError(f"The message has a block of type {kind!r}: {reason}.")

@@ -1,0 +1,88 @@
+"""A model object of LlamaIndex apart from its answers: settings, what is told of it, copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt
+from llama_index.core.base.llms.types import LLMMetadata, MessageRole
+from pydantic import ConfigDict, Field, SecretStr, model_validator
+
+from llavakit.arguments import to_params
+from llavakit.errors import ParameterError
+from llavakit.llama_index.structured import SchemaPrediction
+from llavakit.model.catalog import context_length
+from llavakit.settings import ModelSettings, key_from_environment
+from llavakit.sources import SourcePolicy
+
+
+class DescribedModel(ModelSettings, SchemaPrediction):
+    """The settings of a model, and what the framework is told of them; nothing is loaded."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    # What must not be written down, and what JSON cannot hold.
+    api_key: SecretStr | None = Field(
+        default_factory=key_from_environment, exclude=True, repr=False
+    )
+    source_policy: SourcePolicy | None = Field(default=None, exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _templates_are_the_models(self) -> Self:
+        if self.query_wrapper_prompt is not None or self.messages_to_prompt not in (
+            None,
+            messages_to_prompt,
+        ):
+            raise ParameterError(
+                "LLaVA writes prompts by the checkpoint's template: instead of "
+                "messages_to_prompt or query_wrapper_prompt, name one with conv_mode."
+            )
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        # The framework warns of a name without "multi" where pictures are asked about.
+        return "llava_multi_modal_llm"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What the framework plans with; asks the model only where no file tells."""
+        return LLMMetadata(**self._metadata(self._context_window()))
+
+    def _metadata(self, window: int | None) -> dict[str, Any]:
+        known = {} if window is None else {"context_window": window}
+        return {
+            **known,
+            "num_output": to_params(self._sampling()).max_tokens,
+            "is_chat_model": True,
+            "is_function_calling_model": True,
+            "model_name": self._model_name,
+            "system_role": MessageRole.SYSTEM,
+        }
+
+    def _known_window(self) -> int | None:
+        if self.backend is not None:
+            return self.backend.info.context_length
+        limits = [limit for limit in (self.context_length, context_length(self.model)) if limit]
+        return min(limits, default=None)
+
+    def _context_window(self) -> int:
+        return self._known_window() or self.backend_for().info.context_length
+
+    @property
+    def _model_name(self) -> str:
+        return Path(self.model).name if Path(self.model).is_dir() else self.model
+
+    def to_payload(self) -> dict[str, Any]:
+        """The model as traces see it: settings that change answers; no keys, paths or pixels."""
+        sampling = {k: v for k, v in self._sampling().items() if v is not None}
+        metadata = LLMMetadata(**self._metadata(self._known_window())).model_dump()
+        return {"class_name": self.class_name(), **metadata, **sampling}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # Handlers of callbacks and rate limiters hold locks, and are shared on purpose.
+        memo = {} if memo is None else memo
+        for shared in (self.callback_manager, self.rate_limiter):
+            memo[id(shared)] = shared
+        return super().__deepcopy__(memo)

@@ -1,0 +1,266 @@
+"""``LLaVA``: a LLaVA model as a LlamaIndex LLM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    MessageRole,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.tools import BaseTool
+
+from llavakit.backend import Backend
+from llavakit.documents import message_pages
+from llavakit.llama_index.calls import Call, to_call
+from llavakit.llama_index.carriers import Document
+from llavakit.llama_index.described import DescribedModel
+from llavakit.llama_index.messages import has_media, to_messages
+from llavakit.llama_index.responses import Growing, to_completion, to_response, to_selections
+from llavakit.llama_index.tools import to_openai_tools, to_tools
+from llavakit.streams import AnswerStream
+from llavakit.values import Image
+
+if TYPE_CHECKING:
+    from llavakit.llama_index.planning import PicturePromptHelper
+
+
+class LLaVA(DescribedModel):
+    """LLaVA as an LLM of LlamaIndex: pictures and text in, text and tool calls out.
+
+    >>> from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
+    >>> llm = LLaVA(model="demo", temperature=0)
+    >>> question = ChatMessage(blocks=[
+    ...     ImageBlock(path="circle.png"), TextBlock(text="What colour is the circle?"),
+    ... ])  # doctest: +SKIP
+    >>> llm.chat([question]).message.content  # doctest: +SKIP
+    'red'
+
+    Takes every carrier of pictures that LlamaIndex programs use (see
+    :mod:`llavakit.llama_index.carriers`). All objects of one configuration, in all threads,
+    share one model, which batches their requests. Cancelling an awaited call or closing a
+    stream frees the model. Prompts are written by the checkpoint's own template
+    (``conv_mode``), so that ``messages_to_prompt`` has no place here.
+    """
+
+    # One call
+
+    def _prepared(
+        self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
+    ) -> tuple[Backend, Call]:
+        messages = self._with_system_prompt(messages)
+        call = to_call(messages, self._sampling(), arguments, self._open_document)
+        return self.backend_for(), call
+
+    async def _aprepared(
+        self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
+    ) -> tuple[Backend, Call]:
+        if has_media(messages):  # base64 of megabytes, pages of a PDF
+            return await asyncio.to_thread(self._prepared, messages, arguments)
+        return self._prepared(messages, arguments)
+
+    def _open_document(self, document: Document) -> list[Image]:
+        pages = message_pages(document.source, self.max_pages, self.policy)
+        return [Image(page.picture) for page in pages]
+
+    def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+        # Some ways through the framework have added it already, others have not.
+        told = self.system_prompt
+        if not told or any(
+            message.role == MessageRole.SYSTEM and message.content == told for message in messages
+        ):
+            return messages
+        return [ChatMessage(role=MessageRole.SYSTEM, content=told), *messages]
+
+    def _prompt_messages(self, prompt: str, formatted: bool) -> list[ChatMessage]:
+        if not formatted and self.completion_to_prompt is not None:
+            prompt = self.completion_to_prompt(prompt)
+        return [ChatMessage(role=MessageRole.USER, content=prompt)]
+
+    def _chat(self, messages: Sequence[ChatMessage], arguments: dict[str, Any]) -> ChatResponse:
+        backend, call = self._prepared(messages, arguments)
+        completion = backend.generate(call.messages, call.params, **call.options)
+        return to_response(completion, self._model_name)
+
+    async def _achat(
+        self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
+    ) -> ChatResponse:
+        backend, call = await self._aprepared(messages, arguments)
+        completion = await backend.agenerate(call.messages, call.params, **call.options)
+        return to_response(completion, self._model_name)
+
+    def _stream(
+        self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
+    ) -> Generator[ChatResponse, None, None]:
+        # Submitted at once, so that bad input raises here and not at the first piece.
+        backend, call = self._prepared(messages, arguments)
+        stream = backend.stream(call.messages, call.params, **call.options)
+        return _told(stream, Growing(self._model_name))
+
+    async def _astream(
+        self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
+    ) -> AsyncGenerator[ChatResponse, None]:
+        backend, call = await self._aprepared(messages, arguments)
+        growing = Growing(self._model_name)
+
+        async def told() -> AsyncGenerator[ChatResponse, None]:
+            stream = backend.astream(call.messages, call.params, **call.options)
+            async with aclosing(cast("Any", stream)) as chunks:
+                async for chunk in chunks:
+                    yield growing.add(chunk)
+
+        return told()
+
+    # The framework's eight methods. Each tells of itself once, so none calls another.
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """The answer to a conversation.
+
+        Args:
+            messages: the conversation, with pictures wherever they stand.
+            **kwargs: fields of :class:`llavakit.SamplingParams`, ``tools``, ``tool_choice``,
+                ``parallel_tool_calls``, ``timeout``, ``response_format``.
+
+        Raises:
+            InputError: what cannot be honoured; nothing was run.
+        """
+        return self._chat(messages, kwargs)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """As :meth:`chat`, in pieces; closing the generator frees the model."""
+        return self._stream(messages, kwargs)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """As :meth:`chat`, never blocking the event loop; cancelling it frees the model."""
+        return await self._achat(messages, kwargs)
+
+    @llm_chat_callback()
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """As :meth:`stream_chat`, never blocking the event loop."""
+        return await self._astream(messages, kwargs)
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """The answer to a prompt, which is a user's message.
+
+        Args:
+            prompt: the text.
+            formatted: whether ``completion_to_prompt`` was applied already.
+            **kwargs: as in :meth:`chat`.
+        """
+        return to_completion(self._chat(self._prompt_messages(prompt, formatted), kwargs))
+
+    @llm_completion_callback()
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        """As :meth:`complete`, in pieces."""
+        return completions(self._stream(self._prompt_messages(prompt, formatted), kwargs))
+
+    @llm_completion_callback()
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        """As :meth:`complete`, never blocking the event loop."""
+        return to_completion(await self._achat(self._prompt_messages(prompt, formatted), kwargs))
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """As :meth:`stream_complete`, never blocking the event loop."""
+        return acompletions(await self._astream(self._prompt_messages(prompt, formatted), kwargs))
+
+    # Tools
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        messages = list(chat_history or [])
+        if isinstance(user_msg, str):
+            user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
+        if user_msg is not None:
+            messages.append(user_msg)
+        choice = kwargs.pop("tool_choice", None)
+        if choice is None:
+            choice = "required" if tool_required else "auto"
+        return {
+            **kwargs,
+            "messages": messages,
+            "tools": to_openai_tools(tools),
+            "tool_choice": choice,
+            "parallel_tool_calls": allow_parallel_tool_calls,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls that a response makes, also those of a response that still grows.
+
+        Raises:
+            LlavaKitError: there is none, and ``error_on_no_tool_call``.
+        """
+        return to_selections(response, required=error_on_no_tool_call)
+
+    # Tokens
+
+    def count_tokens(self, messages: Sequence[ChatMessage], tools: Sequence[Any] = ()) -> int:
+        """Tokens of the prompt, pictures and tools included; nothing is run or fetched."""
+        conversation = to_messages(self._with_system_prompt(messages))
+        return self.backend_for().count_tokens(conversation, tools=to_tools(tools))
+
+    def chat_prompt_helper(self, **settings: Any) -> PicturePromptHelper:
+        """A prompt helper that plans with the real tokens of pictures.
+
+        >>> get_response_synthesizer(
+        ...     llm=llm, multimodal=True, chat_prompt_helper=llm.chat_prompt_helper()
+        ... )  # doctest: +SKIP
+        """
+        # Here, because older versions of the framework have no chat prompt helper.
+        from llavakit.llama_index.planning import PicturePromptHelper
+
+        return PicturePromptHelper(self, **settings)
+
+
+def _told(stream: AnswerStream, growing: Growing) -> Generator[ChatResponse, None, None]:
+    with stream:
+        for chunk in stream:
+            yield growing.add(chunk)
+
+
+def completions(responses: Generator[ChatResponse, None, None]) -> CompletionResponseGen:
+    """A streamed chat as a streamed completion."""
+    for response in responses:
+        yield to_completion(response)
+
+
+async def acompletions(
+    responses: AsyncGenerator[ChatResponse, None],
+) -> CompletionResponseAsyncGen:
+    """As :func:`completions`, for async streams."""
+    async with aclosing(responses) as later:
+        async for response in later:
+            yield to_completion(response)

@@ -1,0 +1,162 @@
+"""llavakit answers -> LlamaIndex responses; pure functions.
+
+A streamed response carries the whole answer so far and what is new in it (``delta``). Usage
+and finish reason are in ``raw`` and in ``additional_kwargs``, where the framework's token
+counter looks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    ContentBlock,
+    LogProb,
+    MessageRole,
+    TextBlock,
+    ToolCallBlock,
+)
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms.utils import parse_partial_json
+
+from llavakit.errors import LlavaKitError
+from llavakit.prompts.tools import compact_json
+from llavakit.streams import Gathering
+from llavakit.values import Chunk, Completion, TokenLogprob, Usage
+
+
+def to_response(completion: Completion, model: str, delta: str | None = None) -> ChatResponse:
+    """A whole answer of the model named ``model``; ``delta`` where it ends a stream."""
+    calls = [(call.id, call.name, dict(call.arguments)) for call in completion.tool_calls]
+    usage = _usage(completion.usage)
+    return ChatResponse(
+        message=_message(completion.text, calls),
+        delta=delta,
+        raw={"model": model, "finish_reason": completion.finish_reason, "usage": usage},
+        additional_kwargs={**usage, "finish_reason": completion.finish_reason},
+        logprobs=_logprobs(completion.logprobs),
+    )
+
+
+def to_completion(response: ChatResponse) -> CompletionResponse:
+    """A chat's response as one of the completion methods."""
+    return CompletionResponse(
+        text=response.message.content or "",
+        delta=response.delta,
+        raw=response.raw,
+        additional_kwargs=response.additional_kwargs,
+        logprobs=response.logprobs,
+    )
+
+
+class Growing:
+    """The responses of one streamed answer, chunk by chunk."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._gathering = Gathering()
+        self._text = ""
+        self._calls: dict[int, tuple[str, str, str]] = {}
+
+    def add(self, chunk: Chunk) -> ChatResponse:
+        """The answer with this chunk."""
+        self._gathering.add(chunk)
+        if chunk.finish_reason is not None:
+            completion = self._gathering.completion()
+            # A call that the token limit cut comes back as text.
+            delta = completion.text[len(self._text) :]
+            return to_response(completion, self._model, delta)
+        self._text += chunk.text
+        for piece in chunk.tool_calls:
+            call_id, name, arguments = self._calls.get(piece.index, ("", "", ""))
+            self._calls[piece.index] = (
+                piece.id or call_id,
+                piece.name or name,
+                arguments + piece.arguments,
+            )
+        calls = [call for _, call in sorted(self._calls.items())]
+        return ChatResponse(
+            message=_message(self._text, calls),
+            delta=chunk.text,
+            logprobs=_logprobs(chunk.logprobs),
+        )
+
+
+def to_selections(response: ChatResponse, *, required: bool) -> list[ToolSelection]:
+    """The tool calls of a response, also of one that still grows.
+
+    Args:
+        response: of a chat, whole or streamed.
+        required: whether no call at all is an error.
+
+    Raises:
+        LlavaKitError: there is none.
+    """
+    blocks = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+    if required and not blocks:
+        raise LlavaKitError(
+            "The model called no tool; ask with tool_required=True to hold it to a call."
+        )
+    return [
+        ToolSelection(
+            tool_id=block.tool_call_id or "",
+            tool_name=block.tool_name,
+            tool_kwargs=_arguments(block.tool_kwargs),
+        )
+        for block in blocks
+    ]
+
+
+def _arguments(arguments: dict[str, Any] | str) -> dict[str, Any]:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        parsed = parse_partial_json(arguments)
+    except ValueError:  # nothing that can be completed yet
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _message(
+    text: str, calls: Sequence[tuple[str, str, str] | tuple[str, str, dict[str, Any]]]
+) -> ChatMessage:
+    blocks: list[ContentBlock] = [TextBlock(text=text)] if text or not calls else []
+    blocks += [
+        ToolCallBlock(tool_call_id=call_id, tool_name=name, tool_kwargs=arguments)
+        for call_id, name, arguments in calls
+    ]
+    # The framework's streaming programs look for calls here, in OpenAI's notation.
+    extra = {"tool_calls": [_openai_call(*call) for call in calls]} if calls else {}
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
+
+
+def _openai_call(call_id: str, name: str, arguments: str | dict[str, Any]) -> dict[str, Any]:
+    told = arguments if isinstance(arguments, str) else compact_json(arguments)
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": told}}
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "image_tokens": usage.image_tokens,
+    }
+
+
+def _logprobs(logprobs: Sequence[TokenLogprob]) -> list[list[LogProb]] | None:
+    """For each token the chosen one first, then the likeliest alternatives."""
+    if not logprobs:
+        return None
+    return [
+        [
+            LogProb(token=token, logprob=value, bytes=list(token.encode()))
+            for token, value in ((one.token, one.logprob), *one.top)
+        ]
+        for one in logprobs
+    ]
