@@ -49,6 +49,7 @@ def backend(demo_backend, red: Case) -> Iterator[llavakit.Backend]:
     """The bundled model, which may read the picture's folder and loopback."""
     policy = SourcePolicy(roots=(red.path.parent,), allow_private_hosts=True)
     backend = llavakit.load("demo", source_policy=policy)
+    backend.ask(None, "Hello")  # holds the shared engine, whose figures others have counted up
     yield backend
     backend.close()
 
