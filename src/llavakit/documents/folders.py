@@ -15,11 +15,8 @@ from llavakit.documents.ranges import PageRange
 from llavakit.errors import DocumentError, InputError, SourceFetchError, SourceNotAllowedError
 from llavakit.sources import SourcePolicy
 
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in ("pdf", "tif", "tiff", "png", "jpg", "jpeg", "webp", "gif", "bmp", "avif")
-    + ("ppm", "pgm", "pbm", "pnm")
-)
+_NAMES = "pdf tif tiff png jpg jpeg webp gif bmp avif ppm pgm pbm pnm"
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 """Names that are read out of folders. What a file is, is told from its bytes all the same."""
 
 _FRAGMENT = re.compile(r"(.+)#pages?=([\d,\s-]+)", re.IGNORECASE | re.DOTALL)

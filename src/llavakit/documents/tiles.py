@@ -96,5 +96,6 @@ def _cuts(ink: NDArray[Any], parts: int) -> list[int]:
     for part in range(1, parts):
         middle = length * part // parts
         near = range(middle - shift, middle + shift + 1)
-        cuts.append(min(near, key=lambda at: (float(ink[at]), abs(at - middle))))
+        # What is printed on both sides of the cut counts.
+        cuts.append(min(near, key=lambda at: (ink[at - 1] + ink[at], abs(at - middle))))
     return [*cuts, length]
