@@ -1,3 +1,4 @@
+import io
 import json
 
 import pytest
@@ -88,3 +89,20 @@ def test_read_fails_if_nothing_can_be_read(run, tmp_path):
 def test_read_refuses_what_makes_no_sense(run, arguments):
     result = run("read", *arguments)
     assert (result.exit_code, result.stdout) == (2, "") and result.stderr.startswith("llavakit: ")
+
+
+def test_a_terminal_sees_how_far_it_is(run, pdf, tmp_path, monkeypatch):
+    from rich.console import Console
+
+    import llavakit.cli.read as module
+
+    shown = io.StringIO()
+    monkeypatch.setattr(module, "is_terminal", lambda: True)
+    monkeypatch.setattr(
+        module, "Console", lambda **_: Console(file=shown, force_terminal=True, width=300)
+    )
+    (tmp_path / "bad[red].pdf").write_bytes(b"%PDF-1.7")
+    result = run("read", pdf, tmp_path / "bad[red].pdf")
+    assert result.exit_code == 0 and len(lines(result)) == 4
+    assert "3 pages read" in shown.getvalue() and "bad[red].pdf is damaged" in shown.getvalue()
+    assert "3 pages read, 1 could not be read." in result.stderr

@@ -156,3 +156,12 @@ def test_a_folder_that_may_not_be_listed_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     kinds = [type(item).__name__ for item in read(tmp_path)]
     assert sorted(kinds) == ["Failure", "Page"]
+
+
+def test_leaving_ends_the_process_that_draws():
+    pages = open_files([page(RED)])
+    next(pages)
+    process = pages.gi_frame.f_locals["renderer"]._process
+    assert process.poll() is None
+    pages.close()
+    assert process.poll() is not None

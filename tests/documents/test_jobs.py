@@ -164,12 +164,15 @@ def test_documents_that_came_or_changed_are_told(job, backend, whole, tmp_path):
         run_job(job, backend, tmp_path / "whole.jsonl")
 
 
-def test_a_file_of_somebody_else_is_left_alone(job, backend, tmp_path):
+@pytest.mark.parametrize(
+    "content", ['{"source": "x", "page": 1, "error": null}\n', "Dear diary,\n", "torn"]
+)
+def test_a_file_of_somebody_else_is_left_alone(job, backend, tmp_path, content):
     out = tmp_path / "mine.jsonl"
-    out.write_text('{"source": "x", "page": 1, "error": null}\n')
+    out.write_text(content)
     with pytest.raises(ParameterError, match="nothing"):
         run_job(job, backend, out)
-    assert out.read_text().startswith('{"source": "x"')
+    assert out.read_text() == content
 
 
 def test_lines_of_another_run_under_the_same_job_are_refused(job, backend, whole, tmp_path):

@@ -1,6 +1,7 @@
 """Tasks over pages: batched, in order, with errors where they belong."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from llavakit.documents import (
     Tiles,
     describe,
     extract,
+    open_files,
     read_pages,
     transcribe,
 )
@@ -224,3 +226,26 @@ def test_the_other_tasks_see_the_page_and_its_tiles_together():
 def test_tasks_that_make_no_sense_are_refused_at_once(make):
     with pytest.raises(ParameterError):
         make()
+
+
+def test_the_bundled_model_reads_pages(demo_backend):
+    pdf = Path(__file__).parents[2] / "examples" / "data" / "pages.pdf"
+    schema = {
+        "type": "object",
+        "properties": {
+            "title": {"type": "string"},
+            "number": {"type": "integer"},
+            "total": {"type": "integer"},
+        },
+        "required": ["title", "number", "total"],
+    }
+    pages = list(open_files([f"{pdf}#pages=2,3"]))
+    data = [reading.data for reading in extract(demo_backend, pages, schema)]
+    assert data == [
+        {"title": "INVOICE", "number": 1609, "total": 11},
+        {"title": "RECEIPT", "number": 55064, "total": 8117},
+    ]
+    texts = [reading.text for reading in transcribe(demo_backend, pages)]
+    assert texts[0] == "INVOICE\nNo. 1609\nTotal 11\nName ANNA\nPage 2"
+    described = [reading.text.lower() for reading in describe(demo_backend, pages)]
+    assert "invoice" in described[0] and "receipt" in described[1]

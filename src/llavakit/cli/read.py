@@ -156,7 +156,7 @@ class Told:
         self.pages = 0
         self.failures = 0
         self._line: Progress | None = None
-        if sys.stderr.isatty():
+        if is_terminal():
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._line = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._line.add_task("Waiting for the first page")
@@ -194,6 +194,11 @@ class Told:
             note(text)
         else:
             self._line.console.print(text, markup=False, highlight=False)
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches stderr."""
+    return sys.stderr.isatty()
 
 
 def _schema(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from llavakit import errors
-from llavakit.errors import DocumentError, RenderError
+from llavakit.errors import DocumentError, EngineError, RenderError
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -68,7 +68,7 @@ class Renderer:
         """Opens a document there, unless it is the one that is open."""
         if self._holder is not document:
             self._holder = None
-            document.count_ = self.ask(document.head, document.data, what=document.name)[0]["count"]
+            document.length = self.ask(document.head, document.data, what=document.name)[0]["count"]
             self._holder = document
 
     def ask(
@@ -103,13 +103,19 @@ class Renderer:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self.close()
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # pdfium's remarks
-                start_new_session=True,  # Ctrl-C is for the program, which closes the renderer
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _START, json.dumps(sys.path)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,  # pdfium's remarks
+                    start_new_session=True,  # Ctrl-C is for the program, which closes the renderer
+                )
+            except OSError as error:
+                raise EngineError(
+                    f"No process can be started that draws PDFs ({error.strerror}); draw those "
+                    "that you trust with page_seconds=None."
+                ) from error
         return self._process
 
 
@@ -120,17 +126,17 @@ class IsolatedPdf:
         self.data = data
         self.name = name
         self.head = {**head, "bytes": len(data)}
-        self.count_ = 0
+        self.length = 0
         self._renderer = renderer
         renderer.hold(self)
 
     def count(self) -> int:
-        return self.count_
+        return self.length
 
     def page(self, number: int) -> tuple[PILImage.Image, str | None] | None:
         from PIL import Image as PILImage
 
-        if number > self.count_:
+        if number > self.length:
             return None
         self._renderer.hold(self)
         what = f"Page {number} of {self.name}"

@@ -43,18 +43,22 @@ class Lines:
             self._lock()
             if restart:
                 self._file.truncate(0)
-            self._cut_torn_end()
         except BaseException:
             self._file.close()
             raise
 
     @property
     def empty(self) -> bool:
-        """Whether there are no lines."""
+        """Whether there is nothing in the file."""
         return os.fstat(self._file.fileno()).st_size == 0
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The lines that are there. Nothing may be appended before all are read."""
+        """The lines that are there, once what is torn behind the last good one is cut off.
+
+        Whoever calls it knows that the file is its own. Nothing may be appended before all
+        lines are read.
+        """
+        self._cut_torn_end()
         with self.path.open("rb") as file:
             for line in file:
                 yield json.loads(line)
@@ -115,7 +119,6 @@ class Lines:
             return
 
     def _cut_torn_end(self) -> None:
-        """Cuts the file behind its last good line."""
         good = 0
         with self.path.open("rb") as file:
             for line in file:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from llavakit.errors import SourceFetchError
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all.
+    """Writes a file that appears whole or not at all, with the permissions of any new file.
 
     Raises:
         SourceFetchError: it cannot be written.
     """
+    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
-        handle, name = tempfile.mkstemp(".tmp", ".", path.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with part.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            part.replace(path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
     except OSError as error:
-        raise SourceFetchError(f"{path} cannot be written ({error.strerror}).") from error
+        raise SourceFetchError(
+            f"{path} cannot be written ({error.strerror}); see to the disk or name another place."
+        ) from error

@@ -6,10 +6,10 @@ pages and nobody else's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.folders import Document, Failure, list_documents
@@ -27,6 +27,9 @@ from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 if TYPE_CHECKING:
     from llavakit.documents.pages import PageLimit
+
+
+Pages: TypeAlias = Generator[Page | Failure, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ def open_files(
     text: bool = False,
     page_seconds: float | None = 30.0,
     policy: SourcePolicy = DEFAULT_POLICY,
-) -> Iterator[Page | Failure]:
+) -> Pages:
     """The pages of many documents, each read when it is asked for.
 
     Args:
@@ -84,7 +87,7 @@ def open_files(
 
 def read_documents(
     documents: Iterable[Document | Failure], view: View, policy: SourcePolicy
-) -> Iterator[Page | Failure]:
+) -> Pages:
     """The pages of documents that are listed already (see :func:`open_files`)."""
     limit = page_limit(view.dpi, view.max_pixels, policy)
     renderer = None if view.page_seconds is None else Renderer(view.page_seconds)
@@ -118,7 +121,7 @@ def _opened(
     return open_reader(document.source, label, view.dpi, limit, policy, view.text, renderer)
 
 
-def _read(document: Document, reader: PageReader) -> Iterator[Page | Failure]:
+def _read(document: Document, reader: PageReader) -> Pages:
     patience = Patience()
     for earlier in document.earlier:
         patience.see(earlier)

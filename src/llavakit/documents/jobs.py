@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,10 @@ from typing import Any
 from llavakit.backend import Backend
 from llavakit.documents._lines import Lines
 from llavakit.documents._whole import write_whole
-from llavakit.documents.files import View, read_documents
+from llavakit.documents.files import Pages, View, read_documents
 from llavakit.documents.folders import Document, Failure, list_documents
 from llavakit.documents.pages import Page
-from llavakit.documents.reading import WINDOW, Reading, read_pages
+from llavakit.documents.reading import WINDOW, Reading, Readings, read_pages
 from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
 from llavakit.errors import ParameterError
@@ -101,9 +103,12 @@ def run_job(
     with Lines(Path(out), restart=restart) as lines:
         _claim(Path(f"{os.fspath(out)}.job"), fingerprint, lines)
         remaining, earlier = _remaining(documents, lines)
-        pages = _kept(read_documents(remaining, job.view, policy), store)
         done = failures = 0
-        with contextlib.closing(read_pages(backend, pages, job.task, window=window)) as readings:
+        with (
+            closing(read_documents(remaining, job.view, policy)) as drawn,
+            closing(_kept(drawn, store)) as pages,
+            closing(read_pages(backend, pages, job.task, window=window)) as readings,
+        ):
             for reading in readings:
                 lines.append(to_line(reading, job.model))
                 done += reading.error is None
@@ -115,10 +120,13 @@ def run_job(
 
 def stream_job(
     job: Job, backend: Backend, *, window: int = WINDOW, policy: SourcePolicy = DEFAULT_POLICY
-) -> Iterator[Reading]:
+) -> Readings:
     """The readings of a job, in order, with nothing written anywhere (see :func:`run_job`)."""
-    pages = read_documents(_listed(job, policy), job.view, policy)
-    return read_pages(backend, pages, job.task, window=window)
+    with (
+        closing(read_documents(_listed(job, policy), job.view, policy)) as pages,
+        closing(read_pages(backend, pages, job.task, window=window)) as readings,
+    ):
+        yield from readings
 
 
 def to_line(reading: Reading, model: str) -> dict[str, Any]:
@@ -154,9 +162,8 @@ def to_line(reading: Reading, model: str) -> dict[str, Any]:
 
 def _listed(job: Job, policy: SourcePolicy) -> list[Document | Failure]:
     documents = list_documents(job.sources, job.pages, policy)
-    names = [_name(document) for document in documents]
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(map(_name, documents)).items():
+        if times > 1:
             raise ParameterError(
                 f"{name} is named twice with different pages; name it once, such as "
                 f"{name}#pages=1,3-5."
@@ -274,7 +281,7 @@ def _remaining(
     return [replace(current, earlier=tuple(outcomes)), *documents[at + 1 :]], count
 
 
-def _kept(pages: Iterator[Page | Failure], store: PageStore | None) -> Iterator[Page | Failure]:
+def _kept(pages: Pages, store: PageStore | None) -> Pages:
     for page in pages:
         if store is not None and isinstance(page, Page):
             store.put(page.picture)

@@ -51,16 +51,17 @@ class PageStore:
             SourceFetchError: the disk is full, or the folder may not be written.
         """
         path = self.path(picture.digest)
+        if path.is_file():
+            return path
         try:
-            if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                png = io.BytesIO()
-                picture.rgb.save(png, "PNG", compress_level=1)
-                write_whole(path, png.getvalue())
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SourceFetchError(
-                f"{path} cannot be written ({error.strerror}); see to the disk, or keep no pages."
+                f"{path.parent} cannot be made ({error.strerror}); name another folder."
             ) from error
+        png = io.BytesIO()
+        picture.rgb.save(png, "PNG", compress_level=1)
+        write_whole(path, png.getvalue())
         return path
 
     def get(self, digest: str) -> Picture | None:
