@@ -97,7 +97,7 @@ def test_a_terminal_sees_how_far_it_is(run, pdf, tmp_path, monkeypatch):
     import llavakit.cli.read as module
 
     shown = io.StringIO()
-    monkeypatch.setattr(module, "is_terminal", lambda: True)
+    monkeypatch.setattr(module, "is_watched", lambda out: True)
     monkeypatch.setattr(
         module, "Console", lambda **_: Console(file=shown, force_terminal=True, width=300)
     )

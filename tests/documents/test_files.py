@@ -1,6 +1,8 @@
 """Many documents as one stream: folders, ranges of pages, failures as values; tiles; the store."""
 
 import io
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -236,3 +238,21 @@ def test_writers_of_one_store_do_not_disturb_each_other(tmp_path):
         thread.join(30)
     assert wrong == [] and len(list(PageStore(tmp_path))) == 20
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_processes_share_a_store(tmp_path):
+    code = (
+        "import sys; from PIL import Image; from llavakit.images import Picture\n"
+        "from llavakit.documents import PageStore\n"
+        "store = PageStore(sys.argv[1])\n"
+        "for n in range(60):\n"
+        "    picture = Picture(Image.new('RGB', (64, 64), (n, 0, 0)))\n"
+        "    store.put(picture)\n"
+        "    assert store.get(picture.digest) == picture\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(50) for process in both] == [0, 0]
+    store = PageStore(tmp_path)
+    assert len(list(store)) == 60 and all(store.get(digest) for digest in store)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 60

@@ -3,6 +3,8 @@
 import os
 import resource
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from llavakit.documents import Failure, Page, open_files
 from llavakit.errors import InputError, RenderError
-from tests.documents.hostile import DOCUMENTS, RED, page, pdf, stream, tree
+from tests.documents.hostile import DOCUMENTS, RED, nested_forms, page, pdf, stream, tree
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -165,3 +167,38 @@ def test_leaving_ends_the_process_that_draws():
     assert process.poll() is None
     pages.close()
     assert process.poll() is not None
+
+
+def test_the_process_that_draws_does_not_outlive_a_program_that_was_killed(tmp_path):
+    (tmp_path / "hangs.pdf").write_bytes(nested_forms())
+    code = (
+        "import sys; from llavakit.documents import open_files, _isolated\n"
+        "started = _isolated.Renderer._started\n"
+        "def told(self):\n"
+        "    process = started(self)\n"
+        "    print(process.pid, flush=True)\n"
+        "    return process\n"
+        "_isolated.Renderer._started = told\n"
+        "next(open_files([sys.argv[1]], page_seconds=4))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "hangs.pdf")]
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("no /proc to look at")
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
+        worker = int(program.stdout.readline())
+        program.stdout.readline()  # the page is about to be asked for
+        time.sleep(1.5)
+        program.kill()
+    assert _runs(worker)  # it is inside pdfium, and hears nothing of it
+    end = time.monotonic() + SECONDS
+    while _runs(worker):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

@@ -135,7 +135,7 @@ def read(
             load_in_8bit=load_8bit,
         )
         earlier = 0
-        with Told() as told:
+        with Told(watched=is_watched(out)) as told:
             if out is None:
                 _print(job, backend, window, told)
             else:
@@ -152,13 +152,16 @@ def read(
 class Told:
     """What stderr shows of a run: failures, a line that grows on a terminal, and the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, watched: bool) -> None:
         self.pages = 0
         self.failures = 0
         self._line: Progress | None = None
-        if is_terminal():
+        if watched:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._line = Progress(*columns, console=Console(stderr=True), transient=True)
+            # Results go to stdout as they are; rich would take them for remarks.
+            self._line = Progress(
+                *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
+            )
             self._task = self._line.add_task("Waiting for the first page")
 
     def __enter__(self) -> Self:
@@ -196,9 +199,9 @@ class Told:
             self._line.console.print(text, markup=False, highlight=False)
 
 
-def is_terminal() -> bool:
-    """Whether somebody watches stderr."""
-    return sys.stderr.isatty()
+def is_watched(out: Path | None) -> bool:
+    """Whether somebody looks at stderr, and not at results on the same terminal."""
+    return sys.stderr.isatty() and (out is not None or not sys.stdout.isatty())
 
 
 def _schema(path: Path) -> dict[str, Any]:
