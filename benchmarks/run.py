@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import reading
 from benchmarks.bench_model import build, pictures, question
 from benchmarks.contenders import Contender, Generate, Llavakit, Timing, Turns
 from benchmarks.continuous import ContinuousBatching
@@ -106,11 +107,17 @@ def decode(path: Path, repeats: int) -> Figures:
     return _report("one request, 128 tokens", rounds)
 
 
+def read(path: Path, repeats: int) -> Figures:
+    """32 pages of a PDF, transcribed: pages a second."""
+    return reading.measure(path, repeats)
+
+
 WORKLOADS: dict[str, Callable[[Path, int], Figures]] = {
     "demo": demo,
     "shared pictures": shared_pictures,
     "chat": chat,
     "decode": decode,
+    "read": read,
 }
 
 Round = dict[str, list[Timing]]

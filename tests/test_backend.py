@@ -153,6 +153,8 @@ def test_closed_backend_refuses():
         "from llavakit.langchain import ChatLLaVA\nfor _ in range(10): ChatLLaVA(model='demo')",
         "import llavakit; llavakit.load('demo'); llavakit.SamplingParams()",
         "import llavakit; llavakit.Image(b'x'); llavakit.Message('user', 'hi')",
+        "from llavakit.documents import Task, open_files, run_job; Task('transcribe')",
+        "import llavakit.cli.app",
     ],
 )
 def test_no_torch_is_imported_by(statement):

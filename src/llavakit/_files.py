@@ -49,13 +49,13 @@ def read(path: str | Path, policy: SourcePolicy) -> bytes:
         raise SourceNotFoundError(f"A path of {length} characters names no file.")
     try:
         # Judged before it is opened as well: opening a device may already do something.
-        _check_place(path, os.path.realpath(path), policy)
+        check_place(path, os.path.realpath(path), policy)
         _check_kind(path, Path(path).stat())
         descriptor = os.open(path, _FLAGS)
         try:
             status = os.fstat(descriptor)
             _check_kind(path, status)
-            _check_place(path, _real_path(descriptor, status, path), policy)
+            check_place(path, _real_path(descriptor, status, path), policy)
             check_length(status.st_size, policy.max_bytes)
             return _read_all(descriptor, policy.max_bytes)
         finally:
@@ -76,7 +76,8 @@ def read(path: str | Path, policy: SourcePolicy) -> bytes:
         raise SourceNotFoundError(f"{shown(path)} is not a possible file name.") from error
 
 
-def _check_place(path: str | Path, real: str, policy: SourcePolicy) -> None:
+def check_place(path: str | Path, real: str, policy: SourcePolicy) -> None:
+    """Refuses a path that really (links followed) lies where ``policy`` does not allow it."""
     if any(_below(real, kernel) for kernel in _KERNEL):
         raise SourceNotAllowedError(f"{shown(path)} is a file of the kernel, not a picture.")
     if policy.roots is not None and not any(

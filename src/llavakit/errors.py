@@ -17,6 +17,7 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
     │   │   ├── SourceNotFoundError        no such file, or the server says 404
     │   │   └── SourceFetchError           the network or the disk failed half-way
     │   ├── DocumentError                  a PDF or another document cannot be read
+    │   │   └── RenderError                a page took too long, or brought its renderer down
     │   ├── UnsupportedContentError        audio, video, or a block that nobody understands
     │   ├── MessageError                   roles or content that make no conversation
     │   ├── ParameterError                 a sampling parameter out of its range
@@ -80,6 +81,10 @@ class SourceFetchError(SourceError):
 
 class DocumentError(InputError):
     """A PDF or another document cannot be read."""
+
+
+class RenderError(DocumentError):
+    """Drawing a page took too much time or memory, or brought the renderer's process down."""
 
 
 class UnsupportedContentError(InputError):

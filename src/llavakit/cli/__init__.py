@@ -1,4 +1,4 @@
-"""The command line: ``llavakit ask``, ``chat``, ``models`` and ``export``."""
+"""The command line: ``llavakit ask``, ``chat``, ``read``, ``models`` and ``export``."""
 
 from __future__ import annotations
 

@@ -11,16 +11,18 @@ from llavakit.cli.ask import ask
 from llavakit.cli.chat import chat
 from llavakit.cli.export import export
 from llavakit.cli.models import models
+from llavakit.cli.read import read
 
 app = typer.Typer(
     name="llavakit",
-    help="LLaVA on the command line: ask about pictures and pages, or chat about them.",
+    help="LLaVA on the command line: ask or chat about pictures, and read pages.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(ask)
 app.command()(chat)
+app.command()(read)
 app.command()(models)
 app.command()(export)
 

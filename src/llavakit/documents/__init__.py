@@ -1,9 +1,41 @@
-"""Documents as pictures of their pages: PDF, TIFF and ordinary pictures.
+"""Documents as pictures of their pages: PDF, TIFF, ordinary pictures, and folders of them.
 
-No framework and no torch here; :mod:`llavakit.langchain` and :mod:`llavakit.llama_index`
-build their loaders and readers upon this room.
+Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) knows a
+:class:`~llavakit.backend.Backend`. No framework and no torch here; :mod:`llavakit.langchain` and
+:mod:`llavakit.llama_index` build their loaders and readers upon this room.
 """
 
+from llavakit.documents.files import View, open_files
+from llavakit.documents.folders import Document, Failure
+from llavakit.documents.jobs import Job, Tally, run_job, stream_job, to_line
 from llavakit.documents.pages import Page, count_pages, message_pages, open_pages
+from llavakit.documents.ranges import PageRange
+from llavakit.documents.reading import Reading, describe, extract, read_pages, transcribe
+from llavakit.documents.store import PageStore
+from llavakit.documents.tasks import Task
+from llavakit.documents.tiles import Tiles
 
-__all__ = ["Page", "count_pages", "message_pages", "open_pages"]
+__all__ = [
+    "Document",
+    "Failure",
+    "Job",
+    "Page",
+    "PageRange",
+    "PageStore",
+    "Reading",
+    "Tally",
+    "Task",
+    "Tiles",
+    "View",
+    "count_pages",
+    "describe",
+    "extract",
+    "message_pages",
+    "open_files",
+    "open_pages",
+    "read_pages",
+    "run_job",
+    "stream_job",
+    "to_line",
+    "transcribe",
+]

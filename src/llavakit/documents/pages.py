@@ -23,6 +23,7 @@ from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
+    from llavakit.documents._isolated import Renderer
     from llavakit.values import Image
 
 MAX_PAGE_PIXELS = 16_000_000
@@ -102,19 +103,15 @@ def open_pages(
     PDFs are rendered one page at a time in the whole process, as pdfium demands; the lock is
     not held between pages. A single page's rendering cannot be interrupted.
     """
-    if not (math.isfinite(dpi) and dpi > 0):
-        raise ParameterError(f"dpi is {dpi!r}; it must be above 0, such as 144.")
-    if max_pixels < 1:
-        raise ParameterError(f"max_pixels is {max_pixels!r}; it must be at least 1.")
+    limit = page_limit(dpi, max_pixels, policy)
     numbers = _numbers(pages)
-    limit = PageLimit(min(max_pixels, policy.max_pixels), policy.max_side)
     return _pages(source, numbers, dpi, limit, policy, text)
 
 
 def count_pages(source: Any, *, policy: SourcePolicy = DEFAULT_POLICY) -> int:
     """The number of pages of a document, without reading them (see :func:`open_pages`)."""
     limit = PageLimit(policy.max_pixels, policy.max_side)
-    reader = _open(source, _label(source), 72, limit, policy, False)
+    reader = open_reader(source, label_of(source), 72, limit, policy, False)
     try:
         return reader.count()
     finally:
@@ -165,6 +162,15 @@ class PageLimit:
             scale *= 0.99
 
 
+def page_limit(dpi: float, max_pixels: int, policy: SourcePolicy) -> PageLimit:
+    """The caps for pages; raises ``ParameterError`` for numbers that make no sense."""
+    if not (math.isfinite(dpi) and dpi > 0):
+        raise ParameterError(f"dpi is {dpi!r}; it must be above 0, such as 144.")
+    if max_pixels < 1:
+        raise ParameterError(f"max_pixels is {max_pixels!r}; it must be at least 1.")
+    return PageLimit(min(max_pixels, policy.max_pixels), policy.max_side)
+
+
 def _pages(
     source: Any,
     numbers: Sequence[int] | None,
@@ -173,8 +179,8 @@ def _pages(
     policy: SourcePolicy,
     text: bool,
 ) -> Iterator[Page]:
-    name, label = _name(source), _label(source)
-    reader = _open(source, label, dpi, limit, policy, text)
+    name, label = name_of(source), label_of(source)
+    reader = open_reader(source, label, dpi, limit, policy, text)
     try:
         for number in count(1) if numbers is None else numbers:
             try:
@@ -192,9 +198,20 @@ def _pages(
         reader.close()
 
 
-def _open(
-    source: Any, label: str, dpi: float, limit: PageLimit, policy: SourcePolicy, text: bool
+def open_reader(
+    source: Any,
+    label: str,
+    dpi: float,
+    limit: PageLimit,
+    policy: SourcePolicy,
+    text: bool,
+    renderer: Renderer | None = None,
 ) -> PageReader:
+    """Opens a document (see :func:`open_pages`); a PDF in the renderer's process, if one is given.
+
+    Raises:
+        SourceError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
+    """
     from llavakit._sniff import sniff
     from llavakit.documents._frames import FrameReader, PictureReader
 
@@ -204,6 +221,8 @@ def _open(
             return PictureReader(held.rgb, limit)
         data = read_source(held, policy)
         kind = sniff(data)
+        if kind == "PDF" and renderer is not None:
+            return renderer.open(data, label, dpi, limit, text)
         if kind == "PDF":
             from llavakit.documents._pdf import PdfReader
 
@@ -230,7 +249,7 @@ def _numbers(pages: Iterable[int] | None) -> Sequence[int] | None:
     return numbers
 
 
-def _name(source: Any) -> str:
+def name_of(source: Any) -> str:
     """A name for pages and errors: no content, no credentials, no tokens of a query."""
     if not isinstance(source, (str, Path)):
         source = getattr(source, "filename", None) or getattr(source, "name", None)
@@ -249,7 +268,7 @@ def _name(source: Any) -> str:
     return str(name)
 
 
-def _label(source: Any) -> str:
+def label_of(source: Any) -> str:
     """The name as it stands in an error: at most 80 characters, the end being the telling part."""
-    name = _name(source)
+    name = name_of(source)
     return name if len(name) <= 80 else f"...{name[-77:]}"

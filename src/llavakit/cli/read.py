@@ -1,0 +1,229 @@
+"""``llavakit read``: pages of many documents, read into JSON Lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import llavakit
+from llavakit.cli import options
+from llavakit.cli.terminal import FAILED, note, sentence, told_errors, usage_error
+from llavakit.errors import ParameterError
+
+if TYPE_CHECKING:
+    from llavakit.backend import Backend
+    from llavakit.documents import Job, Reading
+    from llavakit.documents.tasks import TaskName
+
+_PAGES = "Pages"
+
+
+def read(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="PDFs, TIFFs, pictures, URLs and folders; scan.pdf#pages=1-3,7 for some pages."
+        ),
+    ],
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="transcribe, describe or extract.")
+    ] = "transcribe",
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="A JSON schema in a file, for extract.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="Other words for the task.", show_default=False)
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file of JSON Lines; a killed run goes on there."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, whatever is in --out.")
+    ] = False,
+    pages: Annotated[
+        str | None,
+        typer.Option("--pages", help="Pages of each file: 1-3,7 or 5-.", rich_help_panel=_PAGES),
+    ] = None,
+    dpi: Annotated[
+        float, typer.Option("--dpi", help="Resolution of PDFs.", rich_help_panel=_PAGES)
+    ] = 144,
+    max_pixels: Annotated[
+        int,
+        typer.Option("--max-pixels", help="Larger pages are shrunk.", rich_help_panel=_PAGES),
+    ] = 16_000_000,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            "--tiles",
+            help="Cut pages for small print: columns x rows as 2x3, or auto.",
+            rich_help_panel=_PAGES,
+        ),
+    ] = None,
+    text_layer: Annotated[
+        bool,
+        typer.Option("--text-layer", help="Add the PDF's own text.", rich_help_panel=_PAGES),
+    ] = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store",
+            help="Keep the pictures of the pages in this folder, by digest (with --out).",
+            rich_help_panel=_PAGES,
+        ),
+    ] = None,
+    page_seconds: Annotated[
+        float,
+        typer.Option(
+            "--page-seconds", help="Longest drawing of a PDF's page.", rich_help_panel=_PAGES
+        ),
+    ] = 30.0,
+    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 32,
+    max_tokens: options.MaxTokens = 1024,
+    model: options.Model = "demo",
+    model_base: options.ModelBase = None,
+    conv_mode: options.ConvMode = None,
+    load_4bit: options.Load4Bit = False,
+    load_8bit: options.Load8Bit = False,
+    device: options.Device = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Read the pages of documents: their text, what they show, or data of a schema.
+
+    llavakit read scans/ invoice.pdf --out pages.jsonl
+
+    One JSON object a page, in order; a page or file that cannot be read has an error in its
+    line, and the rest goes on. A run that was killed goes on when it is started again. Fails
+    (1) only if nothing at all could be read.
+    """
+    if "-" in files:
+        raise usage_error("Documents are not read from stdin; name files.")
+    if store is not None and out is None:
+        raise usage_error("--store goes with --out.")
+    with told_errors(debug):
+        from llavakit.documents import Job, PageStore, Task, Tiles, View, run_job
+
+        job = Job(
+            tuple(files),
+            Task(
+                cast("TaskName", task),
+                prompt,
+                None if schema is None else _schema(schema),
+                max_tokens,
+                None if tiles is None else Tiles.parse(tiles),
+            ),
+            model,
+            pages,
+            View(dpi, max_pixels, text_layer, page_seconds),
+            _set(
+                model_base=model_base, conv_mode=conv_mode, load_4bit=load_4bit, load_8bit=load_8bit
+            ),
+        )
+        backend = llavakit.load(
+            model,
+            model_base=model_base,
+            conv_mode=conv_mode,
+            device=device,
+            load_in_4bit=load_4bit,
+            load_in_8bit=load_8bit,
+        )
+        earlier = 0
+        with Told(watched=is_watched(out)) as told:
+            if out is None:
+                _print(job, backend, window, told)
+            else:
+                kept = None if store is None else PageStore(store)
+                tally = run_job(
+                    job, backend, out, restart=restart, window=window, store=kept, progress=told
+                )
+                earlier = tally.earlier
+        told.summary(earlier)
+        if told.failures and not (told.pages or earlier):
+            raise typer.Exit(FAILED)
+
+
+class Told:
+    """What stderr shows of a run: failures, a line that grows on a terminal, and the end."""
+
+    def __init__(self, *, watched: bool) -> None:
+        self.pages = 0
+        self.failures = 0
+        self._line: Progress | None = None
+        if watched:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            # Results go to stdout as they are; rich would take them for remarks.
+            self._line = Progress(
+                *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
+            )
+            self._task = self._line.add_task("Waiting for the first page")
+
+    def __enter__(self) -> Self:
+        if self._line is not None:
+            self._line.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._line is not None:
+            self._line.stop()
+
+    def __call__(self, reading: Reading) -> None:
+        """Takes note of a result."""
+        if reading.error is None:
+            self.pages += 1
+        else:
+            self.failures += 1
+            self._tell(f"llavakit: {sentence(reading.error)}")
+        if self._line is not None:
+            at = "" if reading.page is None else f", page {reading.page}"
+            done = f"{self.pages} pages read; {Path(reading.source).name}{at}"
+            self._line.update(self._task, description=escape(done))
+
+    def summary(self, earlier: int) -> None:
+        """The end of the run, where there is something to say that the lines do not show."""
+        if self.failures or earlier or self._line is not None:
+            before = f", {earlier} lines were there before" if earlier else ""
+            failed = f", {self.failures} could not be read" if self.failures else ""
+            note(f"{self.pages} pages read{failed}{before}.")
+
+    def _tell(self, text: str) -> None:
+        if self._line is None:
+            note(text)
+        else:
+            self._line.console.print(text, markup=False, highlight=False)
+
+
+def is_watched(out: Path | None) -> bool:
+    """Whether somebody looks at stderr, and not at results on the same terminal."""
+    return sys.stderr.isatty() and (out is not None or not sys.stdout.isatty())
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    try:
+        schema = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ParameterError(f"The schema {path} cannot be read ({reason}).") from error
+    if not isinstance(schema, dict):
+        raise ParameterError(f"{path} holds no JSON schema: it must be an object.")
+    return schema
+
+
+def _set(**settings: object) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if value}
+
+
+def _print(job: Job, backend: Backend, window: int, told: Told) -> None:
+    from llavakit.documents import stream_job, to_line
+    from llavakit.documents._lines import to_bytes
+
+    for reading in stream_job(job, backend, window=window):
+        sys.stdout.write(to_bytes(to_line(reading, job.model)).decode())
+        sys.stdout.flush()
+        told(reading)

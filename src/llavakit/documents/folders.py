@@ -1,0 +1,161 @@
+"""What there is to read: names of files, folders, and pages wished for -> documents."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llavakit._files import check_place
+from llavakit.documents.pages import name_of
+from llavakit.documents.ranges import PageRange
+from llavakit.errors import DocumentError, InputError, SourceFetchError, SourceNotAllowedError
+from llavakit.sources import SourcePolicy
+
+_NAMES = "pdf tif tiff png jpg jpeg webp gif bmp avif ppm pgm pbm pnm"
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+"""Names that are read out of folders. What a file is, is told from its bytes all the same."""
+
+_FRAGMENT = re.compile(r"(.+)#pages?=([\d,\s-]+)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document to read, and which pages of it.
+
+    Attributes:
+        source: whatever :func:`~llavakit.documents.open_pages` takes.
+        pages: the pages to read; None reads all. A string such as ``"1-3,7"`` is parsed.
+        earlier: what an earlier run did with its first pages, which are skipped: for each of
+            them the name of its error's class, or None if it was read.
+    """
+
+    source: Any
+    pages: PageRange | None = None
+    earlier: tuple[str | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pages, str):
+            object.__setattr__(self, "pages", PageRange.parse(self.pages))
+
+    @property
+    def name(self) -> str:
+        """The name that its pages carry."""
+        return name_of(self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A page, or a document, that could not be read.
+
+    Attributes:
+        source: the document's name, as in :class:`~llavakit.documents.Page`.
+        number: the page's number; None if the (rest of the) document is meant.
+        error: why, as it would have been raised.
+    """
+
+    source: str
+    number: int | None
+    error: InputError
+
+
+def list_documents(
+    sources: Iterable[Any], pages: str | None, policy: SourcePolicy
+) -> list[Document | Failure]:
+    """The documents that sources name, folders opened, none twice; no file is opened.
+
+    Args:
+        sources: as :func:`~llavakit.documents.open_files` takes them. ``scan.pdf#pages=1-3``
+            names pages too, unless there is a file that is called so.
+        pages: the pages to read of documents that name none.
+        policy: which folders may be listed.
+
+    Raises:
+        ParameterError: a range of pages that is none.
+    """
+    general = None if pages is None else PageRange.parse(pages)
+    found: dict[tuple[object, PageRange | None], Document | Failure] = {}
+    for source in sources:
+        document = _wished(source)
+        if document.pages is None:
+            document = replace(document, pages=general)
+        for one in _opened(document, policy):
+            key = _place(one.source) if isinstance(one, Document) else one.source
+            wish = one.pages if isinstance(one, Document) else None
+            found.setdefault((key, wish), one)
+    return list(found.values())
+
+
+def _wished(source: Any) -> Document:
+    if isinstance(source, Document):
+        return source
+    match = _FRAGMENT.fullmatch(source) if isinstance(source, str) and len(source) < 4096 else None
+    if match is None or os.path.lexists(source):
+        return Document(source)
+    return Document(match[1], PageRange.parse(match[2]))
+
+
+def _place(source: Any) -> object:
+    """What tells whether two sources are the same one."""
+    if isinstance(source, (str, Path)) and "://" not in str(source):
+        try:
+            return os.path.realpath(source)
+        except (OSError, ValueError):
+            return source
+    return source if isinstance(source, (str, bytes)) else id(source)
+
+
+def _opened(document: Document, policy: SourcePolicy) -> Iterator[Document | Failure]:
+    """The documents of a folder, or the document itself."""
+    source = document.source
+    if not (isinstance(source, (str, os.PathLike)) and _is_folder(source)):
+        yield document  # whether it can be read is told when it is its turn
+        return
+    found = False
+    try:
+        for one in _listed(Path(source), policy):
+            found = True
+            yield one if isinstance(one, Failure) else replace(document, source=one)
+    except InputError as error:
+        yield Failure(document.name, None, error)
+        return
+    if not found:
+        yield Failure(
+            document.name,
+            None,
+            DocumentError(f"The folder {document.name[-200:]} holds no pictures and no documents."),
+        )
+
+
+def _is_folder(source: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.isdir(source)
+    except (OSError, ValueError):
+        return False
+
+
+def _listed(folder: Path, policy: SourcePolicy) -> Iterator[str | Failure]:
+    if not policy.allow_files:
+        raise SourceNotAllowedError(
+            f"{folder} is a local folder, and SourcePolicy(allow_files=False) forbids them."
+        )
+    check_place(folder, os.path.realpath(folder), policy)
+    closed: list[OSError] = []
+    # Links to folders are not followed: they may lead round in circles, or out of the fence.
+    for at, folders, files in os.walk(folder, onerror=closed.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield str(Path(at, name))
+        while closed:
+            yield _closed(closed.pop())
+    while closed:
+        yield _closed(closed.pop())
+
+
+def _closed(error: OSError) -> Failure:
+    name = str(error.filename)
+    return Failure(name, None, SourceFetchError(f"{name} cannot be listed ({error.strerror})."))

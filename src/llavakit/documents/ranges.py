@@ -1,0 +1,69 @@
+"""Ranges of pages as people write them: ``1-3,7``, ``5-``, ``-2``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, takewhile
+
+from llavakit.errors import ParameterError
+
+_PART = re.compile(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?")
+_MOST_PARTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """Some pages of a document, none twice.
+
+    Attributes:
+        parts: (first, last) of each part, in the order in which they are read; a last of
+            None is the document's end.
+    """
+
+    parts: tuple[tuple[int, int | None], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> PageRange:
+        """Reads ``"1-3,7"``; ``"5-"`` goes to the end, ``"-2"`` comes from the beginning.
+
+        Raises:
+            ParameterError: it is no such text.
+        """
+        parts = tuple(_part(part.strip(), text) for part in text.split(",", _MOST_PARTS))
+        return cls(parts)
+
+    def numbers(self, last: int | None) -> Iterator[int]:
+        """The numbers of the pages.
+
+        Args:
+            last: how many pages there are; None if nobody knows: open parts never end then.
+
+        A part that reaches over the end is cut there. One that begins behind the end gives
+        its first number, so that somebody notices.
+        """
+        for index, (begin, end) in enumerate(self.parts):
+            if last is not None:
+                end = begin if begin > last else min(end or last, last)
+            numbers = takewhile(lambda n, end=end: end is None or n <= end, count(begin))  # type: ignore[misc]
+            for number in numbers:
+                if not any(_holds(part, number) for part in self.parts[:index]):
+                    yield number
+
+
+def _holds(part: tuple[int, int | None], number: int) -> bool:
+    return part[0] <= number and (part[1] is None or number <= part[1])
+
+
+def _part(part: str, whole: str) -> tuple[int, int | None]:
+    match = _PART.fullmatch(part)
+    if match is None or not (match[1] or match[3]) or (match[1] and match[3] and not match[2]):
+        raise ParameterError(f"{whole[:80]!r} is no range of pages; write one such as 1-3,7 or 5-.")
+    begin = int(match[1] or 1)
+    end = int(match[3]) if match[3] else None if match[2] else begin
+    if begin < 1 or (end is not None and end < begin):
+        raise ParameterError(
+            f"{part!r} is no range of pages; they are numbered from 1, and the smaller comes first."
+        )
+    return begin, end

@@ -1,0 +1,246 @@
+"""What a model reads on pages: transcriptions, descriptions, and data of a schema.
+
+Pure over :class:`~llavakit.backend.Backend`: many requests are under way at once, so that the
+engine has something to batch, and results come in the order of the pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from llavakit.backend import Backend, to_request
+from llavakit.documents.folders import Failure
+from llavakit.documents.pages import Page
+from llavakit.documents.tasks import Task, TaskName
+from llavakit.documents.tiles import MOST
+from llavakit.errors import (
+    InputError,
+    LlavaKitError,
+    OutOfMemoryError,
+    ParameterError,
+    QueueFullError,
+    RequestTimeoutError,
+    SchemaError,
+)
+from llavakit.streams import AnswerStream, gather
+from llavakit.values import Completion, FinishReason, Message, Usage
+
+Readings: TypeAlias = "Generator[Reading, None, None]"
+
+WINDOW = 32
+"""Requests under way: twice what the engine runs in one batch, so that it never waits."""
+
+_BUSY = 0.05  # seconds until another try at an engine whose queue is full
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read on one page, or why it was not.
+
+    Attributes:
+        source, page: the document's name and the page's number; None for a whole document.
+        size: width and height of the page in pixels.
+        sha256: the digest of the page's picture.
+        task: the task's name.
+        text: what the model said; of an extraction only where it gave no data.
+        data: what was extracted; it obeys the schema.
+        finish_reason: ``"stop"``, or ``"length"`` where ``max_tokens`` cut the answer.
+        usage: tokens of all requests for this page.
+        error: why there is no answer.
+        text_layer: the PDF's own text, where it was asked for.
+    """
+
+    source: str
+    page: int | None
+    task: str
+    size: tuple[int, int] | None = None
+    sha256: str | None = None
+    text: str | None = None
+    data: Any = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: LlavaKitError | None = None
+    text_layer: str | None = None
+
+
+def transcribe(backend: Backend, pages: Iterable[Page | Failure], **options: Any) -> Readings:
+    """The text on pages; options are fields of :class:`Task` and those of :func:`read_pages`."""
+    return _read("transcribe", backend, pages, options)
+
+
+def describe(backend: Backend, pages: Iterable[Page | Failure], **options: Any) -> Readings:
+    """What pages show; options are fields of :class:`Task` and those of :func:`read_pages`."""
+    return _read("describe", backend, pages, options)
+
+
+def extract(
+    backend: Backend, pages: Iterable[Page | Failure], schema: Any, **options: Any
+) -> Readings:
+    """Data of a JSON schema (or pydantic class) from pages; options as in :func:`transcribe`."""
+    return _read("extract", backend, pages, {"schema": schema, **options})
+
+
+def read_pages(
+    backend: Backend,
+    pages: Iterable[Page | Failure],
+    task: Task,
+    *,
+    window: int = WINDOW,
+    progress: Callable[[Reading], None] | None = None,
+) -> Readings:
+    """Reads pages with a model.
+
+    Args:
+        backend: the model.
+        pages: such as :func:`~llavakit.documents.open_files` gives. They are drawn as there is
+            room for their requests, and their pictures are not kept.
+        task: what is wanted of each.
+        window: most requests under way.
+        progress: called with every result, before it is given.
+
+    Yields:
+        One result for each page and failure, in their order. A page that the model cannot
+        take (too long, too large, too slow) has an error; the others go on.
+
+    Raises:
+        SchemaError: before any page is read: the schema cannot be compiled.
+        EngineError, RemoteError, ModelError: the model itself failed, and so would all pages.
+
+    Leaving the iteration cancels what is under way.
+    """
+    if window < 1:
+        raise ParameterError(f"window is {window!r}; it must be at least 1.")
+    return _told(_in_order(backend, pages, task, window), progress)
+
+
+def _read(
+    name: TaskName, backend: Backend, pages: Iterable[Page | Failure], options: dict[str, Any]
+) -> Readings:
+    own = {key: options.pop(key) for key in ("window", "progress") if key in options}
+    return read_pages(backend, pages, Task(name, **options), **own)
+
+
+def _told(readings: Readings, progress: Callable[[Reading], None] | None) -> Readings:
+    with contextlib.closing(readings):
+        for reading in readings:
+            if progress is not None:
+                progress(reading)
+            yield reading
+
+
+def _in_order(
+    backend: Backend, pages: Iterable[Page | Failure], task: Task, window: int
+) -> Readings:
+    waiting: deque[_Asked] = deque()
+    try:
+        for page in pages:
+            waiting.append(_Asked(page, task))
+            while not waiting[-1].submit(backend, _room(waiting, window)):
+                if len(waiting) > 1:
+                    yield waiting.popleft().reading()
+                else:
+                    time.sleep(_BUSY)  # other callers have filled the engine's queue
+            while len(waiting) > window:  # failures have no requests, and are no reason to wait
+                yield waiting.popleft().reading()
+        while waiting:
+            yield waiting.popleft().reading()
+    finally:
+        for asked in waiting:
+            asked.close()
+
+
+def _room(waiting: deque[_Asked], window: int) -> int:
+    """Requests that may be submitted; a page that is alone gets all of its own, however many."""
+    return MOST if len(waiting) == 1 else window - sum(map(len, waiting))
+
+
+class _Asked:
+    """A page whose requests are under way, or a failure that waits for its turn."""
+
+    def __init__(self, page: Page | Failure, task: Task) -> None:
+        self._task = task
+        self._streams: list[AnswerStream] = []
+        self._questions: list[Message] = []
+        self._error: LlavaKitError | None = None
+        self._known: dict[str, Any] = {"source": page.source, "page": page.number}
+        if isinstance(page, Failure):
+            self._error = page.error
+            return
+        self._known |= {"size": page.size, "sha256": page.digest, "text_layer": page.text}
+        self._questions = task.questions(page)
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def submit(self, backend: Backend, room: int) -> bool:
+        """Submits requests while there is room; whether none is left."""
+        try:
+            while self._questions and room > 0:
+                request = to_request(self._questions[0], self._task.params)
+                self._streams.append(backend.submit(request))
+                del self._questions[0]
+                room -= 1
+        except QueueFullError:
+            return False
+        except SchemaError:
+            raise  # of the task, and so of all pages
+        except InputError as error:
+            self._fail(error)
+        return not self._questions
+
+    def reading(self) -> Reading:
+        """What came of it, waiting for it."""
+        answers: list[Completion] = []
+        try:
+            if self._error is None:
+                answers = [gather(stream) for stream in self._streams]
+        except (InputError, OutOfMemoryError, RequestTimeoutError) as error:
+            self._fail(error)
+        finally:
+            self.close()
+        if self._error is not None:
+            return Reading(task=self._task.name, error=self._error, **self._known)
+        return Reading(task=self._task.name, **self._known, **_told_by(answers, self._task))
+
+    def close(self) -> None:
+        """Cancels what is under way."""
+        for stream in self._streams:
+            stream.close()
+
+    def _fail(self, error: LlavaKitError) -> None:
+        self._error = error
+        self._questions = []
+        self.close()
+
+
+def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
+    """The fields of a reading that come from the model."""
+    text = "\n".join(answer.text.strip() for answer in answers if answer.text.strip())
+    cut = any(answer.finish_reason == "length" for answer in answers)
+    told: dict[str, Any] = {
+        "text": text,
+        "finish_reason": "length" if cut else answers[-1].finish_reason,
+        "usage": Usage(*(sum(one) for one in zip(*map(_figures, answers), strict=True))),
+    }
+    if task.schema is not None:
+        # Only an answer that was cut is no JSON; what there is of it is left as text.
+        with contextlib.suppress(ValueError):
+            told["data"] = json.loads(text)
+            told["text"] = None
+    return told
+
+
+def _figures(answer: Completion) -> tuple[int, int, int, int]:
+    usage = answer.usage
+    return (
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.cached_tokens,
+        usage.image_tokens,
+    )

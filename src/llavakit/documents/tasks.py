@@ -1,0 +1,80 @@
+"""What can be wanted of a page, and the requests that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from llavakit.documents.pages import Page
+from llavakit.documents.tiles import Tiles
+from llavakit.errors import ParameterError
+from llavakit.values import Image, Message, SamplingParams, Text
+
+TaskName: TypeAlias = Literal["transcribe", "describe", "extract"]
+PROMPTS: Mapping[str, str] = {
+    "transcribe": "Transcribe the text in this image.",
+    "describe": "Describe this image in detail.",
+    "extract": "Extract the data as JSON.",
+}
+"""What the model is asked unless the caller says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is wanted of each page. Greedy, so the same page always gives the same answer.
+
+    Attributes:
+        name: ``"transcribe"``, ``"describe"`` or ``"extract"``.
+        prompt: the words that the model is asked with; "" takes those of :data:`PROMPTS`.
+        schema: for ``"extract"``: the JSON schema that the data must obey, or a class that
+            has one (pydantic's).
+        max_tokens: most tokens of an answer (with tiles, of each tile's transcription).
+        tiles: how pages are cut; None shows them whole. A transcription reads tile by tile;
+            the other tasks see the whole page and then its tiles, in one request.
+    """
+
+    name: TaskName
+    prompt: str = ""
+    schema: Any = None
+    max_tokens: int = 1024
+    tiles: Tiles | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in PROMPTS:
+            raise ParameterError(
+                f"There is no task {self.name!r}; use one of {', '.join(PROMPTS)}."
+            )
+        if (self.name == "extract") != (self.schema is not None):
+            raise ParameterError("A schema belongs to the task extract, and it needs one.")
+        if self.schema is not None:
+            object.__setattr__(self, "schema", _schema(self.schema))
+        object.__setattr__(self, "prompt", self.prompt or PROMPTS[self.name])
+
+    @property
+    def params(self) -> SamplingParams:
+        """How answers are drawn."""
+        return SamplingParams(self.max_tokens, temperature=0, json_schema=self.schema)
+
+    def questions(self, page: Page) -> list[Message]:
+        """The requests that one page needs."""
+        if self.tiles is None:
+            return [self._question([page.picture])]
+        tiles = self.tiles.cut(page.picture)
+        if self.name == "transcribe":
+            return [self._question([tile]) for tile in tiles]
+        return [self._question([page.picture, *tiles] if len(tiles) > 1 else tiles)]
+
+    def _question(self, pictures: list[Any]) -> Message:
+        return Message("user", [*map(Image, pictures), Text(self.prompt)])
+
+
+def _schema(schema: Any) -> Mapping[str, Any]:
+    of_class = getattr(schema, "model_json_schema", None)
+    found = of_class() if callable(of_class) else schema
+    if not isinstance(found, Mapping):
+        raise ParameterError(
+            f"A schema is a JSON schema (a mapping) or a pydantic class, and no "
+            f"{type(schema).__name__}."
+        )
+    return found
