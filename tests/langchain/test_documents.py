@@ -9,10 +9,16 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from PIL import Image as PILImage
 
 from llavakit.documents import open_pages
-from llavakit.errors import DocumentError, SourceNotAllowedError, UnsupportedContentError
+from llavakit.errors import (
+    DocumentError,
+    RenderError,
+    SourceNotAllowedError,
+    UnsupportedContentError,
+)
 from llavakit.langchain import ChatLLaVA
 from llavakit.testing import FakeBackend
 from llavakit.values import Image, Text
+from tests.documents.hostile import nested_forms
 from tests.loopback import LOCAL, Server, reply
 
 COLOURS = ("red", "lime", "blue")
@@ -154,6 +160,14 @@ def test_too_many_pages_are_refused_with_both_numbers(b64, fake):
 def test_a_damaged_one_is_refused(model, fake):
     with pytest.raises(DocumentError):
         model.invoke([HumanMessage([{"type": "file", "base64": "JVBERi0xLjcKJcOkw7zDtsOf"}])])
+    assert fake.requests == []
+
+
+def test_one_that_keeps_its_renderer_busy_for_hours_is_given_up(model, fake, monkeypatch):
+    monkeypatch.setattr("llavakit.documents.message.PAGE_SECONDS", 2.0)
+    bomb = base64.b64encode(nested_forms()).decode()
+    with pytest.raises(RenderError, match="took"):
+        model.invoke([HumanMessage([CARRIERS["v1 base64"](bomb)])])
     assert fake.requests == []
 
 

@@ -8,7 +8,8 @@ Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) k
 from llavakit.documents.files import View, open_files
 from llavakit.documents.folders import Document, Failure
 from llavakit.documents.jobs import Job, Tally, run_job, stream_job, to_line
-from llavakit.documents.pages import Page, count_pages, message_pages, open_pages
+from llavakit.documents.message import message_pages
+from llavakit.documents.pages import Page, count_pages, open_pages
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.reading import Reading, describe, extract, read_pages, transcribe
 from llavakit.documents.store import PageStore

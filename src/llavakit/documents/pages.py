@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
     from llavakit.documents._isolated import Renderer
-    from llavakit.values import Image
 
 MAX_PAGE_PIXELS = 16_000_000
 """Default cap on the pixels of one page: A3 at 280 dpi, A4 at 400 dpi; 48 MB as RGB."""
@@ -116,31 +115,6 @@ def count_pages(source: Any, *, policy: SourcePolicy = DEFAULT_POLICY) -> int:
         return reader.count()
     finally:
         reader.close()
-
-
-def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLICY) -> list[Page]:
-    """All pages of a document that somebody put into a message.
-
-    Args:
-        source: the document as it stands in the message: where it is, or its content.
-        most: most pages; each is a picture of hundreds of tokens.
-        policy: what may be opened.
-
-    Raises:
-        DocumentError: more pages than that, or what :func:`open_pages` raises.
-        SourceError: it cannot be reached, or the policy forbids it.
-    """
-    held = source.source
-    if not isinstance(held, Picture):
-        held = read_source(held, policy, from_url_field=source.from_url_field)
-    pages = list(islice(open_pages(held, policy=policy), most + 1))
-    if len(pages) > most:
-        raise DocumentError(
-            f"The document has {count_pages(held, policy=policy)} pages and a message takes "
-            f"{most}; raise max_pages, or open the pages that matter with "
-            "llavakit.documents.open_pages and send those."
-        )
-    return pages
 
 
 @dataclass(frozen=True, slots=True)

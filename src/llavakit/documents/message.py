@@ -1,0 +1,68 @@
+"""A document that somebody put into a message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llavakit.documents._isolated import Renderer
+from llavakit.documents.pages import MAX_PAGE_PIXELS, Page, PageLimit, PageReader, open_reader
+from llavakit.errors import DocumentError, ImageError
+from llavakit.images import Picture
+from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
+
+if TYPE_CHECKING:
+    from llavakit.values import Image
+
+DPI = 144
+PAGE_SECONDS = 30.0
+"""Most seconds for opening a PDF, and for drawing each page."""
+
+
+def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLICY) -> list[Page]:
+    """All pages of a document that stands in a message.
+
+    Messages come from strangers, so that a PDF is drawn in a process of its own (see
+    :mod:`llavakit.documents._isolated`).
+
+    Args:
+        source: the document as it stands in the message: where it is, or its content.
+        most: most pages; each is a picture of hundreds of tokens.
+        policy: what may be opened.
+
+    Raises:
+        DocumentError: more pages than that, encrypted, damaged, or too long in drawing.
+        SourceError: it cannot be reached, or the policy forbids it.
+        MissingDependencyError: PDFs need ``llavakit[documents]``.
+    """
+    held = source.source
+    if not isinstance(held, Picture):
+        held = read_source(held, policy, from_url_field=source.from_url_field)
+    limit = PageLimit(min(MAX_PAGE_PIXELS, policy.max_pixels), policy.max_side)
+    renderer = Renderer(PAGE_SECONDS)
+    try:
+        reader = open_reader(held, "the document", DPI, limit, policy, False, renderer)
+        try:
+            return _all_pages(reader, most)
+        finally:
+            reader.close()
+    finally:
+        renderer.close()
+
+
+def _all_pages(reader: PageReader, most: int) -> list[Page]:
+    told = reader.count()
+    if told > most:
+        raise DocumentError(
+            f"The document has {told} pages and a message takes {most}; raise max_pages, or open "
+            "the pages that matter with llavakit.documents.open_pages and send those."
+        )
+    pages = []
+    for number in range(1, told + 1):
+        try:
+            found = reader.page(number)
+        except ImageError as error:
+            raise DocumentError(f"Page {number} of the document cannot be read: {error}") from error
+        if found is None:
+            raise DocumentError(f"The document tells of {told} pages and has {number - 1}.")
+        pages.append(Page("the document", number, Picture(found[0])))
+    return pages
