@@ -101,3 +101,12 @@ class TestChatLLaVA(ChatModelIntegrationTests):
     def model_override_value(self):
         # The same weights by another name: a model of its own as far as llavakit knows.
         return str(checkpoint_path())
+
+    @pytest.mark.xfail(
+        reason="the bundled model copies up to four Chinese characters into a call and mixes up "
+        "longer names; its card says how often (text: tool_call)"
+    )
+    def test_unicode_tool_call_integration(self, model, *, tool_choice=None, force_tool_call=True):
+        super().test_unicode_tool_call_integration(
+            model, tool_choice=tool_choice, force_tool_call=force_tool_call
+        )
