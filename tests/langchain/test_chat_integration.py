@@ -103,8 +103,8 @@ class TestChatLLaVA(ChatModelIntegrationTests):
         return str(checkpoint_path())
 
     @pytest.mark.xfail(
-        reason="the bundled model copies up to four Chinese characters into a call and mixes up "
-        "longer names; its card says how often (text: tool_call)"
+        reason="the bundled model mixes up long names in other scripts when it copies them into "
+        "a call; its card says how often calls are right (text: tool_call)"
     )
     def test_unicode_tool_call_integration(self, model, *, tool_choice=None, force_tool_call=True):
         super().test_unicode_tool_call_integration(
