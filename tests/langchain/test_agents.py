@@ -62,13 +62,19 @@ async def test_an_agent_calls_the_right_tool_and_tells_its_result(model, questio
         assert result in answer.text and not answer.tool_calls
 
 
-@pytest.mark.parametrize("strategy", [None, ProviderStrategy, ToolStrategy])
-def test_an_agent_ends_with_a_valid_object(model, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "told"),
+    [
+        (None, "Ada is 36 years old."),
+        (ProviderStrategy, "Ada is 36 years old."),
+        (ToolStrategy, "Call Person with name Ada and age 36."),
+    ],
+)
+def test_an_agent_with_tools_ends_with_the_right_object(model, strategy, told):
     wanted = Person if strategy is None else strategy(Person)
     agent = create_agent(model, [multiply, get_weather], response_format=wanted)
-    asked = HumanMessage("Call Person with name Ada and age 36.")
-    state = agent.invoke({"messages": [asked]})
-    assert isinstance(state["structured_response"], Person)
+    state = agent.invoke({"messages": [HumanMessage(told)]})
+    assert state["structured_response"] == Person(name="Ada", age=36)
 
 
 def test_the_object_holds_what_was_said(model):
