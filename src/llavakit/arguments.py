@@ -6,12 +6,13 @@ accepts by name is the same. An argument that nobody knows is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 from llavakit.errors import ParameterError
-from llavakit.values import SamplingParams, Tool
+from llavakit.values import Message, SamplingParams, Tool
 
 ALIASES = {
     "model_name": "model",
@@ -25,7 +26,66 @@ ALIASES = {
 }
 """Names that other chat models use for the same settings."""
 
+_REQUEST = ("tools", "tool_choice", "parallel_tool_calls", "timeout", "response_format")
+CALL_ARGUMENTS = (*SamplingParams.names(), "top_logprobs", *_REQUEST)
+"""What a call of a model may say by name."""
+
+_NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 _CHOICES = {"any": "required", "required": "required", "auto": "auto", "none": "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The arguments of ``Backend.generate`` and its sisters."""
+
+    messages: tuple[Message, ...]
+    params: SamplingParams
+    options: dict[str, Any]
+
+
+def merged(
+    settings: Mapping[str, Any], arguments: Mapping[str, Any], framework: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Settings of a model with the arguments of one call over them; None is "not set" in both.
+
+    Args:
+        settings: of the model object.
+        arguments: of the call, under any of their names.
+        framework: names that only the framework understands.
+
+    Raises:
+        ParameterError: an argument that nobody knows, or one that is given twice.
+    """
+    given = unaliased(arguments)
+    check_known(given, (*CALL_ARGUMENTS, *framework), "This call")
+    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+
+
+def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, Any]:
+    """The options of ``Backend.generate`` among merged settings.
+
+    Raises:
+        ParameterError: ``tool_choice`` names no tool.
+    """
+    parallel = settings.get("parallel_tool_calls")
+    return {
+        "tools": tuple(tools),
+        "tool_choice": to_tool_choice(settings.get("tool_choice"), tools),
+        "parallel_tool_calls": True if parallel is None else parallel,
+        "timeout": settings.get("timeout"),
+    }
+
+
+def from_openai(tools: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
+    """Tools of llavakit from functions in OpenAI's notation."""
+    return tuple(
+        Tool(
+            name=function["name"],
+            description=function.get("description") or "",
+            parameters=function.get("parameters") or _NO_ARGUMENTS,
+        )
+        for function in (tool["function"] for tool in tools)
+    )
 
 
 def to_params(settings: Mapping[str, Any]) -> SamplingParams:

@@ -13,6 +13,7 @@ from PIL import ImageDraw
 
 from llavakit.demo import checkpoint_path
 from llavakit.langchain import ChatLLaVA
+from tests.langchain.supported import Supported
 
 PDF = Path(__file__).parents[2] / "examples" / "data" / "pages.pdf"
 
@@ -40,7 +41,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch, demo_backend) -> None:
     monkeypatch.setattr("llavakit.sources.fetch_url", lambda url, policy: downloaded(url))
 
 
-class TestChatLLaVA(ChatModelIntegrationTests):
+class TestChatLLaVA(Supported, ChatModelIntegrationTests):
     @property
     def chat_model_class(self):
         return ChatLLaVA
@@ -48,50 +49,6 @@ class TestChatLLaVA(ChatModelIntegrationTests):
     @property
     def chat_model_params(self):
         return {"model": "demo", "temperature": 0}
-
-    @property
-    def supports_image_inputs(self):
-        return True
-
-    @property
-    def supports_image_urls(self):
-        return True
-
-    @property
-    def supports_image_tool_message(self):
-        return True
-
-    @property
-    def supports_anthropic_inputs(self):
-        return True
-
-    @property
-    def supports_pdf_inputs(self):
-        return True
-
-    @property
-    def supports_pdf_tool_message(self):
-        return True
-
-    @property
-    def supports_json_mode(self):
-        return True
-
-    @property
-    def has_tool_calling(self):
-        return True
-
-    @property
-    def has_tool_choice(self):
-        return True
-
-    @property
-    def has_structured_output(self):
-        return True
-
-    @property
-    def returns_usage_metadata(self):
-        return True
 
     @property
     def supports_model_override(self):

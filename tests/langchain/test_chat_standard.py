@@ -3,9 +3,10 @@
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from llavakit.langchain import ChatLLaVA
+from tests.langchain.supported import Supported
 
 
-class TestChatLLaVA(ChatModelUnitTests):
+class TestChatLLaVA(Supported, ChatModelUnitTests):
     @property
     def chat_model_class(self):
         return ChatLLaVA
@@ -17,23 +18,3 @@ class TestChatLLaVA(ChatModelUnitTests):
     @property
     def init_from_env_params(self):
         return {"LLAVAKIT_API_KEY": "key"}, {"model": "demo"}, {"api_key": "key"}
-
-    @property
-    def supports_image_inputs(self):
-        return True
-
-    @property
-    def supports_image_urls(self):
-        return True
-
-    @property
-    def supports_image_tool_message(self):
-        return True
-
-    @property
-    def supports_anthropic_inputs(self):
-        return True
-
-    @property
-    def supports_json_mode(self):
-        return True

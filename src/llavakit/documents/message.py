@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.pages import MAX_PAGE_PIXELS, Page, PageLimit, PageReader, open_reader
 from llavakit.errors import DocumentError, ImageError
 from llavakit.images import Picture
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
-
-if TYPE_CHECKING:
-    from llavakit.values import Image
+from llavakit.values import Image, Part
 
 DPI = 144
 PAGE_SECONDS = 30.0
 """Most seconds for opening a PDF, and for drawing each page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A document in a message; ``source`` says where it is, or holds it."""
+
+    source: Image
+
+
+OpenAttachment: TypeAlias = Callable[[Attachment], Sequence[Part]]
+"""Gives the pages of an attachment as pictures."""
+
+
+def page_images(attachment: Attachment, most: int, policy: SourcePolicy) -> list[Image]:
+    """The pages of an attachment as pictures; arguments and errors as :func:`message_pages`."""
+    return [Image(page.picture) for page in message_pages(attachment.source, most, policy)]
 
 
 def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLICY) -> list[Page]:

@@ -16,8 +16,9 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
 
+from llavakit.documents.message import page_images
 from llavakit.images import open_picture
-from llavakit.langchain.carriers import Document, PictureId, document_of, picture_of
+from llavakit.langchain.carriers import PictureId, document_of, picture_of
 from llavakit.sources import SourcePolicy
 from llavakit.values import Image
 
@@ -59,13 +60,6 @@ def has_documents(messages: Sequence[BaseMessage]) -> bool:
     )
 
 
-def open_pages_of(document: Document, policy: SourcePolicy, max_pages: int) -> list[Image]:
-    """The pages of a document as pictures."""
-    from llavakit.documents import message_pages
-
-    return [Image(page.picture) for page in message_pages(document.source, max_pages, policy)]
-
-
 @dataclass(frozen=True, slots=True)
 class _Opener:
     """Opens what a block carries, unless it is elsewhere."""
@@ -88,7 +82,7 @@ class _Opener:
             return [self._image(image)]
         if (document := document_of(block)) is None or is_remote(document.source):
             return [block]
-        pages = open_pages_of(document, self.policy, self.max_pages)
+        pages = page_images(document, self.max_pages, self.policy)
         return [self._image(page) for page in pages]
 
     def _image(self, image: Image) -> dict[str, Any]:

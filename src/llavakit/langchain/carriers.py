@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from llavakit._sniff import ALLOWED, sniff
+from llavakit.documents.message import Attachment
 from llavakit.errors import UnsupportedContentError
 from llavakit.values import Image, Text, ToolCall
 
@@ -32,14 +33,7 @@ class ToolResult:
     content: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A PDF, whose pages become pictures; ``source`` says where it is, or holds it."""
-
-    source: Image
-
-
-Piece: TypeAlias = Text | Image | Document | ToolCall | ToolResult
+Piece: TypeAlias = Text | Image | Attachment | ToolCall | ToolResult
 
 TEXT_TYPES = {"text", "input_text", "output_text", "text-plain"}
 IMAGE_TYPES = {"image", "image_url", "input_image"}
@@ -104,7 +98,7 @@ def picture_of(block: Block) -> Image | None:
     return None
 
 
-def document_of(block: Block) -> Document | None:
+def document_of(block: Block) -> Attachment | None:
     """The PDF that a block carries, or None if it carries none.
 
     Raises:
@@ -116,7 +110,7 @@ def document_of(block: Block) -> Document | None:
     source = _image_in(block)
     if source is None:
         _refuse(kind, "it has no source; give the PDF's base64 data, a url or a path")
-    return Document(source)
+    return Attachment(source)
 
 
 def type_of(block: Block) -> str:

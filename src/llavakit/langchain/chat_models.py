@@ -20,16 +20,17 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, model_validator
 
-from llavakit.arguments import to_tool_choice, unaliased
+from llavakit.arguments import Call, to_tool_choice, unaliased
 from llavakit.backend import Backend
-from llavakit.langchain.calls import Call, to_call
-from llavakit.langchain.canonical import canonical, has_documents, open_pages_of
-from llavakit.langchain.carriers import Document
+from llavakit.documents.message import Attachment, page_images
+from llavakit.langchain.calls import to_call
+from llavakit.langchain.canonical import canonical, has_documents
 from llavakit.langchain.chunks import PROVIDER, to_generation_chunk, to_result
 from llavakit.langchain.inputs import CanonicalInputs
 from llavakit.langchain.messages import to_messages
 from llavakit.langchain.structured import Method, structured
 from llavakit.langchain.tools import to_openai_tools, to_tools
+from llavakit.langchain.tracing import traced_settings
 from llavakit.model.catalog import context_length
 from llavakit.settings import ModelSettings
 from llavakit.values import Image
@@ -79,18 +80,7 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
         return {**self.identity(), "output_version": self.output_version}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        given = {name: value for name, value in unaliased(kwargs).items() if value is not None}
-        settings = {**self.identity(), **given}
-        params = LangSmithParams(
-            ls_provider=PROVIDER,
-            ls_model_name=settings["model"],
-            ls_model_type="chat",
-            ls_temperature=settings["temperature"],
-            ls_max_tokens=settings["max_tokens"],
-        )
-        if stop := stop if stop is not None else self.stop:
-            params["ls_stop"] = stop
-        return params
+        return traced_settings(self, "chat", stop, kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile:
         profile = ModelProfile(
@@ -130,8 +120,8 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
             return await run_in_executor(None, self._prepared, messages, stop, arguments)
         return self._prepared(messages, stop, arguments)
 
-    def _open_document(self, document: Document) -> list[Image]:
-        return open_pages_of(document, self.policy, self.max_pages)
+    def _open_document(self, document: Attachment) -> list[Image]:
+        return page_images(document, self.max_pages, self.policy)
 
     def canonical(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """The messages as traces, caches and the model see them."""

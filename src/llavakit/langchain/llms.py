@@ -20,12 +20,12 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, PrivateAttr
 
-from llavakit.arguments import check_known, to_params, unaliased
+from llavakit.arguments import CALL_ARGUMENTS, check_known, to_params, unaliased
 from llavakit.backend import question_about
 from llavakit.images import Picture, open_picture
-from llavakit.langchain.calls import CALL_ARGUMENTS
 from llavakit.langchain.canonical import is_remote
 from llavakit.langchain.chunks import PROVIDER, to_usage
+from llavakit.langchain.tracing import traced_settings
 from llavakit.settings import ModelSettings
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, Image, Message, SamplingParams
@@ -62,17 +62,7 @@ class LLaVALLM(LLM, ModelSettings):
         return {**self.identity(), "images": [_name(image) for image in self._images]}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        settings = {**self.identity(), **unaliased(kwargs)}
-        params = LangSmithParams(
-            ls_provider=PROVIDER,
-            ls_model_name=settings["model"],
-            ls_model_type="llm",
-            ls_temperature=settings["temperature"],
-            ls_max_tokens=settings["max_tokens"],
-        )
-        if stop := stop if stop is not None else self.stop:
-            params["ls_stop"] = stop
-        return params
+        return traced_settings(self, "llm", stop, kwargs)
 
     def called_with(self, images: Any = None, **arguments: Any) -> Self:
         """The model with the arguments of a call as its settings, pictures opened.

@@ -7,8 +7,8 @@ what cannot be honoured raises an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from langchain_core.messages import (
     AIMessage,
@@ -20,8 +20,9 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from llavakit.documents.message import Attachment, OpenAttachment
 from llavakit.errors import MessageError, UnsupportedContentError
-from llavakit.langchain.carriers import Document, Piece, ToolResult, read_block
+from llavakit.langchain.carriers import Piece, ToolResult, read_block
 from llavakit.values import Message, Part, Text, ToolCall
 
 _ROLES = {
@@ -35,11 +36,7 @@ _ROLES = {
 }
 
 
-OpenDocument: TypeAlias = Callable[[Document], Sequence[Part]]
-"""Gives the pages of a document as pictures."""
-
-
-def not_opened(document: Document) -> NoReturn:
+def not_opened(document: Attachment) -> NoReturn:
     """Refuses a document where nothing may be opened."""
     raise UnsupportedContentError(
         "Counting tokens opens no document that is elsewhere; open its pages first "
@@ -48,7 +45,7 @@ def not_opened(document: Document) -> NoReturn:
 
 
 def to_messages(
-    messages: Iterable[BaseMessage], open_document: OpenDocument = not_opened
+    messages: Iterable[BaseMessage], open_document: OpenAttachment = not_opened
 ) -> tuple[Message, ...]:
     """LangChain messages as llavakit messages, in their order; any stretch of a conversation.
 
@@ -83,7 +80,7 @@ def pieces_of(content: Any) -> list[Piece]:
     return pieces
 
 
-def _turns(message: BaseMessage, open_document: OpenDocument) -> list[Message]:
+def _turns(message: BaseMessage, open_document: OpenAttachment) -> list[Message]:
     role = role_of(message)
     parts: list[Part] = []
     calls = {call.id: call for call in _calls(message)}
@@ -151,10 +148,10 @@ def _broken_calls(message: BaseMessage) -> list[str]:
     return [f"{call['name']}({call['args']})" for call in message.invalid_tool_calls]
 
 
-def _parts(pieces: list[Piece], open_document: OpenDocument) -> list[Part]:
+def _parts(pieces: list[Piece], open_document: OpenAttachment) -> list[Part]:
     parts: list[Part] = []
     for piece in pieces:
-        if isinstance(piece, Document):
+        if isinstance(piece, Attachment):
             parts += open_document(piece)
             continue
         if isinstance(piece, (ToolCall, ToolResult)):

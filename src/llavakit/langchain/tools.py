@@ -8,10 +8,9 @@ from typing import Any
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from llavakit.arguments import from_openai
 from llavakit.errors import SchemaError, UnsupportedContentError
 from llavakit.values import Tool
-
-_NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
 def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list[dict[str, Any]]:
@@ -32,14 +31,7 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
     """Tools of llavakit from whatever LangChain takes for a tool."""
-    return tuple(
-        Tool(
-            name=function["name"],
-            description=function.get("description") or "",
-            parameters=function.get("parameters") or _NO_ARGUMENTS,
-        )
-        for function in (tool["function"] for tool in to_openai_tools(tools))
-    )
+    return from_openai(to_openai_tools(tools))
 
 
 def json_schema_of(schema: Any, *, strict: bool | None = None) -> dict[str, Any]:

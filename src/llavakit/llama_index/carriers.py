@@ -11,7 +11,6 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -31,19 +30,12 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore
 
 from llavakit._sniff import sniff
+from llavakit.documents.message import Attachment
 from llavakit.errors import UnsupportedContentError
 from llavakit.images import Picture
 from llavakit.values import Image, Text, ToolCall
 
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A document, whose pages become pictures; ``source`` says where it is, or holds it."""
-
-    source: Image
-
-
-Piece: TypeAlias = Text | Image | Document | ToolCall
+Piece: TypeAlias = Text | Image | Attachment | ToolCall
 
 
 def read_block(block: Any) -> list[Piece]:
@@ -113,7 +105,7 @@ def picture_of(block: ImageBlock) -> Image:
     return source
 
 
-def document_of(block: DocumentBlock) -> Document:
+def document_of(block: DocumentBlock) -> Attachment:
     """The document of a document block.
 
     Raises:
@@ -126,7 +118,7 @@ def document_of(block: DocumentBlock) -> Document:
     source = _source(block.data, block.path, block.url)
     if source is None:
         _refuse("document", "it has no source; give it the PDF's bytes, a path or a url")
-    return Document(source)
+    return Attachment(source)
 
 
 def tool_call_of(call_id: str | None, name: str, arguments: Any) -> ToolCall | Text:

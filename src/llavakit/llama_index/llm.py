@@ -21,10 +21,10 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 
+from llavakit.arguments import Call
 from llavakit.backend import Backend
-from llavakit.documents import message_pages
-from llavakit.llama_index.calls import Call, to_call
-from llavakit.llama_index.carriers import Document
+from llavakit.documents.message import Attachment, page_images
+from llavakit.llama_index.calls import to_call
 from llavakit.llama_index.described import DescribedModel
 from llavakit.llama_index.messages import has_media, to_messages
 from llavakit.llama_index.responses import Growing, to_completion, to_response, to_selections
@@ -70,9 +70,8 @@ class LLaVA(DescribedModel):
             return await asyncio.to_thread(self._prepared, messages, arguments)
         return self._prepared(messages, arguments)
 
-    def _open_document(self, document: Document) -> list[Image]:
-        pages = message_pages(document.source, self.max_pages, self.policy)
-        return [Image(page.picture) for page in pages]
+    def _open_document(self, document: Attachment) -> list[Image]:
+        return page_images(document, self.max_pages, self.policy)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
         # Some ways through the framework have added it already, others have not.

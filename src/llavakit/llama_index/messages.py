@@ -6,8 +6,8 @@ raises an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -17,9 +17,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
+from llavakit.documents.message import Attachment, OpenAttachment
 from llavakit.errors import MessageError, UnsupportedContentError
 from llavakit.llama_index.carriers import (
-    Document,
     Piece,
     read_block,
     source_of,
@@ -39,11 +39,8 @@ _ROLES: Mapping[MessageRole, str] = {
     MessageRole.TOOL: "tool",
 }
 
-OpenDocument: TypeAlias = Callable[[Document], Sequence[Part]]
-"""Gives the pages of a document as pictures."""
 
-
-def not_opened(document: Document) -> NoReturn:
+def not_opened(document: Attachment) -> NoReturn:
     """Refuses a document where nothing may be opened."""
     raise UnsupportedContentError(
         "Counting tokens opens no document; open its pages first "
@@ -52,7 +49,7 @@ def not_opened(document: Document) -> NoReturn:
 
 
 def to_messages(
-    messages: Iterable[ChatMessage], open_document: OpenDocument = not_opened
+    messages: Iterable[ChatMessage], open_document: OpenAttachment = not_opened
 ) -> tuple[Message, ...]:
     """LlamaIndex messages as llavakit messages, in their order; any stretch of a conversation.
 
@@ -77,12 +74,12 @@ def has_media(messages: Iterable[ChatMessage]) -> bool:
     )
 
 
-def _message(message: ChatMessage, open_document: OpenDocument) -> Message:
+def _message(message: ChatMessage, open_document: OpenAttachment) -> Message:
     role = _ROLES[MessageRole(message.role)]
     parts: list[Part] = []
     calls: list[ToolCall] = []
     for piece in _pieces(message):
-        if isinstance(piece, Document):
+        if isinstance(piece, Attachment):
             parts += open_document(piece)
         elif isinstance(piece, ToolCall):
             calls.append(piece)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llavakit.arguments import from_openai
 from llavakit.errors import UnsupportedContentError
 from llavakit.values import Tool
-
-_NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
 def to_openai_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
@@ -22,14 +21,7 @@ def to_openai_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
     """Tools of llavakit from those of the framework or from dicts."""
-    return tuple(
-        Tool(
-            name=function["name"],
-            description=function.get("description") or "",
-            parameters=function.get("parameters") or _NO_ARGUMENTS,
-        )
-        for function in (tool["function"] for tool in to_openai_tools(tools))
-    )
+    return from_openai(to_openai_tools(tools))
 
 
 def _openai_tool(tool: Any) -> dict[str, Any]:

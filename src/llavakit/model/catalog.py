@@ -251,14 +251,10 @@ def of_repository(name: str) -> CatalogEntry | None:
 
     For directories, which may be called like a short name and hold something else.
     """
-    wanted = name.strip().lower()
-    ends = {
-        full.rpartition("/")[2].lower(): entry
-        for entry in CATALOG
-        for full in (entry.original_id, entry.hf_id)
-        if full
-    }
-    return ends.get(wanted)
+    entry = resolve(name)
+    ids = [] if entry is None else [entry.original_id, entry.hf_id]
+    ends = [full.rpartition("/")[2].lower() for full in ids]
+    return entry if name.strip().lower() in ends else None
 
 
 def context_length(model: str) -> int | None:

@@ -9,7 +9,7 @@ from llavakit.errors import CheckpointError
 from llavakit.model.chat_template import prompt_tokenizer
 from llavakit.model.layout import layout_of
 from llavakit.model.preprocess import ImagePreprocessor, image_processor
-from llavakit.model.reader import Reader, context_length, revision_of
+from llavakit.model.reader import Reader, built, context_length, revision_of
 from llavakit.model.tokens import special_tokens
 
 
@@ -52,16 +52,9 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
 def _build(path: Path, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+    return built(
+        path,
+        lambda: AutoModelForImageTextToText.from_pretrained(
             path, output_loading_info=True, local_files_only=True, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"The weights in {path} cannot be loaded: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} tensors, among them {missing[0]}; "
-            "its files are incomplete, download or copy them again."
-        )
-    return model
+        ),
+    )

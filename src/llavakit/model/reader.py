@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llavakit.errors import CheckpointError
 from llavakit.model.layout import ImageLayout
 from llavakit.model.preprocess import ImagePreprocessor
 from llavakit.model.tokens import PromptTokenizer, Special
@@ -47,6 +48,29 @@ class Reader:
     context_length: int
     revision: str
     build: Build
+
+
+def built(path: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Any:
+    """The HF model that ``load`` gives, with every weight.
+
+    Args:
+        path: the checkpoint's directory, for messages.
+        load: a ``from_pretrained`` with ``output_loading_info``.
+
+    Raises:
+        CheckpointError: weights are missing, damaged, or do not fit the configuration.
+    """
+    try:
+        model, report = load()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"The weights in {path} cannot be loaded: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors, among them {missing[0]}; "
+            "its files are incomplete, download or copy them again."
+        )
+    return model
 
 
 def context_length(text: Any) -> int:

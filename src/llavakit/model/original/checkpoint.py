@@ -18,7 +18,7 @@ from llavakit.model.original.tensors import Tensors
 from llavakit.model.original.tokenizer import ChunkedPrompts, read_tokenizer
 from llavakit.model.original.weights import hf_tensors, on_disk
 from llavakit.model.preprocess import ImagePreprocessor
-from llavakit.model.reader import Reader, context_length, revision_of
+from llavakit.model.reader import Reader, built, context_length, revision_of
 from llavakit.model.tokens import Special, special_tokens
 from llavakit.prompts.templates import auto_template, named_template, template
 
@@ -134,25 +134,12 @@ class OriginalCheckpoint:
             CheckpointError: weights are missing, damaged, or do not fit.
         """
         tensors = self.tensors()
-        try:
-            model, report = self._model_class.from_pretrained(
-                None,
-                config=self.config,
-                state_dict=tensors,
-                output_loading_info=True,
-                **options,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"The weights in {self.parts.path} cannot be loaded: {error}"
-            ) from error
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise CheckpointError(
-                f"{self.parts.path} lacks {len(missing)} tensors, among them {missing[0]}; its "
-                "files are incomplete, download or copy them again."
-            )
-        return model
+        return built(
+            self.parts.path,
+            lambda: self._model_class.from_pretrained(
+                None, config=self.config, state_dict=tensors, output_loading_info=True, **options
+            ),
+        )
 
     @property
     def _model_class(self) -> Any:

@@ -1,0 +1,49 @@
+"""What ChatLLaVA can, as LangChain's standard tests ask for it."""
+
+
+class Supported:
+    """Every capability that LLaVA has, switched on."""
+
+    @property
+    def supports_image_inputs(self):
+        return True
+
+    @property
+    def supports_image_urls(self):
+        return True
+
+    @property
+    def supports_image_tool_message(self):
+        return True
+
+    @property
+    def supports_anthropic_inputs(self):
+        return True
+
+    @property
+    def supports_pdf_inputs(self):
+        return True
+
+    @property
+    def supports_pdf_tool_message(self):
+        return True
+
+    @property
+    def supports_json_mode(self):
+        return True
+
+    @property
+    def has_tool_calling(self):
+        return True
+
+    @property
+    def has_tool_choice(self):
+        return True
+
+    @property
+    def has_structured_output(self):
+        return True
+
+    @property
+    def returns_usage_metadata(self):
+        return True
