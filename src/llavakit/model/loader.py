@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from llavakit.errors import CheckpointError
 from llavakit.model.hf import read_hf
 from llavakit.model.original.config import is_original
-from llavakit.model.quantization import Quantization, check_quantized, quantization_config
+from llavakit.model.quantization import (
+    Quantization,
+    check_quantized,
+    keep_unpackable,
+    quantization_config,
+)
 from llavakit.model.reader import Reader
 
 if TYPE_CHECKING:
@@ -122,6 +127,7 @@ def load_weights(
             hf_logging.enable_progress_bar()
     if quantization is not None:
         check_quantized(model, quantization)
+        keep_unpackable(model)
     if device_map is not None:
         _check_spread(model, place)
     elif quantization is None:

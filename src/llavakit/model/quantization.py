@@ -21,6 +21,8 @@ KEPT = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 """Modules that keep their precision, with their full names: transformers looks for a name at
 the start or at the end of a module's path, so "vision_tower" alone would spare nothing."""
 
+_PACKED_ROWS = 32
+
 
 def bitsandbytes() -> Any:
     """The library.
@@ -87,6 +89,20 @@ def check_quantized(model: Any, kind: Quantization) -> None:
             raise CheckpointError(
                 f"{name} was not quantised to {kind}; load this checkpoint without quantization."
             )
+
+
+def keep_unpackable(model: Any) -> None:
+    """Leave 4-bit layers unpacked whose shape bitsandbytes cannot pack for this processor.
+
+    Where the processor has AVX512-BF16, bitsandbytes 0.50 packs a layer's weights at its first
+    use, in blocks that it takes to divide both sides, and fails where they do not.
+    """
+    for _, layer in _linear_layers(model):
+        if getattr(layer, "support_avx512bf16_for_cpu", False):
+            rows, columns = layer.out_features, layer.in_features
+            state = layer.weight.quant_state
+            fits = rows % _PACKED_ROWS == 0 and columns % state.blocksize == 0
+            layer.support_avx512bf16_for_cpu = fits
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
