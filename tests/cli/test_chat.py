@@ -151,6 +151,8 @@ def _own_terminal():
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A test run in the background ignores SIGINT, and hands that down.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
