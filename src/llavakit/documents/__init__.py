@@ -5,6 +5,7 @@ Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) k
 :mod:`llavakit.llama_index` build their loaders and readers upon this room.
 """
 
+from llavakit.documents.context import PagesInContext, ask_about, fit_pages
 from llavakit.documents.files import View, open_files
 from llavakit.documents.folders import Document, Failure
 from llavakit.documents.jobs import Job, Tally, run_job, stream_job, to_line
@@ -12,6 +13,7 @@ from llavakit.documents.message import message_pages
 from llavakit.documents.pages import Page, count_pages, open_pages
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.reading import Reading, describe, extract, read_pages, transcribe
+from llavakit.documents.references import PageReference, reopen
 from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
 from llavakit.documents.tiles import Tiles
@@ -22,19 +24,24 @@ __all__ = [
     "Job",
     "Page",
     "PageRange",
+    "PageReference",
     "PageStore",
+    "PagesInContext",
     "Reading",
     "Tally",
     "Task",
     "Tiles",
     "View",
+    "ask_about",
     "count_pages",
     "describe",
     "extract",
+    "fit_pages",
     "message_pages",
     "open_files",
     "open_pages",
     "read_pages",
+    "reopen",
     "run_job",
     "stream_job",
     "to_line",

@@ -1,0 +1,95 @@
+"""A question about pages, and how many of them a model's context holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llavakit.backend import Backend
+from llavakit.documents.pages import Page
+from llavakit.errors import ContextLengthError, ParameterError
+from llavakit.values import Image, Message, Part, SamplingParams, Text
+
+LABEL = "Page {page} of {source}:"
+"""What is written above each page's picture, so that an answer can say where it stands."""
+
+_ANSWER = SamplingParams().max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PagesInContext:
+    """A question with the pages that fit.
+
+    Attributes:
+        message: the pages' pictures, then the question.
+        pages: the pages that are in it, in their order.
+        left_out: pages that did not fit.
+        tokens: tokens of the prompt.
+    """
+
+    message: Message
+    pages: tuple[Page, ...]
+    left_out: tuple[Page, ...]
+    tokens: int
+
+
+def ask_about(pages: Sequence[Page], question: str, label: str | None = LABEL) -> Message:
+    """A user's message of pictures of pages and a question.
+
+    Args:
+        pages: in the order in which the model shall see them.
+        question: in plain words; it comes last.
+        label: what is written above each picture; ``{page}`` and ``{source}`` are filled in.
+            None writes nothing. A page that is alone has no label: nothing is to be told apart.
+    """
+    parts: list[Part] = []
+    for page in pages:
+        if label is not None and len(pages) > 1:
+            told = label.replace("{page}", str(page.number)).replace("{source}", page.source)
+            parts.append(Text(f"{told}\n"))
+        parts.append(Image(page.picture))
+    return Message("user", [*parts, Text(question)])
+
+
+def fit_pages(
+    backend: Backend,
+    pages: Sequence[Page],
+    question: str,
+    *,
+    answer_tokens: int = _ANSWER,
+    label: str | None = LABEL,
+    before: Sequence[Message] = (),
+) -> PagesInContext:
+    """A question about as many pages as the model can take, the first ones first.
+
+    Tokens are counted exactly, pictures included, and nothing is run.
+
+    Args:
+        backend: the model that is going to answer.
+        pages: the best ones first, as a retriever gives them.
+        question: in plain words.
+        answer_tokens: tokens that are kept free for the answer.
+        label: see :func:`ask_about`.
+        before: messages that stand before the question.
+
+    Raises:
+        ContextLengthError: not even the first page fits.
+        ParameterError: ``answer_tokens`` is below 1.
+    """
+    if answer_tokens < 1:
+        raise ParameterError(f"answer_tokens is {answer_tokens!r}; it must be at least 1.")
+    room = backend.info.context_length - answer_tokens
+    fewest = min(1, len(pages))
+    for count in range(len(pages), fewest - 1, -1):
+        message = ask_about(pages[:count], question, label)
+        tokens = backend.count_tokens([*before, message])
+        if tokens <= room:
+            return PagesInContext(message, tuple(pages[:count]), tuple(pages[count:]), tokens)
+    raise ContextLengthError(
+        f"The question {'with one page ' if pages else ''}takes {tokens} tokens, and beside "
+        f"{answer_tokens} for the answer the model has room for {max(room, 0)}; ask for a "
+        "shorter answer, or take a model with a longer context.",
+        prompt_tokens=tokens,
+        max_tokens=answer_tokens,
+        context_length=backend.info.context_length,
+    )
