@@ -19,6 +19,8 @@ if find_spec("langchain_core") is None:
     )
 
 from llavakit.langchain.chat_models import ChatLLaVA
+from llavakit.langchain.image_tool import ImageQuestionTool
 from llavakit.langchain.llms import LLaVALLM
+from llavakit.langchain.shown import name_pictures
 
-__all__ = ["ChatLLaVA", "LLaVALLM"]
+__all__ = ["ChatLLaVA", "ImageQuestionTool", "LLaVALLM", "name_pictures"]

@@ -21,8 +21,16 @@ if find_spec("llama_index") is None or find_spec("llama_index.core") is None:
     )
 
 from llavakit.llama_index.carriers import to_image_block
+from llavakit.llama_index.image_tool import ImageQuestionTool
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.multi_modal import LLaVAMultiModal
 from llavakit.llama_index.nodes import PictureResolver, resolve_node
 
-__all__ = ["LLaVA", "LLaVAMultiModal", "PictureResolver", "resolve_node", "to_image_block"]
+__all__ = [
+    "ImageQuestionTool",
+    "LLaVA",
+    "LLaVAMultiModal",
+    "PictureResolver",
+    "resolve_node",
+    "to_image_block",
+]

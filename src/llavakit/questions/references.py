@@ -1,0 +1,213 @@
+"""What a model may name, and what it gets for a name.
+
+Names come from a model, and through it from whoever wrote to it or into a picture that it was
+shown. So nothing is guessed from their form: a name is one that was given out, a path below a
+folder that the program opened, or, if the program allows it, an address.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from llavakit._files import check_place
+from llavakit._inline import shown
+from llavakit.errors import (
+    InputError,
+    ParameterError,
+    SourceNotAllowedError,
+    SourceNotFoundError,
+)
+from llavakit.images import Picture
+from llavakit.questions.opening import open_named
+from llavakit.sources import DEFAULT_POLICY, SourcePolicy
+from llavakit.values import Image
+
+LONGEST = 2048
+"""Most characters of a name: longer ones are pictures written out, not names."""
+
+_RESERVED = re.compile(r"(image|document)[ _-]?(\d{1,6})", re.IGNORECASE)
+_PAGE = re.compile(r"(.+)#page=(\d{1,6})", re.IGNORECASE | re.DOTALL)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # one letter is a Windows drive
+_QUOTES = " \t\r\n\"'`"
+_LISTED = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture or document that stands in the conversation.
+
+    Attributes:
+        source: where it is; or why nobody can open it.
+        document: it is a PDF.
+        by_user: a user or the program put it there, not a tool or a model.
+    """
+
+    source: Image | InputError
+    document: bool = False
+    by_user: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A picture or document that has a name; ``policy`` says what may be opened for it."""
+
+    source: Image | InputError
+    policy: SourcePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a model may name that nobody showed it; by default nothing.
+
+    Attributes:
+        roots: folders below which it may name files. Relative paths start there.
+        allow_urls: whether it may name http(s) addresses.
+        policy: what this program may open at all; ``roots`` and ``allow_urls`` only narrow it.
+    """
+
+    roots: tuple[Path, ...] = ()
+    allow_urls: bool = False
+    policy: SourcePolicy = DEFAULT_POLICY
+
+    def __post_init__(self) -> None:
+        if self.roots and not self.policy.allow_files:
+            raise ParameterError("roots opens folders, but the source policy forbids all files.")
+        if self.allow_urls and not self.policy.allow_urls:
+            raise ParameterError("allow_urls is set, but the source policy forbids all URLs.")
+        for root in self.roots if self.policy.roots is not None else ():
+            try:
+                check_place(root, os.path.realpath(root), self.policy)
+            except SourceNotAllowedError as error:
+                raise ParameterError(
+                    f"The folder {shown(root)} of roots is not below the source policy's roots."
+                ) from error
+
+    @property
+    def narrowed(self) -> SourcePolicy:
+        """The policy for whatever a model or a tool names."""
+        return replace(self.policy, roots=self.roots, allow_urls=self.allow_urls)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A picture that was asked for, and the name under which it was found."""
+
+    name: str
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """All that a model may ask about at one moment.
+
+    Attributes:
+        known: what has a name.
+        reach: what may be named beside that.
+    """
+
+    known: Mapping[str, Known] = field(default_factory=dict)
+    reach: Reach = Reach()
+
+    def find(self, reference: str) -> Found:
+        """The picture that a model names; ``#page=3`` behind a name is a page of a document.
+
+        Raises:
+            SourceNotFoundError: there is none of that name; the message lists those there are.
+            SourceNotAllowedError: it may not be opened, or is no name but a picture's data.
+            ImageError, DocumentError: it is there and cannot be used.
+        """
+        reference = reference.strip(_QUOTES)
+        if reference[:5].lower() == "data:" or len(reference) > LONGEST:
+            raise SourceNotAllowedError(
+                "The image must be a name, not the picture's data. " + self._choices()
+            )
+        if (known := self._known(reference)) is not None:
+            return self._opened(*known, None)
+        match = _PAGE.fullmatch(reference)
+        name, page = (match[1].strip(), int(match[2])) if match else (reference, None)
+        if (known := self._known(name)) is not None:
+            return self._opened(*known, page)
+        return Found(reference, self._reached(name, page))
+
+    def _known(self, name: str) -> tuple[str, Known] | None:
+        if name in self.known:
+            return name, self.known[name]
+        match = _RESERVED.fullmatch(name)
+        name = f"{match[1].lower()}_{int(match[2])}" if match else ""
+        return (name, self.known[name]) if name in self.known else None
+
+    def _opened(self, name: str, known: Known, page: int | None) -> Found:
+        if isinstance(known.source, InputError):
+            raise known.source
+        picture = open_named(known.source, page, name, known.policy)
+        return Found(name if page is None else f"{name}#page={page}", picture)
+
+    def _reached(self, name: str, page: int | None) -> Picture:
+        """A file or an address."""
+        policy = self.reach.narrowed
+        scheme = _SCHEME.match(name)
+        if scheme is None:
+            return self._file(name, page, policy)
+        if scheme[1].lower() not in ("http", "https") or not self.reach.allow_urls:
+            raise SourceNotAllowedError(
+                f"The address {shown(name)} may not be opened. " + self._choices()
+            )
+        return open_named(Image(name, from_url_field=True), page, shown(name), policy)
+
+    def _file(self, name: str, page: int | None, policy: SourcePolicy) -> Picture:
+        for root in self.reach.roots:
+            try:
+                return open_named(Image(root / name), page, shown(name), policy)
+            except SourceNotFoundError:
+                continue
+        raise SourceNotFoundError(f"There is no picture {shown(name)}. " + self._choices())
+
+    def _choices(self) -> str:
+        """What can be named instead."""
+        names = list(self.known)
+        told = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+        choices = [f"these: {told}"] if names else []
+        choices += ["a file of the open folders by its path"] if self.reach.roots else []
+        choices += ["a picture by its http(s) URL"] if self.reach.allow_urls else []
+        return f"You can name {', or '.join(choices)}." if choices else "No picture can be named."
+
+
+def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, Known]:
+    """The pictures of a conversation as ``image_1``, ``image_2``, ..., its PDFs as ``document_1``.
+
+    What a user or the program put there is opened as in any message. A path or an address that
+    came out of a tool or a model is as if the model had named it.
+    """
+    known: dict[str, Known] = {}
+    for name, thing in named(things):
+        known[name] = Known(thing.source, reach.policy if thing.by_user else reach.narrowed)
+    return known
+
+
+def named(things: Iterable[Shown]) -> Iterator[tuple[str, Shown]]:
+    """The pictures and documents of a conversation, in their order, with their names."""
+    counts = {"image": 0, "document": 0}
+    for thing in things:
+        kind = "document" if thing.document else "image"
+        counts[kind] += 1
+        yield f"{kind}_{counts[kind]}", thing
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses names of attachments that a model could not use.
+
+    Raises:
+        ParameterError: empty, or such as the pictures of a conversation have.
+    """
+    for name in names:
+        if not isinstance(name, str) or not name.strip(_QUOTES) or name != name.strip(_QUOTES):
+            raise ParameterError(f"{name!r} is no name for an attachment; use one such as 'plan'.")
+        if _RESERVED.fullmatch(name) or len(name) > LONGEST or name[:5].lower() == "data:":
+            raise ParameterError(
+                f"{name[:80]!r} cannot name an attachment: image_1, document_1 and so on are the "
+                "pictures of the conversation; use one such as 'plan'."
+            )
