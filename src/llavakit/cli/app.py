@@ -12,6 +12,7 @@ from llavakit.cli.chat import chat
 from llavakit.cli.export import export
 from llavakit.cli.models import models
 from llavakit.cli.read import read
+from llavakit.cli.serve import serve
 
 app = typer.Typer(
     name="llavakit",
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(chat)
 app.command()(read)
+app.command()(serve)
 app.command()(models)
 app.command()(export)
 

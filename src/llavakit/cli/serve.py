@@ -1,0 +1,225 @@
+"""``llavakit serve``: a model behind OpenAI's chat completions."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import llavakit
+from llavakit.cli import options
+from llavakit.cli.terminal import FAILED, note, sentence, told_errors
+from llavakit.serving.settings import MIB, ServerSettings, read_keys
+
+_SERVER = "Server"
+_LIMITS = "Limits"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="A name from `llavakit models`, a hub id or a directory.")
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen on.", rich_help_panel=_SERVER)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel=_SERVER
+        ),
+    ] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            help="Keys of which clients must show one, one a line.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(
+            "--served-model-name", help="What clients call the model.", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    allow_urls: Annotated[
+        bool,
+        typer.Option(
+            "--allow-urls",
+            help="Fetch http(s) URLs of pictures, from public addresses only.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = False,
+    grace: Annotated[
+        float,
+        typer.Option(
+            "--shutdown-seconds",
+            min=0,
+            help="Time for running answers after SIGTERM.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = 30.0,
+    access_log: Annotated[
+        bool,
+        typer.Option("--access-log", help="Log each request on stderr.", rich_help_panel=_SERVER),
+    ] = False,
+    max_body_mib: Annotated[
+        int,
+        typer.Option("--max-body-mib", min=1, help="Of a request.", rich_help_panel=_LIMITS),
+    ] = 64,
+    max_pictures: Annotated[
+        int,
+        typer.Option("--max-pictures", min=1, help="Of a request.", rich_help_panel=_LIMITS),
+    ] = 16,
+    max_picture_mib: Annotated[
+        int,
+        typer.Option(
+            "--max-picture-mib", min=1, help="Of a picture's file.", rich_help_panel=_LIMITS
+        ),
+    ] = 20,
+    max_picture_pixels: Annotated[
+        int,
+        typer.Option("--max-picture-pixels", min=1, rich_help_panel=_LIMITS),
+    ] = 40_000_000,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-answer-tokens", min=1, help="Cuts longer wishes.", rich_help_panel=_LIMITS
+        ),
+    ] = None,
+    max_open: Annotated[
+        int,
+        typer.Option(
+            "--max-open-requests",
+            min=1,
+            help="Read, waiting or answered at once; more get 429.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 512,
+    max_waiting: Annotated[
+        int,
+        typer.Option(
+            "--max-waiting",
+            min=1,
+            help="Answers that wait for the model; more get 429.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 1024,
+    max_concurrency: Annotated[
+        int,
+        typer.Option(
+            "--max-concurrency", min=1, help="Answers computed at once.", rich_help_panel=_LIMITS
+        ),
+    ] = 16,
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            "--request-timeout",
+            min=0.001,
+            help="Seconds for an answer, queueing included.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 600.0,
+    model_base: options.ModelBase = None,
+    conv_mode: options.ConvMode = None,
+    load_4bit: options.Load4Bit = False,
+    load_8bit: options.Load8Bit = False,
+    device: options.Device = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Serve a model to any client of OpenAI's chat completions.
+
+    llavakit serve demo --port 8000
+
+    Requests are answered once the model is loaded; /health tells when. The first SIGTERM or
+    Ctrl-C lets running answers finish, the second ends at once.
+    """
+    with told_errors(debug):
+        settings = ServerSettings(
+            model_name=served_model_name or _name(model),
+            api_keys=() if api_key_file is None else read_keys(api_key_file),
+            allow_urls=allow_urls,
+            allowed_hosts=_LOOPBACK if api_key_file is None and is_loopback(host) else (),
+            max_body_bytes=max_body_mib * MIB,
+            max_pictures=max_pictures,
+            max_picture_bytes=max_picture_mib * MIB,
+            max_picture_pixels=max_picture_pixels,
+            max_answer_tokens=max_tokens,
+            max_open_requests=max_open,
+            request_timeout=request_timeout,
+        )
+        load = {
+            "model_base": model_base,
+            "conv_mode": conv_mode,
+            "device": device,
+            "load_in_4bit": load_4bit,
+            "load_in_8bit": load_8bit,
+            "max_waiting": max_waiting,
+            "max_concurrency": max_concurrency,
+            "source_policy": settings.policy(),
+        }
+        if api_key_file is None and not is_loopback(host):
+            note(
+                f"llavakit: warning: anybody who reaches {host} can use this server; give it "
+                "--api-key-file, or keep it behind something that asks for a key."
+            )
+        _run(model, load, settings, host, port, grace, access_log, debug)
+
+
+def _run(
+    model: str,
+    load: dict[str, Any],
+    settings: ServerSettings,
+    host: str,
+    port: int,
+    grace: float,
+    access_log: bool,
+    debug: bool,
+) -> None:
+    """One process with one model."""
+    from llavakit.serving import create_app  # tells of a missing extra
+    from llavakit.serving.runner import Server, listen, log_to_stderr
+
+    log_to_stderr(logging.DEBUG if debug else logging.INFO if access_log else logging.WARNING)
+    failure: list[BaseException] = []
+
+    def loaded(error: BaseException | None) -> None:
+        if error is None:
+            note(f"llavakit: {settings.model_name} is ready")
+        else:
+            failure.append(error)
+            server.should_exit = True
+
+    listener = listen(host, port)
+    backend = llavakit.load(model, **load)
+    server = Server(create_app(backend, settings, loaded=loaded), grace, access_log)
+    shown = f"[{host}]" if ":" in host else host
+    note(f"llavakit: listening on http://{shown}:{listener.getsockname()[1]}, loading {model}")
+    try:
+        server.run(sockets=[listener])
+    finally:
+        backend.close()
+    if failure:
+        reason = failure[0]
+        note(f"llavakit: {sentence(reason) if isinstance(reason, Exception) else reason}")
+        raise typer.Exit(FAILED)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _name(model: str) -> str:
+    """What clients call the model: a path's last part, or the name as it is."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model

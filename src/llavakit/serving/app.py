@@ -1,0 +1,202 @@
+"""The ASGI application: which path answers what."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+import llavakit
+from llavakit.backend import Backend
+from llavakit.serving.auth import Keys, check_host
+from llavakit.serving.errors import Refusal, refusal
+from llavakit.serving.limits import linger
+from llavakit.serving.openapi import document, json_body
+from llavakit.serving.replies import (
+    ChatReply,
+    HealthReply,
+    ModelReply,
+    ModelsReply,
+    TokenizeReply,
+    VersionReply,
+    errors,
+)
+from llavakit.serving.schema import ChatRequest, TokenizeRequest
+from llavakit.serving.service import Service
+from llavakit.serving.settings import ServerSettings
+
+_READING = (400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+
+
+def create_app(
+    backend: Backend,
+    settings: ServerSettings | None = None,
+    *,
+    loaded: Callable[[BaseException | None], None] | None = None,
+) -> FastAPI:
+    """The server of a backend, to be run by any ASGI server.
+
+    Nothing is started or opened here, and at most the model's configuration is read (for its
+    name, if ``settings`` give none). Loading begins when the application starts (its lifespan),
+    or with the first request where no lifespan is run. The backend is not closed at the end: it
+    may be shared.
+
+    Args:
+        backend: who answers.
+        settings: names, keys and limits.
+        loaded: told when the model is ready (None) or could not be loaded (the error); on
+            another thread.
+    """
+    settings = settings or ServerSettings()
+    service = Service(backend, settings, loaded)
+    keys = Keys(settings.api_keys)
+
+    def known_host(request: Request) -> None:
+        check_host(request, settings.allowed_hosts)
+
+    def known_client(request: Request) -> None:
+        check_host(request, settings.allowed_hosts)
+        keys.check(request)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.readiness.begin()
+        try:
+            yield
+        finally:
+            service.stop()
+
+    app = FastAPI(
+        title="llavakit",
+        version=llavakit.__version__,
+        summary="Chat completions of a LLaVA model, as OpenAI's clients ask for them.",
+        lifespan=lifespan,
+        docs_url=None,  # it would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.include_router(_open_routes(service), dependencies=[Depends(known_host)])
+    app.include_router(_guarded_routes(service), dependencies=[Depends(known_client)])
+    app.add_exception_handler(Refusal, _told_refusal(service))
+    app.add_exception_handler(HTTPException, _told_by_http)
+    app.add_exception_handler(Exception, _told_as_bug)
+    app.openapi = lambda: document(app, guarded=bool(settings.api_keys))  # type: ignore[method-assign]
+    return app
+
+
+def _open_routes(service: Service) -> APIRouter:
+    """What a load balancer asks, without a key."""
+    router = APIRouter()
+
+    @router.get(
+        "/health",
+        response_model=HealthReply,
+        responses={
+            503: {"model": HealthReply, "description": "The model is not loaded"},
+            **errors(403),
+        },
+    )
+    async def health() -> Any:
+        """Whether requests are answered: 200 only when the model is loaded."""
+        state = service.state()
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    @router.get("/version", response_model=VersionReply, responses=errors(403))
+    async def version() -> Any:
+        """The version of llavakit."""
+        return {"version": llavakit.__version__}
+
+    return router
+
+
+def _guarded_routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post(
+        "/v1/chat/completions",
+        response_model=ChatReply,
+        responses={
+            200: {
+                "description": "The answer, or with stream=true its pieces as events",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **errors(*_READING),
+        },
+        openapi_extra=json_body(ChatRequest),
+    )
+    async def chat_completions(request: Request) -> Response:
+        """Answers a conversation, whole or in pieces."""
+        return await service.chat(request)
+
+    @router.post(
+        "/tokenize",
+        response_model=TokenizeReply,
+        responses=errors(*_READING),
+        openapi_extra=json_body(TokenizeRequest),
+    )
+    async def tokenize(request: Request) -> Response:
+        """Counts the tokens of a prompt, pictures included; nothing is run or fetched."""
+        return await service.tokenize(request)
+
+    @router.get("/v1/models", response_model=ModelsReply, responses=errors(401, 403, 503))
+    async def models() -> Any:
+        """The model that is served."""
+        return {"object": "list", "data": [service.model()]}
+
+    @router.get(
+        "/v1/models/{model:path}", response_model=ModelReply, responses=errors(401, 403, 404, 503)
+    )
+    async def model(model: str) -> Any:
+        """The model that is served, by its name."""
+        service.check_name(model)
+        return service.model()
+
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **errors(401, 403),
+        },
+    )
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+def _told_refusal(service: Service) -> Callable[[Request, Exception], Any]:
+    async def tell(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        service.metrics.refused(error.code)
+        if error.unread:
+            await linger(request)
+        return error.response()
+
+    return tell
+
+
+async def _told_as_bug(request: Request, error: Exception) -> Response:
+    return refusal(error).response()
+
+
+async def _told_by_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    messages = {
+        404: f"There is no {request.url.path}; chat completions are at /v1/chat/completions.",
+        405: f"{request.url.path} does not take {request.method}.",
+    }
+    return Refusal(
+        error.status_code,
+        messages.get(error.status_code, str(error.detail)),
+        code=codes.get(error.status_code, "http_error"),
+        headers=error.headers,
+    ).response()

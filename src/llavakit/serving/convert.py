@@ -1,0 +1,269 @@
+"""Requests of OpenAI's notation -> llavakit's. Pictures are opened here, under the policy."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from llavakit.arguments import from_openai, to_options, to_params
+from llavakit.backend import to_request
+from llavakit.errors import LlavaKitError, MessageError, ParameterError
+from llavakit.images import Picture, open_picture
+from llavakit.serving.errors import Refusal, refusal
+from llavakit.serving.messages import (
+    AssistantMessage,
+    ChatMessage,
+    ImageBlock,
+    ImageUrl,
+    ImageUrlBlock,
+    InputImageBlock,
+    RefusalBlock,
+    TextBlock,
+    ToolMessage,
+)
+from llavakit.serving.schema import ChatRequest, StructuredOutputs, ToolDefinition
+from llavakit.serving.settings import ServerSettings
+from llavakit.sources import SourcePolicy
+from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall
+
+Opened: TypeAlias = Callable[[Picture], None]
+"""Told of each picture that was opened; may refuse it."""
+
+_SAMPLING = (
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "logprobs",
+    "top_logprobs",
+    "parallel_tool_calls",
+)
+_START_RULE = re.compile(r"^\s*start\s*:", re.MULTILINE)
+
+
+def to_requests(body: ChatRequest, settings: ServerSettings, opened: Opened) -> list[Request]:
+    """One request for each choice; pictures are opened once for all.
+
+    Args:
+        body: as the client sent it.
+        settings: limits and the policy.
+        opened: told of each picture.
+
+    Raises:
+        Refusal: what cannot be honoured, with the argument that is to blame.
+    """
+    choices = body.n or 1
+    if choices > settings.max_choices:
+        raise _invalid(f"n is {choices}; this server gives at most {settings.max_choices}.", "n")
+    tools = to_tools(body.tools)
+    arguments = _arguments(body)
+    with _blamed("tool_choice"):
+        options = to_options(arguments | {"timeout": settings.request_timeout}, tools)
+    with _blamed(None):
+        params = to_params(arguments)
+        if settings.max_answer_tokens is not None:
+            params = replace(params, max_tokens=min(params.max_tokens, settings.max_answer_tokens))
+    messages = to_messages(body.messages, settings.policy(), settings.max_pictures, opened)
+    with _blamed(None):
+        first = to_request(messages, params, **options)
+    return [
+        replace(first, params=replace(params, seed=params.seed + number))
+        if number and params.seed is not None
+        else first
+        for number in range(choices)
+    ]
+
+
+def _arguments(body: ChatRequest) -> dict[str, Any]:
+    """The settings of a call by llavakit's names, without those that are not set."""
+    if body.stream_options is not None and not body.stream:
+        raise _invalid("stream_options is for streams: send stream=true too.", "stream_options")
+    if len({body.max_tokens, body.max_completion_tokens} - {None}) > 1:
+        raise _invalid(
+            "max_tokens and max_completion_tokens differ; send one of them.", "max_tokens"
+        )
+    values = {name: getattr(body, name) for name in _SAMPLING}
+    values = {name: value for name, value in values.items() if value is not None}
+    if "max_completion_tokens" in values:
+        values["max_tokens"] = values.pop("max_completion_tokens")
+    if body.top_logprobs and not body.logprobs:
+        raise _invalid("top_logprobs needs logprobs=true.", "top_logprobs")
+    if body.top_k is not None:
+        values["top_k"] = max(body.top_k, 0)
+    if body.stop is not None:
+        values["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+    if body.response_format is not None:
+        values["response_format"] = body.response_format.model_dump(by_alias=True)
+    if body.structured_outputs is not None:
+        if body.response_format is not None and body.response_format.type != "text":
+            raise _invalid(
+                "Send response_format or structured_outputs, not both.", "structured_outputs"
+            )
+        values |= _structured(body.structured_outputs)
+    choice = body.tool_choice
+    if choice is not None:
+        values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
+    return values
+
+
+def _structured(asked: StructuredOutputs) -> dict[str, Any]:
+    given = [name for name, value in asked.model_dump(by_alias=True).items() if value is not None]
+    if len(given) != 1:
+        raise _invalid(
+            "structured_outputs takes exactly one of json, json_object, regex, choice and grammar.",
+            "structured_outputs",
+        )
+    if asked.json_ is not None:
+        return {"json_schema": asked.json_}
+    if asked.json_object:
+        return {"json_schema": True}
+    if asked.choice is not None:
+        words = " | ".join(json.dumps(word, ensure_ascii=False) for word in asked.choice)
+        return {"grammar": f"start: / ?/ ({words})\n"}
+    starts = _START_RULE.search(asked.regex or asked.grammar or "")
+    # SamplingParams.grammar tells both apart by the rule `start:`, and so must their sender.
+    if asked.regex is not None and starts:
+        raise _invalid(
+            "The regular expression looks like a grammar; write [s]tart: for start:.",
+            "structured_outputs.regex",
+        )
+    if asked.grammar is not None and not starts:
+        raise _invalid(
+            "The grammar has no rule start: ...; write it in Lark's notation.",
+            "structured_outputs.grammar",
+        )
+    return {"grammar": asked.regex or asked.grammar}
+
+
+def to_tools(tools: Sequence[ToolDefinition] | None) -> tuple[Tool, ...]:
+    """Tools of llavakit.
+
+    Raises:
+        Refusal: two of one name.
+    """
+    result = from_openai([tool.model_dump() for tool in tools or ()])
+    names = [tool.name for tool in result]
+    for name in names:
+        if names.count(name) > 1:
+            raise _invalid(f"Two tools are named {name!r}; give each a name of its own.", "tools")
+    return result
+
+
+def to_messages(
+    messages: Iterable[ChatMessage], policy: SourcePolicy, most: int, opened: Opened
+) -> list[Message]:
+    """Messages of llavakit, their pictures opened.
+
+    Args:
+        messages: of the request.
+        policy: what may be opened.
+        most: most pictures.
+        opened: told of each picture.
+
+    Raises:
+        Refusal: what cannot be honoured, with the message that is to blame.
+    """
+    messages = list(messages)
+    pictures = sum(
+        isinstance(block, (ImageUrlBlock, InputImageBlock, ImageBlock))
+        for message in messages
+        if isinstance(message.content, list)
+        for block in message.content
+    )
+    if pictures > most:
+        raise Refusal(
+            413,
+            f"The request has {pictures} pictures; this server takes at most {most}.",
+            code="too_many_images",
+            param="messages",
+        )
+    result: list[Message] = []
+    asked: set[str] = set()
+    for number, message in enumerate(messages):
+        with _blamed(f"messages[{number}]"):
+            turn = _message(message, f"messages[{number}]", policy, opened)
+            if turn.tool_call_id is not None and turn.tool_call_id not in asked:
+                raise MessageError(
+                    f"A tool message answers the call {turn.tool_call_id!r}, but no assistant "
+                    "message before it made that call."
+                )
+        asked.update(call.id for call in turn.tool_calls)
+        result.append(turn)
+    return result
+
+
+def _message(message: ChatMessage, at: str, policy: SourcePolicy, opened: Opened) -> Message:
+    parts: list[str | Part] = []
+    content = message.content
+    if isinstance(content, str):
+        parts.append(content)
+    for number, block in enumerate(content if isinstance(content, list) else ()):
+        with _blamed(f"{at}.content[{number}]"):
+            parts.append(_part(block, policy, opened))
+    role = "system" if message.role == "developer" else message.role
+    calls: list[ToolCall] = []
+    if isinstance(message, AssistantMessage):
+        parts += [message.refusal] if message.refusal else []
+        calls = [
+            ToolCall(call.id, call.function.name, _call_arguments(call.function.arguments))
+            for call in message.tool_calls or ()
+        ]
+    return Message(
+        role,
+        [part for part in parts if part != ""],
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id if isinstance(message, ToolMessage) else None,
+        name=message.name,
+    )
+
+
+def _part(block: Any, policy: SourcePolicy, opened: Opened) -> str | Part:
+    if isinstance(block, TextBlock):
+        return Text(block.text)
+    if isinstance(block, RefusalBlock):
+        return Text(block.refusal)
+    picture = open_picture(_source(block), policy, from_url_field=True)
+    opened(picture)
+    return Image(picture)
+
+
+def _source(block: ImageUrlBlock | InputImageBlock | ImageBlock) -> str:
+    if isinstance(block, ImageBlock):
+        given = [one for one in (block.image, block.url, block.base64) if one is not None]
+        if len(given) != 1:
+            raise ParameterError("An image block takes exactly one of image, url and base64.")
+        return given[0]
+    address = block.image_url
+    return address.url if isinstance(address, ImageUrl) else address
+
+
+def _call_arguments(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise MessageError("The arguments of a tool call must be the JSON of an object.")
+    return value
+
+
+def _invalid(message: str, param: str) -> Refusal:
+    return Refusal(400, message, code="invalid_value", param=param)
+
+
+@contextmanager
+def _blamed(param: str | None) -> Iterator[None]:
+    """Errors inside are told with the argument that is to blame, unless they know it."""
+    try:
+        yield
+    except LlavaKitError as error:
+        told = refusal(error)
+        told.param = param or told.param
+        raise told from error

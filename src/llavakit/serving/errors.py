@@ -1,0 +1,137 @@
+"""Errors as OpenAI's clients read them: ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from llavakit.errors import (
+    ContextLengthError,
+    EngineClosedError,
+    ImageError,
+    ImageTooLargeError,
+    InputError,
+    LlavaKitError,
+    MessageError,
+    ModelError,
+    OutOfMemoryError,
+    ParameterError,
+    QueueFullError,
+    RemoteError,
+    RequestCancelledError,
+    RequestTimeoutError,
+    SchemaError,
+    SourceError,
+    SourceNotAllowedError,
+    UnsupportedContentError,
+)
+
+log = logging.getLogger(__name__)
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+
+class Refusal(Exception):
+    """A request that ends with an error of HTTP.
+
+    Args:
+        status: of HTTP.
+        message: one sentence that says what to do.
+        code: for programs.
+        param: the argument that is to blame, if it is one.
+        headers: further headers of the response.
+        unread: whether the body may not have been read; the connection then ends.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        unread: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        self.unread = unread
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's ``type``."""
+        if self.status == 401:
+            return "authentication_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return INVALID if self.status < 500 else SERVER
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that is told, in a response or in an event of a stream."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        """The response that tells it."""
+        closing = {"Connection": "close"} if self.unread else {}
+        return JSONResponse(self.body(), self.status, self.headers | closing)
+
+
+# The first class that fits decides. What is not listed is a bug, or at least no client's fault.
+_STATUS: tuple[tuple[type[LlavaKitError], int, str], ...] = (
+    (ImageTooLargeError, 413, "image_too_large"),
+    (ContextLengthError, 400, "context_length_exceeded"),
+    (SourceNotAllowedError, 400, "source_not_allowed"),
+    (SourceError, 400, "source_unreachable"),
+    (ImageError, 400, "invalid_image"),
+    (SchemaError, 400, "invalid_schema"),
+    (UnsupportedContentError, 400, "unsupported_content"),
+    (MessageError, 400, "invalid_messages"),
+    (ParameterError, 400, "invalid_value"),
+    (InputError, 400, "invalid_request"),
+    (QueueFullError, 429, "queue_full"),
+    (RequestTimeoutError, 504, "timeout"),
+    (OutOfMemoryError, 500, "out_of_memory"),
+    (RequestCancelledError, 503, "cancelled"),
+    (EngineClosedError, 503, "engine_closed"),
+    (ModelError, 503, "model_unavailable"),
+    (RemoteError, 502, "upstream_error"),
+)
+
+
+def refusal(error: BaseException, retry_after: int = 1) -> Refusal:
+    """Any error as one that can be told; the details of a bug go to the log alone."""
+    if isinstance(error, Refusal):
+        return error
+    for kind, status, code in _STATUS:
+        if isinstance(error, kind):
+            headers = {"Retry-After": str(retry_after)} if status in (429, 503) else {}
+            message = " ".join(str(error).split())
+            return Refusal(status, message, code=code, param=_param(error), headers=headers)
+    log.error("a request failed", exc_info=error)
+    message = "The server failed on this request; its log says more."
+    if isinstance(error, LlavaKitError):
+        message = " ".join(str(error).split())
+    return Refusal(500, message, code="internal_error")
+
+
+def _param(error: LlavaKitError) -> str | None:
+    if isinstance(error, (MessageError, ContextLengthError, ImageError, SourceError)):
+        return "messages"
+    if isinstance(error, UnsupportedContentError):
+        return "messages"
+    return None

@@ -1,0 +1,142 @@
+"""Messages as OpenAI's clients write them, and the blocks in which they carry pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+
+class Strict(BaseModel):
+    """No unknown fields, no conversions, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Detail = Literal["auto", "low", "high", "original"] | None
+"""OpenAI's wish for a resolution. LLaVA sees each picture in the one way it was trained on."""
+
+
+class TextBlock(Strict):
+    """A piece of text."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+class RefusalBlock(Strict):
+    """A piece of an earlier answer that refused."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImageUrl(Strict):
+    """Where a picture is: a data URI; an http(s) URL only if the server allows it."""
+
+    url: str = Field(min_length=1)
+    detail: Detail = None
+
+
+class ImageUrlBlock(Strict):
+    """A picture, as chat completions carry it."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl | str
+
+
+class InputImageBlock(Strict):
+    """A picture, as the Responses API carries it."""
+
+    type: Literal["input_image"]
+    image_url: str = Field(min_length=1)
+    detail: Detail = None
+
+
+class ImageBlock(Strict):
+    """A picture, as Hugging Face's and LangChain's blocks carry it; exactly one source."""
+
+    type: Literal["image"]
+    image: str | None = Field(default=None, min_length=1)
+    url: str | None = Field(default=None, min_length=1)
+    base64: str | None = Field(default=None, min_length=1)
+    mime_type: str | None = None
+
+
+Block = Annotated[
+    TextBlock | RefusalBlock | ImageUrlBlock | InputImageBlock | ImageBlock,
+    Field(discriminator="type"),
+]
+
+
+def _content_kind(value: Any) -> str:
+    return "<blocks>" if isinstance(value, list) else "<text>"
+
+
+Content = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[Block], Tag("<blocks>")],
+    Discriminator(_content_kind),
+]
+
+
+class SystemMessage(Strict):
+    """What is said before all else."""
+
+    role: Literal["system", "developer"]
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(Strict):
+    """A question, with pictures."""
+
+    role: Literal["user"]
+    content: Content
+    name: str | None = None
+
+
+class CalledFunction(Strict):
+    """A call that the model made; ``arguments`` is the JSON of an object."""
+
+    name: str = Field(min_length=1)
+    arguments: str
+
+
+class MadeCall(Strict):
+    """A call of an earlier answer."""
+
+    id: str = Field(min_length=1)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
+class AssistantMessage(Strict):
+    """An earlier answer, also as clients send back what they were given.
+
+    ``reasoning_content`` is a model's private thought and no part of the dialogue.
+    """
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    refusal: str | None = None
+    tool_calls: list[MadeCall] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+    audio: None = None
+    function_call: None = None
+
+
+class ToolMessage(Strict):
+    """The result of a call."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str = Field(min_length=1)
+    name: str | None = None
+
+
+ChatMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]

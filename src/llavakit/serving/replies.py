@@ -1,0 +1,169 @@
+"""What the server answers, as its OpenAPI document tells it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong, and what to do."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """An error."""
+
+    error: ErrorDetail
+
+
+class CalledFunctionReply(BaseModel):
+    """The function and the JSON of its arguments."""
+
+    name: str
+    arguments: str
+
+
+class CallReply(BaseModel):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunctionReply
+
+
+class MessageReply(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None = None
+    tool_calls: list[CallReply] | None = None
+
+
+class Alternative(BaseModel):
+    """A token that could have come; ``bytes`` is null where it is a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenReply(Alternative):
+    """A token of the answer, with the likeliest alternatives."""
+
+    top_logprobs: list[Alternative]
+
+
+class LogprobsReply(BaseModel):
+    """Log probabilities of the model, before any sampling setting."""
+
+    content: list[TokenReply]
+    refusal: None = None
+
+
+class ChoiceReply(BaseModel):
+    """One of ``n`` answers."""
+
+    index: int
+    message: MessageReply
+    logprobs: LogprobsReply | None
+    finish_reason: Finish
+
+
+class PromptDetails(BaseModel):
+    """Of the prompt's tokens: reused ones, and those of pictures."""
+
+    cached_tokens: int
+    image_tokens: int
+
+
+class UsageReply(BaseModel):
+    """Tokens; the prompt counts once for all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class ChatReply(BaseModel):
+    """An answer."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChoiceReply]
+    usage: UsageReply
+    system_fingerprint: str | None
+    service_tier: None = None
+
+
+class ModelReply(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["llavakit"]
+    root: str
+    max_model_len: int
+
+
+class ModelsReply(BaseModel):
+    """All models that are served: one."""
+
+    object: Literal["list"]
+    data: list[ModelReply]
+
+
+class HealthReply(BaseModel):
+    """Whether requests are answered."""
+
+    status: Literal["ready", "loading", "failed", "stopping"]
+
+
+class VersionReply(BaseModel):
+    """Of llavakit."""
+
+    version: str
+
+
+class TokenizeReply(BaseModel):
+    """Tokens of the prompt, pictures included."""
+
+    count: int
+    max_model_len: int
+
+
+Documented = dict[int | str, dict[str, Any]]
+
+
+def errors(*statuses: int) -> Documented:
+    """The documentation of error responses."""
+    return {status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses}
+
+
+_MEANINGS = {
+    400: "The request cannot be honoured as it stands",
+    401: "The API key is missing or wrong",
+    403: "The server is not called by this name",
+    404: "No such model or path",
+    405: "The path takes another method",
+    408: "The body came too slowly",
+    413: "The body or a picture is too large",
+    415: "The body is no JSON",
+    429: "The server is full; try again after Retry-After seconds",
+    500: "The server failed; its log says more",
+    502: "The server behind this one answered badly",
+    503: "The model is not loaded yet, or the server is going down",
+    504: "The answer took too long",
+}

@@ -1,0 +1,129 @@
+"""Runs the app with uvicorn: signals, a bounded end, and connections that say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from llavakit.errors import ParameterError
+
+_HEADER_SECONDS = 10.0
+"""A connection must have sent the head of its first request by then."""
+_CUT_SECONDS = 5.0
+"""For telling streams that they were ended, before connections are cut."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes any that is free.
+
+    Raises:
+        ParameterError: the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ParameterError(
+            f"{host} port {port} cannot be listened on ({reason}); use --host and --port."
+        ) from error
+
+
+def run(app: FastAPI, listener: socket.socket, *, grace: float, access_log: bool = False) -> None:
+    """Serves until a signal comes; returns when all streams have ended.
+
+    The first SIGTERM or SIGINT stops accepting and lets running answers finish; after
+    ``grace`` seconds they are ended with an error. A second signal ends the process at once.
+
+    Args:
+        app: made by :func:`llavakit.serving.create_app`.
+        listener: of :func:`listen`; closed at the end.
+        grace: seconds for running answers.
+        access_log: log each request.
+    """
+    Server(app, grace, access_log).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends with exit code 0 after a signal, and within a bounded time."""
+
+    def __init__(self, app: FastAPI, grace: float, access_log: bool = False) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                loop="asyncio",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=access_log,
+                server_header=False,
+                timeout_graceful_shutdown=int(grace + _CUT_SECONDS) + 1,
+            )
+        )
+        self._app = app
+        self._grace = grace
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal is not raised again at the end: it was obeyed."""
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends in peace, the second at once."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops accepting; answers that are not complete in time end with an error."""
+        service = self._app.state.service
+        service.readiness.stop()
+        end = asyncio.get_running_loop().call_later(self._grace, service.answers.close_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+
+
+class _Protocol(H11Protocol):
+    """Cuts connections that do not say what they want."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(_HEADER_SECONDS, self._cut)
+
+    def _cut(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+
+def log_to_stderr(level: int) -> None:
+    """Logs of the server and of llavakit go to stderr; answers go to clients alone."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("llavakit", "uvicorn"):
+        logging.getLogger(name).setLevel(level)

@@ -1,0 +1,116 @@
+"""What a server allows its clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llavakit.errors import ParameterError
+from llavakit.sources import SourcePolicy
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Names, keys and limits of a server; all of it plain values that can be pickled.
+
+    Attributes:
+        model_name: what clients call the model; None takes the backend's own name.
+        api_keys: keys of which a client must show one; empty lets everybody in.
+        allow_urls: whether http(s) URLs of pictures are fetched (public addresses only).
+            Paths and ``file:`` URLs of a request are never read.
+        allowed_hosts: names that the ``Host`` header may have, without ports; empty takes
+            any. Set for servers on loopback, it keeps web pages from reaching them through a
+            name of their own (DNS rebinding).
+        warm_up: answer one token at start, which loads the model; False is ready at once.
+        max_body_bytes: most bytes of a request.
+        max_pictures: most pictures of a request.
+        max_picture_bytes: most bytes of one picture.
+        max_picture_pixels: most pixels of one picture.
+        max_choices: the largest ``n``.
+        max_answer_tokens: most tokens of one answer; None leaves it to the context.
+        max_open_requests: most requests that are read, wait or are answered at once.
+        max_memory_bytes: most bytes that bodies and decoded pictures of all open requests
+            may take.
+        body_timeout: seconds in which a body must have come.
+        request_timeout: seconds in which an answer must be complete, queueing included.
+        send_timeout: seconds that a client may leave a piece of its answer unread.
+        ping_seconds: a stream that is silent for so long says that it lives.
+        retry_after: seconds after which a refused client may try again.
+    """
+
+    model_name: str | None = None
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allow_urls: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    warm_up: bool = True
+    max_body_bytes: int = 64 * MIB
+    max_pictures: int = 16
+    max_picture_bytes: int = 20 * MIB
+    max_picture_pixels: int = 40_000_000
+    max_choices: int = 16
+    max_answer_tokens: int | None = None
+    max_open_requests: int = 512
+    max_memory_bytes: int = 2048 * MIB
+    body_timeout: float = 60.0
+    request_timeout: float = 600.0
+    send_timeout: float = 60.0
+    ping_seconds: float = 15.0
+    retry_after: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_body_bytes",
+            "max_pictures",
+            "max_picture_bytes",
+            "max_picture_pixels",
+            "max_choices",
+            "max_open_requests",
+            "max_memory_bytes",
+            "body_timeout",
+            "request_timeout",
+            "send_timeout",
+            "ping_seconds",
+            "retry_after",
+        ):
+            if not getattr(self, name) > 0:
+                raise ParameterError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+        if self.max_answer_tokens is not None and self.max_answer_tokens < 1:
+            raise ParameterError("max_answer_tokens must be at least 1.")
+        if not all(self.api_keys):
+            raise ParameterError("A key is empty; give keys that cannot be guessed.")
+
+    def policy(self, *, fetching: bool = True) -> SourcePolicy:
+        """What may be opened for a client.
+
+        Args:
+            fetching: False where nothing may be fetched whatever the settings say.
+        """
+        return SourcePolicy(
+            roots=(),
+            allow_files=False,
+            allow_urls=self.allow_urls and fetching,
+            max_bytes=self.max_picture_bytes,
+            max_pixels=self.max_picture_pixels,
+        )
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """The keys of a file: one a line; empty lines and lines that begin with ``#`` are none.
+
+    Raises:
+        ParameterError: it cannot be read, or holds no key. No key is ever told.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ParameterError(f"The keys in {path} cannot be read ({reason}).") from None
+    keys = [line.strip() for line in lines]
+    keys = [key for key in keys if key and not key.startswith("#")]
+    if not keys:
+        raise ParameterError(f"{path} holds no key; write one a line.")
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise ParameterError(f"A key in {path} has spaces or letters beyond ASCII; leave them out.")
+    return tuple(dict.fromkeys(keys))
