@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from llavakit.backend import Backend
 from llavakit.documents.pages import Page
@@ -14,36 +15,41 @@ LABEL = "Page {page} of {source}:"
 """What is written above each page's picture, so that an answer can say where it stands."""
 
 _ANSWER = SamplingParams().max_tokens
+PageOrText = TypeVar("PageOrText", bound=Page | str)
 
 
 @dataclass(frozen=True, slots=True)
-class PagesInContext:
+class PagesInContext(Generic[PageOrText]):
     """A question with the pages that fit.
 
     Attributes:
         message: the pages' pictures, then the question.
-        pages: the pages that are in it, in their order.
+        pages: the pages (and passages of text) that are in it, in their order.
         left_out: pages that did not fit.
         tokens: tokens of the prompt.
     """
 
     message: Message
-    pages: tuple[Page, ...]
-    left_out: tuple[Page, ...]
+    pages: tuple[PageOrText, ...]
+    left_out: tuple[PageOrText, ...]
     tokens: int
 
 
-def ask_about(pages: Sequence[Page], question: str, label: str | None = LABEL) -> Message:
+def ask_about(pages: Sequence[Page | str], question: str, label: str | None = LABEL) -> Message:
     """A user's message of pictures of pages and a question.
 
     Args:
-        pages: in the order in which the model shall see them.
+        pages: in the order in which the model shall see them. A passage of text among them
+            stands there as text.
         question: in plain words; it comes last.
         label: what is written above each picture; ``{page}`` and ``{source}`` are filled in.
             None writes nothing. A page that is alone has no label: nothing is to be told apart.
     """
     parts: list[Part] = []
     for page in pages:
+        if isinstance(page, str):
+            parts.append(Text(f"{page}\n\n"))
+            continue
         if label is not None and len(pages) > 1:
             told = label.replace("{page}", str(page.number)).replace("{source}", page.source)
             parts.append(Text(f"{told}\n"))
@@ -53,20 +59,20 @@ def ask_about(pages: Sequence[Page], question: str, label: str | None = LABEL) -
 
 def fit_pages(
     backend: Backend,
-    pages: Sequence[Page],
+    pages: Sequence[PageOrText],
     question: str,
     *,
     answer_tokens: int = _ANSWER,
     label: str | None = LABEL,
     before: Sequence[Message] = (),
-) -> PagesInContext:
+) -> PagesInContext[PageOrText]:
     """A question about as many pages as the model can take, the first ones first.
 
     Tokens are counted exactly, pictures included, and nothing is run.
 
     Args:
         backend: the model that is going to answer.
-        pages: the best ones first, as a retriever gives them.
+        pages: the best ones first, as a retriever gives them; passages of text may be among them.
         question: in plain words.
         answer_tokens: tokens that are kept free for the answer.
         label: see :func:`ask_about`.

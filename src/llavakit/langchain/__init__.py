@@ -21,6 +21,20 @@ if find_spec("langchain_core") is None:
 from llavakit.langchain.chat_models import ChatLLaVA
 from llavakit.langchain.image_tool import ImageQuestionTool
 from llavakit.langchain.llms import LLaVALLM
+from llavakit.langchain.page_chain import page_question_chain
+from llavakit.langchain.page_loader import PageImageLoader
+from llavakit.langchain.page_messages import apage_messages, page_messages
+from llavakit.langchain.page_parser import PageImageParser
 from llavakit.langchain.shown import name_pictures
 
-__all__ = ["ChatLLaVA", "ImageQuestionTool", "LLaVALLM", "name_pictures"]
+__all__ = [
+    "ChatLLaVA",
+    "ImageQuestionTool",
+    "LLaVALLM",
+    "PageImageLoader",
+    "PageImageParser",
+    "apage_messages",
+    "name_pictures",
+    "page_messages",
+    "page_question_chain",
+]

@@ -1,0 +1,133 @@
+"""``PageImageLoader``: documents as LangChain's ``Document`` objects, one a page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from threading import Lock
+from typing import Any
+
+from langchain_core.document_loaders import BaseLoader
+from langchain_core.documents import Document
+from langchain_core.runnables.config import run_in_executor
+
+from llavakit.documents import PageRange, PageStore, View, open_files
+from llavakit.documents.pages import MAX_PAGE_PIXELS, page_limit
+from llavakit.langchain.page_documents import (
+    Documents,
+    Model,
+    OnError,
+    PageDocuments,
+    PageText,
+    Skipped,
+)
+from llavakit.sources import DEFAULT_POLICY, SourcePolicy
+
+
+class PageImageLoader(BaseLoader):
+    """Pages of PDFs, TIFFs, pictures and folders of them, read as they look.
+
+    >>> loader = PageImageLoader("scans/", text="transcribe", model=ChatLLaVA(model="demo"))
+    >>> for document in loader.lazy_load():  # doctest: +SKIP
+    ...     print(document.metadata["source"], document.metadata["page"], document.page_content)
+
+    Nothing is opened before the first document is asked for. Pages are drawn as they are
+    needed and read by the model many at a time. Documents have ids that depend on source,
+    page and pixels alone, so that indexing the same file twice gives the same index.
+
+    Args:
+        sources: a file, folder, URL, or anything else that :func:`~llavakit.documents.open_files`
+            takes, or a list of them.
+        pages: pages to read of each document, such as ``"1-3,7"``; None reads all.
+        text: which text becomes ``page_content``: ``"layer"``, ``"transcribe"``, ``"describe"``,
+            or a :class:`~llavakit.documents.Task` (see
+            :class:`~llavakit.langchain.page_documents.PageDocuments`).
+        model: who reads: a ``ChatLLaVA``, an ``LLaVALLM`` or a backend.
+        store: a folder, or :class:`~llavakit.documents.PageStore`, where the pages' pictures are
+            kept. Without one, pages are drawn again from their documents when they are needed.
+        dpi: resolution at which PDFs are drawn.
+        max_pixels: most pixels of a page; larger ones are drawn smaller.
+        on_error: ``"raise"`` at the first page or document that cannot be read, or ``"skip"``
+            it: a warning is logged, and :attr:`skipped` has the error.
+        page_seconds: most seconds for drawing a page (see ``open_files``).
+        policy: which files and addresses may be opened.
+
+    Raises:
+        ParameterError: values that make no sense, or a task without a model.
+    """
+
+    def __init__(
+        self,
+        sources: Any,
+        *,
+        pages: str | None = None,
+        text: PageText = "layer",
+        model: Model | None = None,
+        store: PageStore | str | os.PathLike[str] | None = None,
+        dpi: float = 144,
+        max_pixels: int = MAX_PAGE_PIXELS,
+        on_error: OnError = "raise",
+        page_seconds: float | None = 30.0,
+        policy: SourcePolicy = DEFAULT_POLICY,
+    ) -> None:
+        self.sources = list(sources) if isinstance(sources, (list, tuple)) else [sources]
+        self._pages = pages if pages is None else str(pages)
+        if self._pages is not None:
+            PageRange.parse(self._pages)
+        page_limit(dpi, max_pixels, policy)
+        self._policy = policy
+        view = View(dpi, max_pixels, text == "layer", page_seconds)
+        self._making = PageDocuments(text, model, to_store(store), on_error, view)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was left out since the object was made, if errors are skipped."""
+        return self._making.skipped
+
+    def lazy_load(self) -> Iterator[Document]:
+        """The pages, each when it is asked for.
+
+        Raises:
+            InputError: a document or page that cannot be read, unless errors are skipped.
+            EngineError, ModelError: the model failed.
+        """
+        return self._load()
+
+    async def alazy_load(self) -> AsyncIterator[Document]:
+        """As :meth:`lazy_load`, never blocking the event loop."""
+        documents = self._load()
+        running = Lock()  # a generator that is running cannot be closed
+
+        def step() -> Document | None:
+            with running:
+                return next(documents, None)
+
+        def close() -> None:
+            with running:
+                documents.close()
+
+        try:
+            while (document := await run_in_executor(None, step)) is not None:
+                yield document
+        finally:
+            await run_in_executor(None, close)
+
+    def _load(self) -> Documents:
+        view = self._making.view
+        pages = open_files(
+            self.sources,
+            pages=self._pages,
+            dpi=view.dpi,
+            max_pixels=view.max_pixels,
+            text=view.text,
+            page_seconds=view.page_seconds,
+            policy=self._policy,
+        )
+        with closing(pages):
+            yield from self._making.of(pages)
+
+
+def to_store(store: PageStore | str | os.PathLike[str] | None) -> PageStore | None:
+    """A page store, or the one in a folder."""
+    return store if store is None or isinstance(store, PageStore) else PageStore(store)
