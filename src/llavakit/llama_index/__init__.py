@@ -25,12 +25,18 @@ from llavakit.llama_index.image_tool import ImageQuestionTool
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.multi_modal import LLaVAMultiModal
 from llavakit.llama_index.nodes import PictureResolver, resolve_node
+from llavakit.llama_index.reader import PageImageReader
+from llavakit.llama_index.synthesis import PAGES_TEMPLATE, PageSynthesizer, page_query_engine
 
 __all__ = [
+    "PAGES_TEMPLATE",
     "ImageQuestionTool",
     "LLaVA",
     "LLaVAMultiModal",
+    "PageImageReader",
+    "PageSynthesizer",
     "PictureResolver",
+    "page_query_engine",
     "resolve_node",
     "to_image_block",
 ]

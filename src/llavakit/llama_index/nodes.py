@@ -2,7 +2,8 @@
 
 The framework reads any path and fetches any address that a node names, without a filter or
 a cap, as soon as it makes content blocks of the node. A node that holds its picture's bytes
-leaves it nothing to open; :func:`resolve_node` makes one.
+leaves it nothing to open; :func:`resolve_node` makes one. Pages that an index found, and pieces
+of their text, get the picture that was indexed, or an error, never another one.
 
 >>> engine = index.as_query_engine(
 ...     llm=llm, multimodal=True, node_postprocessors=[PictureResolver(policy=policy)]
@@ -11,9 +12,13 @@ leaves it nothing to open; :func:`resolve_node` makes one.
 
 from __future__ import annotations
 
+import io
+import os
 from base64 import b64encode
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import (
     BaseNode,
@@ -23,24 +28,36 @@ from llama_index.core.schema import (
     QueryBundle,
 )
 
+from llavakit.documents import Failure, PageReference, PageStore, reopen
+from llavakit.errors import InputError
 from llavakit.llama_index.carriers import source_of
+from llavakit.llama_index.pages import reference_of, to_store
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
 
 
-def resolve_node(node: BaseNode, policy: SourcePolicy = DEFAULT_POLICY) -> BaseNode:
+def resolve_node(
+    node: BaseNode, policy: SourcePolicy = DEFAULT_POLICY, store: PageStore | None = None
+) -> BaseNode:
     """The node with its picture's bytes inside; the node itself if there is nothing to open.
 
-    Path and address stay where they are, for whoever shows sources; the framework looks at
-    the bytes first. What the bytes are is found out by the model's own door for pictures.
+    A page of :class:`~llavakit.llama_index.PageImageReader`, or a piece of its text, becomes an
+    ``ImageNode`` with the page's picture. Path and address stay where they are, for whoever
+    shows sources; the framework looks at the bytes first. What the bytes are is found out by
+    the model's own door for pictures.
 
     Args:
         node: any node or document; nothing of it is changed.
         policy: what may be opened.
+        store: pictures of pages by their digest.
 
     Raises:
         SourceError: it cannot be reached, or the policy forbids it.
+        DocumentError: a page is not the one that was indexed any more.
         ImageTooLargeError: more bytes than the policy allows.
     """
+    reference = _to_find(node)
+    if reference is not None:
+        return _with_page(node, reference, _drawn([reference], policy, store)[0])
     source = source_of(node)
     if source is None or isinstance(source.source, bytes):
         return node
@@ -61,13 +78,29 @@ def resolve_node(node: BaseNode, policy: SourcePolicy = DEFAULT_POLICY) -> BaseN
 class PictureResolver(BaseNodePostprocessor):
     """Opens the pictures of retrieved nodes under a policy (see :func:`resolve_node`).
 
-    Give it as the last of a query or chat engine's ``node_postprocessors``.
+    Give it as the last of a query or chat engine's ``node_postprocessors``. Of several pieces
+    of one page only the first is kept: it shows the whole page.
+
+    Attributes:
+        policy: which files and addresses may be opened.
+        store: pictures of pages by their digest, a folder or a ``PageStore``.
+        page_seconds: most seconds for drawing a page again (see
+            :func:`~llavakit.documents.open_files`).
+        on_failure: called with each page whose picture is not to be had, which is left out;
+            None raises the error.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     policy: SourcePolicy = Field(default=DEFAULT_POLICY, exclude=True)
-    """Which files and addresses may be opened."""
+    store: PageStore | None = Field(default=None, exclude=True)
+    page_seconds: float | None = 30.0
+    on_failure: Callable[[Failure], None] | None = Field(default=None, exclude=True)
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _folder_is_a_store(cls, store: Any) -> Any:
+        return to_store(store)
 
     @classmethod
     def class_name(cls) -> str:
@@ -76,7 +109,95 @@ class PictureResolver(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return [
-            NodeWithScore(node=resolve_node(one.node, self.policy), score=one.score)
-            for one in nodes
-        ]
+        kept = _one_for_each_page(nodes)
+        pictures = self._pictures([page for _, page in kept if page is not None])
+        resolved = []
+        for one, page in kept:
+            if page is None:
+                node = resolve_node(one.node, self.policy)
+            elif page in pictures:
+                node = _with_page(one.node, page, pictures[page])
+            else:
+                continue  # told by on_failure
+            resolved.append(NodeWithScore(node=node, score=one.score))
+        return resolved
+
+    def _pictures(self, wanted: Sequence[PageReference]) -> dict[PageReference, bytes]:
+        try:
+            # All at once: a document is opened once for all of its pages.
+            found = _drawn(wanted, self.policy, self.store, self.page_seconds)
+            return dict(zip(wanted, found, strict=True))
+        except InputError:
+            if self.on_failure is None:
+                raise
+        pictures = {}
+        for page in wanted:
+            try:
+                (pictures[page],) = _drawn([page], self.policy, self.store, self.page_seconds)
+            except InputError as error:
+                self.on_failure(Failure(page.source, page.number, error))
+        return pictures
+
+
+def _one_for_each_page(
+    nodes: Sequence[NodeWithScore],
+) -> list[tuple[NodeWithScore, PageReference | None]]:
+    """The nodes with the pages that are to be found for them."""
+    seen: set[PageReference] = set()
+    kept = []
+    for one in nodes:
+        page = reference_of(one.node)
+        if page is not None and page in seen:
+            continue
+        if page is not None:
+            seen.add(page)
+        kept.append((one, _to_find(one.node)))
+    return kept
+
+
+def _to_find(node: BaseNode) -> PageReference | None:
+    """The page whose picture a node is to be given, if it has none."""
+    if isinstance(node, ImageNode) and node.image is not None:
+        return None
+    return reference_of(node)
+
+
+def _drawn(
+    pages: Sequence[PageReference],
+    policy: SourcePolicy,
+    store: PageStore | None,
+    page_seconds: float | None = 30.0,
+) -> list[bytes]:
+    """The pictures of pages as PNG."""
+    found = []
+    for page in reopen(pages, store=store, policy=policy, page_seconds=page_seconds):
+        png = io.BytesIO()
+        page.picture.rgb.save(png, "PNG", compress_level=1)
+        found.append(png.getvalue())
+    return found
+
+
+def _with_page(node: BaseNode, page: PageReference, png: bytes) -> ImageNode:
+    # The framework does not take a path to nowhere, even where it has the bytes.
+    path = page.image_path if os.path.isfile(page.image_path or "") else None  # noqa: PTH113
+    image = {
+        "image": b64encode(png).decode("ascii"),
+        "image_path": path,
+        "image_mimetype": "image/png",
+    }
+    if isinstance(node, ImageNode):
+        return node.model_copy(update=image)
+    shared = (
+        "id_",
+        "metadata",
+        "excluded_embed_metadata_keys",
+        "excluded_llm_metadata_keys",
+        "relationships",
+        "metadata_template",
+        "metadata_separator",
+    )
+    return ImageNode(
+        text=node.get_content(),
+        **image,
+        **{name: getattr(node, name) for name in shared},
+    )
