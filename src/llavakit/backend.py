@@ -273,6 +273,9 @@ def load(
     load_in_8bit: bool = False,
     base_url: str | None = None,
     api_key: str | None = None,
+    dialect: str | None = None,
+    max_retries: int | None = None,
+    timeout: float | None = None,
     source_policy: SourcePolicy | None = None,
     **settings: Any,
 ) -> Backend:
@@ -290,8 +293,13 @@ def load(
         dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
         quantization: ``"4bit"``, ``"8bit"`` or None; ``load_in_4bit`` and ``load_in_8bit``
             are understood too.
-        base_url: address of an OpenAI-compatible server that runs the model.
-        api_key: the server's key.
+        base_url: address of an OpenAI-compatible server that runs the model, with or without
+            ``/v1``. Of all other settings, it takes those below and ``context_length``.
+        api_key: the server's key; None reads ``LLAVAKIT_API_KEY``, ``""`` is none.
+        dialect: which kind of server it is: ``"llavakit"``, ``"vllm"``, ``"sglang"``,
+            ``"transformers"`` or ``"generic"``; None finds out (see ``docs/remote.md``).
+        max_retries: most further attempts, where a server gave no answer; the default is 2.
+        timeout: seconds for a whole answer of a server, for requests that name none.
         source_policy: which files and addresses pictures may come from.
         **settings: further fields of :class:`~llavakit.engine.config.EngineConfig`, such as
             ``device_map="auto"`` for a model that is spread over several GPUs.
@@ -303,8 +311,21 @@ def load(
 
     policy = source_policy or SourcePolicy()
     if base_url is not None:
-        raise ParameterError("base_url is not supported yet; leave it out to run the model here.")
-    del api_key
+        here = {
+            "model_base": model_base,
+            "conv_mode": conv_mode,
+            "device": None if device == "auto" else device,
+            "dtype": None if dtype == "auto" else dtype,
+            "quantization": quantization,
+            "load_in_4bit": load_in_4bit or None,
+            "load_in_8bit": load_in_8bit or None,
+            **settings,
+        }
+        how = {"dialect": dialect, "max_retries": max_retries, "timeout": timeout}
+        return _remote(os.fspath(model), base_url, api_key, policy, how, here)
+    for name, value in (("dialect", dialect), ("max_retries", max_retries), ("timeout", timeout)):
+        if value is not None:
+            raise ParameterError(f"{name} is for servers; give base_url too, or leave it out.")
     config = _engine_config(
         model=_located(model),
         model_base=None if model_base is None else _located(model_base),
@@ -319,6 +340,40 @@ def load(
         from llavakit.local import LocalBackend
 
         return LocalBackend(config, policy)
+
+    return shared((config, policy), build)
+
+
+def _remote(
+    model: str,
+    base_url: str,
+    api_key: str | None,
+    policy: SourcePolicy,
+    how: dict[str, Any],
+    here: dict[str, Any],
+) -> Backend:
+    """The backend of a model on a server; ``here`` is what only a model in this process has."""
+    from llavakit.remote.address import RemoteConfig, normalized
+
+    limit = here.pop("context_length", None)
+    given = sorted(name for name, value in here.items() if value is not None)
+    if given:
+        raise ParameterError(
+            f"{given[0]} has no effect on a server (base_url); set it where the server is started."
+        )
+    key = os.environ.get("LLAVAKIT_API_KEY") if api_key is None else api_key
+    config = RemoteConfig(
+        model=model,
+        address=normalized(base_url),
+        api_key=key or None,
+        context_length=limit,
+        **{name: value for name, value in how.items() if value is not None},
+    )
+
+    def build() -> Backend:
+        from llavakit.remote.client import RemoteBackend
+
+        return RemoteBackend(config, policy)
 
     return shared((config, policy), build)
 

@@ -18,6 +18,7 @@ from llavakit.arguments import check_known, to_params, unaliased
 from llavakit.backend import Backend
 from llavakit.engine.config import EngineConfig
 from llavakit.errors import ParameterError
+from llavakit.remote.address import normalized
 from llavakit.sources import SourcePolicy
 from llavakit.values import SamplingParams
 
@@ -65,7 +66,9 @@ class ModelSettings(BaseModel):
     base_url: str | None = None
     """Address of an OpenAI-compatible server that runs the model."""
     api_key: SecretStr | None = Field(default_factory=lambda: key_from_environment())
-    """The server's key, by default from ``LLAVAKIT_API_KEY``."""
+    """The server's key, by default from ``LLAVAKIT_API_KEY``; not part of a pickle."""
+    dialect: Literal["llavakit", "vllm", "sglang", "transformers", "generic"] | None = None
+    """Which kind of server it is; None finds out."""
 
     device: str | None = None
     dtype: str | None = None
@@ -113,6 +116,8 @@ class ModelSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         to_params(self._sampling())  # values out of range are told now, not at the first call
+        if self.base_url is not None:
+            normalized(self.base_url)
         if self.backend is not None:
             unused = sorted(self._load_settings())
             if unused:
@@ -130,8 +135,10 @@ class ModelSettings(BaseModel):
         if self.backend is not None and model in (None, self.model):
             return self.backend
         settings = self._load_settings()
-        if self.base_url is not None and self.api_key is not None:
-            settings["api_key"] = self.api_key.get_secret_value()
+        if self.base_url is not None:
+            settings["api_key"] = "" if self.api_key is None else self.api_key.get_secret_value()
+            if "max_retries" in self.model_fields_set:
+                settings["max_retries"] = self.max_retries
         backend = llavakit.load(model or self.model, **settings)
         self._held.keep(backend)
         return backend
@@ -160,7 +167,7 @@ class ModelSettings(BaseModel):
 
     def _load_settings(self) -> dict[str, Any]:
         names = [field.name for field in fields(EngineConfig) if field.name != "model"]
-        names += ["base_url", "source_policy"]
+        names += ["base_url", "dialect", "source_policy"]
         values = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in values.items() if value is not None}
         return given | {
@@ -179,7 +186,18 @@ class ModelSettings(BaseModel):
                 f"A {type(self).__name__} that was given a backend cannot be pickled; "
                 "give it model=... instead."
             )
-        return super().__getstate__()
+        state = super().__getstate__()
+        if self.api_key is None:
+            return state
+        # A key is no part of a file; whoever reads it takes the one of its own environment.
+        values = {**state["__dict__"], "api_key": None}
+        return {**state, "__dict__": values, "key_left_out": True}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        rest = {name: value for name, value in state.items() if name != "key_left_out"}
+        super().__setstate__(rest)
+        if "key_left_out" in state:
+            self.__dict__["api_key"] = key_from_environment()
 
 
 def key_from_environment() -> SecretStr | None:

@@ -12,7 +12,12 @@ from llama_index.core.rate_limiter import TokenBucketRateLimiter
 from llama_index.core.tools import FunctionTool
 
 import llavakit
-from llavakit.errors import LlavaKitError, ParameterError, UnsupportedContentError
+from llavakit.errors import (
+    LlavaKitError,
+    ParameterError,
+    RemoteError,
+    UnsupportedContentError,
+)
 from llavakit.llama_index import LLaVA, LLaVAMultiModal
 from llavakit.sources import SourcePolicy
 from llavakit.testing import FakeBackend
@@ -82,9 +87,12 @@ def test_load_settings_choose_the_backend():
     assert LLaVA(model="demo", load_in_4bit=True)._load_settings() == {"load_in_4bit": True}
 
 
-def test_a_server_is_not_silently_ignored():
+@pytest.mark.enable_socket
+def test_a_server_is_asked_and_no_model_here():
+    with pytest.raises(RemoteError, match="No connection to the server at http://localhost:1 "):
+        LLaVA(model="demo", base_url="http://localhost:1", max_retries=0).chat(HELLO)
     with pytest.raises(ParameterError, match="base_url"):
-        LLaVA(model="demo", base_url="http://localhost:1").chat(HELLO)
+        LLaVA(model="demo", base_url="localhost:1")
 
 
 def test_the_system_prompt_is_told_once(fake):

@@ -1,0 +1,300 @@
+"""The events of one streamed answer, made into chunks and judged at the end.
+
+Text and calls are told as they come. That the answer is whole, and is what was asked for, is
+known at the end only: the last chunk comes if it is, and an error if it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llavakit.engine.detokenizer import StopStrings
+from llavakit.errors import RemoteError
+from llavakit.prompts.tools import compact_json
+from llavakit.remote.address import RemoteConfig
+from llavakit.remote.checks import AnswerChecks
+from llavakit.remote.dialects import Dialect
+from llavakit.remote.failures import error_status, refusal
+from llavakit.remote.spoken_calls import SpokenCalls
+from llavakit.values import Chunk, FinishReason, Request, TokenLogprob, ToolCallChunk, Usage
+
+DONE = "[DONE]"
+_FINISHES: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "end_turn": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
+
+
+class RemoteAnswer:
+    """One answer while it streams.
+
+    Args:
+        request: what was asked.
+        dialect: of the server.
+        config: which server.
+
+    Attributes:
+        complete: nothing more is needed: ``[DONE]`` came, or a stop string.
+    """
+
+    def __init__(self, request: Request, dialect: Dialect, config: RemoteConfig) -> None:
+        self.complete = False
+        self._request = request
+        self._dialect = dialect
+        self._config = config
+        self._stops = StopStrings(() if dialect.stops else request.params.stop)
+        offered = bool(request.tools) and request.tool_choice != "none"
+        spoken = offered and not dialect.enforces
+        self._spoken = SpokenCalls(one=not request.parallel_tool_calls) if spoken else None
+        self._calls = _Calls()
+        self._checks = AnswerChecks(request, dialect)
+        self._text: list[str] = []
+        self._begun = False
+        self._finish: FinishReason | None = None
+        self._usage: Usage | None = None
+        self._done = False
+        self._told_logprobs = False
+
+    def push(self, data: str) -> Iterator[Chunk]:
+        """The chunks of one event.
+
+        Raises:
+            LlavaKitError: the server tells of an error, or nothing that can be read.
+        """
+        if data.strip() == DONE:
+            self._done = self.complete = True
+            return
+        event = self._event(data)
+        usage = event.get("usage")
+        if isinstance(usage, Mapping):
+            self._usage = to_usage(usage)
+        choices = event.get("choices") or ()
+        for choice in choices:
+            if choice.get("index", 0) == 0 and not self.complete:
+                yield from self._choice(choice, choice.get("delta") or choice.get("message") or {})
+
+    def end(self) -> Iterator[Chunk]:
+        """What is left, and the last chunk.
+
+        Raises:
+            RemoteError: the answer is not whole, or not what was asked for.
+        """
+        finish = self._finish
+        if finish is None or (self._dialect.done and not self.complete):
+            lacks = "a finish_reason" if finish is None else DONE
+            raise RemoteError(
+                f"The server at {self._config.address} ended the stream without {lacks}: the "
+                "answer broke off. Ask again."
+            )
+        if self._stops.hit is None:
+            yield from self._heard(self._stops.flush(), (), ())
+        if self._spoken is not None:
+            rest = self._spoken.flush(cut=finish == "length")
+            yield from self._told(rest.text, self._calls.push(rest.calls), ())
+        yield from self._told("", self._calls.completed(cut=finish == "length"), ())
+        calls = self._calls.whole(cut=finish == "length")
+        if calls and finish == "stop":
+            finish = "tool_calls"
+        elif finish == "tool_calls" and not calls:
+            finish = "stop"
+        self._checks.check("".join(self._text), calls, finish)
+        self._check_logprobs()
+        yield Chunk(finish_reason=finish, usage=self._usage)
+
+    def _event(self, data: str) -> Mapping[str, Any]:
+        try:
+            event = json.loads(data)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, Mapping):
+            if '"error"' in data[:40]:  # transformers serve writes its message without escapes
+                raise refusal(0, data, self._config)
+            raise RemoteError(
+                f"The server at {self._config.address} sent what is no event of a chat completion; "
+                "is base_url right?"
+            )
+        error = event.get("error")
+        if error or event.get("object") == "error":
+            raise refusal(error_status(error or event), data, self._config)
+        return event
+
+    def _choice(self, choice: Mapping[str, Any], delta: Mapping[str, Any]) -> Iterator[Chunk]:
+        logprobs = _logprobs(choice.get("logprobs"))
+        self._told_logprobs = self._told_logprobs or bool(logprobs)
+        text = delta.get("content") or delta.get("refusal") or ""
+        calls = self._calls.push(_pieces(delta.get("tool_calls") or ()))
+        yield from self._chunk(_as_text(text), calls, logprobs)
+        reason = choice.get("finish_reason")
+        if reason and self._finish is None:
+            self._finish = self._finish_reason(str(reason))
+
+    def _finish_reason(self, reason: str) -> FinishReason:
+        if reason in _FINISHES:
+            return _FINISHES[reason]
+        raise RemoteError(
+            f"The server at {self._config.address} ended the answer for the reason {reason!r}: "
+            "it is not whole."
+        )
+
+    def _chunk(
+        self,
+        text: str,
+        calls: tuple[ToolCallChunk, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> Iterator[Chunk]:
+        yield from self._heard(self._stops.push(text), calls, logprobs)
+        if self._stops.hit is not None or (self._spoken is not None and self._spoken.full):
+            self._finish, self.complete = self._finish or "stop", True
+
+    def _heard(
+        self, text: str, calls: tuple[ToolCallChunk, ...], logprobs: tuple[TokenLogprob, ...]
+    ) -> Iterator[Chunk]:
+        """Text behind the stop strings: without the space it begins with, and without calls."""
+        if not self._begun:
+            # Models with a Vicuna prompt begin with a space that belongs to the prompt.
+            text = text.lstrip()
+            self._begun = bool(text)
+        if self._spoken is not None:
+            pieces = self._spoken.push(text)
+            text, calls = pieces.text, (*calls, *self._calls.push(pieces.calls))
+        yield from self._told(text, calls, logprobs)
+
+    def _told(
+        self, text: str, calls: tuple[ToolCallChunk, ...], logprobs: tuple[TokenLogprob, ...]
+    ) -> Iterator[Chunk]:
+        if self._checks.needs_text:
+            self._text.append(text)
+        if text or calls or logprobs:
+            yield Chunk(text=text, tool_calls=calls, logprobs=logprobs)
+
+    def _check_logprobs(self) -> None:
+        asked = self._request.params.logprobs is not None
+        if asked and not self._told_logprobs and (self._begun or self._calls.count):
+            raise RemoteError(
+                f"The server at {self._config.address} was asked for logprobs and sent none; "
+                "leave them out."
+            )
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A call of which more may come."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str = ""
+
+
+class _Calls:
+    """Pieces of calls under running numbers, each with an id and a name at its first piece."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Growing] = []
+        self._at: dict[int, _Growing] = {}  # by the server's index
+
+    @property
+    def count(self) -> int:
+        return len(self._calls)
+
+    def push(self, pieces: tuple[ToolCallChunk, ...]) -> tuple[ToolCallChunk, ...]:
+        told: dict[int, ToolCallChunk] = {}
+        for piece in pieces:
+            call = self._at.get(piece.index)
+            # Some servers number every call 0 and tell them apart by their ids.
+            new = call is None or (piece.id and piece.name and piece.id != call.id)
+            if new or call is None:
+                identity = piece.id or f"call_{uuid.uuid4().hex[:24]}"
+                call = _Growing(len(self._calls), identity, piece.name or "")
+                self._calls.append(call)
+                self._at[piece.index] = call
+            call.arguments += piece.arguments
+            before = told.get(call.index)
+            arguments = (before.arguments if before else "") + piece.arguments
+            if new:
+                told[call.index] = ToolCallChunk(call.index, call.id, call.name, arguments)
+            elif before is not None:
+                told[call.index] = ToolCallChunk(call.index, before.id, before.name, arguments)
+            else:
+                told[call.index] = ToolCallChunk(call.index, arguments=arguments)
+        return tuple(told.values())
+
+    def completed(self, *, cut: bool) -> tuple[ToolCallChunk, ...]:
+        """Calls of tools without arguments may come without any; JSON has ``{}`` for that."""
+        finished = self._calls[:-1] if cut else self._calls
+        empty = [call for call in finished if not call.arguments.strip()]
+        for call in empty:
+            call.arguments = "{}"
+        return tuple(ToolCallChunk(call.index, arguments="{}") for call in empty)
+
+    def whole(self, *, cut: bool) -> list[ToolCallChunk]:
+        """All calls; without those that the token limit cut, if it did."""
+        return [
+            ToolCallChunk(call.index, call.id, call.name, call.arguments)
+            for call in self._calls
+            if not (cut and not _is_object(call.arguments))
+        ]
+
+
+def _pieces(calls: Any) -> tuple[ToolCallChunk, ...]:
+    return tuple(_piece(call, number) for number, call in enumerate(calls))
+
+
+def _piece(call: Mapping[str, Any], number: int) -> ToolCallChunk:
+    function = call.get("function") or {}
+    arguments = function.get("arguments") or ""
+    if isinstance(arguments, Mapping):
+        arguments = compact_json(arguments)
+    index = call.get("index")
+    return ToolCallChunk(
+        number if index is None else int(index),
+        call.get("id") or None,
+        function.get("name") or None,
+        str(arguments),
+    )
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _as_text(content: Any) -> str:
+    if isinstance(content, list):  # parts, of servers that answer in the notation of requests
+        return "".join(str(part.get("text") or "") for part in content)
+    return str(content)
+
+
+def _logprobs(told: Any) -> tuple[TokenLogprob, ...]:
+    tokens = (told or {}).get("content") or ()
+    return tuple(
+        TokenLogprob(
+            str(one["token"]),
+            float(one["logprob"]),
+            tuple((str(t["token"]), float(t["logprob"])) for t in one.get("top_logprobs") or ()),
+        )
+        for one in tokens
+    )
+
+
+def to_usage(told: Mapping[str, Any]) -> Usage:
+    """OpenAI's usage as llavakit's; what is not told is 0."""
+    details = told.get("prompt_tokens_details") or {}
+    return Usage(
+        int(told.get("prompt_tokens") or 0),
+        int(told.get("completion_tokens") or 0),
+        int(details.get("cached_tokens") or 0),
+        int(details.get("image_tokens") or 0),
+    )

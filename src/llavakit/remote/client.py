@@ -1,0 +1,274 @@
+"""The backend that asks a server: the same calls, on somebody's cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from llavakit.backend import Backend, Messages, ModelInfo, to_request
+from llavakit.errors import (
+    EngineClosedError,
+    InputError,
+    ParameterError,
+    RemoteError,
+)
+from llavakit.remote.address import RemoteConfig
+from llavakit.remote.answer import RemoteAnswer
+from llavakit.remote.checks import check_request
+from llavakit.remote.dialects import DIALECTS, Dialect, to_fields, to_function
+from llavakit.remote.exchange import Exchange, timed_out
+from llavakit.remote.loop import BackgroundLoop, join
+from llavakit.remote.messages import to_wire
+from llavakit.remote.pictures import data_uri, unfetched_data_uri
+from llavakit.remote.server import Served, counted, detect, served
+from llavakit.remote.transport import Transport
+from llavakit.streams import AnswerStream, Channel
+from llavakit.values import Request, Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llavakit.sources import SourcePolicy
+
+T = TypeVar("T")
+
+_PATIENCE = 30.0
+"""Seconds for a question about the server itself."""
+
+
+@dataclass(eq=False, slots=True)
+class _Link:
+    """What a backend has open in this process; a forked child makes its own."""
+
+    loop: BackgroundLoop
+    transport: Transport
+    process: int = field(default_factory=os.getpid)
+    running: dict[Exchange, Callable[[], None]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class RemoteBackend(Backend):
+    """A model on an OpenAI-compatible server; nothing is connected before the first use.
+
+    Args:
+        config: which server and model, and how they are asked.
+        policy: where pictures may come from. They are opened here, and sent as data.
+    """
+
+    def __init__(self, config: RemoteConfig, policy: SourcePolicy) -> None:
+        self.config = config
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._detecting = threading.Lock()
+        self._link: _Link | None = None
+        self._leave: weakref.finalize[..., RemoteBackend] | None = None
+        self._dialect = None if config.dialect is None else DIALECTS[config.dialect]
+        self._info: ModelInfo | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<RemoteBackend {self.config.model!r} at {self.config.address}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise ParameterError(
+            "A backend cannot be pickled; call llavakit.load with the same arguments there."
+        )
+
+    @property
+    def policy(self) -> SourcePolicy:
+        return self._policy
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def info(self) -> ModelInfo:
+        """Facts about the model, as the server tells them.
+
+        Raises:
+            RemoteError: it does not tell how long the context is, and nobody said.
+        """
+        if self._info is None:
+            self._info = ModelInfo(self.config.model, self._context_length())
+        return self._info
+
+    def submit(self, request: Request) -> AnswerStream:
+        timeout = self.config.timeout if request.timeout is None else request.timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        link = self._linked()
+        check_request(request)
+        with _within(timeout):
+            dialect = self._get_dialect(link, deadline)
+        fields = to_fields(dialect, request)
+        messages = to_wire(request, dialect, lambda image: data_uri(image, self._policy))
+        channel = Channel()
+        exchange = Exchange(
+            link.transport,
+            fields,
+            _json(messages),
+            RemoteAnswer(request, dialect, self.config),
+            channel,
+            link.counts,
+            timeout,
+            deadline,
+        )
+        link.running[exchange] = stop = link.loop.start(lambda: _run(exchange, link))
+        if self._closed:
+            self._end(link)
+
+        def cancel(keep: RemoteBackend = self) -> None:  # an open stream keeps its connections
+            link.counts["cancelled"] += 1
+            stop()
+
+        return AnswerStream(channel, cancel)
+
+    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+        """Tokens of the prompt, by the server's own count.
+
+        Raises:
+            RemoteError: this kind of server does not tell them exactly.
+        """
+        request = to_request(messages, tools=tools)
+        link = self._linked()
+        with _within(None):
+            dialect = self._get_dialect(link, None)
+        pictures = any(message.images for message in request.messages)
+        if dialect.counts == "no" or (pictures and dialect.counts == "text"):
+            what = "tokens" if dialect.counts == "no" else "the tokens of pictures"
+            raise RemoteError(
+                f"This server ({dialect.title}) does not tell {what} without running the model; "
+                "read usage.prompt_tokens of an answer, or count with the model's checkpoint."
+            )
+        wire = to_wire(
+            request,
+            dialect,
+            lambda image: unfetched_data_uri(image, self._policy),
+            answerable=False,
+        )
+        offered = [to_function(tool) for tool in tools]
+        with _within(None):
+            return self._asked(link, counted(link.transport, wire, offered))
+
+    def stats(self) -> dict[str, Any]:
+        link = self._link
+        if link is None or link.process != os.getpid():
+            return {"running": 0, "waiting": 0}
+        begun = [exchange.begun for exchange in tuple(link.running) if not exchange.ended]
+        return {
+            "running": sum(begun),
+            "waiting": len(begun) - sum(begun),
+            "retries": link.transport.retries,
+            "dialect": None if self._dialect is None else self._dialect.name,
+            **{name: link.counts[name] for name in _COUNTED},
+        }
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            link, self._link = self._link, None
+            leave, self._leave = self._leave, None
+        if link is not None:
+            self._end(link)
+        if leave is not None:
+            leave()
+
+    @staticmethod
+    def _end(link: _Link) -> None:
+        for exchange, stop in tuple(link.running.items()):
+            exchange.fail(EngineClosedError("The backend was closed while this answer came."))
+            stop()
+
+    def _linked(self) -> _Link:
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("This backend was closed; llavakit.load gives a fresh one.")
+            if self._link is None or self._link.process != os.getpid():
+                link = _Link(join(), Transport(self.config))
+                self._link = link
+                self._leave = weakref.finalize(self, _leave, link)
+            return self._link
+
+    def _get_dialect(self, link: _Link, deadline: float | None) -> Dialect:
+        if self._dialect is None:
+            with self._detecting:  # once, whoever comes first
+                if self._dialect is None:
+                    self._dialect = self._asked(link, detect(link.transport), deadline)
+        return self._dialect
+
+    def _context_length(self) -> int:
+        link, asked = self._linked(), self.config.context_length
+        try:
+            with _within(None):
+                models = self._asked(link, served(link.transport))
+        except RemoteError as error:
+            if error.status in (None, 401, 403):
+                raise
+            models = []  # it has no such list, or cannot make it
+        told = _limit(models, self.config.model)
+        limits = [limit for limit in (asked, told) if limit is not None]
+        if not limits:
+            raise RemoteError(
+                f"The server at {self.config.address} does not tell the context length of "
+                f"{self.config.model!r}; give it by context_length=."
+            )
+        return min(limits)
+
+    def _asked(
+        self, link: _Link, question: Coroutine[Any, Any, T], deadline: float | None = None
+    ) -> T:
+        """Waits for a small answer on the caller's thread."""
+        latest = time.monotonic() + _PATIENCE
+        return link.loop.wait(_until(question, min(latest, deadline or latest)))
+
+
+_COUNTED = ("requests", "failed", "cancelled", "prompt_tokens", "completion_tokens")
+
+
+async def _until(question: Coroutine[Any, Any, T], deadline: float) -> T:
+    import asyncio
+
+    async with asyncio.timeout_at(deadline):
+        return await question
+
+
+async def _run(exchange: Exchange, link: _Link) -> None:
+    link.counts["requests"] += 1
+    try:
+        await exchange.run()
+    finally:
+        link.running.pop(exchange, None)
+
+
+def _leave(link: _Link) -> None:
+    link.loop.leave(link.transport.close)
+
+
+@contextmanager
+def _within(timeout: float | None) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise timed_out(timeout or _PATIENCE) from None
+
+
+def _json(messages: list[dict[str, Any]]) -> bytes:
+    try:
+        return json.dumps(messages).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The messages cannot be written as JSON ({error}).") from error
+
+
+def _limit(models: Sequence[Served], name: str) -> int | None:
+    for model in models:
+        if name in (model.id, model.root):
+            return model.context_length
+    return None

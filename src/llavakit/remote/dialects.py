@@ -1,0 +1,204 @@
+"""How OpenAI-compatible servers differ, and how a request's settings are written for each.
+
+Whatever a server would ignore is refused here, because servers say 200 to fields that they
+do not know. All settings are sent, also those that llavakit would call neutral: vLLM and
+SGLang take missing ones from the checkpoint's ``generation_config.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from llavakit.errors import ParameterError
+from llavakit.values import Request, SamplingParams, Tool
+
+_LARK = re.compile(r"^\s*start\s*:", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One kind of server.
+
+    Attributes:
+        name: as it is named in ``load(dialect=...)``.
+        title: as errors call it.
+        samples: how ``top_k``, ``min_p`` and ``repetition_penalty`` are sent: as fields of
+            their own, inside ``generation_config``, or not at all.
+        stops: whether the server ends answers at ``stop``; else the client does.
+        logprobs: whether it tells log probabilities.
+        enforces: whether it takes ``tools`` and ``response_format``; else they are told in the
+            prompt, and calls are read out of the text.
+        grammar: how a regular expression and a Lark grammar are sent.
+        done: whether a whole stream ends with ``[DONE]``.
+        stream_options: whether usage must be asked for.
+        keeps_turns: whether it puts turns together itself, as llavakit does.
+        counts: what ``/tokenize`` counts: everything, text alone, or nothing.
+    """
+
+    name: str
+    title: str
+    samples: Literal["fields", "generation_config", "no"] = "no"
+    stops: bool = True
+    logprobs: bool = True
+    enforces: bool = True
+    grammar: Literal["structured_outputs", "regex", "no"] = "no"
+    done: bool = False
+    stream_options: bool = True
+    keeps_turns: bool = False
+    counts: Literal["all", "text", "no"] = "no"
+
+
+DIALECTS: Mapping[str, Dialect] = MappingProxyType(
+    {
+        dialect.name: dialect
+        for dialect in (
+            Dialect(
+                "llavakit",
+                "llavakit",
+                samples="fields",
+                grammar="structured_outputs",
+                done=True,
+                keeps_turns=True,
+                counts="all",
+            ),
+            Dialect(
+                "vllm",
+                "vLLM",
+                samples="fields",
+                grammar="structured_outputs",
+                done=True,
+                counts="text",
+            ),
+            Dialect("sglang", "SGLang", samples="fields", grammar="regex", done=True),
+            Dialect(
+                "transformers",
+                "transformers serve",
+                samples="generation_config",
+                stops=False,
+                logprobs=False,
+                enforces=False,
+                stream_options=False,
+            ),
+            Dialect("generic", "OpenAI-compatible"),
+        )
+    }
+)
+"""Every dialect by its name."""
+
+
+def is_lark(grammar: str) -> bool:
+    """Whether a grammar is written in Lark; else it is a regular expression."""
+    return _LARK.search(grammar) is not None
+
+
+def to_fields(dialect: Dialect, request: Request) -> dict[str, Any]:
+    """The fields of a chat completion beside ``model`` and ``messages``.
+
+    Raises:
+        ParameterError: something that this kind of server cannot honour.
+    """
+    params = request.params
+    fields: dict[str, Any] = {
+        "max_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "stream": True,
+    }
+    if dialect.stream_options:
+        fields["stream_options"] = {"include_usage": True}
+    if params.seed is not None:
+        fields["seed"] = params.seed
+    if params.stop and dialect.stops:
+        fields["stop"] = list(params.stop)
+    fields |= _sampling(dialect, params) | _logprobs(dialect, params)
+    fields |= _constraint(dialect, params)
+    if dialect.enforces:
+        fields |= _tools(request)
+    return fields
+
+
+def _sampling(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
+    if dialect.samples == "fields":
+        return {
+            "top_k": params.top_k or -1,
+            "min_p": params.min_p,
+            "repetition_penalty": params.repetition_penalty,
+        }
+    if dialect.samples == "generation_config":
+        # Without it the server samples only if the checkpoint says so, whatever the temperature.
+        config: dict[str, Any] = {"do_sample": bool(params.temperature)}
+        if params.temperature:
+            config |= {"top_k": params.top_k, "min_p": params.min_p}
+        config["repetition_penalty"] = params.repetition_penalty
+        return {"generation_config": json.dumps(config)}
+    neutral = SamplingParams()
+    for name in ("top_k", "min_p", "repetition_penalty"):
+        if getattr(params, name) != getattr(neutral, name):
+            raise _refused(name, dialect)
+    return {}
+
+
+def _logprobs(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
+    if params.logprobs is None:
+        return {}
+    if not dialect.logprobs:
+        raise _refused("logprobs", dialect)
+    return {"logprobs": True, "top_logprobs": params.logprobs}
+
+
+def _constraint(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
+    if params.grammar is not None:
+        return _grammar(dialect, params.grammar)
+    schema = params.json_schema
+    if schema is None or not dialect.enforces:
+        return {}
+    if schema is True:
+        return {"response_format": {"type": "json_object"}}
+    inner = {"name": "answer", "schema": schema, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": inner}}
+
+
+def _grammar(dialect: Dialect, grammar: str) -> dict[str, Any]:
+    kind = "grammar" if is_lark(grammar) else "regex"
+    if dialect.grammar == "structured_outputs":
+        return {"structured_outputs": {kind: grammar}}
+    if dialect.grammar == "regex" and kind == "regex":
+        return {"regex": grammar}
+    raise _refused("grammar" if kind == "regex" else "a grammar in Lark", dialect)
+
+
+def _tools(request: Request) -> dict[str, Any]:
+    if not request.tools or request.tool_choice == "none":
+        return {}
+    choice: Any = request.tool_choice
+    if choice not in ("auto", "required"):
+        choice = {"type": "function", "function": {"name": choice}}
+    return {
+        "tools": [to_function(tool) for tool in request.tools],
+        "tool_choice": choice,
+        "parallel_tool_calls": request.parallel_tool_calls,
+    }
+
+
+def to_function(tool: Tool) -> dict[str, Any]:
+    """A tool in OpenAI's notation."""
+    parameters = {"type": "object", "properties": {}, **tool.parameters}
+    described = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": described}
+
+
+def _refused(name: str, dialect: Dialect) -> ParameterError:
+    able = [one.name for one in DIALECTS.values() if one.samples == "fields"]
+    hint = (
+        f"; if it is one of {', '.join(able)}, say so by dialect="
+        if dialect.name == "generic"
+        else ""
+    )
+    return ParameterError(
+        f"This server ({dialect.title}) cannot honour {name}; leave it out{hint}."
+    )

@@ -1,0 +1,161 @@
+"""The one thread on which this process talks to servers: an event loop in the background.
+
+It begins with its first user and ends with its last. Letting go takes no lock, because it
+happens in finalisers, which may run anywhere. A forked child inherits the object but not the
+thread, and begins its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
+
+from llavakit.errors import EngineClosedError
+
+T = TypeVar("T")
+
+_current: BackgroundLoop | None = None
+_lock = threading.Lock()
+_inherited: list[object] = []
+"""Loops of a parent process. They must never be closed here: the kernel's object behind them
+is shared, and closing would make the parent deaf."""
+
+
+class BackgroundLoop:
+    """An event loop on a daemon thread; made by :func:`join`."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self._users = 0
+        self._ending = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="llavakit-remote", daemon=True)
+        self._thread.start()
+
+    def start(self, make: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        """Runs a coroutine; gives the function that cancels it, which never blocks."""
+        running: list[asyncio.Task[None]] = []
+
+        def begin() -> None:
+            running.append(self._loop.create_task(make()))
+
+        def stop() -> None:
+            for task in running:
+                task.cancel()
+
+        self._soon(begin)
+        return lambda: self._soon(stop)
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine that ends by itself, and waits; not on the loop's own thread.
+
+        Raises:
+            EngineClosedError: the loop ended meanwhile.
+        """
+        closed = "The connection to the server was closed; llavakit.load gives a fresh one."
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError as error:
+            coroutine.close()
+            raise EngineClosedError(closed) from error
+        try:
+            while True:
+                # In slices, because a loop that has ended answers nothing.
+                with contextlib.suppress(FutureTimeout):
+                    return future.result(1.0)
+                if future.done():
+                    return future.result()
+                if not self._thread.is_alive():
+                    coroutine.close()
+                    raise EngineClosedError(closed)
+        except CancelledError as error:
+            raise EngineClosedError(closed) from error
+        except BaseException:
+            future.cancel()
+            raise
+
+    def leave(self, close: Callable[[], Awaitable[None]]) -> None:
+        """A user lets go, with what there is to close; safe in a finaliser."""
+
+        async def leaving() -> None:
+            with contextlib.suppress(Exception):
+                await close()
+            self._let_go()
+
+        def begin() -> None:
+            task = self._loop.create_task(leaving())
+            _leaving.add(task)
+            task.add_done_callback(_leaving.discard)
+
+        self._soon(begin)
+
+    def _soon(self, call: Callable[[], object]) -> None:
+        if self.process == os.getpid():
+            with contextlib.suppress(RuntimeError):  # closed: nothing runs there any more
+                self._loop.call_soon_threadsafe(call)
+
+    def _let_go(self) -> None:
+        global _current
+        with _lock:
+            self._users -= 1
+            if self._users == 0:
+                if _current is self:
+                    _current = None
+                if not self._ending:
+                    self._loop.stop()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._ending = True
+            left = asyncio.all_tasks(self._loop)
+            for task in left - _leaving:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def _end(self) -> None:
+        self._soon(self._loop.stop)
+        self._thread.join(5)
+
+
+_leaving: set[asyncio.Task[None]] = set()
+"""Tasks that nobody else holds; the event loop itself holds them weakly."""
+
+
+def join() -> BackgroundLoop:
+    """The loop of this process, begun if there is none; the caller must ``leave`` it once."""
+    global _current
+    with _lock:
+        if _current is None:
+            _current = BackgroundLoop()
+        _current._users += 1
+        return _current
+
+
+def _end_at_exit() -> None:
+    if _current is not None:
+        _current._end()
+
+
+def _after_fork() -> None:
+    global _current, _lock
+    if _current is not None:
+        _inherited.append(_current)
+    _current, _lock = None, threading.Lock()
+    _leaving.clear()
+
+
+atexit.register(_end_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,95 @@
+"""Pictures as data URIs: the pixels that the model would see here, and nothing else of the file.
+
+Every picture is opened by our own door first, under the ``SourcePolicy``: a server is never
+given a path or an address to read. A JPEG travels as it was compressed, which is a tenth of
+its PNG; what a camera wrote beside the pixels (place, time, owner) stays here.
+"""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import suppress
+
+from llavakit._sniff import sniff
+from llavakit.errors import ImageDecodeError, SourceNotAllowedError
+from llavakit.images import open_picture
+from llavakit.sources import SourcePolicy, read_source
+from llavakit.values import Image
+
+_START, _SCAN = b"\xff\xd8", 0xDA
+_PIXELS = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD})
+"""Markers of tables and frames, without which there are no pixels (ITU T.81, table B.1)."""
+_JFIF, _ADOBE = 0xE0, 0xEE
+"""They say which colour space the numbers are in."""
+
+
+def data_uri(image: Image, policy: SourcePolicy) -> str:
+    """The picture for the wire.
+
+    Raises:
+        ImageError: it is no picture that can be used.
+        SourceError: it cannot be reached, or the policy forbids it.
+    """
+    source = image.source
+    if not isinstance(source, (str, bytes)) and not hasattr(source, "__fspath__"):
+        return open_picture(source, policy).data_uri()
+    data = read_source(source, policy, from_url_field=image.from_url_field)  # type: ignore[arg-type]
+    picture = open_picture(data, policy)
+    if sniff(data) == "JPEG" and _is_plain(data):
+        with suppress(ImageDecodeError):
+            bare = bare_jpeg(data)
+            if open_picture(bare, policy) == picture:  # not if it had to be turned
+                return "data:image/jpeg;base64," + b64encode(bare).decode("ascii")
+    return picture.data_uri()
+
+
+def unfetched_data_uri(image: Image, policy: SourcePolicy) -> str:
+    """As :func:`data_uri`, for counting: refuses to fetch.
+
+    Raises:
+        SourceNotAllowedError: the picture is an address.
+    """
+    source = image.source
+    if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        raise SourceNotAllowedError(
+            "Counting tokens fetches nothing: open the picture first "
+            "(llavakit.images.open_picture) and count with that."
+        )
+    return data_uri(image, policy)
+
+
+def bare_jpeg(data: bytes) -> bytes:
+    """A JPEG without the segments that say nothing of its pixels.
+
+    Raises:
+        ImageDecodeError: its segments cannot be followed.
+    """
+    return b"".join(_kept(data))
+
+
+def _kept(data: bytes) -> Iterator[bytes]:
+    yield _START
+    position = 2
+    while True:
+        while data[position + 1 : position + 2] == b"\xff":  # fill bytes
+            position += 1
+        if data[position : position + 1] != b"\xff" or position + 4 > len(data):
+            raise ImageDecodeError("The JPEG's segments cannot be followed.")
+        marker = data[position + 1]
+        if marker == _SCAN:
+            yield data[position:]
+            return
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in _PIXELS or marker in (_JFIF, _ADOBE):
+            yield data[position:end]
+        position = end
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether any reader makes the same RGB of it; of CMYK, each makes its own."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    with JpegImageFile(io.BytesIO(data)) as image:
+        return image.mode in ("RGB", "L")

@@ -1,0 +1,96 @@
+"""What a server says of itself: which kind it is, and which models it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llavakit.errors import LlavaKitError, RemoteError
+from llavakit.remote.dialects import DIALECTS, Dialect
+from llavakit.remote.transport import Transport
+
+_BY_ROUTE = (("/load_model", "transformers"), ("/get_server_info", "sglang"))
+"""Routes of servers whose list of models does not tell what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model on a server.
+
+    Attributes:
+        id: its name there.
+        root: what it was loaded from, where told.
+        context_length: tokens of prompt and answer; None where not told.
+        owner: who offers it; servers name themselves here.
+    """
+
+    id: str
+    root: str = ""
+    context_length: int | None = None
+    owner: str = ""
+
+
+async def served(transport: Transport) -> list[Served]:
+    """The models of a server.
+
+    Raises:
+        LlavaKitError: it does not tell.
+    """
+    told = await transport.json("GET", "/v1/models", patient=False)
+    models = told.get("data") if isinstance(told, Mapping) else None
+    if not isinstance(models, list):
+        raise RemoteError(
+            f"The server at {transport.config.address} lists no models; is base_url right?"
+        )
+    return [_served(one) for one in models if isinstance(one, Mapping)]
+
+
+def _served(told: Mapping[str, Any]) -> Served:
+    limit = told.get("max_model_len")
+    return Served(
+        str(told.get("id")),
+        str(told.get("root") or ""),
+        limit if isinstance(limit, int) and limit > 0 else None,
+        str(told.get("owned_by") or ""),
+    )
+
+
+async def detect(transport: Transport) -> Dialect:
+    """Which kind of server this is: by its models' owner, else by its routes.
+
+    Raises:
+        LlavaKitError: it cannot be reached, or refuses the key.
+    """
+    try:
+        owners = {model.owner for model in await served(transport)}
+    except RemoteError as error:
+        if error.status is None or error.status in (401, 403) or 300 <= error.status < 400:
+            raise
+        owners = set()  # transformers serve fails here when it is offline
+    for name in ("llavakit", "vllm", "sglang"):
+        if name in owners:
+            return DIALECTS[name]
+    try:
+        document = await transport.json("GET", "/openapi.json", patient=False)
+        routes = document["paths"] if isinstance(document, Mapping) else {}
+    except (LlavaKitError, KeyError):
+        routes = {}
+    found = (name for route, name in _BY_ROUTE if route in routes)
+    return DIALECTS[next(found, "generic")]
+
+
+async def counted(transport: Transport, messages: list[Any], tools: list[Any]) -> int:
+    """Tokens of a prompt, by the server's own tokenizer.
+
+    Raises:
+        LlavaKitError: it does not tell.
+    """
+    body: dict[str, Any] = {"model": transport.config.model, "messages": messages}
+    if tools:
+        body["tools"] = tools
+    told = await transport.json("POST", "/tokenize", body)
+    count = told.get("count") if isinstance(told, Mapping) else None
+    if not isinstance(count, int):
+        raise RemoteError(f"The server at {transport.config.address} gave no count of tokens.")
+    return count
