@@ -50,29 +50,25 @@ def open_named(image: Image, page: int | None, name: str, policy: SourcePolicy) 
 def _read(image: Image, name: str, policy: SourcePolicy) -> bytes:
     source = image.source
     assert not isinstance(source, Picture)
+    address = isinstance(source, str) and "://" in source[:64]
     try:
         return read_source(source, policy, from_url_field=image.from_url_field)
-    except SourceNotAllowedError as error:
-        raise _closed(name) from error
-    except SourceNotFoundError as error:
-        if error.__cause__ is not None and _is_address(source):
-            # A host that does not exist looks like one that may not be asked, so that nobody
-            # can list the names of a private network.
-            raise _closed(name) from error
-        raise SourceNotFoundError(f"There is nothing to be found at {name}.") from error
+    except (SourceNotAllowedError, SourceNotFoundError) as error:
+        if address:
+            # One sentence for hosts that may not be asked, that do not exist, and that have no
+            # such picture, so that nobody can list the names of a private network.
+            raise SourceNotAllowedError(
+                f"{name} leads to no picture that may be opened from here; name one at a public "
+                "address."
+            ) from error
+        if isinstance(error, SourceNotFoundError):
+            raise SourceNotFoundError(f"There is nothing to be found at {name}.") from error
+        raise SourceNotAllowedError(
+            f"{name} may not be opened from here: it is neither a picture that was shown nor a file "
+            "in an open folder."
+        ) from error
     except SourceFetchError as error:
-        raise SourceFetchError(f"{name} is there and could not be read.") from error
-
-
-def _closed(name: str) -> SourceNotAllowedError:
-    return SourceNotAllowedError(
-        f"{name} may not be opened from here: it is no file in an open folder and no public "
-        "address that pictures may come from."
-    )
-
-
-def _is_address(source: object) -> bool:
-    return isinstance(source, str) and "://" in source[:64]
+        raise SourceFetchError(f"{name} could not be read.") from error
 
 
 def _page(data: bytes, page: int | None, name: str, policy: SourcePolicy) -> Picture:
@@ -94,7 +90,7 @@ def _page(data: bytes, page: int | None, name: str, policy: SourcePolicy) -> Pic
 def _drawn(reader: PageReader, page: int | None, name: str) -> Picture:
     if page is None and (count := reader.count()) > 1:
         raise DocumentError(f"{name} has {count} pages; name one of them, such as {name}#page=1.")
-    found = reader.page(page or 1)
+    found = None if page == 0 else reader.page(page or 1)
     if found is None:
         raise DocumentError(f"{name} has no page {page}; its pages are 1 to {reader.count()}.")
     return Picture(found[0])
