@@ -13,9 +13,10 @@ of their text, get the picture that was indexed, or an error, never another one.
 from __future__ import annotations
 
 import io
+import logging
 import os
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator
@@ -28,11 +29,13 @@ from llama_index.core.schema import (
     QueryBundle,
 )
 
-from llavakit.documents import Failure, PageReference, PageStore, reopen
+from llavakit.documents import PageReference, PageStore, reopen
 from llavakit.errors import InputError
 from llavakit.llama_index.carriers import source_of
-from llavakit.llama_index.pages import reference_of, to_store
+from llavakit.llama_index.pages import OnError, reference_of, to_store
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
+
+_logger = logging.getLogger(__name__)
 
 
 def resolve_node(
@@ -86,8 +89,8 @@ class PictureResolver(BaseNodePostprocessor):
         store: pictures of pages by their digest, a folder or a ``PageStore``.
         page_seconds: most seconds for drawing a page again (see
             :func:`~llavakit.documents.open_files`).
-        on_failure: called with each page whose picture is not to be had, which is left out;
-            None raises the error.
+        on_error: ``"raise"`` where a picture is not to be had, or ``"skip"`` its node: a
+            warning is logged.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -95,7 +98,7 @@ class PictureResolver(BaseNodePostprocessor):
     policy: SourcePolicy = Field(default=DEFAULT_POLICY, exclude=True)
     store: PageStore | None = Field(default=None, exclude=True)
     page_seconds: float | None = 30.0
-    on_failure: Callable[[Failure], None] | None = Field(default=None, exclude=True)
+    on_error: OnError = "raise"
 
     @field_validator("store", mode="before")
     @classmethod
@@ -114,13 +117,24 @@ class PictureResolver(BaseNodePostprocessor):
         resolved = []
         for one, page in kept:
             if page is None:
-                node = resolve_node(one.node, self.policy)
-            elif page in pictures:
-                node = _with_page(one.node, page, pictures[page])
+                node = self._resolved(one.node)
             else:
-                continue  # told by on_failure
-            resolved.append(NodeWithScore(node=node, score=one.score))
+                node = _with_page(one.node, page, pictures[page]) if page in pictures else None
+            if node is not None:  # else skipped, and logged
+                resolved.append(NodeWithScore(node=node, score=one.score))
         return resolved
+
+    def _resolved(self, node: BaseNode) -> BaseNode | None:
+        try:
+            return resolve_node(node, self.policy)
+        except InputError as error:
+            self._skip(error)
+            return None
+
+    def _skip(self, error: InputError) -> None:
+        if self.on_error == "raise":
+            raise error
+        _logger.warning("Left out: %s", error)
 
     def _pictures(self, wanted: Sequence[PageReference]) -> dict[PageReference, bytes]:
         try:
@@ -128,14 +142,14 @@ class PictureResolver(BaseNodePostprocessor):
             found = _drawn(wanted, self.policy, self.store, self.page_seconds)
             return dict(zip(wanted, found, strict=True))
         except InputError:
-            if self.on_failure is None:
+            if self.on_error == "raise":
                 raise
         pictures = {}
         for page in wanted:
             try:
                 (pictures[page],) = _drawn([page], self.policy, self.store, self.page_seconds)
             except InputError as error:
-                self.on_failure(Failure(page.source, page.number, error))
+                self._skip(error)
         return pictures
 
 

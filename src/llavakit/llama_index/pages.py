@@ -8,10 +8,13 @@ Stores keep them, whatever else they lose; text splitters pass them on to the pi
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from llama_index.core.schema import (
     BaseNode,
@@ -20,9 +23,14 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
 )
 
-from llavakit.documents import PageReference, PageStore
+from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, View
 from llavakit.documents.folders import SUFFIXES
-from llavakit.errors import ParameterError
+from llavakit.documents.pages import label_of
+from llavakit.errors import DocumentError, InputError, LlavaKitError, ParameterError
+
+_logger = logging.getLogger(__name__)
+
+OnError: TypeAlias = Literal["raise", "skip"]
 
 _NAMES = ("file_name", "file_path")
 _REFERENCE = frozenset(PageReference("", 1, "", (1, 1), image_path=" ").metadata())
@@ -104,7 +112,7 @@ def to_store(store: Any) -> Any:
     return PageStore(store) if isinstance(store, (str, Path)) else store
 
 
-def label_of(node: BaseNode) -> str:
+def node_label(node: BaseNode) -> str:
     """A node in a few words: its file and page."""
     name = node.metadata.get("file_name") or node.metadata.get("file_path") or node.node_id
     page = node.metadata.get("page_label")
@@ -125,3 +133,79 @@ def _own_picture(source: str) -> str | None:
     """The source itself, where it is a file of one picture; its digest tells, once it is opened."""
     path = Path(source)
     return source if path.suffix.lower() in _PICTURES and path.is_absolute() else None
+
+
+@dataclass(frozen=True)
+class PageNodes:
+    """How pages become nodes."""
+
+    view: View
+    store: PageStore | None
+    extra: Mapping[str, Any]
+
+    def of_layer(self, item: Page | Failure) -> PageNode | Failure:
+        """The node of a page that has its own text."""
+        if isinstance(item, Failure):
+            return item
+        text = (item.text or "").strip()
+        if not text:
+            return Failure(
+                item.source,
+                item.number,
+                DocumentError(
+                    f"Page {item.number} of {label_of(item.source)} has no text to be found by; "
+                    "give the reader a model that reads it: llm=LLaVA(...)."
+                ),
+            )
+        known = self.reference(item)
+        return known if isinstance(known, Failure) else page_node(known, text, self.extra)
+
+    def of_reading(self, reference: PageReference, reading: Reading) -> PageNode | Failure:
+        """The node of a page that the model read."""
+        if reading.error is not None:
+            return Failure(reading.source, reading.page, _as_input_error(reading.error, reference))
+        label = f"Page {reference.number} of {label_of(reference.source)}"
+        if reading.finish_reason == "length":
+            _logger.warning("%s was not read to its end; raise max_tokens of the Task.", label)
+        # The framework leaves nodes without a text out of indices, and says so to nobody.
+        text = _told(reading) or f"{label} (nothing to read)"
+        return page_node(reference, text, self.extra)
+
+    def reference(self, page: Page) -> PageReference | Failure:
+        """Where the page is found again; its picture is in the store from now on."""
+        source = _placed(page.source)
+        if source is None and self.store is None:
+            return Failure(
+                page.source,
+                page.number,
+                DocumentError(
+                    f"{label_of(page.source)} has no path, so that its pages cannot be found "
+                    "again; keep their pictures with store=."
+                ),
+            )
+        known = PageReference.of(page, self.view, self.store)
+        return known if source is None else replace(known, source=source)
+
+
+def _placed(name: str) -> str | None:
+    """A document's name as it can be opened from anywhere; None if it cannot."""
+    if "://" in name:
+        return name
+    path = Path(name)
+    return str(path.absolute()) if path.is_file() else None
+
+
+def _told(reading: Reading) -> str:
+    if reading.data is not None:
+        return json.dumps(reading.data, ensure_ascii=False)
+    return (reading.text or "").strip()
+
+
+def _as_input_error(error: LlavaKitError, reference: PageReference) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    failure = DocumentError(
+        f"Page {reference.number} of {label_of(reference.source)} could not be read: {error}"
+    )
+    failure.__cause__ = error
+    return failure

@@ -7,15 +7,14 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from llama_index.core.bridge.pydantic import (
     ConfigDict,
     Field,
+    PrivateAttr,
     field_serializer,
     field_validator,
     model_validator,
@@ -27,26 +26,27 @@ from llavakit.documents import (
     Page,
     PageReference,
     PageStore,
-    Reading,
     Task,
-    Tiles,
     View,
     open_files,
     read_pages,
 )
-from llavakit.documents.pages import MAX_PAGE_PIXELS, label_of
-from llavakit.errors import DocumentError, InputError, LlavaKitError, ParameterError
+from llavakit.documents.pages import MAX_PAGE_PIXELS
+from llavakit.errors import ParameterError
 from llavakit.llama_index.llm import LLaVA
-from llavakit.llama_index.pages import PageNode, checked_extra, page_node, to_store
+from llavakit.llama_index.pages import OnError, PageNode, PageNodes, checked_extra, to_store
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _logger = logging.getLogger(__name__)
+
+PageText: TypeAlias = Literal["layer", "transcribe", "describe"] | Task
+Found: TypeAlias = Generator[PageNode | Failure, None, None]
 
 
 class PageImageReader(BasePydanticReader):
     """Pages of PDFs, TIFFs and pictures, each an ``ImageNode`` that answers from its pixels.
 
-    >>> reader = PageImageReader(store="pages/", llm=LLaVA(model="demo"))
+    >>> reader = PageImageReader(store="pages/", llm=LLaVA(model="demo"))  # doctest: +SKIP
     >>> nodes = reader.load_data("report.pdf")  # doctest: +SKIP
     >>> documents = SimpleDirectoryReader(
     ...     "scans/", file_extractor={".pdf": reader}
@@ -61,33 +61,31 @@ class PageImageReader(BasePydanticReader):
     Attributes:
         store: where pictures are kept, a folder or a ``PageStore``; None keeps them nowhere and
             draws them from the documents again. Documents without a path or address need one.
-        llm: the model that reads pages without a text layer, many at once.
-        text: ``"auto"`` takes the text layer where there is one; ``"model"`` has every page read.
-        task, prompt, max_tokens, tiles: how the model reads (see
-            :class:`~llavakit.documents.Task`).
+        text: what nodes are found by. ``"layer"`` takes the text layer, and asks the model for
+            a transcription where there is none; ``"transcribe"`` and ``"describe"`` ask it
+            about every page, and a :class:`~llavakit.documents.Task` with other words, tiles
+            or a schema.
+        llm: the model that reads, many pages at once.
         pages: the pages to read of each document, such as ``"1-3,7"``; None reads all.
         dpi, max_pixels, page_seconds: how pages are drawn (see
             :func:`~llavakit.documents.open_files`).
         policy: what may be opened.
-        on_failure: called with each document or page that cannot be read, and the rest goes
-            on; None raises the first one's error.
+        on_error: ``"raise"`` at the first document or page that cannot be read, or ``"skip"``
+            it: a warning is logged, and :attr:`skipped` has the error.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     store: PageStore | None = None
+    text: PageText = "layer"
     llm: LLaVA | None = None
-    text: Literal["auto", "model"] = "auto"
-    task: Literal["transcribe", "describe"] = "transcribe"
-    prompt: str = ""
-    max_tokens: int = 1024
-    tiles: Tiles | None = None
     pages: str | None = None
     dpi: float = 144.0
     max_pixels: int = MAX_PAGE_PIXELS
     page_seconds: float | None = 30.0
     policy: SourcePolicy = Field(default=DEFAULT_POLICY, exclude=True)
-    on_failure: Callable[[Failure], None] | None = Field(default=None, exclude=True)
+    on_error: OnError = "raise"
+    _skipped: list[Failure] = PrivateAttr(default_factory=list)
 
     @field_validator("store", mode="before")
     @classmethod
@@ -100,9 +98,17 @@ class PageImageReader(BasePydanticReader):
 
     @model_validator(mode="after")
     def _somebody_reads(self) -> Self:
-        if self.text == "model" and self.llm is None:
-            raise ParameterError('text="model" needs the model that reads the pages; give llm=.')
+        if self.text != "layer" and self.llm is None:
+            raise ParameterError(
+                "Reading pages takes a model; give llm=LLaVA(...), or take the text layer of PDFs "
+                'with text="layer".'
+            )
         return self
+
+    @property
+    def skipped(self) -> list[Failure]:
+        """What was left out since the object was made, if errors are skipped."""
+        return self._skipped
 
     @classmethod
     def class_name(cls) -> str:
@@ -121,13 +127,13 @@ class PageImageReader(BasePydanticReader):
 
         Raises:
             ParameterError: at once, for what makes no sense.
-            LlavaKitError: while iterating, unless ``on_failure`` is set: a document cannot be
+            LlavaKitError: while iterating, unless errors are skipped: a document cannot be
                 read, a page cannot be read, or it has no text and there is no ``llm``.
             EngineError, RemoteError, ModelError: while iterating: the model itself failed.
 
         Leaving the iteration cancels what the model is reading.
         """
-        view = View(self.dpi, self.max_pixels, self.text == "auto", self.page_seconds)
+        view = View(self.dpi, self.max_pixels, self.text == "layer", self.page_seconds)
         sources = list(file) if isinstance(file, (list, tuple)) else [file]
         opened = open_files(
             sources if fs is None else [self._remote(one, fs) for one in sources],
@@ -138,7 +144,7 @@ class PageImageReader(BasePydanticReader):
             page_seconds=view.page_seconds,
             policy=self.policy,
         )
-        made = _Made(view, self.store, checked_extra(extra_info or {}))
+        made = PageNodes(view, self.store, checked_extra(extra_info or {}))
         return self._nodes(opened, made, self._task())
 
     def load_data(self, file: Any, *args: Any, **kwargs: Any) -> list[PageNode]:  # type: ignore[override]
@@ -172,7 +178,9 @@ class PageImageReader(BasePydanticReader):
         return await self.aload_data(file, *args, **kwargs)
 
     def _task(self) -> Task:
-        return Task(self.task, self.prompt, max_tokens=self.max_tokens, tiles=self.tiles)
+        if isinstance(self.text, Task):
+            return self.text
+        return Task("describe" if self.text == "describe" else "transcribe")
 
     def _remote(self, path: Any, fs: Any) -> _RemoteFile:
         if self.store is None:
@@ -183,29 +191,27 @@ class PageImageReader(BasePydanticReader):
         return _RemoteFile(fs, str(path))
 
     def _nodes(
-        self, opened: Generator[Page | Failure, None, None], made: _Made, task: Task
+        self, opened: Generator[Page | Failure, None, None], made: PageNodes, task: Task
     ) -> Generator[PageNode, None, None]:
         with contextlib.closing(opened):
             # Neighbours that the model has to read are read together.
             for unread, group in groupby(opened, self._needs_reading):
                 make = self._read if unread else self._take
-                for one in make(group, made, task):
-                    if isinstance(one, PageNode):
-                        yield one
-                    else:
-                        self._tell(one)
+                with contextlib.closing(make(group, made, task)) as found:
+                    for one in found:
+                        if isinstance(one, PageNode):
+                            yield one
+                        else:
+                            self._skip(one)
 
     def _needs_reading(self, item: Page | Failure) -> bool:
-        return isinstance(item, Page) and self.llm is not None and not (item.text or "").strip()
+        has_text = isinstance(item, Failure) or bool((item.text or "").strip())
+        return self.llm is not None and not has_text
 
-    def _take(
-        self, items: Iterator[Page | Failure], made: _Made, task: Task
-    ) -> Iterator[PageNode | Failure]:
-        return map(made.of_layer, items)
+    def _take(self, items: Iterator[Page | Failure], made: PageNodes, task: Task) -> Found:
+        yield from map(made.of_layer, items)
 
-    def _read(
-        self, items: Iterator[Page | Failure], made: _Made, task: Task
-    ) -> Iterator[PageNode | Failure]:
+    def _read(self, items: Iterator[Page | Failure], made: PageNodes, task: Task) -> Found:
         assert self.llm is not None
         references: deque[PageReference | Failure] = deque()
 
@@ -220,62 +226,11 @@ class PageImageReader(BasePydanticReader):
                 known = references.popleft()
                 yield known if isinstance(known, Failure) else made.of_reading(known, reading)
 
-    def _tell(self, failure: Failure) -> None:
-        if self.on_failure is None:
+    def _skip(self, failure: Failure) -> None:
+        if self.on_error == "raise":
             raise failure.error
-        self.on_failure(failure)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """How pages become nodes."""
-
-    view: View
-    store: PageStore | None
-    extra: Mapping[str, Any]
-
-    def of_layer(self, item: Page | Failure) -> PageNode | Failure:
-        """The node of a page that has its own text."""
-        if isinstance(item, Failure):
-            return item
-        text = (item.text or "").strip()
-        if not text:
-            return Failure(
-                item.source,
-                item.number,
-                DocumentError(
-                    f"Page {item.number} of {label_of(item.source)} has no text to be found by; "
-                    "give the reader a model that reads it: llm=LLaVA(...)."
-                ),
-            )
-        known = self.reference(item)
-        return known if isinstance(known, Failure) else page_node(known, text, self.extra)
-
-    def of_reading(self, reference: PageReference, reading: Reading) -> PageNode | Failure:
-        """The node of a page that the model read."""
-        if reading.error is not None:
-            return Failure(reading.source, reading.page, _as_input_error(reading.error, reference))
-        label = f"Page {reference.number} of {label_of(reference.source)}"
-        if reading.finish_reason == "length":
-            _logger.warning("%s was not read to its end; raise max_tokens.", label)
-        # The framework leaves nodes without a text out of indices, and says so to nobody.
-        text = (reading.text or "").strip() or f"{label} (nothing to read)"
-        return page_node(reference, text, self.extra)
-
-    def reference(self, page: Page) -> PageReference | Failure:
-        """Where the page is found again; its picture is in the store from now on."""
-        source = _placed(page.source)
-        if source is None and self.store is None:
-            return Failure(
-                page.source,
-                page.number,
-                DocumentError(
-                    f"{label_of(page.source)} has no path, so that its pages cannot be found "
-                    "again; keep their pictures with store=."
-                ),
-            )
-        known = PageReference.of(page, self.view, self.store)
-        return known if source is None else replace(known, source=source)
+        _logger.warning("Left out: %s", failure.error)
+        self._skipped.append(failure)
 
 
 class _RemoteFile:
@@ -295,21 +250,3 @@ class _RemoteFile:
         if not data:
             self._file.close()
         return data
-
-
-def _placed(name: str) -> str | None:
-    """A document's name as it can be opened from anywhere; None if it cannot."""
-    if "://" in name:
-        return name
-    path = Path(name)
-    return str(path.absolute()) if path.is_file() else None
-
-
-def _as_input_error(error: LlavaKitError, reference: PageReference) -> InputError:
-    if isinstance(error, InputError):
-        return error
-    failure = DocumentError(
-        f"Page {reference.number} of {label_of(reference.source)} could not be read: {error}"
-    )
-    failure.__cause__ = error
-    return failure

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,14 +30,14 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
-from llavakit.documents import Failure, Page, PageStore, fit_pages
+from llavakit.documents import Page, PageStore, fit_pages
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError
 from llavakit.images import open_picture
 from llavakit.llama_index.carriers import source_of
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.nodes import PictureResolver, resolve_node
-from llavakit.llama_index.pages import label_of, to_store
+from llavakit.llama_index.pages import OnError, node_label, to_store
 from llavakit.sources import SourcePolicy
 from llavakit.values import Message, Text
 
@@ -55,10 +55,11 @@ found, then the question, and nothing else."""
 class PageSynthesizer(BaseSynthesizer):
     """Answers a question from the pictures of nodes, in one request.
 
-    As many nodes are shown as the context holds beside the answer, the first (best) ones first;
-    those that are left out are logged as a warning, and are not among the response's
-    ``source_nodes``. Of a node with a picture only the picture is shown, and where there are
-    several, a label above each. Nodes without one are shown as text.
+    As many nodes are shown as the context holds beside the answer, the first (best) ones first.
+    Those that are left out are logged as a warning, and are not among the response's
+    ``source_nodes``; its ``metadata`` have them with ``left_out`` set. Of a node with a picture
+    only the picture is shown, and where there are several, a label above each. Nodes without
+    one are shown as text.
 
     Args:
         llm: the model; what it may open holds for pictures that are not opened yet.
@@ -67,6 +68,7 @@ class PageSynthesizer(BaseSynthesizer):
         answer_tokens: tokens that are kept free for the answer; None takes the model's
             ``max_tokens``.
         label: what is written above each picture (see :func:`~llavakit.documents.ask_about`).
+        question_template: what the model is asked, with ``{question}`` in it.
     """
 
     def __init__(
@@ -77,13 +79,17 @@ class PageSynthesizer(BaseSynthesizer):
         output_cls: type[Any] | None = None,
         answer_tokens: int | None = None,
         label: str | None = LABEL,
+        question_template: str = "{question}",
     ) -> None:
+        if "{question}" not in question_template:
+            raise ParameterError("question_template has no {question} in it.")
         if streaming and output_cls is not None:
             raise ParameterError("An object cannot be streamed; give streaming or output_cls.")
         super().__init__(llm=llm, streaming=streaming, output_cls=output_cls, multimodal=True)
         self._model = llm
         self._answer_tokens = answer_tokens
         self._label = label
+        self._question_template = question_template
 
     def synthesize(
         self,
@@ -98,10 +104,11 @@ class PageSynthesizer(BaseSynthesizer):
             ContextLengthError: not even the first page fits.
             InputError: a picture cannot be opened.
         """
-        fitted, message = self._fitted(query, nodes)
-        return super().synthesize(
-            query, fitted, additional_source_nodes, message=message, **response_kwargs
+        shown = self._fitted(query, nodes)
+        response = super().synthesize(
+            query, shown.nodes, additional_source_nodes, message=shown.message, **response_kwargs
         )
+        return shown.told_in(response)
 
     async def asynthesize(
         self,
@@ -111,10 +118,11 @@ class PageSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """As :meth:`synthesize`, never blocking the event loop."""
-        fitted, message = await asyncio.to_thread(self._fitted, query, nodes)
-        return await super().asynthesize(
-            query, fitted, additional_source_nodes, message=message, **response_kwargs
+        shown = await asyncio.to_thread(self._fitted, query, nodes)
+        response = await super().asynthesize(
+            query, shown.nodes, additional_source_nodes, message=shown.message, **response_kwargs
         )
+        return shown.told_in(response)
 
     def get_response_from_messages(
         self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
@@ -165,19 +173,16 @@ class PageSynthesizer(BaseSynthesizer):
                 "into its system_prompt."
             )
 
-    def _fitted(
-        self, query: str | QueryBundle, nodes: Sequence[NodeWithScore]
-    ) -> tuple[list[NodeWithScore], ChatMessage | None]:
-        """The nodes that fit, and the message that shows them."""
+    def _fitted(self, query: str | QueryBundle, nodes: Sequence[NodeWithScore]) -> _Shown:
         if not nodes:
-            return [], None
+            return _Shown()
         question = query if isinstance(query, str) else query.query_str
         seen = [_Seen.of(one, self._model.policy) for one in nodes]
         system = self._model.system_prompt
         fitted = fit_pages(
             self._model.backend_for(),
             [one.content for one in seen],
-            question,
+            self._question_template.replace("{question}", question),
             answer_tokens=self._answer_tokens or self._model.metadata.num_output,
             label=self._label,
             before=[Message("system", system)] if system else [],
@@ -188,14 +193,15 @@ class PageSynthesizer(BaseSynthesizer):
                 "%d of %d nodes do not fit into the model's context and were left out: %s",
                 len(left_out),
                 len(seen),
-                ", ".join(label_of(one.node.node) for one in left_out),
+                ", ".join(node_label(one.node.node) for one in left_out),
             )
         pictures = iter([one.block for one in kept if one.block is not None])
         blocks = [
             TextBlock(text=part.text) if isinstance(part, Text) else next(pictures)
             for part in fitted.message.content
         ]
-        return [one.node for one in kept], ChatMessage(role="user", blocks=blocks)
+        message = ChatMessage(role="user", blocks=blocks)
+        return _Shown([one.node for one in kept], [one.node for one in left_out], message)
 
 
 def page_query_engine(
@@ -205,7 +211,7 @@ def page_query_engine(
     store: PageStore | str | Path | None = None,
     policy: SourcePolicy | None = None,
     page_seconds: float | None = 30.0,
-    on_failure: Callable[[Failure], None] | None = None,
+    on_error: OnError = "raise",
     similarity_top_k: int | None = None,
     node_postprocessors: Sequence[BaseNodePostprocessor] = (),
     **synthesis: Any,
@@ -219,7 +225,7 @@ def page_query_engine(
     Args:
         source: an index, or a retriever of any kind.
         llm: the model that answers.
-        store, page_seconds, on_failure: see :class:`~llavakit.llama_index.PictureResolver`.
+        store, page_seconds, on_error: see :class:`~llavakit.llama_index.PictureResolver`.
         policy: what may be opened; None is the model's own policy.
         similarity_top_k: how many nodes an index finds; a retriever knows by itself.
         node_postprocessors: what happens to nodes before their pictures are opened.
@@ -239,13 +245,28 @@ def page_query_engine(
         policy=policy or llm.policy,
         store=to_store(store),
         page_seconds=page_seconds,
-        on_failure=on_failure,
+        on_error=on_error,
     )
     return RetrieverQueryEngine(
         retriever,
         response_synthesizer=PageSynthesizer(llm, **synthesis),
         node_postprocessors=[*node_postprocessors, resolver],
     )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The nodes that fit, those that do not, and the message that shows the former."""
+
+    nodes: list[NodeWithScore] = field(default_factory=list)
+    left_out: Sequence[NodeWithScore] = ()
+    message: ChatMessage | None = None
+
+    def told_in(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        for one in self.left_out:
+            told = {**one.node.metadata, "left_out": True}
+            response.metadata = {**(response.metadata or {}), one.node.node_id: told}
+        return response
 
 
 @dataclass(frozen=True)
