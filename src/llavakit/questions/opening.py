@@ -64,8 +64,8 @@ def _read(image: Image, name: str, policy: SourcePolicy) -> bytes:
         if isinstance(error, SourceNotFoundError):
             raise SourceNotFoundError(f"There is nothing to be found at {name}.") from error
         raise SourceNotAllowedError(
-            f"{name} may not be opened from here: it is neither a picture that was shown nor a file "
-            "in an open folder."
+            f"{name} may not be opened from here: it is neither a picture that was shown nor a "
+            "file in an open folder."
         ) from error
     except SourceFetchError as error:
         raise SourceFetchError(f"{name} could not be read.") from error
