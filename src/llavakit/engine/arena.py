@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llavakit.model import huge_pages
+
 SHORT_BYTES = 128 << 10
 """Keys and values of so many bytes in a layer are gathered sooner than read one by one."""
 
@@ -45,6 +47,8 @@ class KVArena:
             if device.type == "cuda" if tokens_first is None else tokens_first:
                 made = torch.empty((tokens + 1, kv_heads, head_dim), dtype=dtype, device=device)
                 return made.transpose(0, 1)
+            if device.type == "cpu":
+                return huge_pages.empty((kv_heads, tokens + 1, head_dim), dtype)
             return torch.empty((kv_heads, tokens + 1, head_dim), dtype=dtype, device=device)
 
         self.keys = [slots(device) for device in devices]

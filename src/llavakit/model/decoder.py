@@ -10,12 +10,14 @@ Models that do not fit (quantised, adapted, other families) run layer by layer t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from llavakit.model import huge_pages
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, query [T, heads, dim], key [T, kv_heads, dim], value, scaling) -> [T, heads, dim]"""
@@ -181,7 +183,7 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _merge(*parts: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """One matrix of several; the parts become views of it, so that no memory is doubled."""
     with torch.no_grad():
-        weight = torch.cat([part.weight for part in parts])
+        weight = _joined([part.weight for part in parts])
         bias = None
         if all(part.bias is not None for part in parts):
             bias = torch.cat([part.bias for part in parts])
@@ -193,6 +195,13 @@ def _merge(*parts: nn.Linear) -> tuple[Tensor, Tensor | None]:
                 part.bias.data = bias[first:last]
             first = last
     return weight, bias
+
+
+def _joined(weights: Sequence[Tensor]) -> Tensor:
+    if weights[0].device.type != "cpu":
+        return torch.cat(tuple(weights))
+    shape = (sum(len(weight) for weight in weights), *weights[0].shape[1:])
+    return torch.cat(tuple(weights), out=huge_pages.empty(shape, weights[0].dtype))
 
 
 class LayerDecoder:
