@@ -181,8 +181,8 @@ def _run(
     debug: bool,
 ) -> None:
     """One process with one model."""
-    from llavakit.serving import create_app  # tells of a missing extra
-    from llavakit.serving.runner import Server, listen, log_to_stderr
+    from llavakit.serving import Server, create_app  # tells of a missing extra
+    from llavakit.serving.runner import listen, log_to_stderr
 
     log_to_stderr(logging.DEBUG if debug else logging.INFO if access_log else logging.WARNING)
     failure: list[BaseException] = []

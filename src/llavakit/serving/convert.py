@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from llavakit.arguments import from_openai, to_options, to_params
 from llavakit.backend import to_request
-from llavakit.errors import LlavaKitError, MessageError, ParameterError
+from llavakit.errors import LlavaKitError, MessageError, ParameterError, SourceNotAllowedError
 from llavakit.images import Picture, open_picture
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.messages import (
@@ -71,7 +71,7 @@ def to_requests(body: ChatRequest, settings: ServerSettings, opened: Opened) -> 
         if settings.max_answer_tokens is not None:
             params = replace(params, max_tokens=min(params.max_tokens, settings.max_answer_tokens))
     messages = to_messages(body.messages, settings.policy(), settings.max_pictures, opened)
-    with _blamed(None):
+    with _blamed("tool_choice"):
         first = to_request(messages, params, **options)
     return [
         replace(first, params=replace(params, seed=params.seed + number))
@@ -229,7 +229,14 @@ def _part(block: Any, policy: SourcePolicy, opened: Opened) -> str | Part:
         return Text(block.text)
     if isinstance(block, RefusalBlock):
         return Text(block.refusal)
-    picture = open_picture(_source(block), policy, from_url_field=True)
+    try:
+        picture = open_picture(_source(block), policy, from_url_field=True)
+    except SourceNotAllowedError as error:
+        advice = "" if policy.allow_urls else " and fetches no URLs"
+        raise SourceNotAllowedError(
+            f"This server reads no paths{advice}: send the picture as a data URI "
+            f"(data:image/png;base64,...). {error if policy.allow_urls else ''}"
+        ) from error
     opened(picture)
     return Image(picture)
 

@@ -41,7 +41,7 @@ class Readiness:
     ) -> None:
         self._backend = backend
         self._warm_up = warm_up
-        self._told = told or (lambda error: None)
+        self._told = told or _log
         self._thread: threading.Thread | None = None
         self.state: State = "loading"
         self.info: ModelInfo | None = None
@@ -84,9 +84,13 @@ class Readiness:
             if self._warm_up:
                 self._backend.generate("Hi", SamplingParams(max_tokens=1, temperature=0.0))
         except BaseException as reason:
-            log.error("the model could not be loaded: %s", reason)
             error = reason
         self.since = int(time.time())
         if self.state == "loading":
             self.state = "ready" if error is None else "failed"
         self._told(error)
+
+
+def _log(error: BaseException | None) -> None:
+    if error is not None:
+        log.error("the model could not be loaded", exc_info=error)

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -18,8 +19,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llavakit.errors import ParameterError
 
-_HEADER_SECONDS = 10.0
-"""A connection must have sent the head of its first request by then."""
+HEAD_SECONDS = 10.0
+"""A connection that began a request must have sent its head by then."""
 _CUT_SECONDS = 5.0
 """For telling streams that they were ended, before connections are cut."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -41,23 +42,18 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(app: FastAPI, listener: socket.socket, *, grace: float, access_log: bool = False) -> None:
-    """Serves until a signal comes; returns when all streams have ended.
+class Server(uvicorn.Server):
+    """uvicorn's server, ended in peace and within a bounded time; ``run(sockets=[...])`` runs it.
 
-    The first SIGTERM or SIGINT stops accepting and lets running answers finish; after
-    ``grace`` seconds they are ended with an error. A second signal ends the process at once.
+    The first SIGTERM or SIGINT stops accepting and lets running answers finish; those that are
+    not complete after ``grace`` seconds end with an error. Then ``run`` returns, and the signal
+    is over. A second signal ends the process at once.
 
     Args:
         app: made by :func:`llavakit.serving.create_app`.
-        listener: of :func:`listen`; closed at the end.
         grace: seconds for running answers.
         access_log: log each request.
     """
-    Server(app, grace, access_log).run(sockets=[listener])
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server, which ends with exit code 0 after a signal, and within a bounded time."""
 
     def __init__(self, app: FastAPI, grace: float, access_log: bool = False) -> None:
         super().__init__(
@@ -79,6 +75,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but the signal is not raised again at the end: it was obeyed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are for whoever owns the process
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
         try:
             yield
@@ -104,22 +103,41 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Cuts connections that do not say what they want."""
+    """Cuts connections that do not come to the point: the head of a request has its time."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(_HEADER_SECONDS, self._cut)
+        self._watch()
 
-    def _cut(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if not self._idle:
+            self._unwatch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._cut)
+
+    def _unwatch(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        super().connection_lost(exc)
+            self._deadline = None
+
+    def _cut(self) -> None:
+        self._deadline = None
+        if self._idle and not self.transport.is_closing():
+            self.transport.close()
 
 
 def log_to_stderr(level: int) -> None:

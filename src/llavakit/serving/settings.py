@@ -53,7 +53,7 @@ class ServerSettings:
     max_answer_tokens: int | None = None
     max_open_requests: int = 512
     max_memory_bytes: int = 2048 * MIB
-    body_timeout: float = 60.0
+    body_timeout: float = 120.0
     request_timeout: float = 600.0
     send_timeout: float = 60.0
     ping_seconds: float = 15.0

@@ -38,8 +38,9 @@ def parse(kind: type[T], body: bytes) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
+            reason = first["msg"].removeprefix("Invalid JSON: ")
             raise Refusal(
-                400, f"The body is no valid JSON: {first['msg']}.", code="invalid_json"
+                400, f"The body is no valid JSON: {reason}.", code="invalid_json"
             ) from None
         raise _told(kind, first, body) from None
 
@@ -48,7 +49,7 @@ def _told(kind: type[BaseModel], error: ErrorDetails, body: bytes) -> Refusal:
     where, name = _path(error, body)
     if error["type"] == "extra_forbidden":
         known = [field.alias or key for key, field in kind.model_fields.items()]
-        near = get_close_matches(name, known, n=1) if "." not in where else []
+        near = get_close_matches(name, known, n=1, cutoff=0.75) if "." not in where else []
         advice = _ADVICE.get(where) or (f"did you mean {near[0]!r}?" if near else "leave it out")
         message = f"The argument {where!r} is not known here; {advice.rstrip('?.')}"
         message += "?" if advice.endswith("?") else "."

@@ -1,0 +1,192 @@
+"""Who may come in, when the server is ready, and what it counts."""
+
+import logging
+import threading
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import llavakit
+from llavakit.errors import CheckpointError, ParameterError
+from llavakit.serving import ServerSettings, create_app
+from llavakit.serving.settings import read_keys
+from llavakit.testing import FakeBackend
+from llavakit.values import Completion, Usage
+from tests.serving.conftest import CHAT, eventually, figures, saying
+
+KEYS = ("first-key", "second-key")
+GUARDED = [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/tokenize")]
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize(
+    "shown", [None, "", "Bearer", "Bearer ", "Bearer first", "Bearer first-key2", "Basic first-key",
+              "first-key", "Bearer first-key second-key"]
+)  # fmt: skip
+async def test_without_a_key_nothing_is_told(client, method, path, shown):
+    app = client(api_keys=KEYS)
+    headers = {} if shown is None else {"Authorization": shown}
+    answer = await app.request(method, path, headers=headers, json=saying())
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert answer.json()["error"]["type"] == "authentication_error"
+    assert app.backend.requests == []
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_every_key_of_the_file_lets_in(client, key):
+    app = client(api_keys=KEYS)
+    headers = {"Authorization": f"Bearer {key}"}
+    assert (await app.post(CHAT, json=saying(), headers=headers)).status_code == 200
+
+
+async def test_health_and_version_need_no_key(client):
+    app = client(api_keys=KEYS)
+    assert (await app.get("/health")).json() == {"status": "ready"}
+    assert (await app.get("/version")).json() == {"version": llavakit.__version__}
+
+
+async def test_keys_are_never_told(client, caplog):
+    caplog.set_level(logging.DEBUG)
+    app = client(api_keys=KEYS)
+    headers = {"Authorization": "Bearer first-key"}
+    texts = [
+        (await app.post(CHAT, json=saying(), headers=headers)).text,
+        (await app.get("/metrics", headers=headers)).text,
+        (await app.get("/openapi.json")).text,
+        repr(ServerSettings(api_keys=KEYS)),
+        caplog.text,
+    ]
+    assert not any(key in text for key in KEYS for text in texts)
+
+
+def test_a_file_of_keys_has_one_a_line(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfirst\n\n  second  \nfirst\n")
+    assert read_keys(file) == ("first", "second")
+
+
+@pytest.mark.parametrize("content", ["", "# only this\n", "two words\n", "schlüssel\n"])
+def test_files_without_usable_keys_are_refused_and_not_quoted(tmp_path, content):
+    file = tmp_path / "keys"
+    file.write_text(content)
+    with pytest.raises(ParameterError) as caught:
+        read_keys(file)
+    assert content.strip() not in str(caught.value) or not content.strip()
+    with pytest.raises(ParameterError, match="cannot be read"):
+        read_keys(tmp_path / "none")
+
+
+async def test_a_server_on_loopback_answers_to_its_own_names_only(client):
+    app = client(allowed_hosts=("localhost", "127.0.0.1", "::1"))
+    for host, status in [
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:8000", 200),
+        ("LOCALHOST", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("", 403),
+    ]:
+        answer = await app.get("/health", headers={"Host": host})
+        assert answer.status_code == status, host
+
+
+class Slow(FakeBackend):
+    """Loads when it is told to."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.go = threading.Event()
+        self.error = error
+
+    def submit(self, request):
+        assert self.go.wait(30)
+        if self.error is not None:
+            raise self.error
+        return super().submit(request)
+
+
+async def test_it_is_ready_only_when_the_model_is_loaded(client):
+    backend = Slow()
+    told = []
+    app = create_app(backend, ServerSettings(), loaded=told.append)
+    assert backend.requests == [] and told == []
+    service = app.state.service
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http,
+    ):
+        health = await http.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "loading"})
+        refused = await http.post(CHAT, json=saying())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
+        assert refused.headers["retry-after"]
+        backend.go.set()
+        eventually(lambda: service.readiness.state, lambda state: state == "ready")
+        assert (await http.get("/health")).status_code == 200
+        assert (await http.post(CHAT, json=saying())).status_code == 200
+    assert told == [None]
+    assert service.readiness.state == "stopping"
+
+
+async def test_a_model_that_cannot_be_loaded_is_told_without_its_path(client):
+    backend = Slow(CheckpointError("/secret/path is broken."))
+    told = []
+    app = create_app(backend, ServerSettings(), loaded=told.append)
+    backend.go.set()
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as http:
+        await http.get("/health")  # without a lifespan, the first who asks begins it
+        eventually(lambda: app.state.service.readiness.state, lambda state: state == "failed")
+        health = await http.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "failed"})
+        refused = await http.post(CHAT, json=saying())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_failed")
+        assert "secret" not in refused.text
+    assert told == [backend.error]
+
+
+async def test_metrics_have_the_names_of_vllm_with_our_prefix(client):
+    app = client([Completion("one two three", usage=Usage(10, 4))])
+    await app.post(CHAT, json=saying())
+    await app.post(CHAT, json=saying(stream=True))
+    await app.post(CHAT, json=saying(beams=1))
+    answer = await app.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    families = {one.name: one for one in text_string_to_metric_families(answer.text)}
+    for name in (
+        "num_requests_running",
+        "num_requests_waiting",
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "e2e_request_latency_seconds",
+        "prompt_tokens",
+        "generation_tokens",
+        "request_success",
+    ):
+        assert f"llavakit:{name}" in families, name
+    told = figures(answer.text)
+    assert told["prompt_tokens_total"] == 20 and told["generation_tokens_total"] == 8
+    assert told["time_to_first_token_seconds_count"] == 2
+    assert told["inter_token_latency_seconds_count"] == 4
+    success = families["llavakit:request_success"].samples[0]
+    assert success.labels == {"model_name": "fake", "finished_reason": "stop"}
+    assert told["request_errors_total"] == 1
+
+
+@pytest.mark.enable_socket
+def test_the_engines_figures_are_among_them(served):
+    told = served.metrics()
+    assert told["prefix_cache_queries_total"] >= told["prefix_cache_hits_total"]
+    assert told["kv_cache_tokens"] > 0 and 0 <= told["kv_cache_usage_perc"] <= 1
+    assert {"images_encoded_total", "engine_steps_total"} <= set(told)
+
+
+async def test_two_apps_count_for_themselves(client):
+    one, other = client(), client()
+    await one.post(CHAT, json=saying())
+    assert figures((await one.get("/metrics")).text)["prompt_tokens_total"] == 1
+    assert figures((await other.get("/metrics")).text)["prompt_tokens_total"] == 0

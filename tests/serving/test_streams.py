@@ -1,0 +1,202 @@
+"""Streams: how they begin, go on, end and break off, and what happens when nobody listens."""
+
+import asyncio
+
+import pytest
+
+from llavakit.errors import EngineError
+from llavakit.streams import AnswerStream, Channel
+from llavakit.testing import FakeBackend
+from llavakit.values import Chunk, Completion
+from tests.serving.asgi import Call
+from tests.serving.conftest import CHAT, figures, picture_block, saying
+
+
+class Scripted(FakeBackend):
+    """Streams whose chunks the test puts; errors and ends included."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels = []
+
+    def submit(self, request):
+        self.requests.append(request)
+        self.channels.append(Channel())
+        return AnswerStream(self.channels[-1], self._count_cancel)
+
+
+async def begun(backend, count=1):
+    async with asyncio.timeout(20):
+        while len(backend.channels) < count:
+            await asyncio.sleep(0.01)
+    return backend.channels
+
+
+async def settled(good):
+    async with asyncio.timeout(20):
+        while not good():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def scripted(client):
+    def make(**settings):
+        backend = Scripted()
+        return backend, client(backend, **settings)
+
+    return make
+
+
+async def test_the_role_comes_first_and_done_last(client):
+    call = await Call(client(["one two"]).app, CHAT, saying(stream=True)).end()
+    *chunks, last = call.events
+    assert call.headers["content-type"].startswith("text/event-stream")
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": ""},
+        {"content": "one"},
+        {"content": " two"},
+        {},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "stop"]
+    assert last == "[DONE]"
+
+
+async def test_the_role_is_told_before_the_model_says_anything(scripted):
+    backend, app = scripted()
+    call = Call(app.app, CHAT, saying(stream=True))
+    await call.until(lambda: call.events)
+    assert call.status == 200 and call.events[0]["choices"][0]["delta"]["role"] == "assistant"
+    (channel,) = await begun(backend)
+    channel.put(Chunk(finish_reason="stop"))
+    await call.end()
+    assert call.events[-1] == "[DONE]"
+
+
+async def test_an_error_in_mid_stream_is_an_event_and_no_done(scripted):
+    backend, app = scripted()
+    call = Call(app.app, CHAT, saying(stream=True))
+    (channel,) = await begun(backend)
+    channel.put(Chunk("half an"))
+    channel.fail(EngineError("The device is gone."))
+    await call.end()
+    assert call.events[-1]["error"]["message"] == "The device is gone."
+    assert call.events[-1]["error"]["type"] == "server_error"
+    assert "[DONE]" not in call.events and call.over
+    told = figures(app.service.metrics.render().decode())
+    assert told["request_errors_total"] == 1
+
+
+async def test_an_error_of_one_choice_ends_all_of_them(scripted):
+    backend, app = scripted()
+    call = Call(app.app, CHAT, saying(stream=True, n=2))
+    first, second = await begun(backend, 2)
+    first.put(Chunk("fine"))
+    second.fail(EngineError("No."))
+    await call.end()
+    assert call.events[-1]["error"]["message"] == "No."
+    assert first.ended and "[DONE]" not in call.events
+
+
+async def test_an_answer_without_an_end_is_an_error(scripted):
+    backend, app = scripted()
+    call = Call(app.app, CHAT, saying(stream=True))
+    await begun(backend)
+    await call.until(lambda: call.events)
+    app.service.answers.close_all()
+    await call.end()
+    assert "error" in call.events[-1] and "[DONE]" not in call.events
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_client_that_leaves_cancels_its_request(scripted, stream, n):
+    backend, app = scripted()
+    call = Call(app.app, CHAT, saying(stream=stream, n=n))
+    channels = await begun(backend, n)
+    channels[0].put(Chunk("a word"))
+    call.leave()
+    await call.end()
+    assert backend.cancelled == n and all(channel.ended for channel in channels)
+    assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
+    assert "[DONE]" not in call.events
+    assert 'finished_reason="abort"' in app.service.metrics.render().decode()
+
+
+async def test_a_client_that_leaves_while_its_pictures_are_opened_is_not_answered(client):
+    app = client(FakeBackend(hang=True))
+    block = picture_block(size=2000)
+    body = saying(stream=True) | {"messages": [{"role": "user", "content": [block] * 3}]}
+    call = Call(app.app, CHAT, body)
+    call.leave()
+    await call.end()
+    await settled(lambda: app.backend.cancelled == len(app.backend.requests))
+    await settled(lambda: app.service.gate.open == 0)
+
+
+async def test_a_client_that_leaves_while_sending_costs_nothing(client):
+    app = client()
+    call = Call(app.app, CHAT, b'{"model":', more=True)
+    call.leave()
+    await call.end()
+    assert app.backend.requests == [] and app.service.gate.open == 0
+
+
+async def test_a_client_that_does_not_read_is_let_go(scripted):
+    backend, app = scripted(send_timeout=0.1)
+    call = Call(app.app, CHAT, saying(stream=True))
+
+    async def stuck(message):
+        if b"word" in message.get("body", b""):
+            await asyncio.Event().wait()
+
+    call.listening = stuck
+    (channel,) = await begun(backend)
+    channel.put(Chunk("word"))
+    await call.end()
+    assert backend.cancelled == 1 and app.service.gate.open == 0
+
+
+async def test_a_silent_stream_says_that_it_lives(scripted):
+    backend, app = scripted(ping_seconds=0.05)
+    call = Call(app.app, CHAT, saying(stream=True))
+    (channel,) = await begun(backend)
+    await call.until(lambda: call.sent.count(b": still working\n\n") >= 2)
+    channel.put(Chunk("at last"))
+    channel.put(Chunk(finish_reason="stop"))
+    await call.end()
+    assert call.events[-1] == "[DONE]" and "at last" in call.sent.decode()
+
+
+async def test_choices_stream_side_by_side(scripted):
+    backend, app = scripted()
+    call = Call(app.app, CHAT, saying(stream=True, n=2))
+    first, second = await begun(backend, 2)
+    second.put(Chunk("B"))
+    await call.until(lambda: b'"B"' in call.sent)
+    first.put(Chunk("A"))
+    for channel in (second, first):
+        channel.put(Chunk(finish_reason="stop"))
+    await call.end()
+    told = [(c["choices"][0]["index"], c["choices"][0]["delta"]) for c in call.events[:-1]]
+    assert (0, {"content": "A"}) in told and (1, {"content": "B"}) in told
+    assert call.events[-1] == "[DONE]"
+
+
+async def test_a_refused_choice_takes_its_sisters_along(client):
+    class OneOnly(Scripted):
+        def submit(self, request):
+            if self.channels:
+                raise EngineError("Only one.")
+            return super().submit(request)
+
+    backend = OneOnly()
+    app = client(backend)
+    answer = await app.post(CHAT, json=saying(n=2))
+    assert answer.json()["error"]["message"] == "Only one."
+    assert backend.cancelled == 1
+
+
+async def test_an_answer_cut_in_a_call_streams_what_there_is(client):
+    app = client([Completion("cut", finish_reason="length")])
+    call = await Call(app.app, CHAT, saying(stream=True)).end()
+    assert call.events[-2]["choices"][0]["finish_reason"] == "length"
