@@ -110,13 +110,14 @@ def page_question_chain(
     async def aprompt(asked: Mapping[str, Any]) -> PagePrompt:
         return await apage_messages(*words(asked), **options)
 
+    its_prompt: Runnable[Any, Any] = RunnableLambda(itemgetter("prompt"))
     answered: Runnable[Any, Any] = RunnableBranch(
-        (itemgetter("documents"), itemgetter("prompt") | model | StrOutputParser()),
+        (itemgetter("documents"), its_prompt | model | StrOutputParser()),
         RunnableLambda(lambda asked: nothing_found),
     )
     return (
         RunnableLambda(_asked)
-        | RunnablePassthrough.assign(found=itemgetter("query") | retriever)
+        | RunnablePassthrough.assign(found=RunnableLambda(itemgetter("query")) | retriever)
         | RunnablePassthrough.assign(prompt=RunnableLambda(prompt, aprompt, name="page_messages"))
         | RunnablePassthrough.assign(
             documents=lambda asked: asked["prompt"].used,
