@@ -301,8 +301,8 @@ async def test_a_call_and_its_text_have_the_form_of_openai(client):
 
 
 async def test_arguments_of_earlier_calls_must_be_json_of_an_object(client):
-    called = {"role": "assistant", "tool_calls": [
-        {"id": "a", "type": "function", "function": {"name": "look", "arguments": "[1]"}}]}  # fmt: skip
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "[1]"}}
+    called = {"role": "assistant", "tool_calls": [call]}
     body = saying() | {"messages": [called, {"role": "user", "content": "x"}]}
     answer = await client().post(CHAT, json=body)
     assert answer.json()["error"]["param"] == "messages[0]"

@@ -195,10 +195,14 @@ def _run(
             server.should_exit = True
 
     listener = listen(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     backend = llavakit.load(model, **load)
-    server = Server(create_app(backend, settings, loaded=loaded), grace, access_log)
-    shown = f"[{host}]" if ":" in host else host
-    note(f"llavakit: listening on http://{shown}:{listener.getsockname()[1]}, loading {model}")
+    server = Server(
+        create_app(backend, settings, loaded=loaded),
+        grace,
+        access_log,
+        lambda: note(f"llavakit: listening on {address}, loading {model}"),
+    )
     try:
         server.run(sockets=[listener])
     finally:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -53,9 +53,16 @@ class Server(uvicorn.Server):
         app: made by :func:`llavakit.serving.create_app`.
         grace: seconds for running answers.
         access_log: log each request.
+        listening: called when connections and signals are taken.
     """
 
-    def __init__(self, app: FastAPI, grace: float, access_log: bool = False) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        grace: float,
+        access_log: bool = False,
+        listening: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -71,6 +78,12 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._grace = grace
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and tells of it."""
+        await super().startup(sockets)
+        self._listening()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

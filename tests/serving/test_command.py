@@ -1,0 +1,107 @@
+"""The command line of ``llavakit serve``."""
+
+import pytest
+from typer.testing import CliRunner
+
+import llavakit
+from llavakit.cli import serve as command
+from llavakit.cli.app import app
+from llavakit.serving.settings import MIB
+from llavakit.testing import FakeBackend
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs the command up to where it would serve; gives the result, with what it was to serve."""
+    served = {}
+
+    def instead(model, load, settings, *rest):
+        served.update(model=model, load=load, settings=settings, rest=rest)
+
+    monkeypatch.setattr(command, "_run", instead)
+
+    def invoke(*arguments):
+        served.clear()
+        result = CliRunner().invoke(app, ["serve", *(str(one) for one in arguments)])
+        return result, served
+
+    return invoke
+
+
+def test_the_defaults_are_safe(run):
+    result, served = run("demo")
+    settings = served["settings"]
+    assert result.exit_code == 0, result.output
+    assert served["rest"][:2] == ("127.0.0.1", 8000)
+    assert not settings.allow_urls and not settings.policy().allow_files
+    assert "localhost" in settings.allowed_hosts
+    assert served["load"]["source_policy"] == settings.policy()
+    assert result.stderr == ""
+
+
+def test_options_reach_the_model_and_the_server(run, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("k1\nk2\n")
+    _, served = run(
+        "llava-1.5-7b", "--load-4bit", "--device", "cuda:1", "--max-concurrency", 4,
+        "--api-key-file", keys, "--served-model-name", "llava", "--allow-urls",
+        "--max-body-mib", 3, "--max-pictures", 2, "--max-answer-tokens", 99, "--host", "0.0.0.0",
+    )  # fmt: skip
+    settings, load = served["settings"], served["load"]
+    assert (settings.model_name, settings.api_keys) == ("llava", ("k1", "k2"))
+    assert (settings.max_body_bytes, settings.max_pictures) == (3 * MIB, 2)
+    assert settings.max_answer_tokens == 99 and settings.allow_urls
+    assert settings.allowed_hosts == ()
+    assert (load["load_in_4bit"], load["device"], load["max_concurrency"]) == (True, "cuda:1", 4)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "myhost"])
+def test_open_to_others_without_a_key_it_warns(run, host, tmp_path):
+    result, served = run("demo", "--host", host)
+    assert "anybody who reaches" in result.stderr and "--api-key-file" in result.stderr
+    assert served["settings"].allowed_hosts == ()
+    keys = tmp_path / "keys"
+    keys.write_text("k\n")
+    assert run("demo", "--host", host, "--api-key-file", keys)[0].stderr == ""
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "::1"])
+def test_on_loopback_it_does_not_warn(run, host):
+    assert run("demo", "--host", host)[0].stderr == ""
+
+
+def test_a_directory_is_called_by_its_last_part(run, tmp_path):
+    (tmp_path / "my-llava").mkdir()
+    _, served = run(tmp_path / "my-llava")
+    assert served["settings"].model_name == "my-llava"
+
+
+def test_keys_that_cannot_be_read_are_an_error_and_nothing_is_served(run, tmp_path):
+    result, served = run("demo", "--api-key-file", tmp_path / "none")
+    assert (result.exit_code, served) == (2, {})
+    assert "cannot be read" in result.stderr
+
+
+@pytest.mark.enable_socket
+def test_a_model_that_cannot_be_loaded_ends_the_command_with_its_reason(monkeypatch):
+    class Broken(FakeBackend):
+        def submit(self, request):
+            raise llavakit.errors.CheckpointError("The weights are broken.")
+
+    backend = Broken()
+    monkeypatch.setattr(llavakit, "load", lambda model, **settings: backend)
+    result = CliRunner().invoke(app, ["serve", "demo", "--port", "0"])
+    assert result.exit_code == 1
+    assert "llavakit: The weights are broken." in result.stderr
+    assert backend.closed
+
+
+def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch):
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("llavakit.serving.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    result = CliRunner().invoke(app, ["serve", "demo"])
+    assert result.exit_code == 1
+    assert 'pip install "llavakit[serve]"' in result.stderr
