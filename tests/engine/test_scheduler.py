@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llavakit.engine.extents import Extent
 from llavakit.engine.scheduler import Scheduler
@@ -10,8 +10,8 @@ from llavakit.engine.sequence import ImageSpan, Sequence
 from tests.engine.drive import finished, run_all, sequence, step
 
 
-def make(kv_tokens: int = 256, batch: int = 4, chunk: int = 16) -> Scheduler:
-    return Scheduler(kv_tokens, batch, chunk)
+def make(kv_tokens: int = 256, batch: int = 4, chunk: int = 16, worth: int = 1) -> Scheduler:
+    return Scheduler(kv_tokens, batch, chunk, worth)
 
 
 def test_long_prompt_is_computed_in_chunks():
@@ -115,6 +115,21 @@ def test_requests_that_differ_from_the_start_do_not_wait():
     assert len(step(scheduler).work) == 3
 
 
+def test_a_few_common_tokens_are_computed_again_and_leave_no_small_pieces():
+    scheduler = make(worth=4)
+    for tokens, expected in (
+        ([1, 2, 3, 4, 5, 6], 0),
+        ([1, 2, 3, 9, 9, 9], 0),  # three in common
+        ([1, 2, 3, 4, 5, 8, 8, 8], 5),
+        ([1, 2, 3, 4, 5, 8, 8, 7], 5),  # five of the first, and only two of the second
+    ):
+        one = sequence(tokens, max_tokens=2)
+        scheduler.add(one)
+        run_all(scheduler)
+        assert one.cached == expected
+        scheduler.check_integrity()
+
+
 def test_two_pictures_in_the_same_words_share_only_what_stands_before_them():
     scheduler = make()
     for key, expected in (("red", 0), ("blue", 2), ("red", 7)):
@@ -162,10 +177,14 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(kv_tokens=60, max_concurrency=3, prefill_chunk=7)
+        self.scheduler = make(60, 3, 7)
         self.open: list[Sequence] = []
         # What each slot holds: the virtual ids of the tokens up to it, as the arena would.
         self.slots: dict[int, tuple[int, ...]] = {}
+
+    @initialize(worth=st.sampled_from([1, 4]))
+    def sharing_is_worth(self, worth: int) -> None:
+        self.scheduler = make(60, 3, 7, worth)
 
     @rule(
         prompt=st.lists(st.integers(0, 2), min_size=1, max_size=25),

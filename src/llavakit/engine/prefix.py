@@ -116,9 +116,14 @@ class Segment:
 
 
 class PrefixTree:
-    """All segments of the arena, live and kept."""
+    """All segments of the arena, live and kept.
 
-    def __init__(self) -> None:
+    Args:
+        worth: fewest tokens of a segment that are worth sharing.
+    """
+
+    def __init__(self, worth: int = 1) -> None:
+        self._worth = worth
         self._roots: list[Segment] = []
 
     def __iter__(self) -> Iterator[Segment]:
@@ -159,7 +164,7 @@ class PrefixTree:
             if segment is but:
                 continue
             shared = segment.base + common_prefix(segment.ids, ids[segment.base :])
-            if shared == segment.base:
+            if shared - segment.base < self._worth:
                 continue
             if shared > length:
                 best, length = segment, shared

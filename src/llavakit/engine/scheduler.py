@@ -19,6 +19,10 @@ from llavakit.engine.sequence import Sequence
 WORTH_WAITING = 32
 """Tokens. A request waits for another one's prefill if that saves it at least so many."""
 
+WORTH_SHARING = 16
+"""Tokens. A shorter shared stretch is computed again: that costs one pass a few tokens, and sharing
+it would cost every decoding step a piece more to read, and part sequences that read together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -53,15 +57,22 @@ class Scheduler:
         kv_tokens: slots of the arena.
         max_concurrency: most sequences that run at once.
         prefill_chunk: most prompt tokens computed in one step, over all sequences.
+        worth_sharing: fewest tokens of a kept segment that a new sequence reads there.
     """
 
-    def __init__(self, kv_tokens: int, max_concurrency: int, prefill_chunk: int) -> None:
+    def __init__(
+        self,
+        kv_tokens: int,
+        max_concurrency: int,
+        prefill_chunk: int,
+        worth_sharing: int = WORTH_SHARING,
+    ) -> None:
         self.kv_tokens = kv_tokens
         self.max_concurrency = max_concurrency
         self.prefill_chunk = prefill_chunk
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._tree = PrefixTree()
+        self._tree = PrefixTree(worth_sharing)
         self._extents = ExtentMap(kv_tokens)
 
     @property
