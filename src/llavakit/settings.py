@@ -33,7 +33,10 @@ class ModelSettings(BaseModel):
     of the object asks anew.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    # pydantic's errors would quote all arguments, the key among them.
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
     model: str
     """An alias (``"demo"``), a hub id, an original id (``liuhaotian/...``) or a directory."""

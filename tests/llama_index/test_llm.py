@@ -91,7 +91,7 @@ def test_load_settings_choose_the_backend():
 def test_a_server_is_asked_and_no_model_here():
     with pytest.raises(RemoteError, match="No connection to the server at http://localhost:1 "):
         LLaVA(model="demo", base_url="http://localhost:1", max_retries=0).chat(HELLO)
-    with pytest.raises(ParameterError, match="base_url"):
+    with pytest.raises(ValueError, match="base_url must be"):
         LLaVA(model="demo", base_url="localhost:1")
 
 
