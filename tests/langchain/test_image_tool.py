@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import wrap_model_call
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -292,6 +293,20 @@ def test_a_tool_node_gives_it_the_conversation_too(looking):
     shown = HumanMessage([block("shapes.png"), "Look."])
     state = graph.compile().invoke({"messages": [shown, called]})
     assert tool_messages(state)[0].content == '"blue"'
+
+
+def test_traces_see_the_question_and_not_the_conversation(looking):
+    started = []
+
+    class Tracer(BaseCallbackHandler):
+        def on_tool_start(self, serialized, input_str, *, inputs=None, **kwargs):
+            started.append((input_str, inputs))
+
+    model, _ = brain(calls("image_1"), "It is blue.")
+    asked = {"messages": [HumanMessage([block("shapes.png"), SQUARE])]}
+    create_agent(model, [looking]).invoke(asked, {"callbacks": [Tracer()]})
+    ((text, inputs),) = started
+    assert inputs == {"question": SQUARE, "image": "image_1"} and text == str(inputs)
 
 
 def test_a_tool_is_copied_and_pickled_by_its_settings():
