@@ -14,6 +14,7 @@ from typing import Any
 
 import lancedb
 import pyarrow
+from lancedb.index import FTS
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
@@ -70,12 +71,19 @@ class LanceStore(VectorStore):
         }
         merge = self._table.merge_insert("id").when_matched_update_all()
         merge.when_not_matched_insert_all().execute(list(rows.values()))
+        self._table.create_index("text", config=FTS(), replace=True)
         return ids
 
-    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """The documents whose text is nearest to a query, the nearest first."""
-        vector = self._embedding.embed_query(query)
-        rows = self._table.search(vector).distance_type("cosine").limit(k).to_list()
+    def similarity_search(
+        self, query: str, k: int = 4, *, full_text: bool = False, **kwargs: Any
+    ) -> list[Document]:
+        """The documents nearest to a query in meaning, or in words (``full_text``: BM25)."""
+        if full_text:
+            search = self._table.search(query, query_type="fts")
+        else:
+            vector = self._embedding.embed_query(query)
+            search = self._table.search(vector).distance_type("cosine")
+        rows = search.limit(k).to_list()
         return [
             Document(row["text"], id=row["id"], metadata=json.loads(row["metadata"]))
             for row in rows

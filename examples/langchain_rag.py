@@ -50,7 +50,18 @@ def ask(folder: Path) -> int:
         if not good:
             print(f"     expected: {one.answer} p. {one.page}")
     print(f"LangChain and LanceDB: {right} of {len(asked)} right, with the page cited.")
-    return 0 if right == len(asked) else 1
+    return 0 if right == len(asked) and ask_by_number(store, model) else 1
+
+
+def ask_by_number(store: LanceStore, model: ChatLLaVA) -> bool:
+    """Ask about a number, which sentence embeddings hardly tell from others: full-text search."""
+    retriever = store.as_retriever(search_kwargs={"k": 1, "full_text": True})
+    chain = page_question_chain(retriever, model)
+    page = make_pages()[-1]
+    result = chain.invoke({"query": f"No. {page.number}", "question": "What is the total?"})
+    (cited,) = result["citations"]
+    print(f"By number: {page.number}: {result['answer']}, p. {cited['page']}")
+    return result["answer"] == str(page.total) and cited["page"] == page.page
 
 
 def main(folder: Path) -> int:

@@ -75,7 +75,7 @@ def test_the_text_layer_needs_no_model(written, caplog):
     with caplog.at_level(logging.WARNING):
         documents = loaded(written)
     assert texts(documents) == ["first", "", "third"]
-    assert "1 pages have no text layer" in caplog.text
+    assert "Pages without a text layer: 1." in caplog.text
 
 
 def test_pages_without_a_text_layer_are_read_by_the_model_if_there_is_one(written, caplog):

@@ -16,9 +16,10 @@ from llavakit.errors import (
     DocumentError,
     ParameterError,
     SourceNotAllowedError,
+    UnsupportedContentError,
 )
 from llavakit.images import open_picture
-from llavakit.langchain import ChatLLaVA, PageImageLoader, apage_messages, page_messages
+from llavakit.langchain import ChatLLaVA, LLaVALLM, PageImageLoader, apage_messages, page_messages
 from llavakit.sources import SourcePolicy
 from llavakit.testing import IMAGE_TOKENS, FakeBackend
 from llavakit.values import Text
@@ -241,6 +242,22 @@ def test_no_documents_and_bad_bounds():
         prompt_of([], max_pages=0)
     with pytest.raises(ParameterError):
         prompt_of([], model=ChatLLaVA(backend=FakeBackend()), answer_tokens=-1)
+
+
+@pytest.mark.parametrize("documents", ["a.pdf", Document("x"), [PAGES], [None]])
+def test_what_is_no_document_is_refused_in_words(documents):
+    with pytest.raises(ParameterError, match="documents holds"):
+        prompt_of(documents)
+    with pytest.raises(ParameterError, match="question"):
+        prompt_of([], None)
+
+
+def test_a_model_of_plain_text_is_refused_and_does_not_guess(three):
+    fake = FakeBackend()
+    with pytest.raises(UnsupportedContentError, match="chat model"):
+        LLaVALLM(backend=fake).invoke(prompt_of(documents_of(three)))
+    assert not fake.requests
+    assert LLaVALLM(backend=fake).invoke(prompt_of([NOTE])) == "ok"
 
 
 async def test_async_gives_the_same(three):

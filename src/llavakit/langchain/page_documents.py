@@ -119,8 +119,8 @@ class PageDocuments:
                 yield self._document(page, text)
         if without_text:
             logger.warning(
-                "%d pages have no text layer, so that nothing in them can be searched; give the "
-                "loader a model, which transcribes them.",
+                "Pages without a text layer: %d. Nothing in them can be searched; give a model, "
+                "which transcribes them.",
                 without_text,
             )
 

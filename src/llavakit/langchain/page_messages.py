@@ -18,8 +18,9 @@ from pydantic import Field
 
 from llavakit.documents import PageReference, PageStore, ask_about, fit_pages, reopen
 from llavakit.documents.context import LABEL
-from llavakit.errors import ParameterError
+from llavakit.errors import ParameterError, UnsupportedContentError
 from llavakit.images import Picture
+from llavakit.langchain.canonical import has_pictures
 from llavakit.langchain.carriers import PictureId
 from llavakit.langchain.chat_models import ChatLLaVA
 from llavakit.langchain.messages import to_messages
@@ -47,6 +48,19 @@ class PagePrompt(ChatPromptValue):
     used: list[Document] = Field(default_factory=list)
     left_out: list[Document] = Field(default_factory=list)
     tokens: int | None = None
+
+    def to_string(self) -> str:
+        """The prompt as text, as models of plain text ask for it.
+
+        Raises:
+            UnsupportedContentError: there are pictures in it, which would be lost.
+        """
+        if has_pictures(self.to_messages()):
+            raise UnsupportedContentError(
+                "A model of plain text sees no pages; give the prompt to a chat model, such as "
+                "ChatLLaVA."
+            )
+        return super().to_string()
 
 
 def page_messages(
@@ -89,8 +103,10 @@ def page_messages(
         DocumentError: a page looks different now, or its document is gone.
         SourceNotAllowedError: the policy forbids the only place that it could come from.
         ContextLengthError: not even the first document fits.
-        ParameterError: numbers that make no sense.
+        ParameterError: numbers that make no sense, or documents or a question that are none.
     """
+    if not isinstance(question, str):
+        raise ParameterError(f"The question is of type {type(question).__name__}; give a string.")
     if max_pages is not None and max_pages < 1:
         raise ParameterError(f"max_pages is {max_pages!r}; it must be at least 1.")
     llava, bound = _llava(model)
@@ -149,6 +165,10 @@ def _merged(documents: Sequence[Document]) -> list[_Passage]:
     merged: list[_Passage] = []
     known: dict[tuple[str, int, str], _Passage] = {}
     for document in documents:
+        if not isinstance(document, Document):
+            raise ParameterError(
+                f"documents holds a {type(document).__name__}; give a list of LangChain's Document."
+            )
         reference = reference_of(document)
         if reference is None:
             merged.append(_Passage(document.page_content, document))
