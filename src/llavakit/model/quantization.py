@@ -30,6 +30,8 @@ def bitsandbytes() -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
+    # Where the processor has AVX512-BF16 it advises a package that fetches code from the hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:

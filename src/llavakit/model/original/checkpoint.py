@@ -186,7 +186,7 @@ def _vision_config(tower: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(tower)
+        config = AutoConfig.from_pretrained(tower, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{tower} cannot be read as a vision tower: {error}") from error
     if config.model_type == "clip":
