@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import httpx
 import pytest
@@ -80,12 +81,12 @@ class Process:
 
 
 def figures(text):
-    found = {}
+    found = Counter()
     for line in text.splitlines():
         if not line.startswith("#"):
             name, _, value = line.rpartition(" ")
             name = name.partition("{")[0].removeprefix("llavakit:")
-            found[name] = found.get(name, 0.0) + float(value)
+            found[name] += float(value)
     return found
 
 

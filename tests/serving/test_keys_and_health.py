@@ -172,8 +172,10 @@ async def test_metrics_have_the_names_of_vllm_with_our_prefix(client):
     assert told["prompt_tokens_total"] == 20 and told["generation_tokens_total"] == 8
     assert told["time_to_first_token_seconds_count"] == 2
     assert told["inter_token_latency_seconds_count"] == 4
-    success = families["llavakit:request_success"].samples[0]
-    assert success.labels == {"model_name": "fake", "finished_reason": "stop"}
+    samples = families["llavakit:request_success"].samples
+    ends = {one.labels["finished_reason"]: one.value for one in samples if "_total" in one.name}
+    assert ends == {"stop": 2, "length": 0, "tool_calls": 0, "abort": 0, "error": 0}
+    assert {one.labels["model_name"] for one in samples} == {"fake"}
     assert told["request_errors_total"] == 1
 
 

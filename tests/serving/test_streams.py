@@ -119,7 +119,8 @@ async def test_a_client_that_leaves_cancels_its_request(scripted, stream, n):
     assert backend.cancelled == n and all(channel.ended for channel in channels)
     assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
     assert "[DONE]" not in call.events
-    assert 'finished_reason="abort"' in app.service.metrics.render().decode()
+    told = app.service.metrics.render().decode()
+    assert f'finished_reason="abort",model_name="fake"}} {n}.0' in told
 
 
 async def test_a_client_that_leaves_while_its_pictures_are_opened_is_not_answered(client):

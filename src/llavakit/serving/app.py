@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -86,7 +87,9 @@ def create_app(
     app.add_exception_handler(Refusal, _told_refusal(service))
     app.add_exception_handler(HTTPException, _told_by_http)
     app.add_exception_handler(Exception, _told_as_bug)
-    app.openapi = lambda: document(app, guarded=bool(settings.api_keys))  # type: ignore[method-assign]
+    app.openapi = functools.partial(  # type: ignore[method-assign]
+        document, app, model=service.name, guarded=bool(settings.api_keys)
+    )
     return app
 
 

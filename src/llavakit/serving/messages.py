@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 
 class Strict(BaseModel):
@@ -12,6 +12,13 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""An integer; JSON does not tell 4.0 from 4."""
 
 Detail = Literal["auto", "low", "high", "original"] | None
 """OpenAI's wish for a resolution. LLaVA sees each picture in the one way it was trained on."""
@@ -108,7 +115,7 @@ class MadeCall(Strict):
     id: str = Field(min_length=1)
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = None
+    index: Whole | None = None
 
 
 class AssistantMessage(Strict):

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from llavakit.values import Chunk, Usage
 
 PREFIX = "llavakit"
+_ENDS = ("stop", "length", "tool_calls", "abort", "error")
 _FIRST = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.4, 0.75, 1, 2.5, 5)
 _WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 240, 480, 960)
@@ -73,6 +74,8 @@ class Metrics:
             return made.labels(**self._labels)
 
         self._success = counter("request_success", "Answers by their end.", "finished_reason")
+        for reason in _ENDS:  # a figure that is not there yet is no 0 for Prometheus
+            self._success.labels(**self._labels, finished_reason=reason)
         self._refused = counter("request_errors", "Requests refused or failed.", "code")
         prompt = counter("prompt_tokens", "Tokens of answered prompts, pictures included.")
         self.prompt_tokens = prompt.labels(**self._labels)

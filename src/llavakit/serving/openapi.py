@@ -21,11 +21,12 @@ def json_body(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def document(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
+def document(app: FastAPI, *, model: str, guarded: bool) -> dict[str, Any]:
     """The document of an app, made once.
 
     Args:
         app: whose routes are told.
+        model: the name of the one model.
         guarded: whether it asks for a key.
     """
     if app.openapi_schema:
@@ -35,6 +36,10 @@ def document(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
     components = result.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas.update(bodies["$defs"])
+    for kind in _BODIES:
+        field = schemas[kind.__name__]["properties"]["model"]
+        field.clear()
+        field.update({"type": "string", "enum": [model]})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for path, operations in result["paths"].items():

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from llavakit.serving.messages import ChatMessage, Strict
+from llavakit.serving.messages import ChatMessage, Strict, Whole
 
 SchemaObject: TypeAlias = dict[str, Any]
 FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
@@ -107,23 +107,23 @@ class ChatRequest(Strict):
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
 
-    max_tokens: int | None = Field(default=None, ge=1, le=INT64)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=INT64)
+    max_tokens: Whole | None = Field(default=None, ge=1, le=INT64)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1, le=INT64)
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    n: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=-INT64, le=INT64)
+    n: Whole | None = Field(default=None, ge=1)
+    seed: Whole | None = Field(default=None, ge=-INT64, le=INT64)
     stop: StopString | list[StopString] | None = Field(default=None)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
     tools: list[ToolDefinition] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
 
-    top_k: int | None = Field(
+    top_k: Whole | None = Field(
         default=None, ge=-1, le=INT64, description="Beyond OpenAI; -1 and 0 keep all tokens."
     )
     min_p: float | None = Field(default=None, ge=0, lt=1, description="Beyond OpenAI.")

@@ -1,4 +1,4 @@
-"""The end of a server: running answers are finished, and nobody waits for ever."""
+"""Connections and the end of a server: answers are finished, and nobody waits for ever."""
 
 import json
 import signal
@@ -70,7 +70,9 @@ def test_connections_that_never_say_what_they_want_are_cut(monkeypatch):
         second = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(second)
-            assert b"200 OK" in connection.recv(1000)
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(1000)
             connection.sendall(second[:10])
             assert connection.recv(100) == b""
 
@@ -83,6 +85,18 @@ def test_a_long_answer_outlives_the_time_for_heads(monkeypatch):
     ):
         pings = (line for line in answer.iter_lines() if line.startswith(":"))
         assert next(pings) and next(pings)
+
+
+def test_small_pieces_are_sent_at_once():
+    with (
+        running(FakeBackend(["word"], hang=True)) as server,
+        httpx.stream("POST", server.url + CHAT, json=saying(stream=True)) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert next(lines)
+        (connection,) = server.server_state.connections
+        own = connection.transport.get_extra_info("socket")
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_port_that_is_taken_is_told():

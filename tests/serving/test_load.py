@@ -1,0 +1,142 @@
+"""Many clients at once against a server process: nobody is harmed, and nothing piles up."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serving.conftest import CHAT, LONG, asking, picture_block, saying
+
+pytestmark = pytest.mark.enable_socket
+
+CLIENTS = 64
+COLOURS = ("red", "green", "blue", "yellow")
+BAD = (
+    {"model": "other", "messages": [{"role": "user", "content": "x"}]},
+    asking() | {"temperature": -1},
+    asking() | {"beams": 4},
+    saying("so " * 5000, model="demo"),
+    {"model": "demo", "messages": [{"role": "user", "content": [{"type": "image_url",
+     "image_url": {"url": "data:image/png;base64,AAAA"}}]}]},
+    {"model": "demo", "messages": [{"role": "user", "content": [{"type": "image_url",
+     "image_url": {"url": "/etc/passwd"}}]}]},
+)  # fmt: skip
+BLOCKS = {colour: picture_block(colour) for colour in COLOURS}
+QUESTION = {"type": "text", "text": "What colour is the circle?"}
+
+
+def question(colour, **rest):
+    messages = [{"role": "user", "content": [BLOCKS[colour], QUESTION]}]
+    return {"model": "demo", "messages": messages, "temperature": 0, **rest}
+
+
+class Crowd:
+    """Clients that ask until a time is over; what went wrong is noted, not raised."""
+
+    def __init__(self, url, seconds, leaving=0.0, bad=0.0):
+        self.url = url
+        self.end = time.monotonic() + seconds
+        self.leaving = leaving
+        self.bad = bad
+        self.counts = Counter()
+        self.wrong = []
+
+    async def run(self):
+        limits = httpx.Limits(max_connections=CLIENTS)
+        async with httpx.AsyncClient(base_url=self.url, timeout=120, limits=limits) as http:
+            await asyncio.gather(*(self.client(http, number) for number in range(CLIENTS)))
+
+    async def client(self, http, number):
+        chance = random.Random(number)
+        while time.monotonic() < self.end:
+            lot = chance.random()
+            colour = chance.choice(COLOURS)
+            try:
+                if lot < self.leaving:
+                    await self.leave(http)
+                elif lot < self.leaving + self.bad:
+                    await self.err(http, chance.choice(BAD))
+                elif chance.random() < 0.5:
+                    await self.whole(http, colour)
+                else:
+                    await self.streamed(http, colour)
+            except Exception as error:
+                self.wrong.append(repr(error))
+
+    async def whole(self, http, colour):
+        answer = await http.post(CHAT, json=question(colour))
+        self.note("whole", answer.status_code == 200, answer.text)
+        said = answer.json()["choices"][0]["message"]["content"]
+        self.note("right", said == colour, said)
+
+    async def streamed(self, http, colour):
+        lines = []
+        async with http.stream("POST", CHAT, json=question(colour, stream=True)) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    lines.append(line[6:])
+        self.note("streamed", lines[-1:] == ["[DONE]"], lines[-1:])
+        deltas = [json.loads(line)["choices"][0]["delta"] for line in lines[:-1]]
+        said = "".join(delta.get("content", "") for delta in deltas)
+        self.note("right", said == colour, said)
+
+    async def leave(self, http):
+        body = saying("Go on", model="demo", stream=True, **LONG)
+        async with http.stream("POST", CHAT, json=body) as answer:
+            async for line in answer.aiter_lines():
+                if '"content":"' in line and '"role"' not in line:
+                    break
+        self.counts["left"] += 1
+
+    async def err(self, http, body):
+        answer = await http.post(CHAT, json=body)
+        self.note("refused", answer.status_code in (400, 404), answer.text)
+
+    def note(self, what, good, found):
+        self.counts[what] += 1
+        if not good:
+            self.wrong.append((what, found))
+
+
+def memory(served):
+    """Resident bytes of the server."""
+    pages = Path(f"/proc/{served.process.pid}/statm").read_text().split()[1]
+    return int(pages) * 4096
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+async def test_sixty_four_clients_are_all_answered_rightly_and_memory_is_level(served, seconds):
+    before = await asyncio.to_thread(served.idle)
+    warm = Crowd(served.url, seconds / 3)
+    await warm.run()
+    level = memory(served)
+    crowd = Crowd(served.url, seconds)
+    await crowd.run()
+    print(f"{seconds} s: {dict(crowd.counts)}; memory {level} -> {memory(served)}")
+    assert crowd.wrong == warm.wrong == []
+    assert crowd.counts["whole"] >= CLIENTS / 4 and crowd.counts["streamed"] >= CLIENTS / 4
+    assert memory(served) < level + 48 * 2**20
+    after = await asyncio.to_thread(served.idle)
+    answered = sum(c[kind] for c in (warm.counts, crowd.counts) for kind in ("whole", "streamed"))
+    assert after["request_success_total"] - before["request_success_total"] == answered
+    assert after["request_errors_total"] == before["request_errors_total"]
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+async def test_who_leaves_and_who_errs_harms_nobody_else(served, seconds):
+    before = await asyncio.to_thread(served.idle)
+    crowd = Crowd(served.url, seconds, leaving=0.1, bad=0.1)
+    await crowd.run()
+    print(f"{seconds} s: {dict(crowd.counts)}; memory {memory(served)}")
+    assert crowd.wrong == []
+    assert crowd.counts["left"] and crowd.counts["refused"] and crowd.counts["right"]
+    after = await asyncio.to_thread(served.idle)
+    cancelled = "engine_requests_cancelled_total"
+    assert after[cancelled] - before[cancelled] == crowd.counts["left"]
+    assert after["engine_requests_failed_total"] == before["engine_requests_failed_total"]
+    assert after["kv_cache_tokens_live"] == 0
