@@ -47,9 +47,18 @@ class Crowd:
         self.wrong = []
 
     async def run(self):
-        limits = httpx.Limits(max_connections=CLIENTS)
+        limits = httpx.Limits(max_connections=CLIENTS + 1)
         async with httpx.AsyncClient(base_url=self.url, timeout=120, limits=limits) as http:
-            await asyncio.gather(*(self.client(http, number) for number in range(CLIENTS)))
+            clients = (self.client(http, number) for number in range(CLIENTS))
+            await asyncio.gather(self.watch(http), *clients)
+
+    async def watch(self, http):
+        """Prometheus and a load balancer."""
+        while time.monotonic() < self.end:
+            for path in ("/metrics", "/health"):
+                answer = await http.get(path)
+                self.note(path, answer.status_code == 200, answer.text)
+            await asyncio.sleep(0.2)
 
     async def client(self, http, number):
         chance = random.Random(number)

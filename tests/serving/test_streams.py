@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from llavakit.errors import EngineError
+from llavakit.errors import EngineError, RequestCancelledError
 from llavakit.streams import AnswerStream, Channel
 from llavakit.testing import FakeBackend
 from llavakit.values import Chunk, Completion
@@ -30,12 +30,6 @@ async def begun(backend, count=1):
         while len(backend.channels) < count:
             await asyncio.sleep(0.01)
     return backend.channels
-
-
-async def settled(good):
-    async with asyncio.timeout(20):
-        while not good():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -130,8 +124,18 @@ async def test_a_client_that_leaves_while_its_pictures_are_opened_is_not_answere
     call = Call(app.app, CHAT, body)
     call.leave()
     await call.end()
-    await settled(lambda: app.backend.cancelled == len(app.backend.requests))
-    await settled(lambda: app.service.gate.open == 0)
+    app.service._pool.shutdown(wait=True)
+    assert app.backend.cancelled == len(app.backend.requests)
+    assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
+
+
+async def test_pictures_of_a_request_that_is_over_are_not_counted(client):
+    gate = client().service.gate
+    with gate.enter() as share:
+        share.take(10)
+    with pytest.raises(RequestCancelledError):
+        share.take(10)
+    assert (gate.open, gate.bytes) == (0, 0)
 
 
 async def test_a_client_that_leaves_while_sending_costs_nothing(client):

@@ -168,7 +168,7 @@ def _guarded_routes(service: Service) -> APIRouter:
             **errors(401, 403),
         },
     )
-    async def metrics() -> Response:
+    def metrics() -> Response:  # on a thread: a backend may take its time for its figures
         """Figures for Prometheus."""
         return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

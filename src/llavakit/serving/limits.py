@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
+from llavakit.errors import RequestCancelledError
 from llavakit.serving.errors import Refusal
 from llavakit.serving.settings import ServerSettings
 
@@ -24,12 +25,15 @@ class Share:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self.bytes = 0
+        self.over = False
 
     def take(self, size: int) -> None:
         """Hold so many bytes more.
 
         Raises:
             Refusal: all open requests together hold too much.
+            RequestCancelledError: the request is over; the thread that opens its pictures did
+                not know yet.
         """
         self._gate.take(self, size)
 
@@ -56,7 +60,7 @@ class Gate:
         """
         with self._lock:
             if self.open >= self._settings.max_open_requests:
-                raise self._full("as many requests as it takes are open")
+                raise self._full("as many requests as it takes are open", unread=True)
             self.open += 1
         share = Share(self)
         try:
@@ -65,12 +69,14 @@ class Gate:
             with self._lock:
                 self.open -= 1
                 self.bytes -= share.bytes
-                share.bytes = 0
+                share.bytes, share.over = 0, True
 
     def take(self, share: Share, size: int) -> None:
         """See :meth:`Share.take`."""
         most = self._settings.max_memory_bytes
         with self._lock:
+            if share.over:
+                raise RequestCancelledError("The client left while its request was read.")
             if size > 0 and self.bytes + size > most:
                 if share.bytes + size > most:
                     raise Refusal(
@@ -83,13 +89,13 @@ class Gate:
             self.bytes += size
             share.bytes += size
 
-    def _full(self, reason: str) -> Refusal:
+    def _full(self, reason: str, *, unread: bool = False) -> Refusal:
         return Refusal(
             429,
             f"The server is full ({reason}); try again later.",
             code="server_full",
             headers={"Retry-After": str(self._settings.retry_after)},
-            unread=True,
+            unread=unread,
         )
 
 

@@ -21,6 +21,9 @@ from llavakit.errors import ParameterError
 
 HEAD_SECONDS = 10.0
 """A connection that began a request must have sent its head by then."""
+_KEEP_SECONDS = 30
+"""An idle connection is kept for longer than clients keep theirs (httpx: 5), or a request and
+the end of its connection might cross."""
 _CUT_SECONDS = 5.0
 """For telling streams that they were ended, before connections are cut."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -73,6 +76,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=access_log,
                 server_header=False,
+                timeout_keep_alive=_KEEP_SECONDS,
                 timeout_graceful_shutdown=int(grace + _CUT_SECONDS) + 1,
             )
         )
