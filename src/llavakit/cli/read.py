@@ -221,7 +221,7 @@ def _set(**settings: object) -> dict[str, object]:
 
 def _print(job: Job, backend: Backend, window: int, told: Told) -> None:
     from llavakit.documents import stream_job, to_line
-    from llavakit.documents._lines import to_bytes
+    from llavakit.runs.lines import to_bytes
 
     for reading in stream_job(job, backend, window=window):
         sys.stdout.write(to_bytes(to_line(reading, job.model)).decode())

@@ -9,7 +9,6 @@ else the engine was doing. What the job is stands in a file beside it, ``out.jso
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.backend import Backend
-from llavakit.documents._lines import Lines
-from llavakit.documents._whole import write_whole
 from llavakit.documents.files import Pages, View, read_documents
 from llavakit.documents.folders import Document, Failure, list_documents
 from llavakit.documents.pages import Page
-from llavakit.documents.reading import WINDOW, Reading, Readings, read_pages
+from llavakit.documents.reading import Reading, Readings, read_pages
 from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
 from llavakit.errors import ParameterError
+from llavakit.runs.claim import claim
+from llavakit.runs.lines import Lines
+from llavakit.runs.window import WINDOW
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _FORMAT = 1
@@ -100,8 +100,8 @@ def run_job(
     """
     documents = _listed(job, policy)
     fingerprint = _fingerprint(job, documents, backend)
-    with Lines(Path(out), restart=restart) as lines:
-        _claim(Path(f"{os.fspath(out)}.job"), fingerprint, lines)
+    with Lines(Path(out), ("source", "page", "error"), restart=restart) as lines:
+        claim(lines, fingerprint, _difference)
         remaining, earlier = _remaining(documents, lines)
         done = failures = 0
         with (
@@ -208,36 +208,12 @@ def _described(document: Document | Failure) -> list[Any]:
     return [document.name, None if pages is None else [list(part) for part in pages.parts], size]
 
 
-def _claim(path: Path, fingerprint: dict[str, Any], lines: Lines) -> None:
-    """Writes down the job, or makes sure that the lines that are there are of this one."""
-    given = json.loads(json.dumps(fingerprint))
-    if lines.empty:
-        write_whole(path, json.dumps(given, indent=1).encode() + b"\n")
-        return
-    try:
-        known = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        known = None
-    if not isinstance(known, dict):
-        raise ParameterError(
-            f"{lines.path} is there already, and nothing ({path.name}) says of which job; name "
-            "another file, or begin anew with restart."
-        )
-    other = [key for key in given if known.get(key) != given[key]]
-    if other:
-        raise ParameterError(
-            f"{lines.path} belongs to another job ({_differences(known, given, other)}); repeat "
-            "that one, name another file, or begin anew with restart."
-        )
-
-
-def _differences(known: dict[str, Any], given: dict[str, Any], keys: list[str]) -> str:
-    """The first difference in words."""
-    key = keys[0]
+def _difference(key: str, known: Any, given: Any) -> str | None:
+    """The first difference between two lists of documents in words."""
     if key != "documents":
-        return f"{key} was {_short(known.get(key))} and is {_short(given[key])}"
-    before = {entry[0]: entry for entry in known.get(key) or ()}
-    now = {entry[0]: entry for entry in given[key]}
+        return None
+    before = {entry[0]: entry for entry in known or ()}
+    now = {entry[0]: entry for entry in given}
     for name in [*now, *before]:
         if name not in before:
             return f"{name} is new"
@@ -246,11 +222,6 @@ def _differences(known: dict[str, Any], given: dict[str, Any], keys: list[str]) 
         if before[name] != now[name]:
             return f"{name} has changed"
     return "the documents come in another order"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _remaining(

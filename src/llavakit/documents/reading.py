@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,25 +16,12 @@ from llavakit.backend import Backend, to_request
 from llavakit.documents.folders import Failure
 from llavakit.documents.pages import Page
 from llavakit.documents.tasks import Task, TaskName
-from llavakit.documents.tiles import MOST
-from llavakit.errors import (
-    InputError,
-    LlavaKitError,
-    OutOfMemoryError,
-    ParameterError,
-    QueueFullError,
-    RequestTimeoutError,
-    SchemaError,
-)
+from llavakit.errors import InputError, LlavaKitError, QueueFullError, SchemaError
+from llavakit.runs.window import OF_ONE_REQUEST, WINDOW, in_order
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, FinishReason, Message, Usage
 
 Readings: TypeAlias = "Generator[Reading, None, None]"
-
-WINDOW = 32
-"""Requests under way: twice what the engine runs in one batch, so that it never waits."""
-
-_BUSY = 0.05  # seconds until another try at an engine whose queue is full
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +99,7 @@ def read_pages(
 
     Leaving the iteration cancels what is under way.
     """
-    if window < 1:
-        raise ParameterError(f"window is {window!r}; it must be at least 1.")
-    return _told(_in_order(backend, pages, task, window), progress)
+    return _told(in_order(backend, (_Asked(page, task) for page in pages), window), progress)
 
 
 def _read(
@@ -132,32 +115,6 @@ def _told(readings: Readings, progress: Callable[[Reading], None] | None) -> Rea
             if progress is not None:
                 progress(reading)
             yield reading
-
-
-def _in_order(
-    backend: Backend, pages: Iterable[Page | Failure], task: Task, window: int
-) -> Readings:
-    waiting: deque[_Asked] = deque()
-    try:
-        for page in pages:
-            waiting.append(_Asked(page, task))
-            while not waiting[-1].submit(backend, _room(waiting, window)):
-                if len(waiting) > 1:
-                    yield waiting.popleft().reading()
-                else:
-                    time.sleep(_BUSY)  # other callers have filled the engine's queue
-            while len(waiting) > window:  # failures have no requests, and are no reason to wait
-                yield waiting.popleft().reading()
-        while waiting:
-            yield waiting.popleft().reading()
-    finally:
-        for asked in waiting:
-            asked.close()
-
-
-def _room(waiting: deque[_Asked], window: int) -> int:
-    """Requests that may be submitted; a page that is alone gets all of its own, however many."""
-    return MOST if len(waiting) == 1 else window - sum(map(len, waiting))
 
 
 class _Asked:
@@ -194,13 +151,13 @@ class _Asked:
             self._fail(error)
         return not self._questions
 
-    def reading(self) -> Reading:
+    def result(self) -> Reading:
         """What came of it, waiting for it."""
         answers: list[Completion] = []
         try:
             if self._error is None:
                 answers = [gather(stream) for stream in self._streams]
-        except (InputError, OutOfMemoryError, RequestTimeoutError) as error:
+        except OF_ONE_REQUEST as error:
             self._fail(error)
         finally:
             self.close()

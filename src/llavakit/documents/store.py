@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llavakit.documents._whole import write_whole
 from llavakit.errors import ImageError, ParameterError, SourceFetchError, SourceNotFoundError
 from llavakit.images import Picture, open_picture
+from llavakit.runs.whole import write_whole
 from llavakit.sources import SourcePolicy
 
 if TYPE_CHECKING:

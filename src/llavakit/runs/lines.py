@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -25,6 +25,7 @@ class Lines:
 
     Args:
         path: where; made if it is not there.
+        keys: what every line has; a line without them is none of this file's.
         restart: empty it first.
 
     Raises:
@@ -32,8 +33,9 @@ class Lines:
         ParameterError: another run is writing it.
     """
 
-    def __init__(self, path: Path, *, restart: bool = False) -> None:
+    def __init__(self, path: Path, keys: Iterable[str], *, restart: bool = False) -> None:
         self.path = path
+        self._keys = frozenset(keys)
         self._unsynced = 0
         try:
             self._file: BinaryIO = path.open("a+b", buffering=0)
@@ -122,12 +124,21 @@ class Lines:
         good = 0
         with self.path.open("rb") as file:
             for line in file:
-                if not _is_whole(line):
+                if not self._is_whole(line):
                     break
                 good += len(line)
         if good < os.fstat(self._file.fileno()).st_size:
             self._file.truncate(good)
             os.fsync(self._file.fileno())
+
+    def _is_whole(self, line: bytes) -> bool:
+        if not line.endswith(b"\n"):
+            return False
+        try:
+            value = json.loads(line)
+        except ValueError:
+            return False
+        return isinstance(value, dict) and self._keys <= value.keys()
 
     def _failed(self, error: OSError) -> SourceFetchError:
         return SourceFetchError(
@@ -142,13 +153,3 @@ def to_bytes(value: dict[str, Any]) -> bytes:
         return (json.dumps(value, ensure_ascii=False).translate(_ESCAPED) + "\n").encode()
     except UnicodeEncodeError:  # a file name that is no Unicode
         return (json.dumps(value) + "\n").encode()
-
-
-def _is_whole(line: bytes) -> bool:
-    if not line.endswith(b"\n"):
-        return False
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(value, dict) and {"source", "page", "error"} <= value.keys()

@@ -1,0 +1,57 @@
+"""Which run a file of lines belongs to: written down beside it, in ``<file>.job``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llavakit.errors import ParameterError
+from llavakit.runs.lines import Lines
+from llavakit.runs.whole import write_whole
+
+
+def claim(
+    lines: Lines,
+    job: Mapping[str, Any],
+    difference: Callable[[str, Any, Any], str | None] = lambda key, known, given: None,
+) -> None:
+    """Writes down the job, or makes sure that the lines that are there are of this one.
+
+    Args:
+        lines: the file, open.
+        job: all that its lines depend on; JSON values by name.
+        difference: tells in words how two values of a key differ; None for the plain words.
+
+    Raises:
+        ParameterError: the lines are of another job, or nothing says of which.
+        SourceFetchError: the job cannot be written down.
+    """
+    path = Path(f"{lines.path}.job")
+    given = json.loads(json.dumps(job))
+    if lines.empty:
+        write_whole(path, json.dumps(given, indent=1).encode() + b"\n")
+        return
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict):
+        raise ParameterError(
+            f"{lines.path} is there already, and nothing ({path.name}) says of which job; name "
+            "another file, or begin anew with restart."
+        )
+    for key, value in given.items():
+        if known.get(key) != value:
+            told = difference(key, known.get(key), value)
+            told = told or f"{key} was {_short(known.get(key))} and is {_short(value)}"
+            raise ParameterError(
+                f"{lines.path} belongs to another job ({told}); repeat that one, name another "
+                "file, or begin anew with restart."
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,147 @@
+"""Many requests under way at once, and their results in order.
+
+The engine has something to batch, and nobody has to hold all requests at once: things are taken
+from their iterator as there is room for them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Protocol, TypeVar
+
+from llavakit.backend import Backend, to_request
+from llavakit.errors import (
+    InputError,
+    LlavaKitError,
+    OutOfMemoryError,
+    ParameterError,
+    QueueFullError,
+    RequestTimeoutError,
+)
+from llavakit.streams import AnswerStream, gather
+from llavakit.values import Completion, Message, SamplingParams
+
+WINDOW = 32
+"""Requests under way: twice what the engine runs in one batch, so that it never waits."""
+
+OF_ONE_REQUEST = (InputError, OutOfMemoryError, RequestTimeoutError)
+"""Errors that say nothing of the next request."""
+
+_BUSY = 0.05  # seconds until another try at an engine whose queue is full
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Asked(Protocol[Result_co]):
+    """A thing that takes requests, one or several; its length is how many are under way."""
+
+    def __len__(self) -> int: ...
+
+    def submit(self, backend: Backend, room: int) -> bool:
+        """Submits at most ``room`` requests; whether none is left to submit."""
+
+    def result(self) -> Result_co:
+        """What came of it, waiting for it."""
+
+    def close(self) -> None:
+        """Cancels what is under way; safe to call twice."""
+
+
+def in_order(
+    backend: Backend, things: Iterable[Asked[Result_co]], window: int = WINDOW
+) -> Generator[Result_co, None, None]:
+    """The results of things, in their order, with at most ``window`` requests under way.
+
+    A thing that is alone gets all the requests of its own, however many. Leaving the iteration
+    cancels what is under way.
+
+    Raises:
+        ParameterError: at once: a window below 1.
+        LlavaKitError: what ``submit`` and ``result`` raise; the iteration ends with it.
+    """
+    if window < 1:
+        raise ParameterError(f"window is {window!r}; it must be at least 1.")
+    return _in_order(backend, things, window)
+
+
+def _in_order(
+    backend: Backend, things: Iterable[Asked[Result_co]], window: int
+) -> Generator[Result_co, None, None]:
+    waiting: deque[Asked[Result_co]] = deque()
+    try:
+        for thing in things:
+            waiting.append(thing)
+            while not thing.submit(backend, _room(waiting, window)):
+                if len(waiting) > 1:
+                    yield waiting.popleft().result()
+                else:
+                    time.sleep(_BUSY)  # other callers have filled the engine's queue
+            while len(waiting) > window:  # failures have no requests, and are no reason to wait
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for thing in waiting:
+            thing.close()
+
+
+def _room(waiting: deque[Asked[Result_co]], window: int) -> int:
+    return sys.maxsize if len(waiting) == 1 else window - sum(map(len, waiting))
+
+
+class Asking:
+    """One request; its result is the answer, or the error that is its own.
+
+    Args:
+        messages: the conversation.
+        params: how the answer is drawn.
+        error: it failed before it could be asked.
+    """
+
+    def __init__(
+        self,
+        messages: tuple[Message, ...],
+        params: SamplingParams,
+        error: LlavaKitError | None = None,
+    ) -> None:
+        self._messages = messages
+        self._params = params
+        self._error = error
+        self._stream: AnswerStream | None = None
+
+    def __len__(self) -> int:
+        return int(self._stream is not None)
+
+    def submit(self, backend: Backend, room: int) -> bool:
+        """Submits the request, if there is room."""
+        if self._error is not None:
+            return True
+        if room < 1:
+            return False
+        try:
+            self._stream = backend.submit(to_request(self._messages, self._params))
+        except QueueFullError:
+            return False
+        except InputError as error:
+            self._error = error
+        return True
+
+    def result(self) -> Completion | LlavaKitError:
+        """The answer, waiting for it, or why there is none."""
+        if self._stream is None:
+            assert self._error is not None
+            return self._error
+        try:
+            return gather(self._stream)
+        except OF_ONE_REQUEST as error:
+            return error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Cancels the request."""
+        if self._stream is not None:
+            self._stream.close()
