@@ -57,11 +57,13 @@ def ask_by_number(store: LanceStore, model: ChatLLaVA) -> bool:
     """Ask about a number, which sentence embeddings hardly tell from others: full-text search."""
     retriever = store.as_retriever(search_kwargs={"k": 1, "full_text": True})
     chain = page_question_chain(retriever, model)
-    page = make_pages()[-1]
+    page = make_pages()[0]
     result = chain.invoke({"query": f"No. {page.number}", "question": "What is the total?"})
     (cited,) = result["citations"]
-    print(f"By number: {page.number}: {result['answer']}, p. {cited['page']}")
-    return result["answer"] == str(page.total) and cited["page"] == page.page
+    good = result["answer"] == str(page.total) and cited["page"] == page.page
+    told = f"The total of No. {page.number}, by full-text search:"
+    print(f"{'ok  ' if good else 'BAD '} {told:<44} {result['answer']:<7} p. {cited['page']}")
+    return good
 
 
 def main(folder: Path) -> int:
