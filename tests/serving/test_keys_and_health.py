@@ -1,7 +1,9 @@
 """Who may come in, when the server is ready, and what it counts."""
 
 import logging
+import re
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +17,7 @@ from llavakit.testing import FakeBackend
 from llavakit.values import Completion, Usage
 from tests.serving.conftest import CHAT, eventually, figures, saying
 
+_NAME = re.compile(r"`([a-z0-9_]+[a-z])(?:\{[a-z_]+\})?`")
 KEYS = ("first-key", "second-key")
 GUARDED = [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/tokenize")]
 
@@ -185,6 +188,19 @@ def test_the_engines_figures_are_among_them(served):
     assert told["prefix_cache_queries_total"] >= told["prefix_cache_hits_total"]
     assert told["kv_cache_tokens"] > 0 and 0 <= told["kv_cache_usage_perc"] <= 1
     assert {"images_encoded_total", "engine_steps_total"} <= set(told)
+
+
+@pytest.mark.enable_socket
+def test_every_figure_of_the_documentation_exists(served):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    rows = text.partition("## Metrics")[2].partition("## In your")[0].splitlines()
+    named = {
+        name for row in rows if row.startswith("| `") for name in _NAME.findall(row.split("|")[1])
+    }
+    told = served.metrics()
+    assert len(named) > 10
+    for name in named:
+        assert name in told or f"{name}_count" in told, name
 
 
 async def test_two_apps_count_for_themselves(client):

@@ -151,3 +151,56 @@ async def test_an_animation_counts_as_its_first_frame(client):
     assert (await Call(app.app, CHAT, with_pictures(block)).end()).status == 200
     (image,) = app.backend.requests[0].messages[0].images
     assert image.source.rgb.getpixel((5, 5))[0] > 200
+
+
+async def test_a_text_that_no_tokenizer_can_make_fit_is_refused_at_once(client):
+    app = client(FakeBackend(context_length=100))
+    long = "x" * (100 * 256 + 1)
+    tool = {"type": "function", "function": {"name": "t", "description": long}}
+    for body in (saying(long), saying("x", tools=[tool])):
+        answer = await app.post(CHAT, json=body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert app.backend.requests == []
+    assert (await app.post(CHAT, json=saying("x" * 25_000))).status_code == 200
+
+
+async def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(client):
+    body = b'{"messages":[' + b"1," * 1_000_001 + b"1]}"
+    app = client()
+    await refused(app, Call(app.app, CHAT, body), 413, "request_too_large")
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 1001}, "stop"),
+        ({"tools": [{"type": "function", "function": {"name": "t"}}] * 129}, "tools"),
+        ({"messages": [{"role": "user", "content": "x"}] * 4097}, "messages"),
+        ({"structured_outputs": {"regex": "x" * 100_001}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": ["x"] * 1001}}, "structured_outputs.choice"),
+    ],
+)
+async def test_lists_and_strings_have_an_end(client, change, param):
+    answer = await client().post(CHAT, json=saying() | change)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_errors_do_not_repeat_megabytes(client):
+    app = client()
+    block = {"type": "x" * 2_000_000}
+    for change in (
+        {"messages": [{"role": "user", "content": [block]}]},
+        {"k" * 2_000_000: 1},
+        {"model": "m" * 2_000_000},
+        {"messages": [{"role": "tool", "content": "x", "tool_call_id": "i" * 2_000_000}]},
+    ):
+        answer = await app.post(CHAT, json=saying() | change)
+        assert answer.status_code in (400, 404)
+        assert len(answer.content) < 2000
+
+
+async def test_a_compressed_body_is_refused(client):
+    call = Call(client().app, CHAT, b"\x1f\x8b", headers={"content-encoding": "gzip"})
+    assert (await call.end()).status == 415

@@ -11,7 +11,13 @@ from typing import Any, TypeAlias
 
 from llavakit.arguments import from_openai, to_options, to_params
 from llavakit.backend import to_request
-from llavakit.errors import LlavaKitError, MessageError, ParameterError, SourceNotAllowedError
+from llavakit.errors import (
+    ContextLengthError,
+    LlavaKitError,
+    MessageError,
+    ParameterError,
+    SourceNotAllowedError,
+)
 from llavakit.images import Picture, open_picture
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.messages import (
@@ -45,15 +51,20 @@ _SAMPLING = (
     "top_logprobs",
     "parallel_tool_calls",
 )
+LONGEST_TOKEN = 256
+"""More characters than any token of a vocabulary has."""
 _START_RULE = re.compile(r"^\s*start\s*:", re.MULTILINE)
 
 
-def to_requests(body: ChatRequest, settings: ServerSettings, opened: Opened) -> list[Request]:
+def to_requests(
+    body: ChatRequest, settings: ServerSettings, context_length: int, opened: Opened
+) -> list[Request]:
     """One request for each choice; pictures are opened once for all.
 
     Args:
         body: as the client sent it.
         settings: limits and the policy.
+        context_length: tokens that the model holds.
         opened: told of each picture.
 
     Raises:
@@ -71,6 +82,8 @@ def to_requests(body: ChatRequest, settings: ServerSettings, opened: Opened) -> 
         if settings.max_answer_tokens is not None:
             params = replace(params, max_tokens=min(params.max_tokens, settings.max_answer_tokens))
     messages = to_messages(body.messages, settings.policy(), settings.max_pictures, opened)
+    with _blamed("messages"):
+        check_length(messages, tools, params.json_schema, context_length)
     with _blamed("tool_choice"):
         first = to_request(messages, params, **options)
     return [
@@ -191,12 +204,34 @@ def to_messages(
             turn = _message(message, f"messages[{number}]", policy, opened)
             if turn.tool_call_id is not None and turn.tool_call_id not in asked:
                 raise MessageError(
-                    f"A tool message answers the call {turn.tool_call_id!r}, but no assistant "
+                    f"A tool message answers the call {turn.tool_call_id[:80]!r}, but no assistant "
                     "message before it made that call."
                 )
         asked.update(call.id for call in turn.tool_calls)
         result.append(turn)
     return result
+
+
+def check_length(
+    messages: Sequence[Message], tools: Sequence[Tool], schema: Any, context_length: int
+) -> None:
+    """Refuses what no tokenizer can make fit, before one spends a minute to find out.
+
+    Raises:
+        ContextLengthError: more characters than ``context_length`` tokens can have.
+    """
+    length = sum(len(message.text) for message in messages)
+    length += sum(
+        len(call.name) + len(str(call.arguments)) for m in messages for call in m.tool_calls
+    )
+    length += sum(len(tool.description) + len(str(tool.parameters)) for tool in tools)
+    length += len(str(schema)) if schema is not None else 0
+    if length > LONGEST_TOKEN * context_length:
+        raise ContextLengthError(
+            f"The request has {length:,} characters of text, and the model holds "
+            f"{context_length} tokens; shorten the conversation.",
+            context_length=context_length,
+        )
 
 
 def _message(message: ChatMessage, at: str, policy: SourcePolicy, opened: Opened) -> Message:

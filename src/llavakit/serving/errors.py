@@ -57,11 +57,12 @@ class Refusal(Exception):
         headers: Mapping[str, str] | None = None,
         unread: bool = False,
     ) -> None:
+        message = _cut(message, 1000)  # it may quote what the client sent
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
-        self.param = param
+        self.param = None if param is None else _cut(param, 200)
         self.headers = dict(headers or {})
         self.unread = unread
 
@@ -89,6 +90,10 @@ class Refusal(Exception):
         """The response that tells it."""
         closing = {"Connection": "close"} if self.unread else {}
         return JSONResponse(self.body(), self.status, self.headers | closing)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 # The first class that fits decides. What is not listed is a bug, or at least no client's fault.

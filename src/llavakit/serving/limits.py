@@ -145,6 +145,13 @@ def _check_type(request: Request) -> None:
             code="unsupported_media_type",
             unread=True,
         )
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Refusal(
+            415,
+            "The body must not be compressed: send it without Content-Encoding.",
+            code="unsupported_media_type",
+            unread=True,
+        )
 
 
 def _too_long(settings: ServerSettings, *, unread: bool) -> Refusal:

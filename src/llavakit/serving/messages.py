@@ -81,7 +81,7 @@ def _content_kind(value: Any) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[Block], Tag("<blocks>")],
+    Annotated[str, Tag("<text>")] | Annotated[list[Block], Field(max_length=1024), Tag("<blocks>")],
     Discriminator(_content_kind),
 ]
 
@@ -127,7 +127,7 @@ class AssistantMessage(Strict):
     role: Literal["assistant"]
     content: Content | None = None
     refusal: str | None = None
-    tool_calls: list[MadeCall] | None = None
+    tool_calls: list[MadeCall] | None = Field(default=None, max_length=128)
     name: str | None = None
     reasoning_content: str | None = None
     annotations: list[Any] | None = Field(default=None, max_length=0)

@@ -85,27 +85,37 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+_FORM = 100_000
+"""Most characters of a grammar."""
+
+
 class StructuredOutputs(Strict):
     """vLLM's way to ask for an answer of some form; exactly one of its fields."""
 
     json_: SchemaObject | None = Field(default=None, alias="json")
-    regex: str | None = Field(default=None, min_length=1)
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, min_length=1)
+    regex: str | None = Field(default=None, min_length=1, max_length=_FORM)
+    choice: list[Annotated[str, Field(min_length=1, max_length=1000)]] | None = Field(
+        default=None, min_length=1, max_length=1000
+    )
     grammar: str | None = Field(
-        default=None, min_length=1, description="A Lark grammar whose first rule is start."
+        default=None,
+        min_length=1,
+        max_length=_FORM,
+        description="A Lark grammar whose first rule is start.",
     )
     json_object: Literal[True] | None = None
 
 
-StopString = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 INT64 = 2**63 - 1
+_MESSAGES = 4096
 
 
 class ChatRequest(Strict):
     """The body of ``POST /v1/chat/completions``."""
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=_MESSAGES)
 
     max_tokens: Whole | None = Field(default=None, ge=1, le=INT64)
     max_completion_tokens: Whole | None = Field(default=None, ge=1, le=INT64)
@@ -113,12 +123,12 @@ class ChatRequest(Strict):
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: Whole | None = Field(default=None, ge=1)
     seed: Whole | None = Field(default=None, ge=-INT64, le=INT64)
-    stop: StopString | list[StopString] | None = Field(default=None)
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
-    tools: list[ToolDefinition] | None = None
+    tools: list[ToolDefinition] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -157,6 +167,6 @@ class TokenizeRequest(Strict):
     """The body of ``POST /tokenize``: messages, or a prompt that stands for a user's message."""
 
     model: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=_MESSAGES)
     prompt: str | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: list[ToolDefinition] | None = Field(default=None, max_length=128)

@@ -29,7 +29,7 @@ from llavakit.serving.answering import (
     while_connected,
 )
 from llavakit.serving.answers import Envelope, delta, to_json
-from llavakit.serving.convert import to_messages, to_requests, to_tools
+from llavakit.serving.convert import check_length, to_messages, to_requests, to_tools
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.events import DONE, PING, EventStream, event
 from llavakit.serving.limits import Gate, Share, read_body
@@ -116,7 +116,7 @@ class Service:
             share = held.enter_context(self.gate.enter())
             body = await read_body(request, self.settings, share)
             clock = Clock(self.metrics)
-            asked, streams = await while_connected(request.receive, self._open(bytes(body), share))
+            asked, streams = await while_connected(request.receive, self._open(body, info, share))
             clock.open = len(streams)
             held.callback(clock.over)
             held.callback(close, streams)
@@ -143,8 +143,8 @@ class Service:
         with ExitStack() as held, self._told():
             info = self._ready()
             share = held.enter_context(self.gate.enter())
-            body = bytes(await read_body(request, self.settings, share))
-            work = off_loop(self._pool, lambda: self._count(body, share), lambda count: None)
+            body = await read_body(request, self.settings, share)
+            work = off_loop(self._pool, lambda: self._count(body, info, share), lambda count: None)
             count = await while_connected(request.receive, work)
             return JSONResponse({"count": count, "max_model_len": info.context_length})
         return _GONE
@@ -168,11 +168,13 @@ class Service:
             error = RequestCancelledError("The server is going down; ask another one.")
         return refusal(error, self.settings.retry_after)
 
-    async def _open(self, body: bytes, share: Share) -> tuple[ChatRequest, list[AnswerStream]]:
+    async def _open(
+        self, body: bytes, info: ModelInfo, share: Share
+    ) -> tuple[ChatRequest, list[AnswerStream]]:
         def work() -> tuple[ChatRequest, list[AnswerStream]]:
             asked = parse(ChatRequest, body)
             self.check_name(asked.model)
-            requests = to_requests(asked, self.settings, _charged(share))
+            requests = to_requests(asked, self.settings, info.context_length, _charged(share))
             return asked, submit_all(self.backend, requests)
 
         asked, streams = await off_loop(self._pool, work, lambda opened: close(opened[1]))
@@ -181,7 +183,7 @@ class Service:
             self.answers.add(stream)
         return asked, streams
 
-    def _count(self, body: bytes, share: Share) -> int:
+    def _count(self, body: bytes, info: ModelInfo, share: Share) -> int:
         asked = parse(TokenizeRequest, body)
         if asked.model is not None:
             self.check_name(asked.model)
@@ -194,7 +196,10 @@ class Service:
             policy = self.settings.policy(fetching=False)
             most = self.settings.max_pictures
             messages = to_messages(asked.messages, policy, most, _charged(share))
-        return self.backend.count_tokens(messages, tools=to_tools(asked.tools))
+        tools = to_tools(asked.tools)
+        # Counting may well exceed the context; it must not take minutes.
+        check_length(messages, tools, None, 16 * info.context_length)
+        return self.backend.count_tokens(messages, tools=tools)
 
     async def _events(
         self, asked: ChatRequest, streams: list[AnswerStream], told: Envelope, clock: Clock

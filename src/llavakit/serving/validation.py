@@ -13,6 +13,8 @@ from llavakit.serving.errors import Refusal
 
 T = TypeVar("T", bound=BaseModel)
 
+MOST_VALUES = 1_000_000
+
 _ADVICE = {
     "functions": "send tools",
     "function_call": "send tool_choice",
@@ -31,8 +33,15 @@ def parse(kind: type[T], body: bytes) -> T:
     """The body as a value of ``kind``.
 
     Raises:
-        Refusal: 400, with the argument that is to blame.
+        Refusal: 400, with the argument that is to blame; 413.
     """
+    if body.count(b",") > MOST_VALUES:
+        # Base64 has no commas, so these are values; each takes many times its bytes in memory.
+        raise Refusal(
+            413,
+            f"The body has more than {MOST_VALUES:,} values; send a shorter conversation.",
+            code="request_too_large",
+        )
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
