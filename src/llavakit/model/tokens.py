@@ -111,9 +111,30 @@ class PromptTokenizer:
             [{"role": turn.role, "content": self._blocks(turn.parts)} for turn in turns]
         )
 
-    def _chat_template(self, conversation: list[dict[str, Any]]) -> str:
+    def render_trained(self, turns: Sequence[Turn], *, answered: bool) -> str:
+        """The text of a conversation as models are trained on it.
+
+        It differs from :meth:`render` in what follows a picture without words, and in that the
+        last turn may be the assistant's.
+
+        Args:
+            turns: the conversation.
+            answered: whether it ends with the assistant's words; if not, with what stands
+                before them.
+        """
+        if self.template is None:
+            conversation = [
+                {"role": turn.role, "content": self._blocks(turn.parts)} for turn in turns
+            ]
+            return self._chat_template(conversation, answered=answered)
+        plain = [replace(turn, parts=self._plain(turn.parts)) for turn in turns]
+        if answered:
+            return self.template.render_answered(plain, self._image_text)
+        return self.template.render(plain, self._image_text, alone="")
+
+    def _chat_template(self, conversation: list[dict[str, Any]], *, answered: bool = False) -> str:
         rendered = self.tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True
+            conversation, tokenize=False, add_generation_prompt=not answered
         )
         assert isinstance(rendered, str)
         return rendered
@@ -146,15 +167,20 @@ class PromptTokenizer:
     def _block(self, part: Part) -> dict[str, str]:
         if isinstance(part, Image):
             return {"type": "image"}
-        return {"type": "text", "text": self._as_plain_text(part.text)}
+        return {"type": "text", "text": self.as_plain_text(part.text)}
 
     def _plain(self, parts: Sequence[Part]) -> tuple[Part, ...]:
         return tuple(
-            Text(self._as_plain_text(part.text)) if isinstance(part, Text) else part
+            Text(self.as_plain_text(part.text)) if isinstance(part, Text) else part
             for part in parts
         )
 
-    def _as_plain_text(self, text: str) -> str:
+    def said(self, turn: Turn) -> str:
+        """What one turn says, without any template, its pictures written as they are trained."""
+        return in_lines(self._plain(turn.parts), self._image_text, alone="")
+
+    def as_plain_text(self, text: str) -> str:
+        """The text with ``BREAK`` inside everything that would be read as a special token."""
         text = text.replace(BREAK, "")
         for special in self._special_texts:
             if special in text and len(special) > 1:

@@ -46,28 +46,37 @@ class Template(ABC):
     def _written(self, system: str, said: Sequence[Said]) -> str:
         """The prompt, up to where the assistant's next words begin."""
 
-    def render(self, turns: Sequence[Turn], image: str = IMAGE) -> str:
+    def render(self, turns: Sequence[Turn], image: str = IMAGE, *, alone: str = "\n") -> str:
         """The prompt of a conversation that the assistant shall go on with.
 
         Args:
             turns: from :func:`~llavakit.prompts.conversation.to_turns`.
             image: the text of the model's image token.
+            alone: what ends a turn of nothing but pictures. The original wrote a line end
+                there when it answered, and nothing when it trained.
         """
         spoken = [turn for turn in turns if turn.role != "system"]
         if self.tagged:
             spoken = _received(spoken)
-        said = [(turn.role, self._content(turn.parts, image)) for turn in spoken]
+        said = [(turn.role, self._content(turn.parts, image, alone)) for turn in spoken]
         return self._written(self._system_of(turns), [*self.examples, *said])
+
+    def render_answered(self, turns: Sequence[Turn], image: str = IMAGE) -> str:
+        """The text of a conversation that ends with the assistant's words and their end mark.
+
+        It is what models are trained on; arguments are those of :meth:`render`.
+        """
+        return self.render(turns, image, alone="").removesuffix(self._written("", ()))
 
     def _system_of(self, turns: Sequence[Turn]) -> str:
         told = [turn for turn in turns if turn.role == "system"]
         own = [self.system] if all(turn.adds for turn in told) else []
         return "\n".join(filter(None, [*own, *(turn.text for turn in told)]))
 
-    def _content(self, parts: Sequence[Part], image: str) -> str:
+    def _content(self, parts: Sequence[Part], image: str, alone: str) -> str:
         if self.tagged:
             return in_lines(parts, f"<Image>{image}</Image>", alone="")
-        return in_lines(parts, image)
+        return in_lines(parts, image, alone)
 
 
 def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n") -> str:

@@ -1,0 +1,264 @@
+"""Conversations to learn from: the original's records and chat messages, as turns.
+
+Two forms are read, and told apart by their keys:
+
+- the original LLaVA's, ``{"id", "image"?, "conversations": [{"from": "human", "value": ...}]}``,
+  where ``<image>`` in a value stands for a picture;
+- chat messages, ``{"id"?, "images"?, "messages": [{"role": "user", "content": ...}]}``, where
+  content is a string with ``<image>`` or a list of parts.
+
+What is wrong with a record has a name (:data:`KINDS`) and is raised as a :class:`FaultyRecord`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llavakit.prompts.conversation import Turn, TurnRole
+from llavakit.prompts.styles import IMAGE
+from llavakit.values import Image, Part, Text
+
+KINDS: dict[str, str] = {
+    "malformed": "it is no JSON, or not of a known form",
+    "unknown-role": "a turn is of nobody that is known",
+    "role-order": "questions and answers do not take turns",
+    "assistant-first": "the assistant begins; the original left such a turn out",
+    "no-answer": "the assistant says nothing in it",
+    "empty-answer": "an answer has no words",
+    "empty-question": "a question has neither words nor pictures",
+    "image-count": "pictures and <image> marks are not equally many",
+    "missing-image": "a picture's file is not there",
+    "unreadable-image": "a picture cannot be used",
+    "duplicate-id": "an earlier record has the same id",
+    "over-length": "it has more tokens than max_length",
+    "no-labels": "the template finds nothing to learn in it",
+}
+"""Every fault by its name."""
+
+ACCEPTABLE = ("assistant-first", "duplicate-id", "over-length")
+"""Faults that one may decide to live with, as the original did: a first turn of the assistant's
+is left out, an id is only a name, and what is too long is cut."""
+
+_ROLES: Mapping[str, TurnRole] = {
+    "human": "user",
+    "gpt": "assistant",
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+
+class FaultyRecord(Exception):
+    """What is wrong with one record; it is caught and put into a report.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        text: what exactly.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        assert kind in KINDS, kind
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What one record says.
+
+    Attributes:
+        id: its name, if it has one.
+        turns: perhaps the system's; then user and assistant by turns.
+    """
+
+    id: str | None
+    turns: tuple[Turn, ...]
+
+    @property
+    def pictures(self) -> tuple[Image, ...]:
+        """Its pictures in their order, not opened."""
+        parts = (part for turn in self.turns for part in turn.parts)
+        return tuple(part for part in parts if isinstance(part, Image))
+
+    @property
+    def answers(self) -> int:
+        """How many turns are the assistant's."""
+        return sum(turn.role == "assistant" for turn in self.turns)
+
+
+def conversation_of(
+    record: Any, folder: Path | None = None, *, assistant_first: bool = False
+) -> Conversation:
+    """The conversation of a record.
+
+    Args:
+        record: what its JSON says, or a row of a data set.
+        folder: where relative paths of pictures begin; None takes them as they are.
+        assistant_first: whether the assistant may begin.
+
+    Raises:
+        FaultyRecord: no conversation can be made of it.
+    """
+    if not isinstance(record, Mapping):
+        raise FaultyRecord("malformed", f"it is a {type(record).__name__} and no object")
+    if "conversations" in record:
+        turns = _turns(record["conversations"], "from", "value")
+        pictures = _pictures(record, ("image", "images"))
+        filled = [_original(turn, pictures, folder) for turn in turns]
+    elif "messages" in record:
+        turns = _turns(record["messages"], "role", "content")
+        pictures = _pictures(record, ("images", "image"))
+        filled = [_chat(turn, pictures, folder) for turn in turns]
+    else:
+        raise FaultyRecord("malformed", 'it has neither "conversations" nor "messages"')
+    left = len(list(pictures))
+    if left:
+        marks = sum(isinstance(part, Image) for turn in filled for part in turn.parts)
+        raise FaultyRecord(
+            "image-count", f"it has {marks + left} pictures and {marks} {IMAGE} marks"
+        )
+    _check_order(filled, assistant_first)
+    name = record.get("id")
+    return Conversation(None if name is None else str(name), tuple(filled))
+
+
+def _turns(said: Any, who: str, what: str) -> list[tuple[TurnRole, Any]]:
+    if not isinstance(said, Sequence) or isinstance(said, str) or not said:
+        raise FaultyRecord("malformed", "its conversation is no list of turns")
+    turns: list[tuple[TurnRole, Any]] = []
+    for number, turn in enumerate(said, 1):
+        if not isinstance(turn, Mapping) or who not in turn or what not in turn:
+            raise FaultyRecord("malformed", f'turn {number} has not both "{who}" and "{what}"')
+        role = _ROLES.get(turn[who]) if isinstance(turn[who], str) else None
+        if role is None:
+            known = "human and gpt" if who == "from" else "system, user and assistant"
+            raise FaultyRecord(
+                "unknown-role", f'turn {number} is of {turn[who]!r}; "{who}" knows {known}'
+            )
+        turns.append((role, turn[what]))
+    return turns
+
+
+def _pictures(record: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Any]:
+    found = next((record[key] for key in keys if record.get(key) is not None), [])
+    return iter(found if isinstance(found, (list, tuple)) else [found])
+
+
+def _original(said: tuple[TurnRole, Any], pictures: Iterator[Any], folder: Path | None) -> Turn:
+    """A turn as the original wrote it: a picture among words goes to their beginning.
+
+    The original's own code made one picture of several in a turn; here they stay, each where
+    it stands.
+    """
+    role, value = said
+    if not isinstance(value, str):
+        raise FaultyRecord("malformed", f"a turn's value is a {type(value).__name__} and no text")
+    count = value.count(IMAGE)
+    if count and role != "user":
+        raise FaultyRecord("image-count", f"an {IMAGE} mark stands outside of questions")
+    if count == 1:
+        rest = value.replace(IMAGE, "").strip()
+        words = (Text(rest),) if rest else ()
+        return Turn(role, (_next_picture(pictures, folder), *words))
+    return Turn(role, _marked(value, pictures, folder))
+
+
+def _chat(said: tuple[TurnRole, Any], pictures: Iterator[Any], folder: Path | None) -> Turn:
+    role, content = said
+    parts: list[Part] = []
+    if isinstance(content, str):
+        parts += _marked(content, pictures, folder)
+    elif isinstance(content, Sequence):
+        for part in content:
+            parts.append(_part(part, pictures, folder))
+    else:
+        raise FaultyRecord("malformed", f"a message's content is a {type(content).__name__}")
+    if role != "user" and any(isinstance(part, Image) for part in parts):
+        raise FaultyRecord("image-count", "a picture stands outside of questions")
+    return Turn(role, tuple(part for part in parts if part != Text("")))
+
+
+def _marked(text: str, pictures: Iterator[Any], folder: Path | None) -> tuple[Part, ...]:
+    """Words and pictures in their order; line ends around a picture are the template's."""
+    parts: list[Part] = []
+    pieces = text.split(IMAGE)
+    for number, piece in enumerate(pieces):
+        if number:
+            parts.append(_next_picture(pictures, folder))
+            piece = piece.removeprefix("\n")
+        if piece:
+            parts.append(Text(piece))
+    return tuple(parts)
+
+
+def _part(part: Any, pictures: Iterator[Any], folder: Path | None) -> Part:
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            return Text(part["text"])
+        if kind == "image":
+            own = next((part[k] for k in ("image", "path", "url") if part.get(k)), None)
+            return _next_picture(pictures, folder) if own is None else _picture(own, folder)
+        if kind == "image_url":
+            url = part.get("image_url")
+            return _picture(url.get("url") if isinstance(url, Mapping) else url, folder)
+    raise FaultyRecord("malformed", f"a part of a message is not understood: {str(part)[:80]}")
+
+
+def _next_picture(pictures: Iterator[Any], folder: Path | None) -> Image:
+    missing = object()
+    found = next(pictures, missing)
+    if found is missing:
+        raise FaultyRecord("image-count", f"it has more {IMAGE} marks than pictures")
+    return _picture(found, folder)
+
+
+def _picture(source: Any, folder: Path | None) -> Image:
+    if isinstance(source, Mapping):  # an undecoded picture of a data set
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, str):
+        if source.lower().startswith(("http://", "https://")):
+            raise FaultyRecord("missing-image", f"{source} is a URL; download it and name the file")
+        if source.startswith("data:"):
+            return Image(source)
+        return Image((folder or Path()) / source)
+    if source is None:
+        raise FaultyRecord("missing-image", "a picture is null")
+    try:
+        return Image(source)
+    except ValueError as error:
+        raise FaultyRecord("unreadable-image", str(error)) from error
+
+
+def _check_order(turns: Sequence[Turn], assistant_first: bool) -> None:
+    spoken = [turn for turn in turns if turn.role != "system"]
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise FaultyRecord("role-order", "a system text stands behind the first turn")
+    if not any(turn.role == "assistant" for turn in spoken):
+        raise FaultyRecord("no-answer", "the assistant says nothing in it")
+    for number, turn in enumerate(spoken, 1):
+        if not any(isinstance(p, Image) or p.text.strip() for p in turn.parts if _told(p)):
+            kind = "empty-answer" if turn.role == "assistant" else "empty-question"
+            raise FaultyRecord(kind, f"turn {number} is empty")
+    if spoken[0].role == "assistant":
+        if not assistant_first:
+            raise FaultyRecord("assistant-first", "the assistant begins, and nobody asked")
+        spoken = spoken[1:]
+        if not spoken:
+            raise FaultyRecord("no-answer", "the assistant answers nobody in it")
+    for number, turn in enumerate(spoken):
+        expected = "assistant" if number % 2 else "user"
+        if turn.role != expected:
+            raise FaultyRecord(
+                "role-order", f"two turns in a row are of the {turn.role}; they must alternate"
+            )
+    if spoken[-1].role != "assistant":
+        raise FaultyRecord("role-order", "the last question has no answer")
+
+
+def _told(part: Part) -> bool:
+    return isinstance(part, (Text, Image))
