@@ -583,6 +583,23 @@ def test_the_dialect_is_told_by_the_routes_where_the_models_do_not(peer, remote)
     assert backend.stats()["dialect"] == "transformers"
 
 
+def test_all_who_wait_for_a_dialect_are_told_together_that_there_is_no_server(remote):
+    backend, told = remote(dialect=None, base_url="http://127.0.0.1:1"), []
+
+    def ask():
+        with pytest.raises(RemoteError, match="No connection") as caught:
+            backend.generate("q")
+        told.append(caught.value)
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(told) == 16
+    assert backend.stats()["retries"] < 16  # and not two each
+
+
 def test_finding_the_dialect_out_does_not_hide_a_refused_key(peer, remote):
     peer.routes["/v1/models"] = refuses(401)
     with pytest.raises(RemoteError, match="refused"):

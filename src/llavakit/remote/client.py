@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import threading
@@ -35,6 +36,7 @@ from llavakit.values import Request, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from llavakit.sources import SourcePolicy
 
@@ -53,6 +55,7 @@ class _Link:
     process: int = field(default_factory=os.getpid)
     running: dict[Exchange, Callable[[], None]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    detection: Future[Dialect] | None = None
 
 
 class RemoteBackend(Backend):
@@ -67,7 +70,6 @@ class RemoteBackend(Backend):
         self.config = config
         self._policy = policy
         self._lock = threading.Lock()
-        self._detecting = threading.Lock()
         self._link: _Link | None = None
         self._leave: weakref.finalize[..., RemoteBackend] | None = None
         self._dialect = None if config.dialect is None else DIALECTS[config.dialect]
@@ -155,8 +157,7 @@ class RemoteBackend(Backend):
             answerable=False,
         )
         offered = [to_function(tool) for tool in tools]
-        with _within(None):
-            return self._asked(link, counted(link.transport, wire, offered))
+        return self._asked(link, counted(link.transport, wire, offered))
 
     def stats(self) -> dict[str, Any]:
         link = self._link
@@ -199,16 +200,18 @@ class RemoteBackend(Backend):
 
     def _get_dialect(self, link: _Link, deadline: float | None) -> Dialect:
         if self._dialect is None:
-            with self._detecting:  # once, whoever comes first
-                if self._dialect is None:
-                    self._dialect = self._asked(link, detect(link.transport), deadline)
+            with self._lock:
+                # Found out once for all who wait for it; a failure is theirs, not the next one's.
+                if link.detection is None or link.detection.done():
+                    link.detection = link.loop.begin(_patient(detect(link.transport)))
+                detection = link.detection
+            self._dialect = link.loop.result(detection, deadline)
         return self._dialect
 
     def _context_length(self) -> int:
         link, asked = self._linked(), self.config.context_length
         try:
-            with _within(None):
-                models = self._asked(link, served(link.transport))
+            models = self._asked(link, served(link.transport))
         except RemoteError as error:
             if error.status in (None, 401, 403):
                 raise
@@ -222,21 +225,18 @@ class RemoteBackend(Backend):
             )
         return min(limits)
 
-    def _asked(
-        self, link: _Link, question: Coroutine[Any, Any, T], deadline: float | None = None
-    ) -> T:
+    @staticmethod
+    def _asked(link: _Link, question: Coroutine[Any, Any, T]) -> T:
         """Waits for a small answer on the caller's thread."""
-        latest = time.monotonic() + _PATIENCE
-        return link.loop.wait(_until(question, min(latest, deadline or latest)))
+        with _within(None):
+            return link.loop.result(link.loop.begin(_patient(question)))
 
 
 _COUNTED = ("requests", "failed", "cancelled", "prompt_tokens", "completion_tokens")
 
 
-async def _until(question: Coroutine[Any, Any, T], deadline: float) -> T:
-    import asyncio
-
-    async with asyncio.timeout_at(deadline):
+async def _patient(question: Coroutine[Any, Any, T]) -> T:
+    async with asyncio.timeout(_PATIENCE):
         return await question
 
 

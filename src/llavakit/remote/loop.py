@@ -12,15 +12,16 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any, TypeVar
 
 from llavakit.errors import EngineClosedError
 
 T = TypeVar("T")
 
+_CLOSED = "The connection to the server was closed; llavakit.load gives a fresh one."
 _current: BackgroundLoop | None = None
 _lock = threading.Lock()
 _inherited: list[object] = []
@@ -53,33 +54,36 @@ class BackgroundLoop:
         self._soon(begin)
         return lambda: self._soon(stop)
 
-    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine that ends by itself, and waits; not on the loop's own thread.
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Runs a coroutine that ends by itself; several threads may wait for its result.
 
         Raises:
-            EngineClosedError: the loop ended meanwhile.
+            EngineClosedError: the loop has ended.
         """
-        closed = "The connection to the server was closed; llavakit.load gives a fresh one."
         try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError as error:
             coroutine.close()
-            raise EngineClosedError(closed) from error
+            raise EngineClosedError(_CLOSED) from error
+
+    def result(self, begun: Future[T], deadline: float | None = None) -> T:
+        """Waits for a result; not on the loop's own thread.
+
+        Raises:
+            TimeoutError: it did not come until ``deadline`` (of ``time.monotonic``).
+            EngineClosedError: the loop ended meanwhile.
+        """
+        while not begun.done():
+            left = 1.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            # In slices, because a loop that has ended answers nothing.
+            if not wait([begun], min(left, 1.0)).done and not self._thread.is_alive():
+                raise EngineClosedError(_CLOSED)
         try:
-            while True:
-                # In slices, because a loop that has ended answers nothing.
-                with contextlib.suppress(FutureTimeout):
-                    return future.result(1.0)
-                if future.done():
-                    return future.result()
-                if not self._thread.is_alive():
-                    coroutine.close()
-                    raise EngineClosedError(closed)
+            return begun.result()
         except CancelledError as error:
-            raise EngineClosedError(closed) from error
-        except BaseException:
-            future.cancel()
-            raise
+            raise EngineClosedError(_CLOSED) from error
 
     def leave(self, close: Callable[[], Awaitable[None]]) -> None:
         """A user lets go, with what there is to close; safe in a finaliser."""
