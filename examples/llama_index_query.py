@@ -7,12 +7,11 @@ from pathlib import Path
 
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.prompts import RichPromptTemplate
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import ImageNode
 
 from llavakit import SourcePolicy
-from llavakit.llama_index import LLaVAMultiModal, PictureResolver
+from llavakit.llama_index import PAGES_TEMPLATE, LLaVAMultiModal, PictureResolver
 
 DATA = Path(__file__).parent / "data"
 NAMES = ("heart.png", "squares.png", "wide.webp", "invoice.png")
@@ -44,17 +43,11 @@ for name in NAMES:
     nodes.append(ImageNode(text=caption, image_path=str(DATA / name)))
 index = VectorStoreIndex(nodes=nodes, embed_model=WordEmbedding())
 
-# The framework's own prompt is long; a small model does better with pictures and question.
-template = RichPromptTemplate(
-    '{% chat role="user" %}{% for message in context_messages %}{% for block in message.blocks %}'
-    "{% if block.block_type == 'image' %}{{ block.inline_url() | image }}{% endif %}"
-    "{% endfor %}{% endfor %}{{ query_str }}{% endchat %}"
-)
 # The framework would plan 2125 tokens for each picture; this helper plans what they have.
 synthesizer = get_response_synthesizer(
     llm=llm,
     multimodal=True,
-    chat_content_qa_template=template,
+    chat_content_qa_template=PAGES_TEMPLATE,  # the framework's own is long for a small model
     chat_prompt_helper=llm.chat_prompt_helper(),
 )
 engine = index.as_query_engine(

@@ -7,6 +7,7 @@ LanceDB and the pictures in a page store. Another process opens both and asks.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ def index(folder: Path) -> int:
     write_invoices(pdf)
     reader = PageImageReader(text="transcribe", llm=LLaVA(model="demo"), store=folder / "pictures")
     nodes = reader.load_data(pdf)
+    shutil.rmtree(folder / "index", ignore_errors=True)  # adding is all that is done to it
     kept = LanceDBVectorStore(uri=str(folder / "index"))
     context = StorageContext.from_defaults(vector_store=kept)
     VectorStoreIndex(nodes=nodes, storage_context=context, embed_model=SentenceEmbedding())

@@ -1,7 +1,11 @@
 """The examples for LlamaIndex run as they stand, and print what is true."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.test_examples import ROOT, run
 
@@ -32,6 +36,26 @@ def test_agent_uses_its_tools_and_sees():
     assert "called: get_weather({'city': 'London'})" in printed
     assert "answer: The result is rainy." in printed
     assert "answer: blue" in printed
+
+
+@pytest.mark.slow  # `make demo`, whose test is not slow, runs it as well
+def test_ten_questions_are_answered_from_the_right_pages_by_a_new_process(tmp_path: Path):
+    printed = run("examples/llama_index_rag.py", "--db", str(tmp_path))
+    assert "36 pages read and indexed" in printed
+    assert "10 of 10 right, with the page cited" in printed and "BAD" not in printed
+    assert len(set(re.findall(r"invoices\.pdf p\. (\d+)$", printed, re.MULTILINE))) == 10
+
+    wrong = (
+        "import sys; sys.path.insert(0, 'examples')\n"
+        "from pathlib import Path; from dataclasses import replace; import llama_index_rag as rag\n"
+        "first, *_ = rag.ask_pages(rag.make_pages())\n"
+        "rag.ask_pages = lambda pages: [replace(first, page=first.page + 1)]\n"
+        "sys.exit(rag.ask(Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", wrong, str(tmp_path)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1 and "BAD" in done.stdout
 
 
 def test_the_documentations_blocks_run_in_their_order(tmp_path: Path):
