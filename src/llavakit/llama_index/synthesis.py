@@ -85,7 +85,8 @@ class PageSynthesizer(BaseSynthesizer):
             raise ParameterError("question_template has no {question} in it.")
         if streaming and output_cls is not None:
             raise ParameterError("An object cannot be streamed; give streaming or output_cls.")
-        super().__init__(llm=llm, streaming=streaming, output_cls=output_cls, multimodal=True)
+        # Not `multimodal`: the framework would build content blocks of its own, for nobody.
+        super().__init__(llm=llm, streaming=streaming, output_cls=output_cls)
         self._model = llm
         self._answer_tokens = answer_tokens
         self._label = label
@@ -124,11 +125,11 @@ class PageSynthesizer(BaseSynthesizer):
         )
         return shown.told_in(response)
 
-    def get_response_from_messages(
-        self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
+    def get_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """The answer to messages that are known to fit."""
-        messages, options = _request(query_str, message_chunks, response_kwargs)
+        """The answer from what fits; from the texts, if it is called past :meth:`synthesize`."""
+        messages, options = _request(query_str, text_chunks, response_kwargs)
         if self._output_cls is not None:
             answer = self._model.as_structured_llm(self._output_cls).chat(messages, **options)
             return answer.raw  # type: ignore[no-any-return]
@@ -136,11 +137,11 @@ class PageSynthesizer(BaseSynthesizer):
             return stream_chat_response_to_tokens(self._model.stream_chat(messages, **options))
         return self._model.chat(messages, **options).message.content or ""
 
-    async def aget_response_from_messages(
-        self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """As :meth:`get_response_from_messages`, never blocking the event loop."""
-        messages, options = _request(query_str, message_chunks, response_kwargs)
+        """As :meth:`get_response`, never blocking the event loop."""
+        messages, options = _request(query_str, text_chunks, response_kwargs)
         if self._output_cls is not None:
             structured = self._model.as_structured_llm(self._output_cls)
             return (await structured.achat(messages, **options)).raw  # type: ignore[no-any-return]
@@ -148,20 +149,6 @@ class PageSynthesizer(BaseSynthesizer):
             stream = await self._model.astream_chat(messages, **options)
             return await astream_chat_response_to_tokens(stream)
         return (await self._model.achat(messages, **options)).message.content or ""
-
-    def get_response(
-        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
-    ) -> RESPONSE_TEXT_TYPE:
-        """The answer to texts alone."""
-        chunks = [ChatMessage(content=text) for text in text_chunks]
-        return self.get_response_from_messages(query_str, chunks, **response_kwargs)
-
-    async def aget_response(
-        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
-    ) -> RESPONSE_TEXT_TYPE:
-        """As :meth:`get_response`, never blocking the event loop."""
-        chunks = [ChatMessage(content=text) for text in text_chunks]
-        return await self.aget_response_from_messages(query_str, chunks, **response_kwargs)
 
     def _get_prompts(self) -> PromptDictType:
         return {}
@@ -299,10 +286,9 @@ def _number(node: BaseNode) -> int:
 
 
 def _request(
-    question: str, chunks: Sequence[ChatMessage], options: dict[str, Any]
+    question: str, texts: Sequence[str], options: dict[str, Any]
 ) -> tuple[list[ChatMessage], dict[str, Any]]:
     message = options.pop("message", None)
-    if message is None:  # called past `synthesize`
-        blocks = [block for chunk in chunks for block in chunk.blocks]
-        message = ChatMessage(role="user", blocks=[*blocks, TextBlock(text=question)])
+    if message is None:
+        message = ChatMessage(role="user", content="\n\n".join([*texts, question]))
     return [message], options
