@@ -22,6 +22,7 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
     │   ├── MessageError                   roles or content that make no conversation
     │   ├── ParameterError                 a sampling parameter out of its range
     │   ├── SchemaError                    a JSON schema, regex or grammar that cannot be compiled
+    │   ├── DataError                      training data with faults
     │   └── ContextLengthError             more tokens than the model can hold
     ├── ModelError                         the model cannot be loaded
     │   ├── ModelNotFoundError             no such alias, directory or hub id
@@ -101,6 +102,10 @@ class ParameterError(InputError):
 
 class SchemaError(InputError):
     """A JSON schema, regular expression or grammar cannot be compiled."""
+
+
+class DataError(InputError):
+    """Training data has faults; the message names the first ones by their lines."""
 
 
 class ContextLengthError(InputError):

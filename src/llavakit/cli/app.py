@@ -9,6 +9,7 @@ import typer
 import llavakit
 from llavakit.cli.ask import ask
 from llavakit.cli.chat import chat
+from llavakit.cli.data import data
 from llavakit.cli.export import export
 from llavakit.cli.models import models
 from llavakit.cli.read import read
@@ -27,6 +28,7 @@ app.command()(read)
 app.command()(serve)
 app.command()(models)
 app.command()(export)
+app.add_typer(data, name="data")
 
 
 def _print_version(wanted: bool) -> None:

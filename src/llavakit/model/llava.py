@@ -90,7 +90,7 @@ class Llava:
         if self.config.model_type == "llava":
             pixel_values = torch.cat(views)
         else:
-            pixel_values = _stacked(views)
+            pixel_values = stacked(views)
             sizes = [one.get("image_sizes", torch.tensor([1, 1])) for one in inputs]
             options = {**options, "image_sizes": torch.stack(sizes)}
         pixel_values = pixel_values.to(self.device, self.dtype)
@@ -123,7 +123,7 @@ class Llava:
         return scores.float().to(self.device)
 
 
-def _stacked(views: Sequence[Tensor]) -> Tensor:
+def stacked(views: Sequence[Tensor]) -> Tensor:
     """[n_i, 3, H, W] of different n_i as one [N, max n, 3, H, W], padded with zeros."""
     most = max(len(one) for one in views)
     result = views[0].new_zeros(len(views), most, *views[0].shape[1:])

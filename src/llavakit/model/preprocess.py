@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.images import Picture
+from llavakit.model.layout import Size
 
 LONGEST_SIDE = 8192
 """Pixels. Longer pictures are shrunk by a whole factor: padding one to a square would take
@@ -42,9 +43,8 @@ class Pixels:
 
     def __init__(self, key: str, picture: Picture, processor: Any) -> None:
         self.key = key
-        width, height = picture.size
-        self._factor = -(-max(width, height) // LONGEST_SIDE)
-        self.size = (-(-width // self._factor), -(-height // self._factor))
+        self._factor = _factor(picture.size)
+        self.size = seen_size(picture.size)
         self._picture = picture
         self._processor = processor
         self._lock = threading.Lock()
@@ -67,6 +67,16 @@ class Pixels:
                 if "image_sizes" in made:
                     self._inputs["image_sizes"] = made["image_sizes"][0]
             return self._inputs
+
+
+def seen_size(size: Size) -> Size:
+    """Width and height that the processor sees of a picture, known before it is decoded."""
+    factor = _factor(size)
+    return -(-size[0] // factor), -(-size[1] // factor)
+
+
+def _factor(size: Size) -> int:
+    return -(-max(size) // LONGEST_SIDE)
 
 
 class ImagePreprocessor:

@@ -34,6 +34,7 @@ KINDS: dict[str, str] = {
     "unreadable-image": "a picture cannot be used",
     "duplicate-id": "an earlier record has the same id",
     "over-length": "it has more tokens than max_length",
+    "uncuttable": "it is longer than max_length, and cannot be cut there",
     "no-labels": "the template finds nothing to learn in it",
 }
 """Every fault by its name."""
@@ -241,7 +242,7 @@ def _check_order(turns: Sequence[Turn], assistant_first: bool) -> None:
     if not any(turn.role == "assistant" for turn in spoken):
         raise FaultyRecord("no-answer", "the assistant says nothing in it")
     for number, turn in enumerate(spoken, 1):
-        if not any(isinstance(p, Image) or p.text.strip() for p in turn.parts if _told(p)):
+        if not any(isinstance(part, Image) or part.text.strip() for part in turn.parts):
             kind = "empty-answer" if turn.role == "assistant" else "empty-question"
             raise FaultyRecord(kind, f"turn {number} is empty")
     if spoken[0].role == "assistant":
@@ -258,7 +259,3 @@ def _check_order(turns: Sequence[Turn], assistant_first: bool) -> None:
             )
     if spoken[-1].role != "assistant":
         raise FaultyRecord("role-order", "the last question has no answer")
-
-
-def _told(part: Part) -> bool:
-    return isinstance(part, (Text, Image))

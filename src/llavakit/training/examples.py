@@ -1,0 +1,193 @@
+"""From conversations to the model's inputs: tokens, labels and pixels as when it answers.
+
+Tokens, pixels and the number of a picture's tokens come from the same code that prepares
+prompts for the engine, so that training and use cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llavakit.errors import ImageDecodeError, MessageError, SourceNotFoundError
+from llavakit.images import Picture, open_picture
+from llavakit.model.layout import Size
+from llavakit.model.preprocess import Pixels, seen_size
+from llavakit.model.reader import Reader
+from llavakit.sources import SourcePolicy
+from llavakit.training.data import Conversation, FaultyRecord
+from llavakit.training.labels import IGNORED, LabelledTokens, label
+from llavakit.values import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+POLICY = SourcePolicy(allow_urls=False)
+"""Training reads files that its caller named, and fetches nothing."""
+
+_TURNED = range(5, 9)
+"""EXIF orientations that exchange width and height."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation as the model reads it.
+
+    Attributes:
+        ids: tokens, each picture as many image tokens as it has features.
+        labels: what is learnt of them.
+        pixels: its pictures, not yet preprocessed.
+    """
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    pixels: tuple[Pixels, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Makes examples for one checkpoint.
+
+    Attributes:
+        reader: of the checkpoint.
+        max_length: the most tokens of an example, pictures included.
+        cut: whether what is longer is cut, as the original did.
+    """
+
+    reader: Reader
+    max_length: int
+    cut: bool = False
+
+    def __call__(self, conversation: Conversation) -> Example:
+        """The example of a conversation; opens its pictures.
+
+        Raises:
+            FaultyRecord: too long, or nothing in it can be learnt.
+            LlavaKitError: a picture cannot be used.
+        """
+        pictures = [open_picture(image.source, POLICY) for image in conversation.pictures]
+        pixels = tuple(self.reader.preprocess(one, len(pictures)) for one in pictures)
+        made = self._expanded(conversation, [one.size for one in pixels])
+        if len(made.ids) > self.max_length:
+            made = self._shortened(made)
+        return Example(made.ids, made.labels, pixels)
+
+    def measure(self, conversation: Conversation, sizes: Sequence[Size]) -> tuple[int, bool]:
+        """Tokens of a conversation whose pictures have these sizes, and whether it is cut.
+
+        Args:
+            conversation: the conversation.
+            sizes: (width, height) of its pictures.
+
+        Raises:
+            FaultyRecord: as for :meth:`__call__`.
+        """
+        made = self._expanded(conversation, [seen_size(size) for size in sizes])
+        if len(made.ids) <= self.max_length:
+            return len(made.ids), False
+        return len(self._shortened(made).ids), True
+
+    def _expanded(self, conversation: Conversation, sizes: Sequence[Size]) -> LabelledTokens:
+        try:
+            made = label(self.reader.tokenizer, conversation.turns)
+        except MessageError as error:
+            raise FaultyRecord("no-labels", str(error)) from error
+        image = self.reader.tokenizer.image_id
+        counts = iter([self.reader.layout.tokens(size, len(sizes)) for size in sizes])
+        ids: list[int] = []
+        labels: list[int] = []
+        for one, learnt in zip(made.ids, made.labels, strict=True):
+            repeated = next(counts) if one == image else 1
+            ids += [one] * repeated
+            labels += [learnt] * repeated
+        return LabelledTokens(tuple(ids), tuple(labels))
+
+    def _shortened(self, made: LabelledTokens) -> LabelledTokens:
+        told = f"it has {len(made.ids)} tokens, and max_length is {self.max_length}"
+        if not self.cut:
+            raise FaultyRecord("over-length", told)
+        kept = LabelledTokens(made.ids[: self.max_length], made.labels[: self.max_length])
+        if self.reader.tokenizer.image_id in made.ids[self.max_length :]:
+            raise FaultyRecord("uncuttable", f"{told}; cut there, a picture would be cut")
+        if not kept.learnt:
+            raise FaultyRecord("uncuttable", f"{told}; cut there, nothing is left to learn")
+        return kept
+
+
+def picture_size(image: Image, *, decode: bool) -> Size:
+    """Width and height of a picture in pixels, upright.
+
+    Args:
+        image: the picture.
+        decode: whether it is decoded as a whole, which finds every damage, or only its head.
+
+    Raises:
+        LlavaKitError: it is not there, or no picture.
+    """
+    source = image.source
+    if isinstance(source, Picture):
+        return source.size
+    if decode or not isinstance(source, Path):
+        return open_picture(source, POLICY).size
+    from PIL import Image as PILImage
+
+    try:
+        with PILImage.open(source) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112) in _TURNED
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"There is no file {source!s}.") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageDecodeError(f"{source!s} cannot be read: {error}") from error
+    return (height, width) if turned else (width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Examples of a batch as the keyword arguments of an HF LLaVA model.
+
+    Attributes:
+        padding: the id that fills short rows; masked everywhere.
+        family: ``model_type`` of the checkpoint.
+    """
+
+    padding: int
+    family: str
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """``input_ids``, ``labels`` and ``attention_mask`` are [B, L], padded on the right."""
+        import torch
+
+        length = max(len(one.ids) for one in examples)
+
+        def rows(kind: str, filler: int) -> Tensor:
+            values = [getattr(one, kind) for one in examples]
+            return torch.tensor([[*row, *[filler] * (length - len(row))] for row in values])
+
+        seen = [[1] * len(one.ids) + [0] * (length - len(one.ids)) for one in examples]
+        batch = {
+            "input_ids": rows("ids", self.padding),
+            "labels": rows("labels", IGNORED),
+            "attention_mask": torch.tensor(seen),
+        }
+        return batch | self._pictures(examples)
+
+    def _pictures(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        import torch
+
+        inputs: list[dict[str, Any]] = [p.inputs() for one in examples for p in one.pixels]
+        if not inputs:
+            return {}
+        views = [one["pixel_values"] for one in inputs]
+        if self.family == "llava":
+            return {"pixel_values": torch.cat(views)}
+        from llavakit.model.llava import stacked
+
+        sizes = [one.get("image_sizes", torch.tensor([1, 1])) for one in inputs]
+        made = {"pixel_values": stacked(views), "image_sizes": torch.stack(sizes)}
+        if self.family == "llava_onevision":
+            counts = [len(one.pixels) for one in examples if one.pixels]
+            made["batch_num_images"] = torch.tensor(counts)
+        return made
