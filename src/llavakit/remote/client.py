@@ -193,8 +193,8 @@ class RemoteBackend(Backend):
             if self._closed:
                 raise EngineClosedError("This backend was closed; llavakit.load gives a fresh one.")
             if self._link is None or self._link.process != os.getpid():
-                link = _Link(join(), Transport(self.config))
-                self._link = link
+                transport = Transport(self.config)
+                self._link = link = _Link(join(transport.close), transport)
                 self._leave = weakref.finalize(self, _leave, link)
             return self._link
 
@@ -202,7 +202,7 @@ class RemoteBackend(Backend):
         if self._dialect is None:
             with self._lock:
                 # Found out once for all who wait for it; a failure is theirs, not the next one's.
-                if link.detection is None or link.detection.done():
+                if link.detection is None or _failed(link.detection):
                     link.detection = link.loop.begin(_patient(detect(link.transport)))
                 detection = link.detection
             self._dialect = link.loop.result(detection, deadline)
@@ -233,6 +233,10 @@ class RemoteBackend(Backend):
 
 
 _COUNTED = ("requests", "failed", "cancelled", "prompt_tokens", "completion_tokens")
+
+
+def _failed(begun: Future[Any]) -> bool:
+    return begun.done() and (begun.cancelled() or begun.exception() is not None)
 
 
 async def _patient(question: Coroutine[Any, Any, T]) -> T:

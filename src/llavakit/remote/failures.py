@@ -144,8 +144,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _context_error(body: str, said: str, fields: Mapping[str, Any]) -> ContextLengthError:
     limit, prompt = _number(_LIMIT, body), _number(_PROMPT, body)
     return ContextLengthError(
-        f"The prompt and the answer do not fit into the model's context ({said}); shorten the "
-        "conversation, send fewer pictures or lower max_tokens.",
+        "The request does not fit into the model's context; shorten the conversation, send fewer "
+        f"pictures or lower max_tokens. The server says: {said}",
         prompt_tokens=prompt,
         max_tokens=int(fields.get("max_tokens", 0)),
         context_length=limit,

@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future, wait
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from llavakit.errors import EngineClosedError
 
 T = TypeVar("T")
+Closing: TypeAlias = Callable[[], Awaitable[None]]
 
 _CLOSED = "The connection to the server was closed; llavakit.load gives a fresh one."
 _current: BackgroundLoop | None = None
@@ -34,7 +35,7 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self._users = 0
+        self._users: list[Closing] = []  # what each of them leaves to be closed
         self._ending = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="llavakit-remote", daemon=True)
@@ -85,13 +86,12 @@ class BackgroundLoop:
         except CancelledError as error:
             raise EngineClosedError(_CLOSED) from error
 
-    def leave(self, close: Callable[[], Awaitable[None]]) -> None:
-        """A user lets go, with what there is to close; safe in a finaliser."""
+    def leave(self, close: Closing) -> None:
+        """A user lets go of the loop, by what it joined with; safe in a finaliser."""
 
         async def leaving() -> None:
-            with contextlib.suppress(Exception):
-                await close()
-            self._let_go()
+            await _closed(close)
+            self._let_go(close)
 
         def begin() -> None:
             task = self._loop.create_task(leaving())
@@ -105,11 +105,12 @@ class BackgroundLoop:
             with contextlib.suppress(RuntimeError):  # closed: nothing runs there any more
                 self._loop.call_soon_threadsafe(call)
 
-    def _let_go(self) -> None:
+    def _let_go(self, close: Closing) -> None:
         global _current
         with _lock:
-            self._users -= 1
-            if self._users == 0:
+            if close in self._users:
+                self._users.remove(close)
+            if not self._users:
                 if _current is self:
                     _current = None
                 if not self._ending:
@@ -124,7 +125,8 @@ class BackgroundLoop:
             left = asyncio.all_tasks(self._loop)
             for task in left - _leaving:
                 task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            closing = [_closed(close) for close in self._users]  # at the end of the process
+            self._loop.run_until_complete(asyncio.gather(*left, *closing, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
@@ -137,13 +139,22 @@ _leaving: set[asyncio.Task[None]] = set()
 """Tasks that nobody else holds; the event loop itself holds them weakly."""
 
 
-def join() -> BackgroundLoop:
-    """The loop of this process, begun if there is none; the caller must ``leave`` it once."""
+async def _closed(close: Closing) -> None:
+    with contextlib.suppress(Exception):
+        await close()
+
+
+def join(close: Closing) -> BackgroundLoop:
+    """The loop of this process, begun if there is none.
+
+    Args:
+        close: called when the user leaves, or the process ends.
+    """
     global _current
     with _lock:
         if _current is None:
             _current = BackgroundLoop()
-        _current._users += 1
+        _current._users.append(close)
         return _current
 
 
