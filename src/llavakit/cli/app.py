@@ -10,6 +10,7 @@ import llavakit
 from llavakit.cli.ask import ask
 from llavakit.cli.chat import chat
 from llavakit.cli.data import data
+from llavakit.cli.eval import run_benchmark
 from llavakit.cli.export import export
 from llavakit.cli.models import models
 from llavakit.cli.read import read
@@ -26,6 +27,7 @@ app.command()(ask)
 app.command()(chat)
 app.command()(read)
 app.command()(serve)
+app.command("eval")(run_benchmark)
 app.command()(models)
 app.command()(export)
 app.add_typer(data, name="data")

@@ -1,0 +1,211 @@
+"""``llavakit eval``: the benchmarks of LLaVA's papers, asked and scored."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+import llavakit
+from llavakit.backend import Backend
+from llavakit.cli import options
+from llavakit.cli.terminal import FAILED, note, told_errors
+from llavakit.evaluation import BENCHMARKS, Data, Progress, evaluate, open_benchmark, to_table
+
+_DATA = "Data"
+_MOST_TOLD = 5  # errors that stderr tells one by one
+
+
+def run_benchmark(
+    benchmark: Annotated[str, typer.Argument(help=f"One of {', '.join(BENCHMARKS)}.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", help="The benchmark's folder, as docs/evaluation.md lays it out."),
+    ],
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", help="Another question file.", rich_help_panel=_DATA),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Another folder of pictures.", rich_help_panel=_DATA),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--annotations", help="Other annotations.", rich_help_panel=_DATA),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The folder of results, eval/BENCHMARK/MODEL by default; a killed run goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Ask only the first so many questions.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, whatever is in --out.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Ask again what had an error.")
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
+    ] = False,
+    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 32,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            "--max_new_tokens",
+            "--max-tokens",
+            min=1,
+            help="The longest answer; the benchmark's own by default.",
+            show_default=False,
+        ),
+    ] = None,
+    model: options.Model = "demo",
+    model_base: options.ModelBase = None,
+    conv_mode: options.ConvMode = None,
+    load_4bit: options.Load4Bit = False,
+    load_8bit: options.Load8Bit = False,
+    device: options.Device = "auto",
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            "--base-url",
+            help="An OpenAI-compatible server that runs the model (key: LLAVAKIT_API_KEY).",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Ask a benchmark's questions, and score the answers.
+
+    llavakit eval pope --data playground/data/eval/pope --model liuhaotian/llava-v1.5-7b
+
+    Answers are greedy. The table goes to stdout; answers, results and the files for benchmarks that
+    are scored elsewhere lie in --out. A question that cannot be answered (a missing picture) counts
+    as answered wrongly, and the table tells how many there are. Fails (1) only if nothing at all
+    could be answered.
+    """
+    with told_errors(debug):
+        read = open_benchmark(benchmark, Data(data, questions, images, annotations))
+        here: dict[str, Any] = {
+            "model_base": model_base,
+            "conv_mode": conv_mode,
+            "load_in_4bit": load_4bit,
+            "load_in_8bit": load_8bit,
+        }
+        backend = _load(model, base_url, device, here)
+        folder = out or Path("eval") / benchmark / _as_name(model)
+        with Told() as told:
+            results = evaluate(
+                read,
+                backend,
+                folder,
+                model=model,
+                limit=limit,
+                max_tokens=max_tokens,
+                restart=restart,
+                retry_errors=retry_errors,
+                window=window,
+                settings={name: value for name, value in here.items() if value},
+                progress=told,
+            )
+        if json_output:
+            print(json.dumps(results.to_dict(), ensure_ascii=False))
+        else:
+            print(to_table(results), end="")
+        told.summary(folder)
+        if results.errors == results.questions:
+            raise typer.Exit(FAILED)
+
+
+def _load(model: str, base_url: str | None, device: str, here: dict[str, Any]) -> Backend:
+    if base_url is not None:
+        given = {name: value for name, value in here.items() if value}
+        return llavakit.load(model, base_url=base_url, device=device, **given)
+    return llavakit.load(model, device=device, **here)
+
+
+def _as_name(model: str) -> str:
+    """A model's name as the name of a folder: the last part of a path or hub id."""
+    last = model.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", last).strip(".") or "model"
+
+
+class Told:
+    """What stderr shows of a run: a bar on a terminal, the first errors, and the end."""
+
+    def __init__(self) -> None:
+        self._errors = 0
+        self._earlier: int | None = None
+        self._bar: Bar | None = None
+        if sys.stderr.isatty():
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._task = self._bar.add_task("Questions", total=None)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Takes note of how far the run is."""
+        if self._earlier is None:
+            self._earlier = progress.done
+        if progress.error is not None:
+            self._errors += 1
+            if self._errors <= _MOST_TOLD:
+                self._tell(f"llavakit: {progress.error}")
+            elif self._errors == _MOST_TOLD + 1:
+                self._tell("llavakit: further errors stand in answers.jsonl only.")
+        if self._bar is not None:
+            failed = f", {progress.errors} errors" if progress.errors else ""
+            self._bar.update(
+                self._task,
+                completed=progress.done,
+                total=progress.total,
+                description=f"Questions{failed}",
+            )
+
+    def summary(self, folder: Path) -> None:
+        """Where the results are, and what was there before."""
+        before = f"; {self._earlier} answers were there before" if self._earlier else ""
+        note(f"Results are in {folder}{before}.")
+
+    def _tell(self, text: str) -> None:
+        if self._bar is None:
+            note(text)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)

@@ -1,0 +1,122 @@
+"""From what a model wrote to the answer that is scored: each benchmark's own rules.
+
+They are those of LLaVA's evaluation scripts, with their corners: a published score is only
+reproduced by the rules that it was made with.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from llavakit.errors import InputError
+from llavakit.evaluation.contractions import REPAIRED
+
+YesNo = Literal["yes", "no"]
+
+LETTERS = ("A", "B", "C", "D", "E")
+
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+} | {"none": "0"}
+_ARTICLES = frozenset(("a", "an", "the"))
+_PUNCTUATION = ';/[]"{}()=+\\_->' + "<@`,?!"
+_FULL_STOP = re.compile(r"\.(?!\d)")
+_MOST_FULL_STOPS = 32  # the challenge's code hands a flag over as a count, and scores keep to it
+_THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
+
+
+def vqa_answer(text: str) -> str:
+    """An answer as the VQA challenge compares it: lower case, no articles, numbers as digits.
+
+    Punctuation that touches a space goes, other punctuation becomes a space; a point goes unless a
+    digit follows. Source: the answer processor of EvalAI, in LLaVA's ``m4c_evaluator.py``.
+    """
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    words = (_NUMBERS.get(word, word) for word in _without_punctuation(text).split())
+    return " ".join(REPAIRED.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _without_punctuation(text: str) -> str:
+    cleaned = text
+    for sign in _PUNCTUATION:
+        beside_a_space = f"{sign} " in text or f" {sign}" in text
+        cleaned = cleaned.replace(sign, "" if beside_a_space else " ")
+    return _FULL_STOP.sub("", cleaned, count=_MOST_FULL_STOPS)
+
+
+def gqa_answer(text: str) -> str:
+    """An answer as GQA's predictions hold it."""
+    return text.rstrip(".").lower()
+
+
+def pope_answer(text: str) -> YesNo:
+    """POPE's reading of an answer: ``No``, ``no`` or ``not`` in its first sentence is a no.
+
+    Everything else is a yes, ``NO`` and ``nope`` included: so POPE counts.
+    """
+    words = text.partition(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def mme_answer(text: str) -> YesNo | None:
+    """MME's reading of an answer: the word, or what its first four letters hold; or neither."""
+    text = text.strip().lower()
+    if text in ("yes", "no"):
+        return "yes" if text == "yes" else "no"
+    beginning = text[:4]
+    if "yes" in beginning:
+        return "yes"
+    return "no" if "no" in beginning else None
+
+
+def science_answer(text: str, choices: int) -> int | None:
+    """The choice that an answer to ScienceQA names, from 0; None if it names none.
+
+    Understood are a letter alone, a beginning like ``B. ``, and ``The answer is B.`` if it stands
+    there once.
+    """
+    if text in LETTERS:
+        letter = text
+    elif len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
+        letter = text[0]
+    else:
+        found = _THE_ANSWER_IS.findall(text)
+        letter = found[0] if len(found) == 1 else ""
+    allowed = LETTERS[:choices]
+    return allowed.index(letter) if letter in allowed else None
+
+
+def textvqa_question(prompt: str) -> str:
+    """The question in a prompt of TextVQA, in lower case: annotations are looked up by it.
+
+    Raises:
+        InputError: the prompt has none of the forms that LLaVA's question files use.
+    """
+    lines = prompt.split("\n")
+    if prompt.startswith("OCR tokens: "):
+        match = re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)
+        if match:
+            return match[1].lower()
+    elif "Reference OCR token: " in prompt and len(lines) == 3:
+        return lines[prompt.startswith("Reference OCR token:")].lower()
+    elif len(lines) == 2:
+        return lines[0].lower()
+    raise InputError(
+        "It has none of the forms of TextVQA's prompts, such as a question, a line 'Reference OCR "
+        "token: ...' and a line that asks for a short answer."
+    )
+
+
+def review_scores(review: str) -> tuple[float, float] | None:
+    """The two scores in the first line of a judge's review, ``8 9`` or ``8,9``."""
+    parts = review.split("\n")[0].replace(",", " ").split(" ")
+    try:
+        first, second = map(float, parts)
+    except ValueError:
+        return None
+    return first, second

@@ -1,0 +1,125 @@
+"""What answers are worth: VQA accuracy, ANLS, and yes-or-no counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llavakit.evaluation.answers import YesNo, vqa_answer
+
+
+def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
+    """The share of people's answers that an answer agrees with, softened: 0 to 1.
+
+    Each of the people is left out once, and the answer is right in part if fewer than three of the
+    others gave it (Antol et al. 2015, "VQA"); both sides are read by :func:`vqa_answer`.
+
+    Args:
+        answer: what the model wrote.
+        people: what people answered, ten of them in the benchmarks; at least one.
+    """
+    agreed = Counter(map(vqa_answer, people))[vqa_answer(answer)]
+    of_those = agreed * min(1.0, (agreed - 1) / 3)
+    of_others = (len(people) - agreed) * min(1.0, agreed / 3)
+    return (of_those + of_others) / len(people)
+
+
+def anls(answer: str, accepted: Sequence[str]) -> float:
+    """The average normalised Levenshtein similarity of one answer, 0 or 0.5 to 1.
+
+    The likeness to the nearest accepted answer, regardless of case and spacing; likeness below one
+    half is worth nothing (Biten et al. 2019; the threshold as in the challenge's own script, where
+    one half still counts).
+
+    Args:
+        answer: what the model wrote.
+        accepted: right answers; at least one.
+    """
+    given = _spaced(answer)
+    best = max(_likeness(given, _spaced(right)) for right in accepted)
+    return best if best >= 0.5 else 0.0
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _likeness(one: str, other: str) -> float:
+    longest = max(len(one), len(other))
+    return 1.0 if longest == 0 else 1 - distance(one, other) / longest
+
+
+def distance(one: str, other: str) -> int:
+    """How many letters must be put in, taken out or changed (Levenshtein 1966)."""
+    row = list(range(len(other) + 1))
+    for at, letter in enumerate(one, 1):
+        above, row[0] = row[0], at
+        for column, wanted in enumerate(other, 1):
+            cost = min(row[column] + 1, row[column - 1] + 1, above + (letter != wanted))
+            above, row[column] = row[column], cost
+    return row[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Yes-or-no answers against their labels, as POPE counts them (Li et al. 2023).
+
+    Attributes:
+        tp, fp, tn, fn: true and false, positives ("yes") and negatives.
+        failed: questions that should be answered "no" and have no answer at all. Those that
+            should be answered "yes" are false negatives.
+    """
+
+    tp: int = 0
+    fp: int = 0
+    tn: int = 0
+    fn: int = 0
+    failed: int = 0
+
+    @classmethod
+    def of(cls, answers: Iterable[tuple[YesNo | None, YesNo]]) -> Counts:
+        """Counts pairs of an answer (None: there is none) and its label."""
+        names = {
+            ("yes", "yes"): "tp",
+            ("yes", "no"): "fp",
+            ("no", "no"): "tn",
+            ("no", "yes"): "fn",
+            (None, "yes"): "fn",
+            (None, "no"): "failed",
+        }
+        return cls(**Counter(names[pair] for pair in answers))
+
+    @property
+    def total(self) -> int:
+        """All questions."""
+        return self.tp + self.fp + self.tn + self.fn + self.failed
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right answers; None, like all shares here, where nothing can be counted."""
+        return _share(self.tp + self.tn, self.total)
+
+    @property
+    def precision(self) -> float | None:
+        """The share of right answers among those that say "yes"."""
+        return _share(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float | None:
+        """The share of "yes" among the questions that should be answered so."""
+        return _share(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float | None:
+        """The harmonic mean of precision and recall."""
+        return _share(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def yes_ratio(self) -> float | None:
+        """The share of answers that say "yes"."""
+        return _share(self.tp + self.fp, self.total)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,31 @@
+"""The benchmarks by name."""
+
+from __future__ import annotations
+
+from llavakit.errors import ParameterError
+from llavakit.evaluation.benchmark import Benchmark
+from llavakit.evaluation.chats import LLaVABench, MMVet
+from llavakit.evaluation.choices import MMBench, MMBenchCN, ScienceQA, Seed
+from llavakit.evaluation.data import Data
+from llavakit.evaluation.open_answers import GQA, DocVQA, TextVQA, VizWiz, VQAv2
+from llavakit.evaluation.yes_no import MME, Pope
+
+_KINDS: tuple[type[Benchmark], ...] = (
+    VQAv2, GQA, TextVQA, VizWiz, Pope, MME, MMBench, MMBenchCN, MMVet, ScienceQA, Seed, DocVQA,
+    LLaVABench,
+)  # fmt: skip
+BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
+
+
+def open_benchmark(name: str, data: Data) -> Benchmark:
+    """A benchmark, read from its files.
+
+    Raises:
+        ParameterError: there is none of this name.
+        InputError: its files are missing or damaged.
+    """
+    if name not in BENCHMARKS:
+        raise ParameterError(
+            f"There is no benchmark {name!r}; there are {', '.join(sorted(BENCHMARKS))}."
+        )
+    return BENCHMARKS[name](data)

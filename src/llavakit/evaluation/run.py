@@ -1,0 +1,245 @@
+"""Asking all questions of a benchmark, and what came of it.
+
+The answers are JSON Lines, ``answers.jsonl``, in the form of LLaVA's own answer files. A run may
+be killed at any time; the next one asks what has no answer yet, and ends with the same scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llavakit.backend import Backend
+from llavakit.errors import LlavaKitError, ParameterError, SourceFetchError
+from llavakit.evaluation.benchmark import Answer, Benchmark
+from llavakit.evaluation.data import Question
+from llavakit.evaluation.scores import Score
+from llavakit.runs.claim import claim
+from llavakit.runs.lines import Lines
+from llavakit.runs.whole import write_whole
+from llavakit.runs.window import WINDOW, Asking, in_order
+from llavakit.values import Completion, SamplingParams
+
+_FORMAT = 1
+_KEYS = ("number", "question_id", "text", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        done: questions that have an answer or an error.
+        total: questions to ask.
+        errors: those that have an error.
+        error: the one that just came, if it was one.
+    """
+
+    done: int
+    total: int
+    errors: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The outcome of a benchmark.
+
+    Attributes:
+        benchmark: its name.
+        title: its name for people.
+        model: the name of the model.
+        revision: of its weights, where known.
+        questions: how many were asked, of ``of`` there are.
+        of: see ``questions``.
+        errors: questions that could not be answered; they count as answered wrongly.
+        cut: answers that ended because they were too long.
+        scores: the figures.
+        elsewhere: who scores the files, where somebody else must.
+        files: names of the files that were written, beside ``answers.jsonl``.
+    """
+
+    benchmark: str
+    title: str
+    model: str
+    revision: str
+    questions: int
+    of: int
+    errors: int
+    cut: int
+    scores: tuple[Score, ...]
+    elsewhere: str
+    files: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in ``results.json``."""
+        return asdict(self)
+
+
+def evaluate(
+    benchmark: Benchmark,
+    backend: Backend,
+    out: Path,
+    *,
+    model: str,
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    restart: bool = False,
+    retry_errors: bool = False,
+    window: int = WINDOW,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Results:
+    """Asks the questions of a benchmark, greedily, and scores the answers.
+
+    Args:
+        benchmark: the benchmark.
+        backend: the model.
+        out: the folder of results; made if it is not there. An earlier run's answers in it are
+            taken over.
+        model: the name that stands in the results.
+        limit: ask only the first questions, as many as this.
+        max_tokens: the longest answer; None takes the benchmark's own.
+        restart: begin anew, whatever is there.
+        retry_errors: ask again what had an error in an earlier run.
+        window: most requests under way.
+        settings: whatever else the answers depend on, such as a conversation template.
+        progress: called at the beginning, and after each question.
+
+    Raises:
+        ParameterError: the folder's answers belong to another run, or another run writes them.
+        SourceFetchError: the results cannot be written.
+        EngineError, RemoteError, ModelError: the model failed; the same call goes on later.
+    """
+    if limit is not None and limit < 1:
+        raise ParameterError(f"limit is {limit!r}; it must be at least 1.")
+    questions = benchmark.questions[:limit]
+    params = SamplingParams(max_tokens or benchmark.max_tokens, temperature=0.0)
+    job = _job(benchmark, backend, model, params, settings or {})
+    _make(out)
+    with Lines(out / "answers.jsonl", _KEYS, restart=restart) as lines:
+        claim(lines, job)
+        given = _earlier(lines, benchmark.questions, retry_errors)
+        missing = [question for question in questions if question.number not in given]
+        known = [given[one.number] for one in questions if one.number in given]
+        done, errors = len(known), sum(answer.error is not None for answer in known)
+        progress(Progress(done, len(questions), errors))
+        with closing(_ask(backend, missing, params, window)) as outcomes:
+            for question, outcome in zip(missing, outcomes, strict=True):
+                line = _line(question, outcome, model)
+                lines.append(line)
+                answer = given[question.number] = _answer(question, line)
+                done += 1
+                errors += answer.error is not None
+                progress(Progress(done, len(questions), errors, answer.error))
+    return _finish(benchmark, [given[one.number] for one in questions], backend, model, out)
+
+
+def _ask(
+    backend: Backend, questions: Sequence[Question], params: SamplingParams, window: int
+) -> Generator[Completion | LlavaKitError, None, None]:
+    asked = (Asking(question.messages(), params, question.error) for question in questions)
+    return in_order(backend, asked, window)
+
+
+def _job(
+    benchmark: Benchmark,
+    backend: Backend,
+    model: str,
+    params: SamplingParams,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that answers depend on. Annotations are none of it: scores are made anew each time."""
+    digest = hashlib.sha256()
+    for question in benchmark.questions:
+        image = None if question.image is None else str(question.record.get("image"))
+        digest.update(json.dumps([question.id, question.prompt, image]).encode())
+    return {
+        "format": _FORMAT,
+        "benchmark": benchmark.name,
+        "model": model,
+        "revision": backend.info.revision,
+        "max_tokens": params.max_tokens,
+        "settings": dict(settings),
+        "questions": len(benchmark.questions),
+        "sha256 of the questions": digest.hexdigest(),
+    }
+
+
+def _earlier(lines: Lines, questions: Sequence[Question], retry_errors: bool) -> dict[int, Answer]:
+    """Answers that are there, by the number of their question; of two, the later one counts."""
+    found: dict[int, Answer] = {}
+    for at, line in enumerate(lines.read(), 1):
+        number = line["number"]
+        known = isinstance(number, int) and 0 <= number < len(questions)
+        if not known or questions[number].id != line["question_id"]:
+            raise ParameterError(
+                f"Line {at} of {lines.path} is not of this benchmark; name another folder, or "
+                "begin anew with restart."
+            )
+        found[number] = _answer(questions[number], line)
+    if retry_errors:
+        return {number: answer for number, answer in found.items() if answer.error is None}
+    return found
+
+
+def _line(question: Question, outcome: Completion | LlavaKitError, model: str) -> dict[str, Any]:
+    """An answer as it stands on disk: what the original's scripts read, and some more."""
+    line: dict[str, Any] = {
+        "number": question.number,
+        "question_id": question.id,
+        "prompt": question.prompt,
+        "text": "",
+        "model_id": model,
+        "finish_reason": None,
+        "error": None,
+    }
+    if isinstance(outcome, Completion):
+        return {**line, "text": outcome.text.strip(), "finish_reason": outcome.finish_reason}
+    message = " ".join(str(outcome).split())
+    return {**line, "error": {"type": type(outcome).__name__, "message": message}}
+
+
+def _answer(question: Question, line: Mapping[str, Any]) -> Answer:
+    error = line["error"] and str(line["error"].get("message"))
+    return Answer(question, str(line["text"]), error, line.get("finish_reason"))
+
+
+def _finish(
+    benchmark: Benchmark, answers: Sequence[Answer], backend: Backend, model: str, out: Path
+) -> Results:
+    """Scores the answers, and writes all files but the answers themselves."""
+    files = benchmark.files(answers)
+    for name, data in files.items():
+        _make((out / name).parent)
+        write_whole(out / name, data)
+    results = Results(
+        benchmark.name,
+        benchmark.title,
+        model,
+        backend.info.revision,
+        len(answers),
+        len(benchmark.questions),
+        sum(answer.error is not None for answer in answers),
+        sum(answer.finish_reason == "length" for answer in answers),
+        tuple(benchmark.scores(answers)),
+        benchmark.elsewhere,
+        tuple(files),
+    )
+    text = json.dumps(results.to_dict(), indent=1, ensure_ascii=False) + "\n"
+    write_whole(out / "results.json", text.encode())
+    return results
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceFetchError(
+            f"The folder {folder} cannot be made ({error.strerror}); name another one."
+        ) from error
