@@ -21,6 +21,7 @@ class TestLLaVAOnOurServer(LLMConformance):
         return LLaVA(model=server.model, base_url=f"{server.url}/v1", temperature=0)
 
 
+@pytest.mark.slow
 @pytest.mark.enable_socket
 class TestLLaVAMultiModalOnOurServer(LLMConformance):
     @pytest.fixture
