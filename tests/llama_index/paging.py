@@ -22,12 +22,16 @@ KNOWN = (
 FILLS = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 
 
-def printed(*words: str, more: str = "") -> bytes:
-    """A PDF with a text layer: a page for each text, each of another colour; "" has no text."""
+def printed(*words: str, more: str = "", shades: bool = False) -> bytes:
+    """A PDF with a text layer: a page for each text, each of another colour; "" has no text.
+
+    Colours come again after three pages; ``shades`` never do.
+    """
     contents = []
     for number, text in enumerate(words):
+        colour = (number / len(words), 1, 0) if shades else FILLS[number % len(FILLS)]
         told = f"\n0 g BT /F 10 Tf 5 100 Td ({text}) Tj ET" if text else ""
-        contents.append(filled(*FILLS[number % len(FILLS)]) + told + more)
+        contents.append(filled(*colour) + told + more)
     return pdf(*contents)
 
 

@@ -5,12 +5,15 @@ import json
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llama_index.core import SimpleDirectoryReader, VectorStoreIndex
 from llama_index.core.readers.base import BaseReader, ReaderConfig
 from llama_index.core.schema import ImageNode, MetadataMode
@@ -33,7 +36,7 @@ from llavakit.testing import FakeBackend
 from llavakit.values import Completion
 from tests.documents.hostile import encrypted
 from tests.documents.test_pages import tiff
-from tests.llama_index.paging import WORDS, WordEmbedding, write
+from tests.llama_index.paging import WORDS, WordEmbedding, printed, write
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -51,6 +54,10 @@ def scan(tmp_path: Path) -> Path:
 
 def reading(*answers, **options) -> LLaVA:
     return LLaVA(backend=FakeBackend(answers or ("words that were read",), **options), model="fake")
+
+
+def opened(data: bytes):
+    return list(open_files([data], page_seconds=None))
 
 
 def requests(reader: PageImageReader):
@@ -118,6 +125,36 @@ def test_only_pages_without_a_text_layer_are_read_by_the_model(scan):
     (request,) = requests(reader)
     (image,) = request.messages[-1].images
     assert image.source.digest == nodes[1].metadata["sha256"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from(["printed", "scanned", "unreadable"]), min_size=1, max_size=7))
+def test_whatever_pages_come_in_a_row_each_has_its_own_text_and_picture(kinds):
+    numbered = list(enumerate(kinds, 1))
+    layers = [f"printed {n}" if kind == "printed" else "" for n, kind in numbered]
+    drawn = {page.digest: page.number for page in opened(printed(*layers, shades=True))}
+
+    def answer(request):
+        number = drawn[request.messages[-1].images[0].source.digest]
+        unreadable = kinds[number - 1] == "unreadable"
+        return ContextLengthError(f"page {number}") if unreadable else f"read {number}"
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "mixed.pdf")
+        path.write_bytes(printed(*layers, shades=True))
+        llm = LLaVA(backend=FakeBackend(answer), model="fake")
+        reader = PageImageReader(llm=llm, on_error="skip", page_seconds=None)
+        nodes = reader.load_data(path)
+    told = {"printed": "printed {}", "scanned": "read {}"}
+    assert [node.text for node in nodes] == [
+        told[kind].format(n) for n, kind in numbered if kind in told
+    ]
+    assert [drawn[node.metadata["sha256"]] for node in nodes] == [
+        node.metadata["page"] for node in nodes
+    ]
+    assert [(one.number, str(one.error)) for one in reader.skipped] == [
+        (n, f"page {n}") for n, kind in numbered if kind == "unreadable"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -306,8 +343,9 @@ def test_it_is_serialised_without_secrets_and_pickled(tmp_path):
         config.read()
 
 
-def test_pages_are_read_when_they_are_asked_for(report):
-    nodes = PageImageReader().lazy_load_data([report, "/nowhere/to/be/found.pdf"])
+@pytest.mark.parametrize("llm", [None, reading()], ids=["alone", "with a model"])
+def test_pages_are_read_when_they_are_asked_for(report, llm):
+    nodes = PageImageReader(llm=llm).lazy_load_data([report, "/nowhere/to/be/found.pdf"])
     assert [next(nodes).text for _ in WORDS] == list(WORDS)
     with pytest.raises(SourceNotFoundError):
         next(nodes)

@@ -60,7 +60,8 @@ class PageImageReader(BasePydanticReader):
 
     Attributes:
         store: where pictures are kept, a folder or a ``PageStore``; None keeps them nowhere and
-            draws them from the documents again. Documents without a path or address need one.
+            draws them from the documents again, which for addresses is to fetch them again.
+            Documents without a path or address need one.
         text: what nodes are found by. ``"layer"`` takes the text layer, and asks the model for
             a transcription where there is none; ``"transcribe"`` and ``"describe"`` ask it
             about every page, and a :class:`~llavakit.documents.Task` with other words, tiles
