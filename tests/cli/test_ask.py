@@ -39,6 +39,14 @@ def test_a_question_without_a_picture(run, fake):
     assert fake.requests[0].messages[0].images == ()
 
 
+@pytest.mark.parametrize("command", ["ask", "chat", "read"])
+def test_the_model_may_be_on_a_server(command, run, picture, loads):
+    words = {"ask": [picture, "What?"], "chat": [picture], "read": [picture]}[command]
+    result = run(command, *words, "--base-url", "http://gpu-box:8000", stdin="")
+    assert result.exit_code == 0, result.stderr
+    assert loads[0][1]["base_url"] == "http://gpu-box:8000"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -55,6 +55,7 @@ def ask(
     load_4bit: options.Load4Bit = False,
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
+    base_url: options.BaseUrl = None,
     debug: options.Debug = False,
 ) -> None:
     """Ask one question about pictures or pages of documents.
@@ -76,6 +77,7 @@ def ask(
         images = to_images(names, page or ())
         backend = llavakit.load(
             model,
+            base_url=base_url,
             model_base=model_base,
             conv_mode=conv_mode,
             device=device,

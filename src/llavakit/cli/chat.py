@@ -46,6 +46,7 @@ def chat(
     load_4bit: options.Load4Bit = False,
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
+    base_url: options.BaseUrl = None,
     debug: options.Debug = False,
 ) -> None:
     """Talk with a model about pictures, turn by turn.
@@ -63,6 +64,7 @@ def chat(
         )
         backend = llavakit.load(
             model,
+            base_url=base_url,
             model_base=model_base,
             conv_mode=conv_mode,
             device=device,

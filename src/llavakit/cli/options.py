@@ -47,6 +47,15 @@ Device: TypeAlias = Annotated[
     str,
     typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_MODEL),
 ]
+BaseUrl: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        help="A server that runs the model (llavakit serve, vLLM, ...); its key is read from "
+        "LLAVAKIT_API_KEY.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Temperature: TypeAlias = Annotated[
     float,
     typer.Option(

@@ -93,6 +93,7 @@ def read(
     load_4bit: options.Load4Bit = False,
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
+    base_url: options.BaseUrl = None,
     debug: options.Debug = False,
 ) -> None:
     """Read the pages of documents: their text, what they show, or data of a schema.
@@ -123,11 +124,16 @@ def read(
             pages,
             View(dpi, max_pixels, text_layer, page_seconds),
             _set(
-                model_base=model_base, conv_mode=conv_mode, load_4bit=load_4bit, load_8bit=load_8bit
+                model_base=model_base,
+                conv_mode=conv_mode,
+                load_4bit=load_4bit,
+                load_8bit=load_8bit,
+                base_url=base_url,
             ),
         )
         backend = llavakit.load(
             model,
+            base_url=base_url,
             model_base=model_base,
             conv_mode=conv_mode,
             device=device,
