@@ -209,8 +209,30 @@ def test_alternatives_are_given_only_where_they_were_asked_for():
     assert len(drawn[2].top) == 2
 
 
-@pytest.mark.parametrize("temperature", [1e-9, 1e9])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-9, 1e9, 1e308])
 def test_extreme_temperatures_stay_finite(temperature: float):
     params = [SamplingParams(temperature=temperature, seed=s) for s in range(50)]
     tokens = {one.token for one in draw(np.tile(LOGITS * 100, (50, 1)), params)}
     assert len(tokens) == 1 if temperature < 1 else len(tokens) > 3
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e300])
+def test_extreme_penalties_draw_tokens_that_exist_and_none_that_are_forbidden(
+    penalty: float, temperature: float
+):
+    params = [
+        SamplingParams(temperature=temperature, repetition_penalty=penalty, seed=seed)
+        for seed in range(20)
+    ]
+    seen = list(range(len(LOGITS)))
+    drawn = draw(np.tile(LOGITS, (20, 1)), params, seen, forbidden=(int(LOGITS.argmax()),))
+    assert {one.token for one in drawn} <= set(seen) - {int(LOGITS.argmax())}
+
+
+def test_a_row_of_nan_harms_no_other_row():
+    params = [SamplingParams(temperature=1, seed=1), SamplingParams(temperature=1, seed=1)]
+    alone = draw([LOGITS], params[:1])
+    broken, beside = draw([LOGITS * np.nan, LOGITS], params)
+    assert 0 <= broken.token < len(LOGITS)
+    assert beside == alone[0]

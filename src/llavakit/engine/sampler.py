@@ -84,7 +84,10 @@ def _penalise(scores: Tensor, tokens: Sequence[int], penalty: float) -> None:
     """Keskar et al. 2019 (CTRL): positive scores are divided, negative ones multiplied."""
     ids = to_device(torch.tensor(sorted(set(tokens)), dtype=torch.long), scores.device)
     old = scores[ids]
-    scores[ids] = torch.where(old > 0, old / penalty, old * penalty)
+    most = torch.finfo(scores.dtype).max
+    # What is never drawn stays so; everything else stays finite, or a row would have no best.
+    new = torch.where(old > 0, old / penalty, old * penalty).clamp(-most, most)
+    scores[ids] = torch.where(old == NEVER, old, new)
 
 
 def _choose(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -107,6 +110,7 @@ def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     temperatures, min_p, _, _ = settings
     # Softmax shifts by the largest score, so that a tiny temperature cannot overflow.
     logits = logits - logits.max(dim=-1, keepdim=True).values
+    temperatures = temperatures.clamp_min(torch.finfo(logits.dtype).tiny)  # not rounded to 0
     probabilities = torch.softmax(logits / temperatures, dim=-1)
     if any(p.min_p > 0 for p in params):
         most = probabilities.max(dim=-1, keepdim=True).values
@@ -157,6 +161,9 @@ def _invert(probabilities: Tensor, numbers: Tensor, order: Tensor | None) -> Ten
     place = torch.searchsorted(mass, numbers * total, right=True)
     # A product that is rounded up to the total must not fall behind the last possible token.
     place = torch.minimum(place, torch.searchsorted(mass, total))
+    # A row of NaN has no token. It gets some id of the vocabulary, because an id beyond it would
+    # end the whole device, with all other rows.
+    place = place.clamp_max(probabilities.shape[-1] - 1)
     return (place if order is None else order.gather(-1, place))[:, 0]
 
 
