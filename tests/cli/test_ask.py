@@ -75,6 +75,7 @@ def test_the_options_of_the_original(run, fake, loads):
     name, settings = loads[0]
     assert name == "liuhaotian/llava-v1.5-7b-lora"
     assert settings == {
+        "base_url": None,
         "model_base": "b",
         "conv_mode": "v1",
         "device": "cuda",
