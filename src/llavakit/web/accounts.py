@@ -1,0 +1,31 @@
+"""Who may use the page: names and passwords of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llavakit.errors import ParameterError
+
+
+def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:
+    """The accounts of a file: ``name:password`` a line; empty lines and ``#`` lines are none.
+
+    Raises:
+        ParameterError: it cannot be read, or a line is no account. No password is ever told.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ParameterError(f"The accounts in {path} cannot be read ({reason}).") from None
+    accounts = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, _, password = line.strip().partition(":")
+        if not (name and password):
+            raise ParameterError(f"Line {number} of {path} is no account; write name:password.")
+        accounts[name] = password
+    if not accounts:
+        raise ParameterError(f"{path} holds no account; write name:password, one a line.")
+    return tuple(accounts.items())

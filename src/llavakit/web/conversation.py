@@ -1,0 +1,166 @@
+"""What was said and shown in one tab: turns, and the messages that they are for the model."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from llavakit.errors import InputError
+from llavakit.values import Image, Message, Text, Usage
+from llavakit.web.pictures import Shown
+
+
+class Stage(StrEnum):
+    """How far an answer is."""
+
+    WAITING = "waiting"
+    LOADING = "loading"
+    READING = "reading"
+    WRITING = "writing"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes."""
+        return self in (Stage.DONE, Stage.STOPPED, Stage.FAILED)
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer, while it comes and afterwards.
+
+    Attributes:
+        text: what has come of it.
+        stage: how far it is.
+        place: the place in the line while it waits, from 1.
+        error: the sentence that says why it failed.
+        model: who answered.
+        usage: tokens, once it is done.
+        cut: whether it ended because of ``max_tokens``.
+        first_token: seconds from the submission to the first piece.
+        writing: seconds from the first piece to the end.
+        feedback: what the visitor thinks of it.
+    """
+
+    text: str = ""
+    stage: Stage = Stage.WAITING
+    place: int = 0
+    error: str = ""
+    model: str = ""
+    usage: Usage | None = None
+    cut: bool = False
+    first_token: float = 0.0
+    writing: float = 0.0
+    feedback: str | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the model is shown it in later turns."""
+        return self.stage in (Stage.DONE, Stage.STOPPED) and bool(self.text.strip())
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A question with its pictures, and its answer.
+
+    Attributes:
+        notes: what was left out of what was uploaded, a sentence each.
+    """
+
+    text: str
+    pictures: tuple[Shown, ...] = ()
+    notes: tuple[str, ...] = ()
+    answer: Answer = field(default_factory=Answer)
+
+    @property
+    def question(self) -> Message:
+        """The user's message."""
+        return Message("user", [*(shown.image for shown in self.pictures), Text(self.text)])
+
+
+class Conversation:
+    """The turns of one tab, in their order.
+
+    Attributes:
+        name: what the log calls it; says nothing about the visitor.
+        turns: all of them, failed ones too; only turns with an answer are the model's past.
+    """
+
+    def __init__(self) -> None:
+        self.name = secrets.token_hex(8)
+        self.turns: list[Turn] = []
+
+    @property
+    def last(self) -> Turn | None:
+        """The turn that is asked or was asked last."""
+        return self.turns[-1] if self.turns else None
+
+    @property
+    def pictures(self) -> tuple[Image, ...]:
+        """Everything that the model was shown."""
+        return tuple(shown.image for turn in self.turns for shown in turn.pictures)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that its pictures take."""
+        return sum(shown.size for turn in self.turns for shown in turn.pictures)
+
+    def ask(self, text: str, pictures: Sequence[Shown] = (), notes: Sequence[str] = ()) -> Turn:
+        """Adds a question."""
+        turn = Turn(text, tuple(pictures), tuple(notes))
+        self.turns.append(turn)
+        return turn
+
+    def fail(self, text: str, error: str) -> Turn:
+        """Adds a question that cannot be asked, and why."""
+        turn = self.ask(text)
+        turn.answer = Answer(stage=Stage.FAILED, error=error)
+        return turn
+
+    def again(self) -> Turn:
+        """The last question anew.
+
+        Raises:
+            InputError: nothing was asked, or nothing that the model could see.
+        """
+        if self.last is None:
+            raise InputError("Ask something first.")
+        self.last.answer = Answer()
+        return self.last
+
+    def edit(self, index: int, text: str) -> Turn:
+        """The question of a turn in other words; it keeps its pictures, later turns are gone.
+
+        Raises:
+            InputError: there is no such turn, or no words.
+        """
+        if not 0 <= index < len(self.turns):
+            raise InputError("That question is gone; ask it anew.")
+        if not text.strip():
+            raise InputError("A question needs words; write some, or clear the conversation.")
+        old = self.turns[index]
+        del self.turns[index:]
+        return self.ask(text, old.pictures, old.notes)
+
+    def clear(self) -> None:
+        """Forgets everything; what comes is another conversation."""
+        self.turns.clear()
+        self.name = secrets.token_hex(8)
+
+    def messages(self, system: str = "") -> tuple[Message, ...]:
+        """What the model is given to answer the last question.
+
+        Args:
+            system: a system text instead of the template's own; "" keeps that.
+        """
+        said = [Message("system", system)] if system.strip() else []
+        for turn in self.turns[:-1]:
+            if turn.answer.counts:
+                said += [turn.question, Message("assistant", turn.answer.text)]
+        if self.last is not None:
+            said.append(self.last.question)
+        return tuple(said)

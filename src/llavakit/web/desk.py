@@ -1,0 +1,222 @@
+"""What visitors can do, without a word of how it looks: ask, stop, ask again, edit, vote."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from llavakit.errors import InputError, ParameterError
+from llavakit.values import SamplingParams
+from llavakit.web.answering import Answering, Question, sentence
+from llavakit.web.conversation import Turn
+from llavakit.web.examples import PageExample
+from llavakit.web.line import Line
+from llavakit.web.log import ConversationLog, Place
+from llavakit.web.moderation import Moderation
+from llavakit.web.pictures import Opened, Uploads, shown_picture
+from llavakit.web.settings import WebSettings
+from llavakit.web.shelf import Shelf
+from llavakit.web.visitors import Visit, Visitors
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a visitor wants to be answered.
+
+    Attributes:
+        model: the name of an offer.
+        params: how the answer is drawn.
+        system: a system text; "" takes the template's own.
+        pages: which pages to take of documents; "" takes all.
+    """
+
+    model: str
+    params: SamplingParams
+    system: str = ""
+    pages: str = ""
+
+
+class Desk:
+    """One page: its models, its visitors, the line between them. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        settings: WebSettings,
+        shelf: Shelf,
+        uploads: Uploads,
+        *,
+        examples: Sequence[PageExample] = (),
+        log: ConversationLog | None = None,
+        moderation: Moderation | None = None,
+    ) -> None:
+        self.settings = settings
+        self.shelf = shelf
+        self.uploads = uploads
+        self.examples = tuple(examples)
+        self.log = log
+        self.visitors = Visitors(settings)
+        self.line = Line(settings.seats, settings.places)
+        self._moderation = moderation
+
+    def wish(
+        self,
+        model: str,
+        temperature: float,
+        top_p: float,
+        max_tokens: float,
+        seed: float | None,
+        system: str,
+        pages: str,
+    ) -> Wish:
+        """A wish from what stands in the page's controls.
+
+        Raises:
+            ParameterError: a value that makes no sense.
+        """
+        if len(system) > self.settings.max_text:
+            raise ParameterError(f"A system text has at most {self.settings.max_text} characters.")
+        if max_tokens > self.settings.most_tokens:
+            raise ParameterError(f"An answer has at most {self.settings.most_tokens} tokens here.")
+        params = SamplingParams(
+            max_tokens=int(max_tokens),
+            temperature=float(temperature),
+            top_p=float(top_p),
+            seed=None if seed is None else int(seed),
+        )
+        return Wish(model, params, system, pages)
+
+    async def send(
+        self, visit: Visit, text: str, files: Sequence[str], wish: Wish
+    ) -> AsyncIterator[None]:
+        """Asks a question about files that were uploaded, and what was shown before.
+
+        Comes back whenever the conversation looks different. A file that cannot be opened
+        fails the turn, with a sentence in it.
+
+        Raises:
+            InputError: there is nothing to ask, or not now; the conversation is as before.
+        """
+        visit.free()
+        text = self._checked(visit, text)
+        self.uploads.claim(visit.owner, files)
+        visit.opening = True
+        try:
+            opened = await asyncio.to_thread(self.uploads.open, files, wish.pages)
+        except Exception as error:
+            visit.conversation.fail(text, sentence(error))
+            yield
+            return
+        finally:
+            visit.opening = False
+            self.uploads.release(visit.owner, files)
+        async for _ in self._asked(visit, text, opened, wish):
+            yield
+
+    async def example(self, visit: Visit, number: int, wish: Wish) -> AsyncIterator[None]:
+        """Asks the question of an example.
+
+        Raises:
+            InputError: there is no such example, or not now.
+        """
+        visit.free()
+        if not 0 <= number < len(self.examples):
+            raise InputError("There is no such example.")
+        example = self.examples[number]
+        text = self._checked(visit, example.question)
+        data = example.file.read_bytes()
+        policy = self.settings.policy(example.file.parent)
+        opened = Opened((shown_picture(data, example.file.name, policy),))
+        async for _ in self._asked(visit, text, opened, wish):
+            yield
+
+    async def again(self, visit: Visit, wish: Wish) -> AsyncIterator[None]:
+        """Answers the last question anew.
+
+        Raises:
+            InputError: nothing was asked, or not now.
+        """
+        visit.free()
+        async for _ in self._answered(visit, visit.conversation.again(), wish):
+            yield
+
+    async def edit(self, visit: Visit, index: int, text: str, wish: Wish) -> AsyncIterator[None]:
+        """Asks an earlier question in other words; what was said after it is forgotten.
+
+        Raises:
+            InputError: there is no such question, or not now.
+        """
+        visit.free()
+        turn = visit.conversation.edit(index, self._checked(visit, text))
+        async for _ in self._answered(visit, turn, wish):
+            yield
+
+    def clear(self, visit: Visit) -> None:
+        """Forgets the conversation; a running answer is stopped."""
+        visit.stop()
+        visit.conversation.clear()
+
+    async def vote(self, visit: Visit, index: int, feedback: str | None) -> None:
+        """Keeps what a visitor thinks of the answer of a turn.
+
+        Raises:
+            InputError: there is no such answer, or no log.
+        """
+        turns = visit.conversation.turns
+        if self.log is None or not 0 <= index < len(turns):
+            raise InputError("There is nothing to vote on.")
+        turns[index].answer.feedback = feedback
+        place = Place(visit.conversation.name, index + 1)
+        await asyncio.to_thread(self.log.feedback, place, feedback)
+
+    def left(self, tab: str) -> None:
+        """A tab is gone: its request is cancelled; with the browser's last tab, uploads go."""
+        visit = self.visitors.left(tab)
+        if visit is not None and not self.visitors.has(visit.owner):
+            self.uploads.release(visit.owner)
+
+    def _checked(self, visit: Visit, text: str) -> str:
+        text = text.strip()
+        if not text:
+            raise InputError("Write a question, or press one of the buttons above.")
+        if len(text) > self.settings.max_text:
+            raise InputError(f"A question has at most {self.settings.max_text} characters.")
+        if len(visit.conversation.turns) >= self.settings.max_turns:
+            raise InputError("This chat is long enough; begin a new one.")
+        return text
+
+    async def _asked(
+        self, visit: Visit, text: str, opened: Opened, wish: Wish
+    ) -> AsyncIterator[None]:
+        added = sum(shown.size for shown in opened.pictures)
+        if visit.conversation.kept_bytes + added > self.settings.max_kept_bytes:
+            visit.conversation.fail(
+                text, "This chat holds too many pictures; begin a new one for these."
+            )
+            yield
+            return
+        turn = visit.conversation.ask(text, opened.pictures, opened.notes)
+        async for _ in self._answered(visit, turn, wish):
+            yield
+
+    async def _answered(self, visit: Visit, turn: Turn, wish: Wish) -> AsyncIterator[None]:
+        conversation = visit.conversation
+        question = Question(conversation.messages(wish.system), wish.params, wish.model)
+        answering = visit.answering = Answering(
+            question,
+            turn.answer,
+            line=self.line,
+            shelf=self.shelf,
+            moderation=self._moderation,
+            timeout=self.settings.answer_timeout,
+        )
+        if (log := self.log) is not None:
+            place = Place(conversation.name, len(conversation.turns))
+
+            async def keep() -> None:
+                await asyncio.to_thread(log.answer, place, turn, wish.params, wish.system)
+
+            answering.then(keep)
+        yield
+        async for _ in answering.looks():
+            yield

@@ -1,0 +1,285 @@
+"""The page itself: gradio's components, and which of them calls whom at the desk."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import gradio as gr
+
+from llavakit.errors import InputError, LlavaKitError
+from llavakit.web import look
+from llavakit.web.answering import sentence
+from llavakit.web.desk import Desk, Wish
+from llavakit.web.guard import COOKIE
+from llavakit.web.rendering import feedback, to_chat, turn_of, typed
+from llavakit.web.tasks import TASKS, ReadyTask
+from llavakit.web.visitors import Visit
+
+FLAGS = ("Like", "Dislike", "Flag")
+"""Votes are thumbs; the flag is for what nobody should have been told."""
+_FILES = ["image", ".pdf", ".tif", ".tiff"]
+_LISTENING: dict[str, Any] = {
+    "concurrency_limit": None,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+
+Updates: TypeAlias = AsyncIterator[tuple[Any, Any]]
+"""Of the conversation and the box."""
+Values: TypeAlias = Mapping[Any, Any]
+"""What stands in the components."""
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """The page of a desk."""
+    return _Page(desk).blocks
+
+
+class _Page:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        with gr.Blocks(title="llavakit", fill_height=True, analytics_enabled=False) as self.blocks:
+            self._token = gr.Textbox(visible="hidden")
+            self._draw_settings()
+            self._draw_top()
+            self._chat = self._draw_chat()
+            with gr.Row(elem_id="lk-tasks"):
+                self._tasks = [gr.Button(task.label, size="sm", min_width=0) for task in TASKS]
+            self._box = self._draw_box()
+            gr.HTML(look.foot(desk.log is not None), elem_id="lk-foot")
+            self._listen()
+
+    # What there is to see
+
+    def _draw_top(self) -> None:
+        with gr.Row(elem_id="lk-top"):
+            gr.HTML(look.HEAD, elem_id="lk-name")
+            self._again = gr.Button("Regenerate", size="sm", min_width=0, elem_id="lk-again")
+            self._clear = gr.Button("New chat", size="sm", min_width=0, elem_id="lk-clear")
+            self._dark = gr.Button("◐", size="sm", min_width=0, elem_id="lk-dark")
+
+    def _draw_chat(self) -> gr.Chatbot:
+        return gr.Chatbot(
+            elem_id="lk-chat",
+            show_label=False,
+            scale=1,
+            height="auto",
+            min_height=200,
+            editable="user",
+            buttons=["copy"],
+            layout="bubble",
+            latex_delimiters=[],  # a dollar is a dollar
+            allow_tags=False,
+            feedback_options=FLAGS,
+            placeholder=look.EMPTY,
+            examples=[
+                {"text": example.question, "files": [str(example.file)]}
+                for example in self._desk.examples
+            ],
+        )
+
+    def _draw_box(self) -> gr.MultimodalTextbox:
+        return gr.MultimodalTextbox(
+            elem_id="lk-box",
+            show_label=False,
+            label="Your question",
+            file_types=_FILES,
+            file_count="multiple",
+            placeholder="Add pictures or a PDF, and ask about them",
+            max_plain_text_length=self._desk.settings.max_text,
+            autofocus=True,
+            submit_btn=True,
+            stop_btn=False,
+        )
+
+    def _draw_settings(self) -> None:
+        settings, shelf = self._desk.settings, self._desk.shelf
+        with gr.Sidebar(position="right", open=False, label="Settings", elem_id="lk-settings"):
+            gr.HTML("<h2>Settings</h2>")
+            model = gr.Dropdown(
+                [(offer.label, offer.name) for offer in shelf.offers],
+                value=shelf.default,
+                label="Model",
+                interactive=True,
+            )
+            temperature = gr.Slider(
+                0,
+                2,
+                value=settings.temperature,
+                step=0.05,
+                label="Temperature",
+                info="0 always takes the likeliest word.",
+            )
+            top_p = gr.Slider(
+                0.05,
+                1,
+                value=settings.top_p,
+                step=0.05,
+                label="Top-p",
+                info="Draw from the likeliest words of this share only.",
+            )
+            max_tokens = gr.Slider(
+                1, settings.most_tokens, value=settings.max_tokens, step=1, label="Longest answer"
+            )
+            seed = gr.Number(
+                value=None,
+                precision=0,
+                label="Seed",
+                info="The same seed gives the same answer; empty draws anew.",
+            )
+            system = gr.Textbox(
+                label="System text",
+                lines=3,
+                placeholder="Empty: what the model was trained with",
+                max_length=settings.max_text,
+            )
+            pages = gr.Textbox(
+                label="Pages of documents", placeholder="All; or, such as, 1-3,7", max_length=100
+            )
+        self._controls = [model, temperature, top_p, max_tokens, seed, system, pages]
+
+    # What happens
+
+    def _listen(self) -> None:
+        box, chat, shown = self._box, self._chat, [self._chat, self._box]
+        controls = set(self._controls)
+        box.submit(self._send, {box, *controls}, shown, **_LISTENING)
+        box.stop(self._stop, None, None, **_LISTENING)
+        for button, task in zip(self._tasks, TASKS, strict=True):
+            button.click(self._task(task), {box, *controls}, shown, **_LISTENING)
+        chat.example_select(self._example, controls, shown, **_LISTENING)
+        chat.edit(self._edit, controls, shown, **_LISTENING)
+        chat.retry(self._regenerate, controls, shown, **_LISTENING)
+        self._again.click(self._regenerate, controls, shown, **_LISTENING)
+        for cleared in (self._clear.click, chat.clear):
+            cleared(self._new_chat, None, shown, **_LISTENING)
+        if self._desk.log is not None:
+            chat.like(self._vote, None, None, **_LISTENING)
+        self._dark.click(None, None, None, js=look.TOGGLE_DARK)
+        loaded = self.blocks.load(
+            self._enter, self._token, [*shown, self._token], js=look.FIND_TOKEN, **_LISTENING
+        )
+        loaded.then(None, self._token, None, js=look.KEEP_TOKEN)
+        # Only a page with something to unload keeps the connection that tells who is here.
+        self.blocks.unload(lambda: None)
+
+    def _visit(self, request: gr.Request) -> Visit:
+        visit = self._desk.visitors.of(request.session_hash or "")
+        visit.owner = visit.owner or request.cookies.get(COOKIE, "")
+        return visit
+
+    def _wish(self, values: Values) -> Wish:
+        return self._desk.wish(*(values[control] for control in self._controls))
+
+    async def _enter(self, token: str, request: gr.Request) -> tuple[Any, Any, str]:
+        with _told():
+            visit = self._desk.visitors.enter(request.session_hash or "", token or "")
+            return self._look(visit), _asking(), visit.token
+        return gr.skip(), gr.skip(), ""
+
+    async def _send(self, values: Values, request: gr.Request) -> Updates:
+        with _told():
+            visit, (text, files) = self._visit(request), self._typed(values)
+            changes = self._desk.send(visit, text, files, self._wish(values))
+            async for update in self._show(visit, changes, empty_box=True):
+                yield update
+
+    def _task(self, task: ReadyTask) -> Callable[..., Updates]:
+        async def asked(values: Values, request: gr.Request) -> Updates:
+            with _told():
+                visit, (text, files) = self._visit(request), self._typed(values)
+                question = task.question(text)
+                if not question:
+                    raise InputError("Write the question first; a word or two answer it then.")
+                if not files and not visit.conversation.pictures:
+                    raise InputError("Add a picture first.")
+                changes = self._desk.send(visit, question, files, self._wish(values))
+                async for update in self._show(visit, changes, empty_box=True):
+                    yield update
+
+        return asked
+
+    def _typed(self, values: Values) -> tuple[str, list[str]]:
+        value = values[self._box] or {}
+        return value.get("text") or "", [str(file) for file in value.get("files") or ()]
+
+    async def _example(self, values: Values, request: gr.Request, chosen: gr.SelectData) -> Updates:
+        with _told():
+            visit = self._visit(request)
+            changes = self._desk.example(visit, int(chosen.index), self._wish(values))
+            async for update in self._show(visit, changes):
+                yield update
+
+    async def _edit(self, values: Values, request: gr.Request, edited: gr.EditData) -> Updates:
+        visit = self._visit(request)
+        try:
+            turn, text = turn_of(edited.index), typed(str(edited.value))
+            changes = self._desk.edit(visit, turn, text, self._wish(values))
+            async for update in self._show(visit, changes):
+                yield update
+        except LlavaKitError as error:
+            gr.Info(sentence(error))
+            yield self._look(visit), gr.skip()  # the browser has changed the question already
+
+    async def _regenerate(self, values: Values, request: gr.Request) -> Updates:
+        with _told():
+            visit = self._visit(request)
+            changes = self._desk.again(visit, self._wish(values))
+            async for update in self._show(visit, changes):
+                yield update
+
+    async def _new_chat(self, request: gr.Request) -> tuple[Any, Any]:
+        visit = self._visit(request)
+        self._desk.clear(visit)
+        return self._look(visit), _asking()
+
+    async def _stop(self, request: gr.Request) -> None:
+        self._visit(request).stop()
+
+    async def _vote(self, request: gr.Request, vote: gr.LikeData) -> None:
+        word = {True: FLAGS[0], False: FLAGS[1]}.get(vote.liked, vote.liked)
+        with _told():
+            await self._desk.vote(self._visit(request), turn_of(vote.index), str(word) or None)
+
+    async def _show(
+        self, visit: Visit, changes: AsyncIterator[None], *, empty_box: bool = False
+    ) -> Updates:
+        """The conversation at every change; the box sends before and after, and stops between."""
+        begun = False
+        async for _ in changes:
+            if visit.busy:
+                box = gr.skip() if begun else _stopping(empty_box)
+                begun = True
+                yield self._look(visit), box
+        yield self._look(visit), _asking() if begun or not empty_box else _emptied()
+
+    def _look(self, visit: Visit) -> Any:
+        value = to_chat(visit.conversation)
+        if self._desk.log is None:
+            return value
+        return gr.Chatbot(value=value, feedback_value=feedback(visit.conversation))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tells what a visitor did wrong as a plain notice."""
+    try:
+        yield
+    except LlavaKitError as error:
+        gr.Info(sentence(error))
+
+
+def _asking() -> Any:
+    return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
+
+
+def _emptied() -> Any:
+    return gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)
+
+
+def _stopping(empty: bool) -> Any:
+    if empty:
+        return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+    return gr.MultimodalTextbox(submit_btn=False, stop_btn=True)

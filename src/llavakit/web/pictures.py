@@ -1,0 +1,196 @@
+"""Uploads -> pictures: opened once and kept in memory, while the files are removed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llavakit._sniff import sniff
+from llavakit.documents import Document, Failure, PageRange, open_files
+from llavakit.errors import InputError
+from llavakit.images import Picture, open_picture
+from llavakit.sources import SourcePolicy, read_file
+from llavakit.values import Image
+from llavakit.web.settings import WebSettings
+
+THUMBNAIL = 480
+"""Pixels of the longer side of what the conversation shows."""
+_PAGED = ("PDF", "TIFF")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture of a conversation.
+
+    Attributes:
+        name: the file's name, with the page's number for documents.
+        image: what the model is given. A picture is held as its file, which is a tenth of
+            its pixels; a page as its pixels.
+        digest: of the pixels (see :class:`~llavakit.images.Picture`).
+        thumbnail: a small copy, as a data URI.
+        size: bytes that it takes.
+    """
+
+    name: str
+    image: Image
+    digest: str
+    thumbnail: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What became of some uploads: pictures, and a sentence for whatever was left out."""
+
+    pictures: tuple[Shown, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Uploads:
+    """Opens what visitors upload, and sees to it that nothing stays.
+
+    The web framework stores equal files once, under one path. So it is counted who uploaded
+    what; a file goes when nobody is left who has not sent it yet. Belongs to one event loop,
+    but for :meth:`open`.
+
+    Args:
+        folder: where uploads lie; nothing outside it is read.
+        settings: the caps.
+    """
+
+    def __init__(self, folder: Path, settings: WebSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._policy: SourcePolicy = settings.policy(folder)
+        self._held: dict[str, Counter[str]] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether uploads that nobody sent yet take all the room that there is for them."""
+        sizes = (_size(path) for path in self._held)
+        return sum(sizes) >= self._settings.max_upload_bytes
+
+    def came(self, owner: str, paths: Iterable[str]) -> None:
+        """Notes that a browser uploaded files."""
+        for path in paths:
+            self._held.setdefault(path, Counter())[owner] += 1
+
+    def claim(self, owner: str, paths: Iterable[str]) -> None:
+        """Checks that files are the owner's.
+
+        Raises:
+            InputError: one is not, or is gone.
+        """
+        for path in paths:
+            if not self._held.get(path, Counter())[owner]:
+                raise InputError(f"{Path(path).name} is not here any more; upload it again.")
+
+    def release(self, owner: str, paths: Iterable[str] | None = None) -> None:
+        """Lets go of files that the owner sent, or of all that he uploaded."""
+        everything = [path for path, owners in self._held.items() if owners[owner]]
+        for path in everything if paths is None else paths:
+            owners = self._held.get(path, Counter())
+            owners[owner] = 0 if paths is None else owners[owner] - 1
+            if path in self._held and not +owners:
+                del self._held[path]
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        place = Path(path)
+        if place.resolve().is_relative_to(self._folder.resolve()):
+            with contextlib.suppress(OSError):
+                place.unlink()
+                place.parent.rmdir()
+
+    def open(self, paths: Sequence[str], pages: str = "") -> Opened:
+        """The pictures of some files, and all pages of documents, in their order.
+
+        Args:
+            paths: uploaded files.
+            pages: which pages to take of documents, such as ``"1-3,7"``; "" takes all.
+
+        Raises:
+            InputError: a file that cannot be opened, with its name; or too many pictures.
+        """
+        return self._open(paths, PageRange.parse(pages) if pages.strip() else None)
+
+    def _open(self, paths: Sequence[str], wanted: PageRange | None) -> Opened:
+        pictures: list[Shown] = []
+        notes: list[str] = []
+        most = self._settings.max_pictures
+        for path in paths:
+            name = Path(path).name
+            with named(name):
+                data = read_file(path, self._policy)
+                if sniff(data) in _PAGED:
+                    pictures += self._pages(data, name, wanted, notes)
+                else:
+                    pictures.append(shown_picture(data, name, self._policy))
+            if len(pictures) > most:
+                raise InputError(
+                    f"A message takes {most} pictures; send fewer, or name the pages that matter "
+                    "in the settings."
+                )
+        return Opened(tuple(pictures), tuple(notes))
+
+    def _pages(
+        self, data: bytes, name: str, wanted: PageRange | None, notes: list[str]
+    ) -> list[Shown]:
+        most = self._settings.max_pages
+        found: list[Shown] = []
+        # One more than is taken, so that somebody notices.
+        for page in open_files([Document(data, wanted)], policy=self._policy):
+            if isinstance(page, Failure):
+                raise page.error
+            if len(found) == most:
+                notes.append(
+                    f"Only the first {most} pages of {name} were taken; name others in the "
+                    "settings, such as 17-20."
+                )
+                break
+            found.append(_shown(page.picture, f"{name}, page {page.number}", page.picture))
+        return found
+
+
+def shown_picture(data: bytes, name: str, policy: SourcePolicy) -> Shown:
+    """A picture's file as part of a conversation.
+
+    Raises:
+        ImageError: it cannot be used.
+    """
+    return _shown(data, name, open_picture(data, policy))
+
+
+def _shown(held: bytes | Picture, name: str, picture: Picture) -> Shown:
+    width, height = picture.size
+    size = len(held) if isinstance(held, bytes) else 3 * width * height
+    return Shown(name, Image(held), picture.digest, _thumbnail(picture), size)
+
+
+def _thumbnail(picture: Picture) -> str:
+    small = picture.rgb.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    jpeg = io.BytesIO()
+    small.save(jpeg, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + b64encode(jpeg.getvalue()).decode("ascii")
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Says which file an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,210 @@
+"""The page as a server: where files go, which doors are open, and how it ends."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+# Read when gradio is imported: it tells nobody that it runs.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from llavakit.backend import Backend
+from llavakit.errors import ParameterError
+from llavakit.values import SamplingParams
+from llavakit.web import look
+from llavakit.web.desk import Desk
+from llavakit.web.examples import draw_examples
+from llavakit.web.guard import Guard
+from llavakit.web.log import ConversationLog
+from llavakit.web.moderation import Moderation
+from llavakit.web.offered import Offer
+from llavakit.web.page import build
+from llavakit.web.pictures import Uploads
+from llavakit.web.settings import WebSettings
+from llavakit.web.shelf import Shelf
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class RunningPage:
+    """A page that is up.
+
+    Attributes:
+        url: its address.
+        share_url: its address on the internet, if it is shared.
+        desk: what happens behind it.
+    """
+
+    def __init__(
+        self, desk: Desk, blocks: gr.Blocks, folder: Path, url: str, share_url: str | None
+    ) -> None:
+        self.desk = desk
+        self.url = url
+        self.share_url = share_url
+        self._blocks = blocks
+        self._folder = folder
+        self._closed = threading.Event()
+
+    def wait(self) -> None:
+        """Returns when somebody closed the page."""
+        self._closed.wait()
+
+    def close(self) -> None:
+        """Ends everything, and removes what was uploaded; safe to call twice."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._blocks.close(verbose=False)
+        self.desk.shelf.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def serve(
+    offers: Sequence[Offer],
+    load: Callable[[str], Backend],
+    *,
+    kept: int = 1,
+    settings: WebSettings | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    accounts: Sequence[tuple[str, str]] = (),
+    log_dir: Path | None = None,
+    moderation: Moderation | None = None,
+    failed: Callable[[BaseException], None] | None = None,
+) -> RunningPage:
+    """Starts the page, and returns while it runs.
+
+    The first model is loaded in the background at once.
+
+    Args:
+        offers: the models of the list (:func:`llavakit.web.offered.offers`).
+        load: gives the backend of an offer's name.
+        kept: how many offers, from the first, stay in memory; of the others one at a time.
+        settings: defaults and limits.
+        host: the address to listen on.
+        port: 0 takes a free one.
+        share: let the whole internet in, through servers of gradio's makers.
+        accounts: names and passwords; without any, everybody who reaches the page may use it.
+        log_dir: where the conversation log goes; None keeps none.
+        moderation: the hook that may refuse a question.
+        failed: told why the first model could not be loaded.
+
+    Raises:
+        ParameterError: the port is taken, or the log cannot be written.
+    """
+    settings = settings or WebSettings()
+    log = None if log_dir is None else ConversationLog(log_dir)
+    port = _free(host, port)
+    folder = Path(tempfile.mkdtemp(prefix="llavakit-web-")).resolve()
+    uploads = folder / "uploads"
+    uploads.mkdir()
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    desk = Desk(
+        settings,
+        Shelf(offers, kept, load),
+        Uploads(uploads, settings),
+        examples=draw_examples(folder / "examples"),
+        log=log,
+        moderation=moderation,
+    )
+    # A name that leads to loopback is not ours (DNS rebinding); elsewhere nobody knows names.
+    hosts = LOOPBACK if is_loopback(host) and not share else ()
+    blocks = build(desk)
+    blocks.queue(default_concurrency_limit=None, max_size=None)
+    try:
+        _, url, share_url = blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            auth=list(accounts) or None,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            allowed_paths=[],
+            max_file_size=settings.max_file_bytes,
+            app_kwargs={"middleware": [Middleware(Guard, desk, uploads, hosts)]},
+            theme=_theme(),
+            css=look.STYLE,
+            head=look.SCRIPT,
+            inbrowser=False,
+        )
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    page = RunningPage(desk, blocks, folder, url.rstrip("/"), share_url)
+    threading.Thread(
+        target=_warm_up, args=(desk.shelf, failed), name="llavakit-web-load", daemon=True
+    ).start()
+    return page
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _warm_up(shelf: Shelf, failed: Callable[[BaseException], None] | None) -> None:
+    try:
+        with shelf.using(shelf.default) as backend:
+            backend.generate("Hello", SamplingParams(max_tokens=1))
+            shelf.loaded(shelf.default)
+    except Exception as error:
+        if failed is not None:
+            failed(error)
+
+
+def _free(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ParameterError(
+                f"Port {port} of {host} cannot be used ({error.strerror}); choose another."
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _theme() -> Any:
+    return gr.themes.Default(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=list(look.FONT),
+        font_mono=list(look.MONO),
+    )

@@ -1,0 +1,71 @@
+"""What the page allows its visitors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from llavakit.errors import ParameterError
+from llavakit.sources import SourcePolicy
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WebSettings:
+    """Defaults and limits of the page; all of it plain values.
+
+    Attributes:
+        temperature: what the page starts with, as ``top_p`` and ``max_tokens``.
+        top_p: as in the page of the original LLaVA.
+        max_tokens: most tokens of an answer.
+        most_tokens: the largest ``max_tokens`` that a visitor may set.
+        max_file_bytes: most bytes of one upload.
+        max_pixels: most pixels of one picture, checked before it is decoded.
+        max_pictures: most pictures of one message, the pages of documents among them.
+        max_pages: most pages that are taken of one document.
+        max_upload_bytes: most bytes of uploads that nobody sent yet, of all visitors.
+        max_kept_bytes: most bytes of pictures that one conversation may hold.
+        max_text: most characters of a message or a system text.
+        max_turns: most questions of one conversation.
+        max_visitors: most visitors whose conversations are held.
+        seats: answers that are computed at once; they share the engine's batch.
+        places: visitors who may wait in line behind them; one more is refused.
+        linger: seconds for which a conversation is held after its tab was closed, so that
+            reloading the page finds it again. Its running answer is cancelled at once.
+        answer_timeout: seconds in which an answer must be complete; waiting in line is not
+            counted.
+    """
+
+    temperature: float = 0.2
+    top_p: float = 0.7
+    max_tokens: int = 512
+    most_tokens: int = 4096
+    max_file_bytes: int = 20 * MIB
+    max_pixels: int = 40_000_000
+    max_pictures: int = 16
+    max_pages: int = 16
+    max_upload_bytes: int = 2048 * MIB
+    max_kept_bytes: int = 128 * MIB
+    max_text: int = 20_000
+    max_turns: int = 100
+    max_visitors: int = 256
+    seats: int = 16
+    places: int = 64
+    linger: float = 60.0
+    answer_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value < 0 or (value == 0 and field.name not in ("temperature", "places", "linger")):
+                raise ParameterError(f"{field.name} is {value!r}; it must be above 0.")
+
+    def policy(self, folder: Path) -> SourcePolicy:
+        """What may be opened: uploads in their folder and nothing else."""
+        return SourcePolicy(
+            roots=(folder,),
+            allow_urls=False,
+            max_bytes=self.max_file_bytes,
+            max_pixels=self.max_pixels,
+        )
