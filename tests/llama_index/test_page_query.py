@@ -22,6 +22,7 @@ from llavakit.errors import (
     SourceNotAllowedError,
     SourceNotFoundError,
 )
+from llavakit.images import open_picture
 from llavakit.llama_index import (
     PAGES_TEMPLATE,
     LLaVA,
