@@ -35,6 +35,7 @@ def test_demo_answers_every_question_right():
         assert found is not None
         assert int(found[1]) == int(found[2]) >= 8
     assert "0 pictures encoded anew" in printed
+    assert printed.count("10 of 10 right, with the page cited") == 2
     for kind in (".png", ".jpg", ".webp", ".pdf p."):
         assert kind in printed
 

@@ -54,6 +54,14 @@ def test_a_page_is_drawn_again_from_its_document(pdf):
     assert [page.source for page in pages] == [str(pdf)] * 2
 
 
+def test_a_relative_path_is_found_again_from_another_directory(pdf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (first, *_) = referenced(Path(pdf.name))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert colour(again([first])[0]) == COLOURS[0]
+
+
 def test_the_view_of_the_index_is_the_view_of_the_page_found_again(pdf):
     view = View(dpi=40)
     (page, *_) = opened(pdf, dpi=40)

@@ -29,7 +29,8 @@ class PageReference:
     """A page without its pixels.
 
     Attributes:
-        source: the document's path or address, as in :class:`~llavakit.documents.Page`.
+        source: the document's path or address. A path is absolute, for whoever looks for the page
+            again may stand in another directory.
         number: the page's number; the first is 1.
         sha256: the digest of its picture.
         size: width and height in pixels.
@@ -59,9 +60,8 @@ class PageReference:
         """
         view = view or _VIEW
         kept = None if store is None else str(store.put(page.picture).absolute())
-        return cls(
-            page.source, page.number, page.digest, page.size, view.dpi, view.max_pixels, kept
-        )
+        source = _lasting(page.source)
+        return cls(source, page.number, page.digest, page.size, view.dpi, view.max_pixels, kept)
 
     def metadata(self) -> dict[str, Any]:
         """The reference as a flat dictionary of strings and numbers, as vector stores keep it."""
@@ -102,6 +102,15 @@ class PageReference:
                 f"These metadata name no page picture ({type(error).__name__}: {error}); index "
                 "the document with llavakit's page loader or reader."
             ) from error
+
+
+def _lasting(source: str) -> str:
+    if "://" in source:
+        return source
+    try:
+        return str(Path(source).absolute()) if Path(source).exists() else source
+    except (OSError, ValueError):  # no path, but words for a document without a name
+        return source
 
 
 def reopen(
