@@ -95,15 +95,19 @@ class LocalBackend(Backend):
 
     def _reader_locked(self) -> Reader:
         if self._reader is None:
+            from llavakit.model.adapter import is_hf_adapter
             from llavakit.model.loader import load_reader
             from llavakit.model.locate import locate
 
             model, base = self.config.model, self.config.model_base
+            path = locate(model, self.config.revision)
+            # What the original trained needs a base with the original's names.
+            original = not is_hf_adapter(path)
             self._reader = load_reader(
-                locate(model, self.config.revision),
+                path,
                 conv_mode=self.config.conv_mode,
                 name=model,
-                model_base=None if base is None else locate(base, original=True),
+                model_base=None if base is None else locate(base, original=original),
             )
         return self._reader
 

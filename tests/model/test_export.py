@@ -221,7 +221,7 @@ def test_directory_that_holds_something_is_left_alone(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("at", ["_write_tensors", "_write_processor", "_check_prompts"])
+@pytest.mark.parametrize("at", ["_write_tensors", "describe", "check_same_prompts"])
 def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch, at: str):
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

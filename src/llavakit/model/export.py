@@ -6,7 +6,6 @@ one shard at a time; the model is never built.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError, ParameterError
-from llavakit.model.chat_template import PROBE
+from llavakit.model.adapter import is_hf_adapter
+from llavakit.model.description import check_same_prompts, write_json
 from llavakit.model.loader import Reader, load_reader, settings_of
 from llavakit.model.locate import locate
 from llavakit.model.original.checkpoint import OriginalCheckpoint
 from llavakit.model.original.config import is_original
-from llavakit.model.original.jinja import chat_template
+from llavakit.model.original.description import check_plain
 from llavakit.model.original.tensors import Tensors
 from llavakit.model.original.weights import EMBEDDINGS
-from llavakit.prompts.templates import template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,14 +39,17 @@ def export(
     conv_mode: str | None = None,
     dtype: str = "auto",
 ) -> Path:
-    """Write a model of the original's as a directory that transformers and vLLM load.
+    """Write a model of the original's, or an adapter with its base, as an HF directory.
+
+    transformers and vLLM load it.
 
     The directory appears whole or not at all.
 
     Args:
-        model: directory or hub id of a checkpoint in the original format.
+        model: directory or hub id of a checkpoint in the original format, or of an adapter.
         out: the directory to make; it must not exist, or be empty.
-        model_base: base of a LoRA or projector-only checkpoint; it is merged.
+        model_base: base of a LoRA or projector-only checkpoint; it is merged. An adapter that
+            names its base needs none if that is here.
         conv_mode: the conversation template; None follows the original's rule for names.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"auto"`` for that of the files.
 
@@ -65,9 +67,6 @@ def export(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ParameterError(f"{out} exists and is not empty; name a new directory.")
     checkpoint = _opened(os.fspath(model), model_base, conv_mode)
-    said = template(checkpoint.conv_mode)
-    image_text = checkpoint.parts.config.image_text
-    jinja = chat_template(said, image_text, spaced=checkpoint.tokenizer.spaced)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -75,8 +74,10 @@ def export(
         raise CheckpointError(f"{target} cannot be written: {error}") from error
     try:
         beside.chmod(0o777 & ~_umask())
-        _write(checkpoint, beside, jinja, dtype)
-        _check_prompts(checkpoint, beside)
+        if isinstance(checkpoint, Reader):
+            _write_adapted(checkpoint, beside, dtype)
+        else:
+            _write(checkpoint, beside, dtype)
         beside.replace(target)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
@@ -87,18 +88,16 @@ def export(
 
 def _opened(
     model: str, model_base: str | os.PathLike[str] | None, conv_mode: str | None
-) -> OriginalCheckpoint:
+) -> OriginalCheckpoint | Reader:
     path = locate(os.path.expanduser(model), original=True)
+    if is_hf_adapter(path):
+        base = None if model_base is None else locate(os.fspath(model_base))
+        return load_reader(path, conv_mode=conv_mode, name=model, model_base=base)
     if not is_original(settings_of(path)):
         raise CheckpointError(f"{path} is in HF format already; use it as it is.")
     base = None if model_base is None else locate(os.fspath(model_base), original=True)
     checkpoint = OriginalCheckpoint(path, name=model, conv_mode=conv_mode, base=base)
-    if not checkpoint.plain:
-        said = checkpoint.parts.config
-        raise CheckpointError(
-            f"{said.file} asks for {said.projector} and {said.merge}, and transformers has no "
-            "class for such a model; run it with llavakit, which reads it as it is."
-        )
+    check_plain(checkpoint)
     return checkpoint
 
 
@@ -108,89 +107,41 @@ def _umask() -> int:
     return mask
 
 
-def _write(checkpoint: OriginalCheckpoint, path: Path, jinja: str, dtype: str) -> None:
-    from transformers import GenerationConfig
-
+def _write(checkpoint: OriginalCheckpoint, path: Path, dtype: str) -> None:
     tensors = checkpoint.tensors()
     kind = tensors[EMBEDDINGS[0]][:1].dtype if dtype == "auto" else _torch_dtype(dtype)
+    checkpoint.config.dtype = kind
+    describe(checkpoint.reader(), path)
     _write_tensors(tensors, path, kind)
-    config = checkpoint.config
-    next_generation = config.model_type == "llava_next"
-    name = "LlavaNext" if next_generation else "Llava"
-    config.architectures = [f"{name}ForConditionalGeneration"]
-    config.dtype = kind
-    config.save_pretrained(path)
-    tokenizer = _plain_tokenizer(checkpoint.tokenizer.hf, jinja)
-    reader = checkpoint.reader()
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(reader.special.stops),
-        pad_token_id=tokenizer.pad_token_id,
-        stop_strings=_spelt_stops(reader) or None,
-    ).save_pretrained(path)
-    _write_processor(checkpoint, tokenizer, path, jinja, f"{name}Processor")
 
 
-def _spelt_stops(reader: Reader) -> list[str]:
-    """Stop strings that no id stands for.
+def describe(reader: Reader, path: Path) -> None:
+    """Write all files of a checkpoint in HF format but its weights.
 
-    ``generate`` of transformers asks for the tokenizer where there are any, so there are none
-    that are not needed.
+    Raises:
+        CheckpointError: its prompts cannot be written for other programs.
     """
-    ids = reader.tokenizer.tokenizer.get_vocab()
-    stops = reader.tokenizer.stop_strings
-    return [one for one in stops if ids.get(one) not in reader.special.stops]
+    reader.describe(reader, path)
+    check_same_prompts(reader, load_reader(path))
+
+
+def _write_adapted(reader: Reader, path: Path, dtype: str) -> None:
+    """An adapter merged into its base."""
+    import torch
+
+    kind = torch.float32 if dtype == "auto" else _torch_dtype(dtype)
+    if dtype == "auto":
+        kind = getattr(reader.config, "dtype", None) or torch.float32
+    # The sum is rounded once, when it is written.
+    model = reader.build({"dtype": torch.float32}).to(kind)
+    describe(reader, path)
+    model.save_pretrained(path)
 
 
 def _torch_dtype(name: str) -> Any:
     import torch
 
     return getattr(torch, name)
-
-
-def _plain_tokenizer(hf: Any, jinja: str) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=hf.backend_tokenizer,
-        **{name: getattr(hf, name) for name in names if getattr(hf, name) is not None},
-        extra_special_tokens={"image_token": "<image>"},
-        clean_up_tokenization_spaces=False,
-        chat_template=jinja,
-    )
-
-
-def _write_processor(
-    checkpoint: OriginalCheckpoint, tokenizer: Any, path: Path, jinja: str, name: str
-) -> None:
-    import transformers
-
-    config = checkpoint.config
-    getattr(transformers, name)(
-        image_processor=checkpoint.processor,
-        tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,  # CLIP's CLS
-        image_token="<image>",
-        chat_template=jinja,
-    ).save_pretrained(path)
-    # Older programs look for the pictures' settings in a file of their own, and every program
-    # knows these two class names.
-    settings = checkpoint.processor.to_dict()
-    settings["image_processor_type"] = name.replace("Processor", "ImageProcessor")
-    settings["processor_class"] = name
-    _write_json(path / "preprocessor_config.json", settings)
-    file = path / "tokenizer_config.json"
-    _write_json(
-        file,
-        {**json.loads(file.read_text("utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"},
-    )
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_tensors(tensors: Tensors, path: Path, dtype: Any) -> None:
@@ -211,7 +162,7 @@ def _write_tensors(tensors: Tensors, path: Path, dtype: Any) -> None:
         (path / f"{number}.partial").rename(path / file)
         weight_map |= dict.fromkeys(held, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(path / "model.safetensors.index.json", index)
+    write_json(path / "model.safetensors.index.json", index)
 
 
 def _shards(tensors: Tensors, dtype: Any) -> Iterator[dict[str, Tensor]]:
@@ -226,18 +177,3 @@ def _shards(tensors: Tensors, dtype: Any) -> Iterator[dict[str, Tensor]]:
         shard[name] = tensor
         size += tensor.nbytes
     yield shard
-
-
-def _check_prompts(checkpoint: OriginalCheckpoint, path: Path) -> None:
-    """A directory whose prompts differ would answer badly without a word; it is not kept."""
-    mine, theirs = checkpoint.reader(), load_reader(path)
-    same = (
-        mine.tokenizer.encode(PROBE) == theirs.tokenizer.encode(PROBE)
-        and mine.special.stops == theirs.special.stops
-        and _spelt_stops(mine) == list(theirs.tokenizer.stop_strings)
-    )
-    if not same:
-        raise CheckpointError(
-            f"The prompts of {checkpoint.parts.path} cannot be written as the original writes "
-            "them for other programs; run it with llavakit, which reads it as it is."
-        )

@@ -7,6 +7,7 @@ from typing import Any
 
 from llavakit.errors import CheckpointError
 from llavakit.model.chat_template import prompt_tokenizer
+from llavakit.model.description import copy_description
 from llavakit.model.layout import layout_of
 from llavakit.model.preprocess import ImagePreprocessor, image_processor
 from llavakit.model.reader import Reader, built, context_length, revision_of
@@ -46,6 +47,7 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
         context_length=context_length(config.text_config),
         revision=revision,
         build=lambda options: _build(path, options),
+        describe=lambda reader, out: copy_description(path, reader, out),
     )
 
 

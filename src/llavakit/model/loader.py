@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError
+from llavakit.model.adapter import is_hf_adapter, read_adapter
 from llavakit.model.hf import read_hf
 from llavakit.model.original.config import is_original
 from llavakit.model.quantization import (
@@ -52,6 +53,10 @@ def load_reader(
         ParameterError: no template is called ``conv_mode``.
     """
     name = name or str(path)
+    if is_hf_adapter(path):
+        return read_adapter(
+            path, model_base, conv_mode, lambda base, mode: load_reader(base, conv_mode=mode)
+        )
     if is_original(settings_of(path)):
         from llavakit.model.original.checkpoint import read_original
 

@@ -36,7 +36,7 @@ def locate(model: str, revision: str | None = None, *, original: bool = False) -
 
     Raises:
         ModelNotFoundError: nothing of that name; the message names the nearest known ones.
-        CheckpointError: a directory without a ``config.json``.
+        CheckpointError: a directory without a ``config.json`` or ``adapter_config.json``.
     """
     if model == "demo":
         from llavakit.demo import checkpoint_path
@@ -44,7 +44,7 @@ def locate(model: str, revision: str | None = None, *, original: bool = False) -
         return checkpoint_path()
     path = Path(model)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise CheckpointError(
                 f"{model} has no config.json; name the directory that holds the checkpoint itself."
             )

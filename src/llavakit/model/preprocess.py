@@ -94,6 +94,10 @@ class ImagePreprocessor:
         self._in_flight: weakref.WeakValueDictionary[str, Pixels] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
+    def of_weights(self, revision: str) -> ImagePreprocessor:
+        """The same preprocessing for other weights."""
+        return ImagePreprocessor(self._alone[0], revision)
+
     def __call__(self, picture: Picture, pictures: int = 1) -> Pixels:
         """The pixels of a picture, one of ``pictures`` in its prompt; not yet preprocessed."""
         processor, identity = self._alone if pictures == 1 else self._several

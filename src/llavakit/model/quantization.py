@@ -82,6 +82,8 @@ def check_quantized(model: Any, kind: Quantization) -> None:
     library = bitsandbytes()
     quantised = library.nn.Linear4bit if kind == "4bit" else library.nn.Linear8bitLt
     for name, layer in _linear_layers(model):
+        if ".lora_" in name:  # an adapter beside the layer
+            continue
         kept = any(name == one or name.startswith(f"{one}.") for one in KEPT)
         if kept and isinstance(layer, (library.nn.Linear4bit, library.nn.Linear8bitLt)):
             raise CheckpointError(

@@ -37,6 +37,8 @@ class Reader:
         context_length: tokens of prompt and answer together.
         revision: identity of the weights.
         build: makes the HF model of the weights; raises ``CheckpointError``.
+        describe: writes all files of the checkpoint in HF format but its weights, for this
+            reader or one that was made from it.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Reader:
     context_length: int
     revision: str
     build: Build
+    describe: Callable[[Reader, Path], None]
 
 
 def built(path: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Any:

@@ -145,7 +145,7 @@ def _turns(said: Any, who: str, what: str) -> list[tuple[TurnRole, Any]]:
 
 
 def _pictures(record: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Any]:
-    found = next((record[key] for key in keys if record.get(key) is not None), [])
+    found: Any = next((record[key] for key in keys if record.get(key) is not None), [])
     return iter(found if isinstance(found, (list, tuple)) else [found])
 
 

@@ -6,6 +6,7 @@ Read are the original's JSON lists, JSON Lines, directories that Hugging Face ``
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def _saved_dataset(path: Path) -> Any:
 
 def _datasets() -> Any:
     try:
-        import datasets
+        datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise MissingDependencyError(
             'Data sets need datasets; install it with `pip install "llavakit[train]"`.'

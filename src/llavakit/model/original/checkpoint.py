@@ -83,7 +83,13 @@ class OriginalCheckpoint:
             context_length=context_length(self.config.text_config),
             revision=revision,
             build=self.build,
+            describe=self._describe,
         )
+
+    def _describe(self, reader: Reader, path: Path) -> None:
+        from llavakit.model.original.description import describe_original
+
+        describe_original(self, reader, path)
 
     def _special(self, stop_strings: tuple[str, ...]) -> Special:
         hf = self.tokenizer.hf

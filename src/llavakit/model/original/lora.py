@@ -35,7 +35,7 @@ def merge_lora(tensors: Tensors, path: Path) -> Tensors:
             a base that the adapter does not fit.
     """
     settings = read_json(path / ADAPTER_CONFIG)
-    _check_kind(settings, path)
+    check_kind(settings, path)
     file = first_of(path, ADAPTERS)
     assert file is not None  # parts_of has looked
     halves: dict[str, dict[str, Stored]] = {}
@@ -59,7 +59,8 @@ def merge_lora(tensors: Tensors, path: Path) -> Tensors:
     return merged
 
 
-def _check_kind(settings: dict[str, Any], path: Path) -> None:
+def check_kind(settings: dict[str, Any], path: Path) -> None:
+    """Raise a ``CheckpointError`` for adapters of any kind but plain LoRA."""
     if settings.get("peft_type", "LORA") != "LORA" or settings.get("use_dora"):
         kind = "DORA" if settings.get("use_dora") else settings["peft_type"]
         raise CheckpointError(
