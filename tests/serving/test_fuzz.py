@@ -28,10 +28,17 @@ def fuzzed(demo_backend):
 document = create_app(FakeBackend(name="demo"), ServerSettings(api_keys=(KEY,))).openapi()
 # A list longer than it may be can make a body longer than it may be.
 REJECTED = [400, 401, 403, 404, 405, 413, 415]
-config = schemathesis.Config.from_dict(
-    {"checks": {"negative_data_rejection": {"expected-statuses": REJECTED}}}
-)
-schema = schemathesis.openapi.from_dict(document, config=config)
+REJECTION = {"negative_data_rejection": {"expected-statuses": REJECTED}}
+
+
+def loaded(*, coverage):
+    """The document; ``coverage`` adds each boundary of each field to what is drawn by chance."""
+    phases = {"coverage": {"enabled": coverage}}
+    config = schemathesis.Config.from_dict({"checks": REJECTION, "phases": phases})
+    return schemathesis.openapi.from_dict(document, config=config)
+
+
+quick, thorough = loaded(coverage=False), loaded(coverage=True)
 COMMON = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
@@ -40,15 +47,15 @@ COMMON = {
 }
 
 
-@schema.parametrize()
-@settings(max_examples=6, **COMMON)
+@quick.parametrize()
+@settings(max_examples=20, **COMMON)
 def test_no_request_brings_the_server_down(case, fuzzed):
     headers = {"Authorization": f"Bearer {KEY}"}
     case.call_and_validate(fuzzed.url, headers=headers, excluded_checks=UNDECIDABLE)
 
 
 @pytest.mark.slow
-@schema.parametrize()
+@thorough.parametrize()
 @settings(max_examples=300, **COMMON)
 def test_no_request_of_very_many_brings_the_server_down(case, fuzzed):
     headers = {"Authorization": f"Bearer {KEY}"}

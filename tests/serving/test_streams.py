@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from llavakit.errors import EngineError, RequestCancelledError
+from llavakit.serving.answering import Listener
 from llavakit.streams import AnswerStream, Channel
 from llavakit.testing import FakeBackend
 from llavakit.values import Chunk, Completion
@@ -127,6 +128,17 @@ async def test_a_client_that_leaves_while_its_pictures_are_opened_is_not_answere
     app.service._pool.shutdown(wait=True)
     assert app.backend.cancelled == len(app.backend.requests)
     assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
+
+
+async def test_who_left_has_left_for_good():
+    said = [{"type": "http.request"}, {"type": "http.disconnect"}]
+
+    async def receive():
+        return said.pop(0)
+
+    listener = Listener(receive)
+    heard = [(await listener())["type"] for _ in range(4)]
+    assert heard == ["http.request", *["http.disconnect"] * 3]
 
 
 async def test_pictures_of_a_request_that_is_over_are_not_counted(client):

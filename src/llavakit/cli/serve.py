@@ -11,11 +11,13 @@ import typer
 
 import llavakit
 from llavakit.cli import options
+from llavakit.cli.cluster import cluster_of, run_cluster
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors
 from llavakit.serving.settings import MIB, ServerSettings, read_keys
 
 _SERVER = "Server"
 _LIMITS = "Limits"
+_CLUSTER = "Cluster"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -124,6 +126,31 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = 600.0,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Run replicas on Ray Serve.", rich_help_panel=_CLUSTER),
+    ] = False,
+    replicas: Annotated[
+        int | None,
+        typer.Option("--replicas", min=1, help="So many, with --ray.", rich_help_panel=_CLUSTER),
+    ] = None,
+    autoscale: Annotated[
+        str | None,
+        typer.Option(
+            "--autoscale",
+            help="As many as there is work for, such as 1-4, with --ray.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            help="A Ray cluster that runs; without it, this machine is one.",
+            show_default=False,
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
     model_base: options.ModelBase = None,
     conv_mode: options.ConvMode = None,
     load_4bit: options.Load4Bit = False,
@@ -138,6 +165,7 @@ def serve(
     Requests are answered once the model is loaded; /health tells when. The first SIGTERM or
     Ctrl-C lets running answers finish, the second ends at once.
     """
+    cluster = cluster_of(ray, replicas, autoscale, ray_address)
     with told_errors(debug):
         settings = ServerSettings(
             model_name=served_model_name or _name(model),
@@ -167,7 +195,10 @@ def serve(
                 f"llavakit: warning: anybody who reaches {host} can use this server; give it "
                 "--api-key-file, or keep it behind something that asks for a key."
             )
-        _run(model, load, settings, host, port, grace, access_log, debug)
+        if cluster is None:
+            _run(model, load, settings, host, port, grace, access_log, debug)
+        else:
+            run_cluster(model, load, settings, cluster, host, port, grace, access_log, debug)
 
 
 def _run(

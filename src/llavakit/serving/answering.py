@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from llavakit.backend import Backend
 from llavakit.errors import EngineError
@@ -133,6 +133,27 @@ async def gathered(
 
 class ClientGone(Exception):
     """The client left; there is nobody to answer."""
+
+
+class Listener:
+    """A request's ``receive`` that remembers that the client left: not every server says it twice.
+
+    Args:
+        receive: of ASGI.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left: Message | None = None
+
+    async def __call__(self) -> Message:
+        """The next message."""
+        if self._left is not None:
+            return self._left
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._left = message
+        return message
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

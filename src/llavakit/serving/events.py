@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llavakit.serving.answering import ClientGone, while_connected
+from llavakit.serving.answering import ClientGone, Listener, while_connected
 
 DONE = b"data: [DONE]\n\n"
 PING = b": still working\n\n"
@@ -29,6 +29,7 @@ class EventStream(Response):
         send_timeout: seconds that one event may wait for its reader.
         held: closed at the end, whatever happens.
         headers: further headers.
+        listener: hears of the client's leaving; the request's own, which may have heard already.
     """
 
     media_type = "text/event-stream"
@@ -39,6 +40,7 @@ class EventStream(Response):
         send_timeout: float,
         held: ExitStack,
         headers: Mapping[str, str],
+        listener: Listener,
     ) -> None:
         super().__init__(
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
@@ -48,11 +50,12 @@ class EventStream(Response):
         self._events = events
         self._send_timeout = send_timeout
         self._held = held
+        self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with contextlib.suppress(ClientGone, TimeoutError):
-                await while_connected(receive, self._tell(send))
+                await while_connected(self._listener, self._tell(send))
         finally:
             self._held.close()
             await self._events.aclose()

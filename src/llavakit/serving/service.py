@@ -20,6 +20,7 @@ from llavakit.errors import RequestCancelledError
 from llavakit.images import Picture
 from llavakit.serving.answering import (
     ClientGone,
+    Listener,
     OpenAnswers,
     close,
     gathered,
@@ -116,7 +117,8 @@ class Service:
             share = held.enter_context(self.gate.enter())
             body = await read_body(request, self.settings, share)
             clock = Clock(self.metrics)
-            asked, streams = await while_connected(request.receive, self._open(body, info, share))
+            listener = Listener(request.receive)
+            asked, streams = await while_connected(listener, self._open(body, info, share))
             clock.open = len(streams)
             held.callback(clock.over)
             held.callback(close, streams)
@@ -125,11 +127,11 @@ class Service:
             if asked.stream:
                 events = self._events(asked, streams, told, clock)
                 stack = held.pop_all()
-                return EventStream(events, self.settings.send_timeout, stack, headers)
+                return EventStream(events, self.settings.send_timeout, stack, headers, listener)
             clock.failed = True  # unless it goes well, or the client leaves
             try:
                 work = gathered(streams, clock, self.settings.ping_seconds)
-                completions = await while_connected(request.receive, work)
+                completions = await while_connected(listener, work)
             except ClientGone:
                 clock.failed = False
                 raise
