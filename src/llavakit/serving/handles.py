@@ -1,0 +1,104 @@
+"""Replicas that are reached through a handle of Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llavakit.serving.affinity import affinity_of
+from llavakit.serving.calls import END, Call, Piece
+from llavakit.serving.figures import merged_figures
+from llavakit.serving.handing import ReplicaLost
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+log = logging.getLogger(__name__)
+
+DEPLOYMENT = "replica"
+_METRICS = Call("GET", "/metrics")
+_METRICS_SECONDS = 5.0
+
+
+class RayReplicas:
+    """Replicas behind a handle of Ray Serve (see :class:`~llavakit.serving.ingress.Replicas`)."""
+
+    def __init__(self, handle: DeploymentHandle[Any], name: str) -> None:
+        self._handle = handle
+        self._name = name
+
+    async def ask(
+        self, call: Call, keys: Sequence[str], avoid: Sequence[str]
+    ) -> AsyncGenerator[list[Piece], None]:
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        affinity = affinity_of(self._name)
+        wish = affinity.ranked(affinity.living, keys, avoid)[:1]
+        replica = wish[0] if wish else ""
+        affinity.took(replica, keys)
+        answer = self._call(call, wish, avoid)
+        ended = False
+        try:
+            async for batch in answer:
+                if batch[0][0] == "from" and batch[0][1] != replica:
+                    affinity.finished(replica)
+                    replica = batch[0][1]
+                    affinity.took(replica, keys)
+                ended = ended or END in batch
+                yield batch
+        except (RayError, RayServeException) as error:
+            raise ReplicaLost from error
+        finally:
+            affinity.finished(replica)
+            if not ended:
+                answer.cancel()  # type: ignore[no-untyped-call]
+
+    def _call(
+        self, call: Call, wish: Sequence[str], avoid: Sequence[str] = ()
+    ) -> DeploymentResponseGenerator[list[Piece]]:
+        method = self._handle.options(stream=True).answer
+        return method.remote(call, wish=tuple(wish), avoid=tuple(avoid))  # type: ignore[return-value]
+
+    async def states(self) -> dict[str, int]:
+        return await asyncio.to_thread(self._states)
+
+    def _states(self) -> dict[str, int]:
+        from ray import serve
+
+        try:
+            application = serve.status().applications.get(self._name)
+        except Exception:  # the controller is not there, or is being restarted
+            log.warning("the state of the cluster is not known", exc_info=True)
+            return {}
+        if application is None:
+            return {}
+        deployment = application.deployments.get(DEPLOYMENT)
+        states = {} if deployment is None else deployment.replica_states
+        return {getattr(state, "value", str(state)): count for state, count in states.items()}
+
+    async def metrics(self) -> bytes:
+        names = affinity_of(self._name).living
+        told = await asyncio.gather(*[self._metrics_of(name) for name in names])
+        return merged_figures(dict(one for one in told if one is not None))
+
+    async def _metrics_of(self, name: str) -> tuple[str, bytes] | None:
+        """The figures of a replica; None if it cannot be asked now."""
+        from ray.exceptions import RayError
+
+        body = b""
+        try:
+            answer = self._call(_METRICS, [name])
+            async with asyncio.timeout(_METRICS_SECONDS):
+                async for batch in answer:
+                    for piece in batch:
+                        if piece[0] == "from":
+                            name = piece[1]
+                        elif piece[0] == "body":
+                            body += piece[1]
+        except (RayError, TimeoutError):
+            log.warning("replica %s tells no figures", name)
+            return None
+        return name, body
