@@ -107,7 +107,7 @@ def ask_pictures() -> int:
 def ask_documents(folder: Path) -> int:
     """Index a PDF through both frameworks here, and ask both indexes from other processes."""
     # Of a table that is new, the database and its adapter warn that it was not there.
-    os.environ.setdefault("LANCE_LOG", "error")
+    os.environ.setdefault("LANCEDB_LOG", "error")
     logging.getLogger("llama_index.vector_stores.lancedb.base").setLevel(logging.ERROR)
     import langchain_rag
     import llama_index_rag
