@@ -202,7 +202,14 @@ def _line(question: Question, outcome: Completion | LlavaKitError, model: str) -
     if isinstance(outcome, Completion):
         return {**line, "text": outcome.text.strip(), "finish_reason": outcome.finish_reason}
     message = " ".join(str(outcome).split())
-    return {**line, "error": {"type": type(outcome).__name__, "message": message}}
+    told = f"{_named(question)}: {message}"
+    return {**line, "error": {"type": type(outcome).__name__, "message": told}}
+
+
+def _named(question: Question) -> str:
+    """A question in an error; paths are cut there, and may not tell which picture it was."""
+    name = question.record.get("image") if isinstance(question.image, Path) else None
+    return f"Question {question.id}" + (f" ({name})" if name else "")
 
 
 def _answer(question: Question, line: Mapping[str, Any]) -> Answer:
