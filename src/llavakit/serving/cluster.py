@@ -140,7 +140,9 @@ def deployed(
             handle = serve.run(application, name=settings.name, route_prefix=None)
         except RuntimeError as error:
             raise _not_deployed(settings.name, error) from error
-        yield RayReplicas(handle, settings.name)
+        replicas = RayReplicas(handle, settings.name)
+        replicas.greet()
+        yield replicas
     finally:
         serve.delete(settings.name)
         if settings.address is None:

@@ -29,6 +29,11 @@ class RayReplicas:
         self._handle = handle
         self._name = name
 
+    def greet(self) -> None:
+        """One call, with which Ray makes its router and learns who lives."""
+        for _ in self._call(Call("GET", "/version"), ()):
+            pass
+
     async def ask(
         self, call: Call, keys: Sequence[str], avoid: Sequence[str]
     ) -> AsyncGenerator[list[Piece], None]:
