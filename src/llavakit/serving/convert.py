@@ -28,7 +28,7 @@ from llavakit.serving.messages import (
     ImageUrlBlock,
     InputImageBlock,
     RefusalBlock,
-    TextBlock,
+    TextFields,
     ToolMessage,
 )
 from llavakit.serving.schema import ChatRequest, StructuredOutputs, ToolDefinition
@@ -260,7 +260,7 @@ def _message(message: ChatMessage, at: str, policy: SourcePolicy, opened: Opened
 
 
 def _part(block: Any, policy: SourcePolicy, opened: Opened) -> str | Part:
-    if isinstance(block, TextBlock):
+    if isinstance(block, TextFields):
         return Text(block.text)
     if isinstance(block, RefusalBlock):
         return Text(block.refusal)

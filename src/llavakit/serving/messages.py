@@ -24,11 +24,28 @@ Detail = Literal["auto", "low", "high", "original"] | None
 """OpenAI's wish for a resolution. LLaVA sees each picture in the one way it was trained on."""
 
 
-class TextBlock(Strict):
+class TextFields(Strict):
+    """What all blocks of text have. One class a type: readers of the document want it so."""
+
+    text: str
+
+
+class TextBlock(TextFields):
     """A piece of text."""
 
-    type: Literal["text", "input_text", "output_text"]
-    text: str
+    type: Literal["text"]
+
+
+class InputTextBlock(TextFields):
+    """A piece of a question, as the Responses API carries it."""
+
+    type: Literal["input_text"]
+
+
+class OutputTextBlock(TextFields):
+    """A piece of an answer, as the Responses API carries it."""
+
+    type: Literal["output_text"]
 
 
 class RefusalBlock(Strict):
@@ -71,7 +88,13 @@ class ImageBlock(Strict):
 
 
 Block = Annotated[
-    TextBlock | RefusalBlock | ImageUrlBlock | InputImageBlock | ImageBlock,
+    TextBlock
+    | InputTextBlock
+    | OutputTextBlock
+    | RefusalBlock
+    | ImageUrlBlock
+    | InputImageBlock
+    | ImageBlock,
     Field(discriminator="type"),
 ]
 
@@ -89,7 +112,15 @@ Content = Annotated[
 class SystemMessage(Strict):
     """What is said before all else."""
 
-    role: Literal["system", "developer"]
+    role: Literal["system"]
+    content: Content
+    name: str | None = None
+
+
+class DeveloperMessage(Strict):
+    """OpenAI's newer name for a system message."""
+
+    role: Literal["developer"]
     content: Content
     name: str | None = None
 
@@ -145,5 +176,6 @@ class ToolMessage(Strict):
 
 
 ChatMessage = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage,
+    Field(discriminator="role"),
 ]
