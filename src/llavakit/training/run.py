@@ -1,0 +1,244 @@
+"""A run of training from its settings to the directory that is left."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llavakit.errors import CheckpointError, LlavaKitError, ParameterError
+from llavakit.model.quantization import check_quantized, keep_unpackable, quantization_config
+from llavakit.training.config import TrainConfig
+from llavakit.training.data import FaultyRecord, conversation_of
+from llavakit.training.data_check import Report, check
+from llavakit.training.data_files import Records, open_records
+from llavakit.training.examples import Collator, Encoder, Example
+from llavakit.training.output import describe_output, write_weights
+from llavakit.training.parts import precision, prepare
+from llavakit.training.start import Start, start_from
+
+CHECKPOINTS = "checkpoints"
+
+Told = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of a run.
+
+    Attributes:
+        out: the directory that ``llavakit.load`` takes.
+        steps: how many steps were made, those before a resumption included.
+        losses: the logged losses, first to last.
+    """
+
+    out: Path
+    steps: int
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Records as torch's data loaders read them.
+
+    Attributes:
+        records: the data.
+        good: indices of the records that are used.
+        folder: where relative paths of pictures begin.
+        encode: makes an example of a conversation.
+    """
+
+    records: Records
+    good: tuple[int, ...]
+    folder: Path | None
+    encode: Encoder
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def __getitem__(self, index: int) -> Example:
+        at = self.good[index]
+        try:
+            return self.encode(conversation_of(self.records[at], self.folder, assistant_first=True))
+        except (FaultyRecord, LlavaKitError) as error:
+            raise CheckpointError(
+                f"{self.records.name}, {self.records.places[at]}: {error} (it was right when "
+                "the data was looked through; files have changed since)"
+            ) from error
+
+
+def train(config: TrainConfig, told: Told = lambda line: None) -> Trained:
+    """Train as the settings say.
+
+    With ``accelerate launch`` every process calls it, and they train together.
+
+    Args:
+        config: the settings.
+        told: is called with remarks, one line each, in the first process.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError: the data has faults.
+        ParameterError: settings that do not fit together, or an ``out`` that is in use.
+        ModelError: the model cannot be read, or not be trained so.
+        MissingDependencyError: a library of the extra ``train`` is missing.
+    """
+    from accelerate import PartialState
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data loaders fork
+    state = PartialState(cpu=config.device == "cpu")
+    world = state.num_processes
+    if config.batch_size % (config.per_device_batch_size * world):
+        raise ParameterError(
+            f"batch_size is {config.batch_size}, and {world} processes take "
+            f"{config.per_device_batch_size} conversations each; change per_device_batch_size so "
+            "that it is divided."
+        )
+    told = told if state.is_main_process else lambda line: None
+    _check_out(config, first=state.is_main_process)
+    state.wait_for_everyone()
+    start = _together(state, lambda: start_from(config))
+    encoder = Encoder(
+        start.reader,
+        min(config.max_length, start.reader.context_length),
+        cut="over-length" in config.accept,
+    )
+    records = open_records(config.data)
+    report = _looked_through(config, records, encoder, state, told)
+    if state.is_main_process:
+        describe_output(start, config)
+    state.wait_for_everyone()
+    images = None if config.images is None else Path(config.images)
+    folder = images if images is not None else records.folder
+    examples = Examples(records, report.good, folder, encoder)
+    return _run(config, start, examples, report, world, told)
+
+
+def _check_out(config: TrainConfig, *, first: bool) -> None:
+    out = Path(config.out)
+    if not first:
+        return
+    held = [one for one in out.iterdir() if one.name != "start"] if out.is_dir() else []
+    if held and not config.resume:
+        raise ParameterError(
+            f"{out} holds something already; name a new directory, or go on with what it holds "
+            "by resume (--resume)."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _together(state: Any, act: Callable[[], Start]) -> Start:
+    """The first process acts before the others, which then find what it has written."""
+    with state.main_process_first():
+        return act()
+
+
+def _looked_through(
+    config: TrainConfig, records: Records, encoder: Encoder, state: Any, told: Told
+) -> Report:
+    """The report on the data; only the first process looks, and tells the others."""
+    held: list[Any] = [None]
+    if state.is_main_process:
+        told(f"Looking through {records.name} ...")
+        report = check(
+            records,
+            images=None if config.images is None else Path(config.images),
+            encoder=encoder,
+            accept=config.accept,
+            decode=config.decode_pictures,
+            workers=max(4, config.workers),
+        )
+        held = [report]
+    if state.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(held)
+    found: Report = held[0]
+    if not config.skip_faulty:
+        found.refuse_faults()
+    for line in found.lines():
+        told(line)
+    if not found.good:
+        raise ParameterError(f"{records.name} has no record to train on.")
+    return found
+
+
+def _run(
+    config: TrainConfig, start: Start, examples: Examples, report: Report, world: int, told: Told
+) -> Trained:
+    import torch
+    from transformers import set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from llavakit.training.progress import Progress
+    from llavakit.training.trainer import LlavaTrainer, arguments, blank_pictures
+
+    out = Path(config.out)
+    mixed, frozen = precision(config)
+    last = None
+    if config.resume and (out / CHECKPOINTS).is_dir():
+        last = get_last_checkpoint(str(out / CHECKPOINTS))
+    set_seed(config.seed)
+    model = prepare(_model(config, start, frozen), config)
+    counted = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    told(
+        f"Training {counted:,} parameters in {'bfloat16' if mixed else 'float32'}"
+        + (f", from {last}." if last else ".")
+    )
+    reader = start.reader
+    padding = reader.tokenizer.tokenizer.pad_token_id
+    collate = Collator(0 if padding is None else int(padding), reader.config.model_type)
+    trainer = LlavaTrainer(
+        config=config,
+        lengths=report.lengths,
+        progress=Progress(out),
+        args=arguments(config, mixed=mixed, world=world),
+        model=model,
+        train_dataset=examples,
+        data_collator=collate,
+    )
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    side = int(reader.config.vision_config.image_size)
+    alike = blank_pictures(inner, torch.zeros(1, 3, side, side)) if world > 1 else _nothing()
+    with alike:
+        made = trainer.train(resume_from_checkpoint=last)
+    state = trainer.gathered()
+    if trainer.is_world_process_zero():
+        inner.config.text_config.use_cache = True
+        write_weights(start, config, trainer.accelerator.unwrap_model(model), state, mixed=mixed)
+        told(f"Wrote {out}.")
+    trainer.accelerator.wait_for_everyone()
+    losses = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
+    return Trained(out, int(made.global_step), losses)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _model(config: TrainConfig, start: Start, frozen: str) -> Any:
+    """The HF model to train, in the type of its frozen weights."""
+    import torch
+    from accelerate import PartialState
+    from transformers.utils import logging as hf_logging
+
+    kind = getattr(torch, frozen)
+    options: dict[str, Any] = {"dtype": kind}
+    if config.stage == "qlora":
+        options["quantization_config"] = quantization_config("4bit", kind)
+        options["device_map"] = {"": PartialState().device}
+    hf_logging.disable_progress_bar()
+    model = start.reader.build(options)
+    if config.stage == "qlora":
+        check_quantized(model, "4bit")
+        keep_unpackable(model)
+    model.config.text_config.use_cache = False  # nothing is generated while training
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    return model

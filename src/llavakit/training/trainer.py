@@ -1,0 +1,195 @@
+"""The trainer of transformers, with what LLaVA needs otherwise.
+
+TRL's ``SFTTrainer`` is this same trainer with a preparation of data before it: it renders chat
+templates, masks, cuts and packs by itself. All of that is what must be exactly as in the
+original and as at inference here, so nothing of it could be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+from llavakit.errors import CheckpointError
+from llavakit.training.config import TrainConfig
+from llavakit.training.parts import is_projector, load_trained, trained, trained_state
+from llavakit.training.progress import Progress
+from llavakit.training.sampler import ExampleOrder
+
+TRAINED = "trained.safetensors"
+"""In a checkpoint to go on from: the trained weights, under the names of the modules."""
+
+
+class LlavaTrainer(Trainer):  # type: ignore[misc]
+    """Trains the trainable parameters of an HF LLaVA model.
+
+    Args:
+        config: the settings.
+        lengths: tokens of each example, negative for those without pictures.
+        progress: shows how it goes.
+        args, model, train_dataset, data_collator: as for ``transformers.Trainer``.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        lengths: Sequence[int],
+        progress: Progress,
+        **options: Any,
+    ) -> None:
+        self.optimizer: Any = None
+        self._config = config
+        self._lengths = lengths
+        self._progress = progress
+        super().__init__(callbacks=[progress], **options)
+        for shown in (PrinterCallback, ProgressCallback):
+            self.remove_callback(shown)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ExampleOrder:
+        return ExampleOrder(
+            self._lengths,
+            step=self._config.batch_size,
+            device=self._config.per_device_batch_size,
+            seed=self._config.seed,
+            grouped=self._config.group,
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with up to four groups: the projector apart, and what does not decay."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decays = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            for name, parameter in trained(model):
+                groups.setdefault((is_projector(name), name in decays), []).append(parameter)
+            slower = self._config.projector_learning_rate
+            self.optimizer = kind(
+                [
+                    {
+                        "params": parameters,
+                        "weight_decay": self.args.weight_decay if decay else 0.0,
+                        **({"lr": slower} if projector and slower is not None else {}),
+                    }
+                    for (projector, decay), parameters in groups.items()
+                ],
+                **options,
+            )
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self._progress.tokens += int(inputs["attention_mask"].sum())
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        path = Path(output_dir or self.args.output_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        state = trained_state(self.accelerator.unwrap_model(self.model), state_dict)
+        save_file({name: one.contiguous() for name, one in state.items()}, path / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        file = Path(resume_from_checkpoint) / TRAINED
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing; remove {resume_from_checkpoint}, which was not written to "
+                "its end, and resume from the one before."
+            )
+        load_trained(self.model if model is None else model, load_file(file))
+
+    def gathered(self) -> dict[str, Tensor]:
+        """All weights, gathered where devices hold a part each; every process must call it."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            state: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+            return state
+        weights: dict[str, Tensor] = self.model.state_dict()
+        return weights
+
+
+@contextlib.contextmanager
+def blank_pictures(model: Any, view: Tensor) -> Iterator[None]:
+    """Let batches without pictures pass through tower and projector, too, with no effect.
+
+    Processes that train together must meet in the same parts of the model, or they wait for
+    each other for ever.
+
+    Args:
+        model: the HF model, not wrapped.
+        view: pixels [1, 3, H, W] of one view.
+    """
+
+    def add_nothing(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if kwargs.get("pixel_values") is not None or kwargs.get("input_ids") is None:
+            return None
+        base = model.model
+        tower = base.vision_tower(
+            view.to(kwargs["input_ids"].device, base.vision_tower.dtype), output_hidden_states=True
+        )
+        nothing = base.multi_modal_projector(tower.hidden_states[-1]).sum() * 0.0
+        words = base.get_input_embeddings()(kwargs["input_ids"])
+        return args, {**kwargs, "input_ids": None, "inputs_embeds": words + nothing.to(words)}
+
+    handle = model.model.register_forward_pre_hook(add_nothing, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def arguments(config: TrainConfig, *, mixed: bool, world: int) -> TrainingArguments:
+    """The settings in transformers' words.
+
+    Args:
+        config: the settings.
+        mixed: whether computation is in bfloat16.
+        world: how many processes train together.
+    """
+    return TrainingArguments(
+        output_dir=str(Path(config.out) / "checkpoints"),
+        per_device_train_batch_size=config.per_device_batch_size,
+        gradient_accumulation_steps=config.batch_size // (config.per_device_batch_size * world),
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=config.schedule,
+        max_grad_norm=config.max_grad_norm,
+        **_checkpointing(config.gradient_checkpointing),
+        bf16=mixed,
+        use_cpu=config.device == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=config.keep_checkpoints,
+        logging_steps=config.log_steps,
+        logging_first_step=True,
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=config.device != "cpu" and torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        optim="adamw_torch",
+    )
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """The settings of gradient checkpointing, which transformers has given a new name."""
+    known = {one.name for one in fields(TrainingArguments)}
+    name = "activation_checkpointing"
+    name = name if name in known else "gradient_checkpointing"
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False}}
