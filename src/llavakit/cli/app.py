@@ -15,6 +15,7 @@ from llavakit.cli.export import export
 from llavakit.cli.models import models
 from llavakit.cli.read import read
 from llavakit.cli.serve import serve
+from llavakit.cli.train import train
 
 app = typer.Typer(
     name="llavakit",
@@ -31,6 +32,7 @@ app.command("eval")(run_benchmark)
 app.command()(models)
 app.command()(export)
 app.add_typer(data, name="data")
+app.command()(train)
 
 
 def _print_version(wanted: bool) -> None:
