@@ -186,4 +186,7 @@ def saying(text="hello", **rest):
 LONG = {"structured_outputs": {"regex": "[a-z ]{1500,3000}"}, "max_tokens": 3000}
 """An answer that takes seconds."""
 
+ENDLESS = {"structured_outputs": {"regex": "[a-z ]{9000,12000}"}, "max_tokens": 3000}
+"""An answer that a test leaves long before its end."""
+
 CHAT = "/v1/chat/completions"

@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 
-from tests.serving.conftest import LONG, busy, data_uri, draw, eventually, picture_block
+from tests.serving.conftest import ENDLESS, data_uri, draw, picture_block
 
 pytestmark = pytest.mark.enable_socket
 
@@ -137,14 +137,15 @@ def test_a_system_message_and_sampling_settings_are_taken(make):
 
 async def test_a_cancelled_stream_frees_the_engine(served, amake):
     before = await asyncio.to_thread(served.idle)
-    chat = amake(extra_body=LONG)
+    chat = amake(extra_body=ENDLESS)
+    heard = asyncio.Event()
 
     async def listen():
         async for _ in chat.astream("Go on"):
-            pass
+            heard.set()
 
     task = asyncio.create_task(listen())
-    await asyncio.to_thread(eventually, served.metrics, busy)
+    await heard.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

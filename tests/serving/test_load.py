@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving.conftest import CHAT, LONG, asking, picture_block, saying
+from tests.serving.conftest import CHAT, ENDLESS, asking, picture_block, saying
 
 pytestmark = pytest.mark.enable_socket
 
@@ -95,7 +95,7 @@ class Crowd:
         self.note("right", said == colour, said)
 
     async def leave(self, http):
-        body = saying("Go on", model="demo", stream=True, **LONG)
+        body = saying("Go on", model="demo", stream=True, **ENDLESS)
         async with http.stream("POST", CHAT, json=body) as answer:
             async for line in answer.aiter_lines():
                 if '"content":"' in line and '"role"' not in line:

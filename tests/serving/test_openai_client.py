@@ -8,7 +8,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.serving.conftest import LONG, asking, busy, data_uri, draw, eventually, picture_block
+from tests.serving.conftest import ENDLESS, asking, busy, data_uri, draw, eventually, picture_block
 
 pytestmark = pytest.mark.enable_socket
 
@@ -246,7 +246,7 @@ async def test_many_at_once_each_get_their_own_answer(served):
 def test_a_closed_stream_frees_the_engine(served, ask):
     before = served.idle()
     stream = ask(model="demo", messages=[{"role": "user", "content": "Go on"}], n=2, stream=True,
-                 extra_body=LONG)  # fmt: skip
+                 extra_body=ENDLESS)  # fmt: skip
     next(iter(stream))
     assert busy(served.metrics()) == 2
     stream.close()
@@ -260,7 +260,7 @@ async def test_a_cancelled_request_frees_the_engine(served):
         base_url=f"{served.url}/v1", api_key="any", max_retries=0
     ) as client:
         work = client.chat.completions.create(
-            model="demo", messages=[{"role": "user", "content": "Go on"}], n=2, extra_body=LONG
+            model="demo", messages=[{"role": "user", "content": "Go on"}], n=2, extra_body=ENDLESS
         )
         task = asyncio.create_task(work)
         await asyncio.to_thread(eventually, served.metrics, lambda found: busy(found) == 2)
