@@ -166,7 +166,7 @@ def test_seed_wants_the_letter_alone_and_refuses_videos(ask):
     }  # fmt: skip
     assert results.errors == 1
     last = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()][-1]
-    assert "v.mp4 is a video" in last["error"]["message"]
+    assert "v.mp4): this is a video" in last["error"]["message"]
     assert (out / "upload.jsonl").read_text().splitlines()[0] == (
         '{"question_id": "0", "prediction": "A"}'
     )

@@ -210,7 +210,7 @@ def _no_video(question: Question) -> Question:
     if PurePosixPath(name).suffix.lower() not in _VIDEOS:
         return question
     error = UnsupportedContentError(
-        f"{name} is a video; LLaVA looks at pictures: take its middle frame out, as the original "
+        "this is a video, and LLaVA looks at pictures; take its middle frame out, as the original "
         "did, and name that picture in the question file."
     )
     return Question(
