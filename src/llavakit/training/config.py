@@ -173,7 +173,8 @@ class TrainConfig:
                     f"The settings are for the stage {value}, and {stage} was asked for; "
                     "name the same stage."
                 )
-            given[name] = _of_kind(name, value, kinds[name])
+            if value is not None or type(None) in typing.get_args(kinds[name]):
+                given[name] = _of_kind(name, value, kinds[name])
         missing = [name for name in ("model", "data", "out") if given.get(name) is None]
         if missing:
             raise ParameterError(f"The setting {missing[0]} is missing; every run needs it.")
