@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
 # Before torch is imported, here and in the processes that tests start: tests measure behaviour
 # and not speed, and several OpenMP threads starve at every barrier of a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Processes that share the tests take whole files, and one takes all that ask real servers."""
+    for item in items:
+        asks = hasattr(getattr(item, "module", None), "SERVERS")
+        group = "servers" if asks else str(item.path.relative_to(config.rootpath))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_sessionfinish() -> None:
+    """No server outlives the run (a worker's `atexit` is never called)."""
+    if "tests.servers" in sys.modules:
+        sys.modules["tests.servers"].close_all()
 
 
 @pytest.fixture(scope="session")

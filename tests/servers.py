@@ -6,7 +6,6 @@ that use one carry ``enable_socket``.
 
 from __future__ import annotations
 
-import atexit
 import os
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import httpx
 
 from llavakit.demo import checkpoint_path
 
+_STARTED: list[RealServer] = []
 _LLAVAKIT = "from llavakit.cli import main; main()"
 
 
@@ -46,18 +46,20 @@ class RealServer:
             stderr=subprocess.STDOUT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         )
-        atexit.register(self.close)
+        _STARTED.append(self)
         self._wait(ready)
 
     def _wait(self, ready: str) -> None:
-        end = time.monotonic() + 120
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                if httpx.get(self.url + ready, trust_env=False).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
+        end = time.monotonic() + 240
+        # A client of its own: LangChain's suite has another `httpx.get` while it runs.
+        with httpx.Client(base_url=self.url, trust_env=False) as client:
+            while time.monotonic() < end and self._process.poll() is None:
+                try:
+                    if client.get(ready).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.1)
         self._log.seek(0)
         said = self._log.read()[-4000:]
         self.close()
@@ -72,6 +74,12 @@ class RealServer:
                 self._process.kill()
                 self._process.wait()
         self._log.close()
+
+
+def close_all() -> None:
+    """End the servers of this run; the last thing that a session of pytest does."""
+    while _STARTED:
+        _STARTED.pop().close()
 
 
 @cache
