@@ -80,7 +80,8 @@ class LlavaTrainer(Trainer):  # type: ignore[misc]
                         "weight_decay": self.args.weight_decay if decay else 0.0,
                         **({"lr": slower} if projector and slower is not None else {}),
                     }
-                    for (projector, decay), parameters in groups.items()
+                    # The first group's rate is the one that is logged: not the projector's.
+                    for (projector, decay), parameters in sorted(groups.items(), key=_rank)
                 ],
                 **options,
             )
@@ -117,6 +118,10 @@ class LlavaTrainer(Trainer):  # type: ignore[misc]
             return state
         weights: dict[str, Tensor] = self.model.state_dict()
         return weights
+
+
+def _rank(group: tuple[tuple[bool, bool], Any]) -> tuple[bool, bool]:
+    return group[0]
 
 
 @contextlib.contextmanager
