@@ -97,9 +97,8 @@ def test_eval_tells_what_is_wrong_in_one_sentence(run, fake, pope, out, tmp_path
         (("pope", "--data", pope, "--out", pope / "llava_pope_test.jsonl"), 1, "cannot be made"),
     ]
     for arguments, code, told in cases:
-        result = (
-            run("eval", *arguments, "--out", out) if len(arguments) < 5 else run("eval", *arguments)
-        )
+        elsewhere = () if "--out" in arguments else ("--out", out)
+        result = run("eval", *arguments, *elsewhere)
         assert result.exit_code == code, result.output
         assert told in result.stderr and result.stderr.count("\n") == 1
         assert result.stdout == "" and fake.requests == []
