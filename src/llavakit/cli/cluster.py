@@ -52,7 +52,8 @@ def run_cluster(
     wanted = ClusterSettings(fewest, most, busy=load["max_concurrency"], address=at, debug=debug)
     listener = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    note(f"llavakit: starting Ray and {fewest} replicas of {model}")
+    number = f"{fewest} replicas" if fewest > 1 else "a replica"
+    note(f"llavakit: starting Ray and {number} of {model}")
     with (
         listener,
         ray_running(wanted),

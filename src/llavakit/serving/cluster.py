@@ -13,10 +13,12 @@ import contextlib
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import llavakit
 from llavakit.errors import MissingDependencyError, ModelError, ParameterError
 from llavakit.serving.affinity import affinity_of
 from llavakit.serving.handles import DEPLOYMENT, RayReplicas
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_REACH_SECONDS = 5.0
 _OBJECT_STORE = 512 * MIB  # bodies on their way; a Ray of our own holds nothing else
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,7 +82,12 @@ def ray_running(settings: ClusterSettings) -> Iterator[None]:
     """A Ray to work with: the cluster at an address, or one of our own that ends with us."""
     ray = import_ray("ray")
     if settings.address is not None:
-        ray.init(address=settings.address, logging_level=logging.WARNING)
+        _check_reachable(settings.address)
+        try:
+            ray.init(address=settings.address, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ParameterError(f"Ray at {settings.address} is not reached: {reason}") from error
     else:
         ray.init(
             address="local",
@@ -94,6 +102,27 @@ def ray_running(settings: ClusterSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Tells at once what Ray tells after minutes.
+
+    Raises:
+        ParameterError: nobody listens there.
+    """
+    if "://" in address:
+        raise ParameterError(
+            f"The cluster's address is {address!r}; the door must run on one of its machines: "
+            "give auto, or HOST:PORT of its head."
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return  # auto
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ParameterError(f"No Ray cluster is reached at {address} ({reason}).") from error
 
 
 def import_ray(name: str) -> Any:
@@ -132,7 +161,12 @@ def deployed(
     """
     serve = import_ray("ray.serve")
     affinity_of(settings.name).living = ()
+    logging.getLogger("ray.serve").setLevel(logging.INFO if settings.debug else logging.WARNING)
     logs = {"log_level": "INFO" if settings.debug else "WARNING", "enable_access_log": False}
+    if settings.address is None:
+        # A model that is not there is told before anything is started; one that is not here yet
+        # is fetched once, and not by all replicas at the same time.
+        llavakit.load(model, **load).info  # noqa: B018
     serve.start(proxy_location="Disabled", logging_config=logs)
     try:
         application = _application(model, load, server, settings)
@@ -144,9 +178,7 @@ def deployed(
         replicas.greet()
         yield replicas
     finally:
-        serve.delete(settings.name)
-        if settings.address is None:
-            serve.shutdown()
+        serve.delete(settings.name)  # of a Ray of our own the rest goes with it
 
 
 def _application(
