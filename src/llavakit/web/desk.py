@@ -65,7 +65,7 @@ class Desk:
         temperature: float,
         top_p: float,
         max_tokens: float,
-        seed: float | None,
+        seed: str,
         system: str,
         pages: str,
     ) -> Wish:
@@ -82,7 +82,7 @@ class Desk:
             max_tokens=int(max_tokens),
             temperature=float(temperature),
             top_p=float(top_p),
-            seed=None if seed is None else int(seed),
+            seed=_seed(seed),
         )
         return Wish(model, params, system, pages)
 
@@ -220,3 +220,12 @@ class Desk:
         yield
         async for _ in answering.looks():
             yield
+
+
+def _seed(typed: str) -> int | None:
+    if not typed.strip():
+        return None
+    try:
+        return int(typed)
+    except ValueError as error:
+        raise ParameterError("A seed is a whole number; leave it empty for none.") from error

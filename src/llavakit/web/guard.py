@@ -233,8 +233,8 @@ def _with_headers(send: Send, stranger: Scope | None) -> Send:
                 if name not in names:
                     headers.append((name, value))
             if stranger is not None and stranger["path"] == "/":
-                value = f"{COOKIE}={secrets.token_urlsafe(16)}; Path=/; HttpOnly; SameSite=Strict"
-                headers.append((b"set-cookie", value.encode()))
+                cookie = f"{COOKIE}={secrets.token_urlsafe(16)}; Path=/; HttpOnly; SameSite=Strict"
+                headers.append((b"set-cookie", cookie.encode()))
             event = {**event, "headers": headers}
         await send(event)
 

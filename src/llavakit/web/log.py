@@ -46,7 +46,7 @@ class ConversationLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._pictures = folder / "pictures"
         self._lock = threading.Lock()
         try:
@@ -106,7 +106,7 @@ class ConversationLog:
         unfinished.replace(place)
 
     def _append(self, line: str) -> None:
-        place = self._folder / f"conversations-{datetime.now(UTC):%Y-%m-%d}.jsonl"
+        place = self.folder / f"conversations-{datetime.now(UTC):%Y-%m-%d}.jsonl"
         with self._lock:
             descriptor = _private(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             with os.fdopen(descriptor, "a", encoding="utf-8") as file:

@@ -26,6 +26,7 @@ def foot(logged: bool) -> str:
 
 
 TOGGLE_DARK = "() => { document.body.classList.toggle('dark'); }"
+TOGGLE_SETTINGS = "() => { document.querySelector('#lk-settings .toggle-button').click(); }"
 
 _KEY = "llavakit-visit"
 FIND_TOKEN = f"() => sessionStorage.getItem('{_KEY}') || ''"
@@ -42,22 +43,76 @@ document.addEventListener('keydown', (event) => {
 """
 
 STYLE = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; }
+.gradio-container, .gradio-container .main, .sidebar-parent, .gradio-container main.contain {
+  width: 100% !important; max-width: 100% !important; }
+.gradio-container .main { padding: .75rem 1rem .5rem !important; }
+.gradio-container main.contain { max-width: 54rem !important; margin: 0 auto !important; }
+.gradio-container main.contain > .column { gap: .6rem; }
+
 #lk-top { align-items: center; flex-wrap: nowrap; gap: .4rem; }
 #lk-top button { flex: 0 0 auto; }
 #lk-name { flex: 1 1 auto; padding: 0; }
-.lk-brand { font-size: 1.15rem; font-weight: 650; letter-spacing: -.01em; }
-#lk-tasks { flex-wrap: nowrap; overflow-x: auto; gap: .4rem; scrollbar-width: none; }
-#lk-tasks button { flex: 0 0 auto; white-space: nowrap; }
-.lk-foot { font-size: .75rem; text-align: center; color: var(--body-text-color-subdued); }
-.lk-empty { text-align: center; color: var(--body-text-color-subdued); }
-.lk-empty h2 { color: var(--body-text-color); }
-.lk-pictures { display: flex; flex-wrap: wrap; gap: .4rem; }
-.lk-pictures img { max-height: 11rem; max-width: 100%; width: auto; border-radius: .5rem;
-  margin: 0; object-fit: contain; background: var(--background-fill-primary); }
-.lk-facts, .lk-note { font-size: .75rem; color: var(--body-text-color-subdued); }
+.lk-brand { font-size: 1.2rem; font-weight: 650; letter-spacing: -.01em; }
+#lk-top button, #lk-tasks button { background: transparent; box-shadow: none; padding: .3rem .7rem;
+  border: 1px solid var(--border-color-primary); font-weight: 500; }
+#lk-top button:hover, #lk-tasks button:hover { background: var(--background-fill-secondary); }
+button:focus-visible, a:focus-visible, #lk-box:focus-within {
+  outline: 2px solid var(--color-accent); outline-offset: 1px; }
+
+#lk-chat { height: calc(100dvh - 15.5rem) !important; min-height: 14rem !important;
+  border-width: 0 !important; background: transparent; }
+#lk-chat .bubble-wrap { background: transparent; }
+#lk-chat .user { border: none; }
+#lk-chat .bot { border: none; background: transparent; box-shadow: none; }
+#lk-chat .message-buttons-left, #lk-chat .message-buttons-right { opacity: .55; }
+#lk-chat .message-buttons-left:hover, #lk-chat .message-buttons-right:hover,
+#lk-chat .message-buttons-left:focus-within, #lk-chat .message-buttons-right:focus-within {
+  opacity: 1; }
+#lk-chat .bot.message { padding-left: 0; padding-right: 0; }
+#lk-chat .bot-row:has(.lk-facts, .lk-error) + .message-buttons-left,
+#lk-chat .user-row:has(.lk-pictures) + .message-buttons-right { display: none; }
+#lk-chat .message-row { margin-bottom: .35rem; }
+#lk-chat .bot-row:has(.lk-facts) { margin-top: -.3rem; margin-bottom: 1rem; }
+#lk-chat .user-row .component { background: transparent; padding: 0; }
+#lk-chat .top-panel { display: none; }
+#lk-chat .placeholder-content { justify-content: center; gap: 1.2rem; }
+#lk-chat .placeholder { flex: 0 0 auto; height: auto; }
+#lk-chat .examples { grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .7rem;
+  width: 100%; max-width: 54rem; padding: .5rem; margin: 0; flex: 0 0 auto; }
+#lk-chat .example { padding: .6rem; min-width: 0; }
+#lk-chat .example-content { align-items: stretch; width: 100%; }
+#lk-chat .example-image-container { width: 100%; height: 7rem; border-radius: .5rem;
+  background: #fff; }
+#lk-chat .example-image { width: 100%; height: 100%; object-fit: contain; border-radius: .5rem;
+  margin: 0; }
+#lk-chat .example-text { font-size: .85rem; }
+
+.lk-empty { text-align: center; padding: 0 1rem; }
+.lk-empty h2 { margin: 0 0 .3rem; font-size: 1.5rem; }
+.lk-empty p { color: var(--body-text-color-subdued); }
+.lk-pictures { display: flex; flex-wrap: wrap; gap: .4rem; justify-content: flex-end; }
+.lk-pictures img { height: 11rem; max-width: 100%; width: auto; border-radius: .5rem;
+  margin: 0 !important; object-fit: contain; }
+.lk-pictures.lk-many img { height: 6.5rem; border: 1px solid var(--border-color-primary); }
+.lk-facts, .lk-note, .lk-foot { font-size: .75rem; color: var(--body-text-color-subdued); }
 .lk-status { color: var(--body-text-color-subdued); animation: lk-breathe 1.6s infinite; }
-.lk-error { border-left: 3px solid var(--error-border-color, #c33); padding-left: .6rem; }
+.lk-error { border-left: 3px solid #d9534f; padding-left: .7rem; margin-left: 2px; }
+.lk-foot { text-align: center; }
 @keyframes lk-breathe { 50% { opacity: .45; } }
 @media (prefers-reduced-motion: reduce) { .lk-status { animation: none; } }
+
+#lk-tasks { flex-wrap: nowrap; overflow-x: auto; gap: .4rem; padding: 2px; scrollbar-width: none; }
+#lk-tasks button { flex: 0 0 auto; white-space: nowrap; border-radius: 999px; }
+#lk-box { border-radius: 1rem; }
+#lk-settings { z-index: 50; }
+#lk-settings:not(.open) .toggle-button { display: none; }
+
+@media (max-width: 640px) {
+  .gradio-container .main { padding: .5rem .6rem !important; }
+  #lk-chat { height: calc(100dvh - 14.5rem) !important; }
+  #lk-chat .examples { grid-template-columns: 1fr 1fr; }
+  #lk-chat .example-image-container { height: 5rem; }
+  .lk-pictures img { height: 8rem; }
+  #lk-top button { padding: .3rem .6rem; }
+}
 """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import wraps
 from typing import Any, TypeAlias
 
 import gradio as gr
@@ -34,7 +34,8 @@ Values: TypeAlias = Mapping[Any, Any]
 
 def build(desk: Desk) -> gr.Blocks:
     """The page of a desk."""
-    return _Page(desk).blocks
+    page: gr.Blocks = _Page(desk).blocks
+    return page
 
 
 class _Page:
@@ -58,16 +59,18 @@ class _Page:
             gr.HTML(look.HEAD, elem_id="lk-name")
             self._again = gr.Button("Regenerate", size="sm", min_width=0, elem_id="lk-again")
             self._clear = gr.Button("New chat", size="sm", min_width=0, elem_id="lk-clear")
+            self._settings = gr.Button("Settings", size="sm", min_width=0, elem_id="lk-set")
             self._dark = gr.Button("◐", size="sm", min_width=0, elem_id="lk-dark")
 
     def _draw_chat(self) -> gr.Chatbot:
-        return gr.Chatbot(
+        chat = gr.Chatbot(
             elem_id="lk-chat",
             show_label=False,
             scale=1,
             height="auto",
             min_height=200,
             editable="user",
+            group_consecutive_messages=False,
             buttons=["copy"],
             layout="bubble",
             latex_delimiters=[],  # a dollar is a dollar
@@ -79,6 +82,11 @@ class _Page:
                 for example in self._desk.examples
             ],
         )
+        # They lie among the uploads, and go with the page.
+        for shown in chat.examples or ():
+            files: Any = shown["files"]
+            self._desk.uploads.keep(str(file["path"]) for file in files)
+        return chat
 
     def _draw_box(self) -> gr.MultimodalTextbox:
         return gr.MultimodalTextbox(
@@ -87,7 +95,7 @@ class _Page:
             label="Your question",
             file_types=_FILES,
             file_count="multiple",
-            placeholder="Add pictures or a PDF, and ask about them",
+            placeholder="Ask about pictures or a PDF",
             max_plain_text_length=self._desk.settings.max_text,
             autofocus=True,
             submit_btn=True,
@@ -123,11 +131,10 @@ class _Page:
             max_tokens = gr.Slider(
                 1, settings.most_tokens, value=settings.max_tokens, step=1, label="Longest answer"
             )
-            seed = gr.Number(
-                value=None,
-                precision=0,
+            seed = gr.Textbox(
                 label="Seed",
-                info="The same seed gives the same answer; empty draws anew.",
+                info="A number: the same one gives the same answer. Empty draws anew.",
+                max_length=20,
             )
             system = gr.Textbox(
                 label="System text",
@@ -144,20 +151,21 @@ class _Page:
 
     def _listen(self) -> None:
         box, chat, shown = self._box, self._chat, [self._chat, self._box]
-        controls = set(self._controls)
-        box.submit(self._send, {box, *controls}, shown, **_LISTENING)
+        controls: set[Any] = set(self._controls)
+        box.submit(_noticed(self._send), {box, *controls}, shown, **_LISTENING)
         box.stop(self._stop, None, None, **_LISTENING)
         for button, task in zip(self._tasks, TASKS, strict=True):
-            button.click(self._task(task), {box, *controls}, shown, **_LISTENING)
-        chat.example_select(self._example, controls, shown, **_LISTENING)
-        chat.edit(self._edit, controls, shown, **_LISTENING)
-        chat.retry(self._regenerate, controls, shown, **_LISTENING)
-        self._again.click(self._regenerate, controls, shown, **_LISTENING)
+            button.click(_noticed(self._task(task)), {box, *controls}, shown, **_LISTENING)
+        chat.example_select(_noticed(self._example), controls, shown, **_LISTENING)
+        chat.edit(_noticed(self._edit), controls, shown, **_LISTENING)
+        chat.retry(_noticed(self._regenerate), controls, shown, **_LISTENING)
+        self._again.click(_noticed(self._regenerate), controls, shown, **_LISTENING)
         for cleared in (self._clear.click, chat.clear):
-            cleared(self._new_chat, None, shown, **_LISTENING)
+            cleared(_noticed(self._new_chat), None, shown, **_LISTENING)
         if self._desk.log is not None:
             chat.like(self._vote, None, None, **_LISTENING)
         self._dark.click(None, None, None, js=look.TOGGLE_DARK)
+        self._settings.click(None, None, None, js=look.TOGGLE_SETTINGS)
         loaded = self.blocks.load(
             self._enter, self._token, [*shown, self._token], js=look.FIND_TOKEN, **_LISTENING
         )
@@ -174,30 +182,30 @@ class _Page:
         return self._desk.wish(*(values[control] for control in self._controls))
 
     async def _enter(self, token: str, request: gr.Request) -> tuple[Any, Any, str]:
-        with _told():
+        try:
             visit = self._desk.visitors.enter(request.session_hash or "", token or "")
-            return self._look(visit), _asking(), visit.token
-        return gr.skip(), gr.skip(), ""
+        except LlavaKitError as error:
+            gr.Info(sentence(error))
+            return gr.skip(), gr.skip(), ""
+        return self._look(visit), _asking(), visit.token
 
     async def _send(self, values: Values, request: gr.Request) -> Updates:
-        with _told():
-            visit, (text, files) = self._visit(request), self._typed(values)
-            changes = self._desk.send(visit, text, files, self._wish(values))
-            async for update in self._show(visit, changes, empty_box=True):
-                yield update
+        visit, (text, files) = self._visit(request), self._typed(values)
+        changes = self._desk.send(visit, text, files, self._wish(values))
+        async for update in self._show(visit, changes, empty_box=True):
+            yield update
 
     def _task(self, task: ReadyTask) -> Callable[..., Updates]:
         async def asked(values: Values, request: gr.Request) -> Updates:
-            with _told():
-                visit, (text, files) = self._visit(request), self._typed(values)
-                question = task.question(text)
-                if not question:
-                    raise InputError("Write the question first; a word or two answer it then.")
-                if not files and not visit.conversation.pictures:
-                    raise InputError("Add a picture first.")
-                changes = self._desk.send(visit, question, files, self._wish(values))
-                async for update in self._show(visit, changes, empty_box=True):
-                    yield update
+            visit, (text, files) = self._visit(request), self._typed(values)
+            question = task.question(text)
+            if not question:
+                raise InputError("Write the question first; a word or two answer it then.")
+            if not files and not visit.conversation.pictures:
+                raise InputError("Add a picture first.")
+            changes = self._desk.send(visit, question, files, self._wish(values))
+            async for update in self._show(visit, changes, empty_box=True):
+                yield update
 
         return asked
 
@@ -206,42 +214,43 @@ class _Page:
         return value.get("text") or "", [str(file) for file in value.get("files") or ()]
 
     async def _example(self, values: Values, request: gr.Request, chosen: gr.SelectData) -> Updates:
-        with _told():
-            visit = self._visit(request)
-            changes = self._desk.example(visit, int(chosen.index), self._wish(values))
-            async for update in self._show(visit, changes):
-                yield update
+        visit = self._visit(request)
+        changes = self._desk.example(visit, int(chosen.index), self._wish(values))
+        async for update in self._show(visit, changes):
+            yield update
 
     async def _edit(self, values: Values, request: gr.Request, edited: gr.EditData) -> Updates:
         visit = self._visit(request)
-        try:
-            turn, text = turn_of(edited.index), typed(str(edited.value))
-            changes = self._desk.edit(visit, turn, text, self._wish(values))
-            async for update in self._show(visit, changes):
-                yield update
-        except LlavaKitError as error:
-            gr.Info(sentence(error))
-            yield self._look(visit), gr.skip()  # the browser has changed the question already
+        # The browser shows the new words already; should they be refused, these are right.
+        yield self._look(visit), gr.skip()
+        turn = turn_of(visit.conversation, edited.index)
+        changes = self._desk.edit(visit, turn, typed(str(edited.value)), self._wish(values))
+        async for update in self._show(visit, changes):
+            yield update
 
     async def _regenerate(self, values: Values, request: gr.Request) -> Updates:
-        with _told():
-            visit = self._visit(request)
-            changes = self._desk.again(visit, self._wish(values))
-            async for update in self._show(visit, changes):
-                yield update
+        visit = self._visit(request)
+        changes = self._desk.again(visit, self._wish(values))
+        async for update in self._show(visit, changes):
+            yield update
 
-    async def _new_chat(self, request: gr.Request) -> tuple[Any, Any]:
+    async def _new_chat(self, request: gr.Request) -> Updates:
         visit = self._visit(request)
         self._desk.clear(visit)
-        return self._look(visit), _asking()
+        yield self._look(visit), _asking()
 
     async def _stop(self, request: gr.Request) -> None:
         self._visit(request).stop()
 
     async def _vote(self, request: gr.Request, vote: gr.LikeData) -> None:
-        word = {True: FLAGS[0], False: FLAGS[1]}.get(vote.liked, vote.liked)
-        with _told():
-            await self._desk.vote(self._visit(request), turn_of(vote.index), str(word) or None)
+        given: Any = vote.liked
+        word = (FLAGS[0] if given else FLAGS[1]) if isinstance(given, bool) else given
+        visit = self._visit(request)
+        try:
+            turn = turn_of(visit.conversation, vote.index)
+            await self._desk.vote(visit, turn, str(word) or None)
+        except LlavaKitError as error:
+            gr.Info(sentence(error))
 
     async def _show(
         self, visit: Visit, changes: AsyncIterator[None], *, empty_box: bool = False
@@ -256,19 +265,25 @@ class _Page:
         yield self._look(visit), _asking() if begun or not empty_box else _emptied()
 
     def _look(self, visit: Visit) -> Any:
-        value = to_chat(visit.conversation)
+        value: Any = to_chat(visit.conversation)
         if self._desk.log is None:
             return value
         return gr.Chatbot(value=value, feedback_value=feedback(visit.conversation))
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tells what a visitor did wrong as a plain notice."""
-    try:
-        yield
-    except LlavaKitError as error:
-        gr.Info(sentence(error))
+def _noticed(does: Callable[..., Updates]) -> Callable[..., Updates]:
+    """Tells what a visitor did wrong as a plain notice; the page stays as it is."""
+
+    @wraps(does)
+    async def noticed(*arguments: Any) -> Updates:
+        try:
+            async for update in does(*arguments):
+                yield update
+        except LlavaKitError as error:
+            gr.Info(sentence(error))
+            yield gr.skip(), gr.skip()
+
+    return noticed
 
 
 def _asking() -> Any:

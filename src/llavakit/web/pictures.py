@@ -21,6 +21,7 @@ from llavakit.web.settings import WebSettings
 THUMBNAIL = 480
 """Pixels of the longer side of what the conversation shows."""
 _PAGED = ("PDF", "TIFF")
+_THE_PAGE = "the page itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Uploads:
     """
 
     def __init__(self, folder: Path, settings: WebSettings) -> None:
-        self._folder = folder
+        self.folder = folder
         self._settings = settings
         self._policy: SourcePolicy = settings.policy(folder)
         self._held: dict[str, Counter[str]] = {}
@@ -79,6 +80,10 @@ class Uploads:
         """Notes that a browser uploaded files."""
         for path in paths:
             self._held.setdefault(path, Counter())[owner] += 1
+
+    def keep(self, paths: Iterable[str]) -> None:
+        """Never removes these, whoever uploads the same."""
+        self.came(_THE_PAGE, paths)
 
     def claim(self, owner: str, paths: Iterable[str]) -> None:
         """Checks that files are the owner's.
@@ -102,7 +107,7 @@ class Uploads:
 
     def _remove(self, path: str) -> None:
         place = Path(path)
-        if place.resolve().is_relative_to(self._folder.resolve()):
+        if place.resolve().is_relative_to(self.folder.resolve()):
             with contextlib.suppress(OSError):
                 place.unlink()
                 place.parent.rmdir()

@@ -1,4 +1,4 @@
-"""Conversations as gradio's chat shows them: plain dictionaries, a pair for each turn."""
+"""Conversations as gradio's chat shows them: plain dictionaries, a few for each turn."""
 
 from __future__ import annotations
 
@@ -12,18 +12,31 @@ _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
 
 def to_chat(conversation: Conversation) -> list[dict[str, Any]]:
-    """The messages of a conversation: the question of turn i at 2i, its answer at 2i + 1."""
-    return [message for turn in conversation.turns for message in (_question(turn), _answer(turn))]
+    """The messages of a conversation.
+
+    A turn is up to four: its pictures, its words, its answer, and what is told below that. They
+    are messages of their own, so that its words can be edited and its answer be copied alone.
+    """
+    return [message for turn in conversation.turns for message in _messages(turn)]
 
 
 def feedback(conversation: Conversation) -> list[str | None]:
-    """What the visitor thinks of each answer."""
-    return [turn.answer.feedback for turn in conversation.turns]
+    """What the visitor thinks of each message of the model, in their order."""
+    given: list[str | None] = []
+    for turn in conversation.turns:
+        answers = [message for message in _messages(turn) if message["role"] == "assistant"]
+        given += [turn.answer.feedback if turn.answer.text else None] + [None] * (len(answers) - 1)
+    return given
 
 
-def turn_of(index: Any) -> int:
-    """The turn that a message belongs to."""
-    return int(index[0] if isinstance(index, (list, tuple)) else index) // 2
+def turn_of(conversation: Conversation, index: Any) -> int:
+    """The number of the turn, from 0, that a message belongs to; -1 if there is none."""
+    left = int(index[0] if isinstance(index, (list, tuple)) else index)
+    for number, turn in enumerate(conversation.turns):
+        left -= len(_messages(turn))
+        if left < 0:
+            return number
+    return -1
 
 
 def typed(text: str) -> str:
@@ -43,14 +56,19 @@ def plain(text: str) -> str:
     )
 
 
-def _question(turn: Turn) -> dict[str, Any]:
-    content: list[Any] = []
-    if turn.pictures:
-        content.append(_html(_gallery(turn)))
-    content.append({"type": "text", "text": escape(turn.text, quote=False)})
-    if turn.notes:
-        content.append(_html(f'<div class="lk-note">{escape(" ".join(turn.notes))}</div>'))
-    return {"role": "user", "content": content}
+def _messages(turn: Turn) -> list[dict[str, Any]]:
+    pictures = _html(_gallery(turn)) if turn.pictures else None
+    question = {"type": "text", "text": escape(turn.text, quote=False)}
+    asked = [part for part in (pictures, question) if part is not None]
+    answer = turn.answer
+    said = [{"type": "text", "text": plain(answer.text)}] if answer.text else []
+    told = _told(answer)
+    if told:
+        said.append(_html(told))
+    return [
+        *({"role": "user", "content": [part]} for part in asked),
+        *({"role": "assistant", "content": [part]} for part in said),
+    ]
 
 
 def _gallery(turn: Turn) -> str:
@@ -59,23 +77,20 @@ def _gallery(turn: Turn) -> str:
         f'title="{escape(picture.name)}">'
         for picture in turn.pictures
     )
-    return f'<div class="lk-pictures">{shown}</div>'
+    many = " lk-many" if len(turn.pictures) > 2 else ""
+    notes = f'<div class="lk-note">{escape(" ".join(turn.notes))}</div>' if turn.notes else ""
+    return f'<div class="lk-pictures{many}">{shown}</div>{notes}'
 
 
-def _answer(turn: Turn) -> dict[str, Any]:
-    answer = turn.answer
-    content: list[Any] = []
-    if answer.text:
-        content.append({"type": "text", "text": plain(answer.text)})
+def _told(answer: Answer) -> str:
+    """What stands below an answer, or for one that is not there yet."""
     if answer.stage is Stage.FAILED:
-        content.append(_html(f'<div class="lk-error" role="alert">{escape(answer.error)}</div>'))
-    elif answer.stage.over:
-        content.append(_html(f'<div class="lk-facts">{escape(facts(answer))}</div>'))
-    elif not answer.text:
-        content.append(
-            _html(f'<div class="lk-status" role="status">{escape(status(answer))}</div>')
-        )
-    return {"role": "assistant", "content": content}
+        return f'<div class="lk-error" role="alert">{escape(answer.error)}</div>'
+    if answer.stage.over:
+        return f'<div class="lk-facts">{escape(facts(answer))}</div>'
+    if not answer.text:
+        return f'<div class="lk-status" role="status">{escape(status(answer))}</div>'
+    return ""
 
 
 def status(answer: Answer) -> str:
@@ -91,11 +106,11 @@ def facts(answer: Answer) -> str:
     """Tokens and speed of an answer that is over."""
     seconds = answer.first_token + answer.writing
     if answer.stage is Stage.STOPPED:
-        return f"Stopped after {seconds:.1f} s" if seconds else "Stopped"
+        return f"Stopped after {_seconds(seconds)}" if seconds else "Stopped"
     usage = answer.usage
     if usage is None:
-        return f"{seconds:.1f} s"
-    told = [f"{_tokens(usage.completion_tokens)} in {seconds:.1f} s"]
+        return _seconds(seconds)
+    told = [f"{_tokens(usage.completion_tokens)} in {_seconds(seconds)}"]
     if usage.completion_tokens > 1 and answer.writing > 0:
         told.append(f"{(usage.completion_tokens - 1) / answer.writing:,.0f} per second")
     prompt = f"prompt {_tokens(usage.prompt_tokens)}"
@@ -107,6 +122,10 @@ def facts(answer: Answer) -> str:
     if answer.cut:
         told.append("cut at the longest answer; raise it in the settings")
     return " · ".join(told)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
 
 
 def _tokens(count: int) -> str:

@@ -1,0 +1,126 @@
+"""What a visitor does and sees, in words; playwright is known here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 30_000
+"""Milliseconds; only a failing test waits so long."""
+
+
+class Visitor:
+    """One browser with one tab on the page."""
+
+    def __init__(self, context: Any, url: str) -> None:
+        self._context = context
+        self._url = url
+        context.set_default_timeout(PATIENCE)
+        self.foreign_requests: list[str] = []
+        self.complaints: list[str] = []
+        self.tab = context.new_page()
+        self.tab.on("request", self._note_request)
+        self.tab.on("console", self._note_console)
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.goto(url)
+        self._settle()
+
+    def _note_request(self, request: Any) -> None:
+        if not request.url.startswith((self._url, "data:", "blob:")):
+            self.foreign_requests.append(request.url)
+
+    def _note_console(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def _settle(self) -> None:
+        # The token is kept when the page has told the server who it is.
+        self.tab.wait_for_function("sessionStorage.getItem('llavakit-visit')")
+
+    def attach(self, *files: Path) -> None:
+        """Adds files to the box, and waits until they are there."""
+        before = self.tab.locator("#lk-box .thumbnail-item").count()
+        self.tab.set_input_files("#lk-box input[type=file]", [str(file) for file in files])
+        self.tab.wait_for_function(
+            "n => document.querySelectorAll('#lk-box .thumbnail-item').length === n",
+            arg=before + len(files),
+        )
+
+    def write(self, text: str) -> None:
+        self.tab.fill("#lk-box textarea", text)
+
+    def ask(self, text: str, *files: Path) -> None:
+        """Asks, and does not wait for the answer."""
+        if files:
+            self.attach(*files)
+        self.write(text)
+        self.tab.press("#lk-box textarea", "Enter")
+
+    def answer(self, number: int) -> str:
+        """The finished answer of a turn, from 1, without the figures below it."""
+        row = self.answers.nth(number - 1)
+        row.locator(".lk-facts").wait_for()
+        return str(row.locator(".md").first.inner_text()).strip()
+
+    def facts(self, number: int) -> str:
+        """The figures below an answer."""
+        return str(self.answers.nth(number - 1).locator(".lk-facts").inner_text())
+
+    def error(self, number: int) -> str:
+        """The sentence of a turn that failed."""
+        return str(self.answers.nth(number - 1).locator(".lk-error").inner_text())
+
+    @property
+    def answers(self) -> Any:
+        return self.tab.locator("#lk-chat .bot-row")
+
+    @property
+    def questions(self) -> Any:
+        return self.tab.locator("#lk-chat .user-row")
+
+    @property
+    def stop(self) -> Any:
+        return self.tab.locator("#lk-box .stop-button")
+
+    def wait_for_words(self, number: int, count: int = 20) -> None:
+        """Waits until an answer is being written."""
+        self.tab.wait_for_function(
+            """([number, count]) => {
+                const row = document.querySelectorAll('#lk-chat .bot-row')[number - 1];
+                const text = row && row.querySelector('.md');
+                return text && text.innerText.length > count;
+            }""",
+            arg=[number, count],
+        )
+
+    def choose(self, model: str, tokens: int | None = None) -> None:
+        """Takes another model in the settings, and perhaps longer answers."""
+        self.tab.click("#lk-set")
+        self.tab.click("#lk-settings input[aria-label=Model]")
+        self.tab.click(f"[role=option]:has-text('{model}')")
+        if tokens is not None:
+            field = "#lk-settings input[aria-label='number input for Longest answer']"
+            self.tab.fill(field, str(tokens))
+            self.tab.press(field, "Tab")
+        self.tab.click("#lk-set")
+
+    def setting(self, label: str, value: str) -> None:
+        self.tab.click("#lk-set")
+        self.tab.get_by_label(label).fill(value)
+        self.tab.get_by_label(label).press("Tab")
+        self.tab.click("#lk-set")
+
+    def press(self, name: str) -> None:
+        self.tab.get_by_role("button", name=name, exact=True).click()
+
+    def notice(self) -> str:
+        """What a plain notice says."""
+        return str(self.tab.locator(".toast-body").first.inner_text())
+
+    def reload(self) -> None:
+        self.tab.reload()
+        self._settle()
+
+    def leave(self) -> None:
+        """Closes the tab."""
+        self._context.close()
