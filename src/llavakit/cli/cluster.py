@@ -1,13 +1,18 @@
-"""``llavakit serve --ray``: several replicas of a server, behind one door."""
+"""``--ray``: several replicas of a server behind one door, and several readers of documents."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llavakit.cli.terminal import note, usage_error
 from llavakit.serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from llavakit.documents import Job, Tally
+    from llavakit.serving.batch import Done
 
 
 def cluster_of(
@@ -67,6 +72,37 @@ def run_cluster(
                 f"llavakit: listening on {address}\nllavakit: {settings.model_name} is ready"
             ),
         ).run(sockets=[listener])
+
+
+def read_on_ray(
+    job: Job,
+    load: dict[str, Any],
+    out: Path,
+    store: Path | None,
+    actors: int,
+    address: str | None,
+    shard: int | None,
+    *,
+    restart: bool,
+    window: int,
+    progress: Callable[[Done], None],
+) -> Tally:
+    """Documents read by a pool of actors into a folder of Parquet."""
+    from llavakit.serving.batch import run_on_ray
+    from llavakit.serving.cluster import ClusterSettings
+    from llavakit.serving.parts import SHARD
+
+    return run_on_ray(
+        job,
+        load,
+        out,
+        ClusterSettings(actors, address=address),
+        restart=restart,
+        window=window,
+        shard=shard or SHARD,
+        store=None if store is None else store.resolve(),
+        progress=progress,
+    )
 
 
 def _placed(model: str) -> str:

@@ -14,6 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import llavakit
 from llavakit.cli import options
+from llavakit.cli.cluster import read_on_ray
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors, usage_error
 from llavakit.errors import ParameterError
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from llavakit.backend import Backend
     from llavakit.documents import Job, Reading
     from llavakit.documents.tasks import TaskName
+    from llavakit.serving.batch import Done
 
 _PAGES = "Pages"
+_CLUSTER = "Cluster"
 
 
 def read(
@@ -86,6 +89,39 @@ def read(
         ),
     ] = 30.0,
     window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 32,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Read with several models on Ray; --out is a folder of Parquet.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = False,
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            "--actors", min=1, help="So many models, with --ray.", rich_help_panel=_CLUSTER
+        ),
+    ] = None,
+    shard: Annotated[
+        int | None,
+        typer.Option(
+            "--shard",
+            min=1,
+            help="Documents of each file of Parquet, with --ray; 64 by default.",
+            show_default=False,
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            help="A Ray cluster that runs; without it, this machine is one.",
+            show_default=False,
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
     max_tokens: options.MaxTokens = 1024,
     model: options.Model = "demo",
     model_base: options.ModelBase = None,
@@ -103,11 +139,18 @@ def read(
     One JSON object a page, in order; a page or file that cannot be read has an error in its
     line, and the rest goes on. A run that was killed goes on when it is started again. Fails
     (1) only if nothing at all could be read.
+
+    llavakit read scans/ --ray --actors 4 --out pages/
     """
     if "-" in files:
         raise usage_error("Documents are not read from stdin; name files.")
     if store is not None and out is None:
         raise usage_error("--store goes with --out.")
+    if ray and out is None:
+        raise usage_error("--ray writes Parquet into a folder; name it with --out.")
+    for name, value in (("--actors", actors), ("--shard", shard), ("--ray-address", ray_address)):
+        if value is not None and not ray:
+            raise usage_error(f"{name} is for models on Ray; add --ray.")
     with told_errors(debug):
         from llavakit.documents import Job, PageStore, Task, Tiles, View, run_job
 
@@ -131,20 +174,27 @@ def read(
                 base_url=base_url,
             ),
         )
-        backend = llavakit.load(
-            model,
-            base_url=base_url,
-            model_base=model_base,
-            conv_mode=conv_mode,
-            device=device,
-            load_in_4bit=load_4bit,
-            load_in_8bit=load_8bit,
-        )
+        load: dict[str, Any] = {
+            "base_url": base_url,
+            "model_base": model_base,
+            "conv_mode": conv_mode,
+            "device": device,
+            "load_in_4bit": load_4bit,
+            "load_in_8bit": load_8bit,
+        }
         earlier = 0
         with Told(watched=is_watched(out)) as told:
-            if out is None:
-                _print(job, backend, window, told)
+            if ray and out is not None:
+                earlier = read_on_ray(
+                    *(job, load, out, store, actors or 1, ray_address, shard),
+                    restart=restart,
+                    window=window,
+                    progress=told.shard,
+                ).earlier
+            elif out is None:
+                _print(job, llavakit.load(model, **load), window, told)
             else:
+                backend = llavakit.load(model, **load)
                 kept = None if store is None else PageStore(store)
                 tally = run_job(
                     job, backend, out, restart=restart, window=window, store=kept, progress=told
@@ -190,6 +240,15 @@ class Told:
             at = "" if reading.page is None else f", page {reading.page}"
             done = f"{self.pages} pages read; {Path(reading.source).name}{at}"
             self._line.update(self._task, description=escape(done))
+
+    def shard(self, done: Done) -> None:
+        """Takes note of a shard of documents."""
+        self.pages += done.pages
+        self.failures += len(done.errors)
+        for error in done.errors:
+            self._tell(f"llavakit: {error}")
+        if self._line is not None:
+            self._line.update(self._task, description=f"{self.pages} pages read")
 
     def summary(self, earlier: int) -> None:
         """The end of the run, where there is something to say that the lines do not show."""

@@ -98,10 +98,10 @@ def run_job(
         SourceFetchError: the file cannot be written.
         EngineError, RemoteError, ModelError: the model failed; the same call goes on later.
     """
-    documents = _listed(job, policy)
-    fingerprint = _fingerprint(job, documents, backend)
+    documents = listed(job, policy)
+    fingerprint = fingerprint_of(job, documents, backend)
     with Lines(Path(out), ("source", "page", "error"), restart=restart) as lines:
-        claim(lines, fingerprint, _difference)
+        claim(lines, fingerprint, difference)
         remaining, earlier = _remaining(documents, lines)
         done = failures = 0
         with (
@@ -123,7 +123,7 @@ def stream_job(
 ) -> Readings:
     """The readings of a job, in order, with nothing written anywhere (see :func:`run_job`)."""
     with (
-        closing(read_documents(_listed(job, policy), job.view, policy)) as pages,
+        closing(read_documents(listed(job, policy), job.view, policy)) as pages,
         closing(read_pages(backend, pages, job.task, window=window)) as readings,
     ):
         yield from readings
@@ -160,7 +160,12 @@ def to_line(reading: Reading, model: str) -> dict[str, Any]:
     return line
 
 
-def _listed(job: Job, policy: SourcePolicy) -> list[Document | Failure]:
+def listed(job: Job, policy: SourcePolicy) -> list[Document | Failure]:
+    """The documents of a job, in order.
+
+    Raises:
+        ParameterError: one is named twice with different pages.
+    """
     documents = list_documents(job.sources, job.pages, policy)
     for name, times in Counter(map(_name, documents)).items():
         if times > 1:
@@ -175,9 +180,10 @@ def _name(document: Document | Failure) -> str:
     return document.source if isinstance(document, Failure) else document.name
 
 
-def _fingerprint(
+def fingerprint_of(
     job: Job, documents: Sequence[Document | Failure], backend: Backend
 ) -> dict[str, Any]:
+    """All that the results of a job depend on, as JSON values by name."""
     task, view = job.task, job.view
     return {
         "format": _FORMAT,
@@ -208,8 +214,8 @@ def _described(document: Document | Failure) -> list[Any]:
     return [document.name, None if pages is None else [list(part) for part in pages.parts], size]
 
 
-def _difference(key: str, known: Any, given: Any) -> str | None:
-    """The first difference between two lists of documents in words."""
+def difference(key: str, known: Any, given: Any) -> str | None:
+    """The first difference between two lists of documents in words; None for other keys."""
     if key != "documents":
         return None
     before = {entry[0]: entry for entry in known or ()}

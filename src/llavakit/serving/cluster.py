@@ -200,7 +200,7 @@ def _application(
         RayReplica,
         name=DEPLOYMENT,
         max_ongoing_requests=server.max_open_requests,
-        ray_actor_options=_resources(load, settings),
+        ray_actor_options=resources_of(load, settings),
         health_check_period_s=2,
         health_check_timeout_s=60,
         graceful_shutdown_timeout_s=20,
@@ -212,7 +212,7 @@ def _application(
     return deployment.bind(model, dict(load), server)
 
 
-def _resources(load: Mapping[str, Any], settings: ClusterSettings) -> dict[str, float]:
+def resources_of(load: Mapping[str, Any], settings: ClusterSettings) -> dict[str, float]:
     """What one replica takes of the cluster; refuses what can never be had."""
     there = import_ray("ray").cluster_resources()
     gpus = settings.gpus
