@@ -108,7 +108,8 @@ def visit(browser: Any, site: Any) -> Iterator[Callable[..., Visitor]]:
 def idle(site: Any) -> bool:
     """Whether no model computes anything, by the engines' own figures."""
     return all(
-        figures["running"] == figures["waiting"] == 0 for figures in site.desk.shelf.stats().values()
+        figures["running"] == figures["waiting"] == 0
+        for figures in site.desk.shelf.stats().values()
     )
 
 

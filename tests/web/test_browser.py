@@ -41,7 +41,7 @@ def test_several_pictures_go_with_one_question(visit: Visit) -> None:
     visitor = visit()
     visitor.ask("Which image shows a heart?", DATA / "heart.png", DATA / "shapes.png")
     assert visitor.answer(1) == "the first image"
-    assert visitor.questions.first.locator("img").count() == 2
+    assert visitor.turns()[0]["pictures"] == 2
 
 
 def test_a_picture_can_be_pasted_and_dropped(visit: Visit) -> None:
@@ -104,7 +104,7 @@ def test_regenerate_answers_the_last_question_anew(visit: Visit, site: Any) -> N
     visitor.press("Regenerate")
     until(lambda: site.desk.shelf.stats()["demo"]["requests"] > before)
     assert visitor.answer(1) == "3"
-    assert visitor.answers.count() == 1
+    assert len(visitor.turns()) == 1
 
 
 def test_an_edited_question_is_asked_anew_about_the_same_picture(visit: Visit) -> None:
@@ -119,8 +119,8 @@ def test_an_edited_question_is_asked_anew_about_the_same_picture(visit: Visit) -
     visitor.tab.locator("#lk-chat").get_by_role("button", name="Submit", exact=True).click()
     visitor.tab.get_by_text("blue", exact=True).wait_for()
     assert visitor.answer(1) == "blue"
-    assert visitor.answers.count() == 1
-    assert visitor.questions.first.locator("img").count() == 1
+    assert len(visitor.turns()) == 1
+    assert visitor.turns()[0]["pictures"] == 1
 
 
 def test_a_new_chat_forgets(visit: Visit) -> None:
@@ -129,14 +129,14 @@ def test_a_new_chat_forgets(visit: Visit) -> None:
     assert visitor.answer(1) == "a red heart"
     visitor.press("New chat")
     visitor.tab.get_by_text("Ask about a picture").wait_for()
-    assert visitor.answers.count() == 0
+    assert visitor.turns() == []
 
 
 def test_a_document_becomes_its_pages(visit: Visit) -> None:
     visitor = visit()
     visitor.ask("What is the title of the second image?", DATA / "pages.pdf")
     assert visitor.answer(1) == "INVOICE"
-    assert visitor.questions.first.locator("img").count() == 4
+    assert visitor.turns()[0]["pictures"] == 4
 
     visitor.press("New chat")
     visitor.tab.get_by_text("Ask about a picture").wait_for()
@@ -189,7 +189,7 @@ def test_two_visitors_are_answered_at_once_and_do_not_see_each_other(
     assert first.answer(1)
     assert talking_now(site) == 1  # the other one is not disturbed
     second.stop.click()
-    assert first.answers.count() == second.answers.count() == 1
+    assert len(first.turns()) == len(second.turns()) == 1
 
 
 def talking_now(site: Any) -> int:
@@ -204,7 +204,7 @@ def test_whoever_finds_no_seat_waits_in_line_and_moves_up(visit: Visit, site: An
         visitor.wait_for_words(1)
     patient, late = visit(), visit()
     patient.ask("What is in this picture?", DATA / "heart.png")
-    patient.tab.get_by_text("You are next in line.").wait_for()
+    assert patient.waits(1) == "You are next in line."
     late.ask("What is in this picture?", DATA / "heart.png")
     assert "Too many are waiting" in late.error(1)
 
@@ -255,8 +255,8 @@ def test_votes_and_flags_are_kept_in_the_log(visit: Visit, site: Any) -> None:
     visitor.press("Like")
     [folder] = [site.desk.log.folder]
     until(lambda: '"Like"' in _log(folder))
-    visitor.tab.get_by_role("button", name="Feedback").click()
-    visitor.tab.get_by_text("Flag", exact=True).click()
+    visitor.tab.get_by_role("button", name="Feedback").first.hover()
+    visitor.tab.get_by_text("Flag", exact=True).first.click()
     until(lambda: '"Flag"' in _log(folder))
     records = [json.loads(line) for line in _log(folder).splitlines()]
     answer = [record for record in records if record["event"] == "answer"][-1]
@@ -317,4 +317,4 @@ def test_an_answer_that_holds_markup_fetches_and_runs_nothing(visit: Visit, site
     evil = "![x](http://picture.invalid/a.png) <img src=http://picture.invalid/b.png> <b>bold</b>"
     visitor.ask(f"Repeat after me: {evil}")
     assert visitor.answer(1)
-    assert "picture.invalid" in visitor.questions.first.inner_text()
+    assert "picture.invalid" in visitor.turns()[0]["question"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30_000
+PATIENCE = 15_000
 """Milliseconds; only a failing test waits so long."""
 
 
@@ -40,7 +40,9 @@ class Visitor:
     def attach(self, *files: Path) -> None:
         """Adds files to the box, and waits until they are there."""
         before = self.tab.locator("#lk-box .thumbnail-item").count()
-        self.tab.set_input_files("#lk-box input[type=file]", [str(file) for file in files])
+        with self.tab.expect_file_chooser() as chooser:
+            self.tab.click("#lk-box .upload-button")
+        chooser.value.set_files([str(file) for file in files])
         self.tab.wait_for_function(
             "n => document.querySelectorAll('#lk-box .thumbnail-item').length === n",
             arg=before + len(files),
@@ -56,42 +58,40 @@ class Visitor:
         self.write(text)
         self.tab.press("#lk-box textarea", "Enter")
 
+    def turns(self) -> list[dict[str, Any]]:
+        """What the page shows of each turn: question, pictures, answer, facts, error, status."""
+        return list(self.tab.evaluate(_TURNS))
+
+    def _wait(self, number: int, holds: str) -> dict[str, Any]:
+        self.tab.wait_for_function(
+            f"number => {{ const turn = ({_TURNS})()[number - 1]; return turn && ({holds}); }}",
+            arg=number,
+        )
+        return self.turns()[number - 1]
+
     def answer(self, number: int) -> str:
         """The finished answer of a turn, from 1, without the figures below it."""
-        row = self.answers.nth(number - 1)
-        row.locator(".lk-facts").wait_for()
-        return str(row.locator(".md").first.inner_text()).strip()
+        return str(self._wait(number, "turn.facts")["answer"])
 
     def facts(self, number: int) -> str:
         """The figures below an answer."""
-        return str(self.answers.nth(number - 1).locator(".lk-facts").inner_text())
+        return str(self._wait(number, "turn.facts")["facts"])
 
     def error(self, number: int) -> str:
         """The sentence of a turn that failed."""
-        return str(self.answers.nth(number - 1).locator(".lk-error").inner_text())
+        return str(self._wait(number, "turn.error")["error"])
 
-    @property
-    def answers(self) -> Any:
-        return self.tab.locator("#lk-chat .bot-row")
+    def waits(self, number: int) -> str:
+        """What somebody is told who has no word of an answer yet."""
+        return str(self._wait(number, "turn.status")["status"])
 
-    @property
-    def questions(self) -> Any:
-        return self.tab.locator("#lk-chat .user-row")
+    def wait_for_words(self, number: int) -> None:
+        """Waits until an answer is being written."""
+        self._wait(number, "turn.answer.length > 20 && !turn.facts")
 
     @property
     def stop(self) -> Any:
         return self.tab.locator("#lk-box .stop-button")
-
-    def wait_for_words(self, number: int, count: int = 20) -> None:
-        """Waits until an answer is being written."""
-        self.tab.wait_for_function(
-            """([number, count]) => {
-                const row = document.querySelectorAll('#lk-chat .bot-row')[number - 1];
-                const text = row && row.querySelector('.md');
-                return text && text.innerText.length > count;
-            }""",
-            arg=[number, count],
-        )
 
     def choose(self, model: str, tokens: int | None = None) -> None:
         """Takes another model in the settings, and perhaps longer answers."""
@@ -120,7 +120,31 @@ class Visitor:
     def reload(self) -> None:
         self.tab.reload()
         self._settle()
+        # The browser itself reports the stream that the reload cut.
+        cut = ("AbortError: BodyStreamBuffer was aborted", "Unexpected error Connection errored")
+        self.complaints[:] = [one for one in self.complaints if not one.startswith(cut)]
 
     def leave(self) -> None:
         """Closes the tab."""
         self._context.close()
+
+
+_TURNS = """() => {
+    const turns = [];
+    let asking = false;
+    for (const row of document.querySelectorAll('#lk-chat .message-row')) {
+        const user = row.classList.contains('user-row');
+        if (user && !asking)
+            turns.push({question: '', pictures: 0, answer: '', facts: '', error: '', status: ''});
+        asking = user;
+        const turn = turns[turns.length - 1];
+        const said = row.querySelector('.md');
+        if (user) turn.pictures += row.querySelectorAll('img').length;
+        if (said) turn[user ? 'question' : 'answer'] = said.innerText.trim();
+        for (const name of ['facts', 'error', 'status']) {
+            const told = row.querySelector('.lk-' + name);
+            if (told) turn[name] = told.innerText;
+        }
+    }
+    return turns;
+}"""

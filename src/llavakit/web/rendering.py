@@ -40,8 +40,8 @@ def turn_of(conversation: Conversation, index: Any) -> int:
 
 
 def typed(text: str) -> str:
-    """What a visitor typed, from what was shown of it."""
-    return unescape(text)
+    """What a visitor typed, from what was shown of it (see :func:`plain`)."""
+    return unescape(text.replace("!\\[", "!["))
 
 
 def plain(text: str) -> str:
@@ -58,7 +58,7 @@ def plain(text: str) -> str:
 
 def _messages(turn: Turn) -> list[dict[str, Any]]:
     pictures = _html(_gallery(turn)) if turn.pictures else None
-    question = {"type": "text", "text": escape(turn.text, quote=False)}
+    question = {"type": "text", "text": plain(turn.text)}
     asked = [part for part in (pictures, question) if part is not None]
     answer = turn.answer
     said = [{"type": "text", "text": plain(answer.text)}] if answer.text else []
