@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 import os
 import threading
 import weakref
@@ -17,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from llavakit import tracing
 from llavakit.errors import ParameterError
 from llavakit.streams import AnswerStream, Gathering, gather
 from llavakit.values import (
@@ -59,6 +62,12 @@ class ModelInfo:
 
 class Backend(ABC):
     """A model that answers; shared by every chain, agent, retriever and thread of the process."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # All requests of all kinds of backends pass here, whoever calls submit.
+        super().__init_subclass__(**options)
+        if "submit" in vars(cls):
+            cls.submit = _watched(cls.submit)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
     def submit(self, request: Request) -> AnswerStream:
@@ -177,6 +186,28 @@ class Backend(ABC):
         return self.generate(question_about(image, question), SamplingParams(**params)).text
 
 
+def _watched(
+    submit: Callable[[Any, Request], AnswerStream],
+) -> Callable[[Any, Request], AnswerStream]:
+    """``submit`` with a span, where somebody wants spans."""
+
+    @functools.wraps(submit)
+    def submit_watched(self: Backend, request: Request) -> AnswerStream:
+        if not tracing.enabled():
+            return submit(self, request)
+        return tracing.traced(
+            functools.partial(submit, self), request, functools.partial(_model_of, self)
+        )
+
+    return submit_watched
+
+
+def _model_of(backend: Backend) -> str:
+    """The model's name; asks nobody where it stands in the configuration."""
+    config = getattr(backend, "config", None)
+    return str(getattr(config, "model", None) or backend.info.name)
+
+
 def question_about(image: Any, question: str) -> Message:
     """A user's message of one or several pictures and a question about them."""
     pictures = [] if image is None else image if isinstance(image, (list, tuple)) else [image]
@@ -244,7 +275,9 @@ if hasattr(os, "register_at_fork"):
 
 async def _off_loop(submit: Callable[[Request], AnswerStream], request: Request) -> AnswerStream:
     """Submit on a worker thread; if the caller is cancelled meanwhile, the request is too."""
-    submitted = _preparing_pool().submit(submit, request)
+    # What belongs to the caller's context, such as its trace, goes along.
+    context = contextvars.copy_context()
+    submitted = _preparing_pool().submit(context.run, submit, request)
     try:
         return await asyncio.wrap_future(submitted)
     except asyncio.CancelledError:

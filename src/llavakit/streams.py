@@ -35,6 +35,19 @@ class Channel:
         self._ended = False
         self._changed = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._watcher: Callable[[Chunk | BaseException], None] | None = None
+
+    def watch(self, watcher: Callable[[Chunk | BaseException], None]) -> None:
+        """Tells one watcher of all chunks, those that wait to be taken too, and of an error.
+
+        It is called by whoever puts them, and must neither block nor raise.
+        """
+        with self._changed:
+            for chunk in self._chunks:
+                watcher(chunk)
+            if self._error is not None:
+                watcher(self._error)
+            self._watcher = watcher
 
     @property
     def ended(self) -> bool:
@@ -48,6 +61,8 @@ class Channel:
                 return
             self._chunks.append(chunk)
             self._ended = chunk.finish_reason is not None
+            if self._watcher is not None:
+                self._watcher(chunk)
             self._wake()
 
     def fail(self, error: BaseException) -> None:
@@ -57,6 +72,8 @@ class Channel:
                 return
             self._error = error
             self._ended = True
+            if self._watcher is not None:
+                self._watcher(error)
             self._wake()
 
     def _wake(self) -> None:
@@ -134,6 +151,10 @@ class AnswerStream(Iterator[Chunk], AsyncIterator[Chunk]):
             self._closed = True
             raise StopAsyncIteration
         return chunk
+
+    def watch(self, watcher: Callable[[Chunk | BaseException], None]) -> None:
+        """Tell a watcher of the answer, whether it is read or not (see :meth:`Channel.watch`)."""
+        self._channel.watch(watcher)
 
     def close(self) -> None:
         """Cancel the request unless it has ended; safe to call twice and from any thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,7 +57,7 @@ def close(streams: list[AnswerStream]) -> None:
 
 async def off_loop(pool: ThreadPoolExecutor, work: Callable[[], T], undo: Callable[[T], None]) -> T:
     """The result of ``work``, done on a thread; undone if nobody waits for it any more."""
-    done: Future[T] = pool.submit(work)
+    done: Future[T] = pool.submit(contextvars.copy_context().run, work)  # with the trace
 
     def finish(future: Future[T]) -> None:
         if not future.cancelled() and future.exception() is None:

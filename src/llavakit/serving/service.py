@@ -40,6 +40,7 @@ from llavakit.serving.schema import ChatRequest, TokenizeRequest
 from llavakit.serving.settings import ServerSettings
 from llavakit.serving.validation import parse
 from llavakit.streams import AnswerStream
+from llavakit.tracing import received
 from llavakit.values import Message, Usage
 
 T = TypeVar("T", bound=BaseModel)
@@ -118,7 +119,8 @@ class Service:
             body = await read_body(request, self.settings, share)
             clock = Clock(self.metrics)
             listener = Listener(request.receive)
-            asked, streams = await while_connected(listener, self._open(body, info, share))
+            with received(request.headers):
+                asked, streams = await while_connected(listener, self._open(body, info, share))
             clock.open = len(streams)
             held.callback(clock.over)
             held.callback(close, streams)
