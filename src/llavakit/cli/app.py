@@ -16,6 +16,7 @@ from llavakit.cli.models import models
 from llavakit.cli.read import read
 from llavakit.cli.serve import serve
 from llavakit.cli.train import train
+from llavakit.cli.web import web
 
 app = typer.Typer(
     name="llavakit",
@@ -28,6 +29,7 @@ app.command()(ask)
 app.command()(chat)
 app.command()(read)
 app.command()(serve)
+app.command()(web)
 app.command("eval")(run_benchmark)
 app.command()(models)
 app.command()(export)

@@ -69,10 +69,13 @@ button:focus-visible, a:focus-visible, #lk-box:focus-within {
 #lk-chat .message-buttons-left:focus-within, #lk-chat .message-buttons-right:focus-within {
   opacity: 1; }
 #lk-chat .bot.message { padding-left: 0; padding-right: 0; }
-#lk-chat .bot-row:has(.lk-facts, .lk-error) + .message-buttons-left,
-#lk-chat .user-row:has(.lk-pictures) + .message-buttons-right { display: none; }
+#lk-chat .user-row:has(.lk-pictures) + .message-buttons-right,
+#lk-chat .bot-row:has(.lk-facts, .lk-error, .lk-status) + .message-buttons-left
+  :is(button:not([aria-label=Retry]), .extra-feedback),
+#lk-chat .bot-row:has(.lk-facts, .lk-error, .lk-status)
+  + .message-buttons-left:not(:has([aria-label=Retry])) { display: none; }
 #lk-chat .message-row { margin-bottom: .35rem; }
-#lk-chat .bot-row:has(.lk-facts) { margin-top: -.3rem; margin-bottom: 1rem; }
+#lk-chat .bot-row:has(.lk-facts) { margin-top: .2rem; margin-bottom: .5rem; }
 #lk-chat .user-row .component { background: transparent; padding: 0; }
 #lk-chat .top-panel { display: none; }
 #lk-chat .placeholder-content { justify-content: center; gap: 1.2rem; }
@@ -109,7 +112,8 @@ button:focus-visible, a:focus-visible, #lk-box:focus-within {
 
 @media (max-width: 640px) {
   .gradio-container .main { padding: .5rem .6rem !important; }
-  #lk-chat { height: calc(100dvh - 14.5rem) !important; }
+  #lk-chat { height: calc(100dvh - 15.5rem) !important; }
+  #lk-again { display: none; }  /* the last answer has a button of its own */
   #lk-chat .examples { grid-template-columns: 1fr 1fr; }
   #lk-chat .example-image-container { height: 5rem; }
   .lk-pictures img { height: 8rem; }
