@@ -97,10 +97,14 @@ def test_what_is_meant_to_change_changes_and_nothing_else(run: Run):
 def test_a_resumed_run_gives_the_weights_of_an_undisturbed_one(run: Run, tmp_path: Path):
     checkpoint = run.trained.out / CHECKPOINTS / "checkpoint-4"
     shutil.copytree(checkpoint, tmp_path / "out" / CHECKPOINTS / checkpoint.name)
+    cut_off = tmp_path / "out" / CHECKPOINTS / "checkpoint-10"  # by a kill while it was written
+    shutil.copytree(checkpoint, cut_off)
+    (cut_off / "trainer_state.json").write_text('{"epoch": 1')
     said: list[str] = []
     options = {**run.config.as_dict(), "out": str(tmp_path / "out"), "resume": True}
     resumed = train(TrainConfig.of(run.stage, options), said.append)
     assert any("checkpoint-4" in line for line in said)
+    assert any("checkpoint-10" in line and "passed over" in line for line in said)
     assert resumed.steps == run.trained.steps and resumed.losses == run.trained.losses
     (file,) = (one.name for one in run.trained.out.glob("*.safetensors"))
     expected, seen = load_file(run.trained.out / file), load_file(resumed.out / file)
@@ -172,7 +176,8 @@ def test_a_run_leaves_its_settings_its_losses_and_their_picture(run: Run):
 
 def test_an_adapter_holds_its_layers_and_the_projector_only(run: Run):
     if "lora" not in run.stage:
-        pytest.skip("no adapter")
+        assert not (run.trained.out / "adapter_config.json").exists()
+        return
     names = set(load_file(run.trained.out / "adapter_model.safetensors"))
     low_rank = {n for n in names if ".lora_A." in n or ".lora_B." in n}
     assert {n.split(".")[-3] for n in low_rank} == set(LINEAR)
@@ -221,3 +226,19 @@ def test_a_checkpoint_of_other_settings_is_refused(run: Run, tmp_path: Path):
     config = settings(other, run.base.path, data, tmp_path / "out", resume=True)
     with pytest.raises(CheckpointError, match="other settings"):
         train(config)
+
+
+def test_a_run_does_not_go_on_with_other_settings(run: Run):
+    other = {**run.config.as_dict(), "learning_rate": 0.5, "resume": True}
+    with pytest.raises(ParameterError, match=r"learning_rate=0\.01"):
+        train(TrainConfig.of(run.stage, other))
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(run: Run):
+    (file,) = run.trained.out.glob("*.safetensors")
+    before = load_file(file)
+    options = {**run.config.as_dict(), "resume": True}
+    again = train(TrainConfig.of(run.stage, options))
+    assert again.steps == run.trained.steps
+    after = load_file(file)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())

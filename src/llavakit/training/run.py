@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import CheckpointError, LlavaKitError, ParameterError
+from llavakit.model.adapter import TRAINING
+from llavakit.model.original.parts import read_json
 from llavakit.model.quantization import check_quantized, keep_unpackable, quantization_config
 from llavakit.training.config import TrainConfig
 from llavakit.training.data import FaultyRecord, conversation_of
@@ -130,7 +132,23 @@ def _check_out(config: TrainConfig, *, first: bool) -> None:
             f"{out} holds something already; name a new directory, or go on with what it holds "
             "by resume (--resume)."
         )
+    if config.resume and (out / TRAINING).is_file():
+        _check_settings(config, out / TRAINING)
     out.mkdir(parents=True, exist_ok=True)
+
+
+_MAY_CHANGE = {"out", "resume", "workers", "save_steps", "keep_checkpoints", "decode_pictures"}
+
+
+def _check_settings(config: TrainConfig, file: Path) -> None:
+    """Raise where a run would go on otherwise than it began, and nobody could tell."""
+    before, now = read_json(file), config.as_dict()
+    for name in sorted(now.keys() - _MAY_CHANGE):
+        if name in before and before[name] != now[name]:
+            raise ParameterError(
+                f"The run in {config.out} began with {name}={before[name]!r}, and {now[name]!r} is "
+                "given now; resume with the settings that it began with."
+            )
 
 
 def _together(state: Any, act: Callable[[], Start]) -> Start:
@@ -174,16 +192,13 @@ def _run(
 ) -> Trained:
     import torch
     from transformers import set_seed
-    from transformers.trainer_utils import get_last_checkpoint
 
     from llavakit.training.progress import Progress
     from llavakit.training.trainer import LlavaTrainer, arguments, blank_pictures
 
     out = Path(config.out)
     mixed, frozen = precision(config)
-    last = None
-    if config.resume and (out / CHECKPOINTS).is_dir():
-        last = get_last_checkpoint(str(out / CHECKPOINTS))
+    last = _last_checkpoint(out / CHECKPOINTS, told) if config.resume else None
     set_seed(config.seed)
     model = prepare(_model(config, start, frozen), config)
     counted = sum(one.numel() for one in model.parameters() if one.requires_grad)
@@ -216,6 +231,23 @@ def _run(
     trainer.accelerator.wait_for_everyone()
     losses = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
     return Trained(out, int(made.global_step), losses)
+
+
+def _last_checkpoint(folder: Path, told: Told) -> str | None:
+    """The last checkpoint that was written to its end; the trainer's state is written last."""
+    found = {
+        int(one.name.rpartition("-")[2]): one
+        for one in folder.glob("checkpoint-*")
+        if one.name.rpartition("-")[2].isdigit()
+    }
+    for _, path in sorted(found.items(), reverse=True):
+        try:
+            read_json(path / "trainer_state.json")
+        except CheckpointError:
+            told(f"{path} was not written to its end, and is passed over.")
+            continue
+        return str(path)
+    return None
 
 
 @contextmanager
