@@ -12,7 +12,9 @@ from llavakit.cli.terminal import Waiting, note, told_errors
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A directory or hub id in the original format.")],
+    model: Annotated[
+        str, typer.Argument(help="A directory or hub id in the original format, or of an adapter.")
+    ],
     out: Annotated[Path, typer.Argument(help="The directory to make.")],
     model_base: options.ModelBase = None,
     conv_mode: options.ConvMode = None,
