@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "web: drives the web page in Chromium; `make test-web`")
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """gradio warns of itself when it is imported, and leaves an event loop to the collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+        gc.collect()
+
+
 def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright's event loop keeps all others from running
 def browser() -> Iterator[Any]:
     missing = [name for name in ("playwright", "gradio") if find_spec(name) is None]
     if chromium() is None:
@@ -73,22 +84,24 @@ def site(browser: Any, talker: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A page with two seats and one place in line; it keeps a log."""
     import llavakit
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # gradio's own, at import
+    with quietly():
         from llavakit.web import WebSettings, serve
-        from llavakit.web.offered import offers
+    from llavakit.web.offered import offers
+
     settings = WebSettings(
         temperature=0, top_p=1, seats=2, places=1, most_tokens=50_000, max_file_bytes=1 << 20
     )
-    with serve(
+    page = serve(
         offers(["demo", str(talker)]),
         llavakit.load,
         kept=2,
         settings=settings,
         port=0,
         log_dir=tmp_path_factory.mktemp("log") / "conversations",
-    ) as page:
-        yield page
+    )
+    yield page
+    with quietly():
+        page.close()
 
 
 @pytest.fixture

@@ -14,6 +14,10 @@ from llavakit.backend import Backend
 from llavakit.cli import options
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors
 from llavakit.errors import ParameterError
+from llavakit.web.accounts import read_accounts
+from llavakit.web.moderation import load_hook
+from llavakit.web.offered import offers
+from llavakit.web.settings import WebSettings, is_loopback
 
 _SERVER = "Page"
 
@@ -117,12 +121,6 @@ def web(
     with --host, --share or --auth-file only those of --model and --models-dir. Ctrl-C ends it.
     """
     with told_errors(debug):
-        from llavakit.web import WebSettings, serve  # tells of a missing extra
-        from llavakit.web.accounts import read_accounts
-        from llavakit.web.moderation import load_hook
-        from llavakit.web.offered import offers
-        from llavakit.web.running import is_loopback
-
         named = model or ["demo"]
         accounts = () if auth_file is None else read_accounts(auth_file)
         private = is_loopback(host) and not share and not accounts
@@ -156,6 +154,9 @@ def web(
             bits=4 if load_4bit else 8 if load_8bit else 16,
             remote=base_url is not None,
         )
+        hook = None if moderation is None else load_hook(moderation)
+        from llavakit.web import serve  # takes seconds to import, and tells of a missing extra
+
         failure: list[BaseException] = []
 
         def failed(error: BaseException) -> None:
@@ -172,7 +173,7 @@ def web(
             share=share,
             accounts=accounts,
             log_dir=log_dir,
-            moderation=None if moderation is None else load_hook(moderation),
+            moderation=hook,
             failed=failed,
         )
         note(f"llavakit: open {page.share_url or page.url} in a browser; Ctrl-C ends it")

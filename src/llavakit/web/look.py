@@ -94,9 +94,9 @@ button:focus-visible, a:focus-visible, #lk-box:focus-within {
 .lk-empty h2 { margin: 0 0 .3rem; font-size: 1.5rem; }
 .lk-empty p { color: var(--body-text-color-subdued); }
 .lk-pictures { display: flex; flex-wrap: wrap; gap: .4rem; justify-content: flex-end; }
-.lk-pictures img { height: 11rem; max-width: 100%; width: auto; border-radius: .5rem;
-  margin: 0 !important; object-fit: contain; }
-.lk-pictures.lk-many img { height: 6.5rem; border: 1px solid var(--border-color-primary); }
+.lk-pictures img { height: 9rem; max-width: 100%; width: auto; margin: 0 !important;
+  border: 1px solid var(--border-color-primary); border-radius: .5rem; object-fit: contain; }
+.lk-pictures.lk-many img { height: 6.5rem; }
 .lk-facts, .lk-note, .lk-foot { font-size: .75rem; color: var(--body-text-color-subdued); }
 .lk-status { color: var(--body-text-color-subdued); animation: lk-breathe 1.6s infinite; }
 .lk-error { border-left: 3px solid #d9534f; padding-left: .7rem; margin-left: 2px; }

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from llavakit._sniff import sniff
 from llavakit.documents import Document, Failure, PageRange, open_files
-from llavakit.errors import InputError
+from llavakit.errors import ImageTooLargeError, InputError
 from llavakit.images import Picture, open_picture
 from llavakit.sources import SourcePolicy, read_file
 from llavakit.values import Image
-from llavakit.web.settings import WebSettings
+from llavakit.web.settings import MIB, WebSettings
 
 THUMBNAIL = 480
 """Pixels of the longer side of what the conversation shows."""
@@ -110,7 +110,8 @@ class Uploads:
         if place.resolve().is_relative_to(self.folder.resolve()):
             with contextlib.suppress(OSError):
                 place.unlink()
-                place.parent.rmdir()
+                if place.parent != self.folder:
+                    place.parent.rmdir()
 
     def open(self, paths: Sequence[str], pages: str = "") -> Opened:
         """The pictures of some files, and all pages of documents, in their order.
@@ -130,7 +131,7 @@ class Uploads:
         most = self._settings.max_pictures
         for path in paths:
             name = Path(path).name
-            with named(name):
+            with self._named(name):
                 data = read_file(path, self._policy)
                 if sniff(data) in _PAGED:
                     pictures += self._pages(data, name, wanted, notes)
@@ -142,6 +143,19 @@ class Uploads:
                     "in the settings."
                 )
         return Opened(tuple(pictures), tuple(notes))
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Says which file an error is about, and what a visitor can do."""
+        try:
+            yield
+        except ImageTooLargeError as error:
+            raise InputError(
+                f"{name} is too large: a file has at most {self._settings.max_file_bytes / MIB:.3g}"
+                f" MiB, and a picture {self._settings.max_pixels / 1e6:.3g} million pixels."
+            ) from error
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
 
     def _pages(
         self, data: bytes, name: str, wanted: PageRange | None, notes: list[str]
@@ -183,15 +197,6 @@ def _thumbnail(picture: Picture) -> str:
     jpeg = io.BytesIO()
     small.save(jpeg, "JPEG", quality=85)
     return "data:image/jpeg;base64," + b64encode(jpeg.getvalue()).decode("ascii")
-
-
-@contextlib.contextmanager
-def named(name: str) -> Iterator[None]:
-    """Says which file an error is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 def _size(path: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shutil
 import socket
@@ -31,10 +30,8 @@ from llavakit.web.moderation import Moderation
 from llavakit.web.offered import Offer
 from llavakit.web.page import build
 from llavakit.web.pictures import Uploads
-from llavakit.web.settings import WebSettings
+from llavakit.web.settings import LOOPBACK, WebSettings, is_loopback
 from llavakit.web.shelf import Shelf
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class RunningPage:
@@ -165,16 +162,6 @@ def serve(
         target=_warm_up, args=(desk.shelf, failed), name="llavakit-web-load", daemon=True
     ).start()
     return page
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _warm_up(shelf: Shelf, failed: Callable[[BaseException], None] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from llavakit.errors import ParameterError
 from llavakit.sources import SourcePolicy
 
 MIB = 1 << 20
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names by which a page on loopback is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +72,13 @@ class WebSettings:
             max_bytes=self.max_file_bytes,
             max_pixels=self.max_pixels,
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,209 @@
+"""What the guard lets through, asked over ASGI; the page behind it is gradio's real one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llavakit.testing import FakeBackend
+from llavakit.web.desk import Desk
+from llavakit.web.guard import COOKIE, MAX_EVENT, Guard
+from llavakit.web.offered import Offer
+from llavakit.web.pictures import Uploads
+from llavakit.web.settings import WebSettings
+from llavakit.web.shelf import Shelf
+from tests.web.conftest import quietly
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    settings = WebSettings(max_file_bytes=10_000, max_pictures=2, max_upload_bytes=25_000)
+    shelf = Shelf([Offer("fake", "fake")], 1, lambda name: FakeBackend())
+    return Desk(settings, shelf, Uploads(tmp_path, settings))
+
+
+class Behind:
+    """Notes what came through."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.reply = b"[]"
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        event = await receive()
+        self.bodies.append(event.get("body", b""))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": self.reply})
+
+
+@pytest.fixture
+def behind() -> Behind:
+    return Behind()
+
+
+@pytest.fixture
+async def client(desk: Desk, behind: Behind, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    guard: Any = Guard(behind, desk, tmp_path, ("localhost", "127.0.0.1", "::1"))
+    transport = httpx.ASGITransport(app=guard)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
+        yield client
+
+
+async def test_a_page_comes_with_its_policy_and_a_name_for_the_visitor(
+    client: httpx.AsyncClient,
+) -> None:
+    answer = await client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith(COOKIE) and "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    again = await client.get("/")
+    assert "set-cookie" not in again.headers
+
+
+@pytest.mark.parametrize("host", ["evil.invalid", "localhost.evil.invalid", "", "[::2]"])
+async def test_other_names_of_this_machine_are_not_answered(
+    client: httpx.AsyncClient, behind: Behind, host: str
+) -> None:
+    answer = await client.get("/", headers={"host": host})
+    assert answer.status_code == 421
+    assert behind.bodies == []
+    assert (await client.get("/", headers={"host": "[::1]:7860"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/gradio_api/run/predict", "/gradio_api/call/x", "/gradio_api/api/x", "/other"],
+)
+async def test_doors_that_the_page_does_not_use_are_closed(
+    client: httpx.AsyncClient, behind: Behind, path: str
+) -> None:
+    assert (await client.post(path, json={})).status_code == 404
+    assert (await client.get("/gradio_api/proxy=http://host.invalid/")).status_code == 404
+    assert behind.bodies == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://127.0.0.1:1/x.png",
+        "https://host.invalid/x.png",
+        "/etc/passwd",
+        "../x",
+        "{folder}/../x",
+        "",
+        None,
+        3,
+        ["a"],
+    ],
+)
+async def test_an_event_that_names_other_files_or_addresses_is_refused(
+    client: httpx.AsyncClient, behind: Behind, tmp_path: Path, path: Any
+) -> None:
+    if isinstance(path, str):
+        path = path.format(folder=tmp_path)
+    event = {"data": [{"text": "x", "files": [{"path": path, "meta": {}}]}]}
+    assert (await client.post("/gradio_api/queue/join", json=event)).status_code == 400
+    assert behind.bodies == []
+
+
+async def test_an_event_about_an_upload_passes_unchanged(
+    client: httpx.AsyncClient, behind: Behind, tmp_path: Path
+) -> None:
+    event = {"data": [{"text": "path", "files": [{"path": str(tmp_path / "a" / "b.png")}]}]}
+    answer = await client.post("/gradio_api/queue/join?x", json=event)
+    assert answer.status_code == 200
+    assert b"b.png" in behind.bodies[0]
+    too_long = b'"' + b"x" * MAX_EVENT + b'"'
+    assert (await client.post("/gradio_api/queue/join", content=too_long)).status_code == 413
+    deep = b"[" * 100_000
+    assert (await client.post("/gradio_api/queue/join", content=deep)).status_code == 400
+
+
+async def test_uploads_are_capped_and_noted_for_their_owner(
+    client: httpx.AsyncClient, desk: Desk, behind: Behind, tmp_path: Path
+) -> None:
+    large = await client.post("/gradio_api/upload", content=bytes(40_000))
+    assert large.status_code == 413
+    unknown = await client.post("/gradio_api/upload", content=_pieces())
+    assert unknown.status_code == 411
+    file = tmp_path / "a.png"
+    file.write_bytes(bytes(26_000))
+    behind.reply = f'["{file}"]'.encode()
+    headers = {"cookie": f"{COOKIE}=anna"}
+    assert (await client.post("/gradio_api/upload", content=b"x", headers=headers)).is_success
+    desk.uploads.claim("anna", [str(file)])
+    full = await client.post("/gradio_api/upload", content=b"x")
+    assert full.status_code == 507
+
+
+async def _pieces() -> AsyncIterator[bytes]:
+    yield b"piece"
+
+
+async def test_a_closed_heartbeat_is_a_visitor_who_left(desk: Desk, tmp_path: Path) -> None:
+    present: list[bool] = []
+    left = False
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal left
+        present.append(desk.visitors.of("tab").present)
+        left = True
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect" if left else "http.request"}
+
+    async def send(event: Any) -> None:
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/gradio_api/heartbeat/tab",
+        "headers": [(b"cookie", f"{COOKIE}=anna".encode())],
+    }
+    await Guard(page, desk, tmp_path)(scope, receive, send)
+    assert present == [True]
+    assert not desk.visitors.of("tab").present
+    assert not desk.visitors.has("anna")
+
+
+@pytest.mark.enable_socket
+@pytest.mark.filterwarnings("default")
+def test_the_real_page_reads_no_file_and_fetches_nothing_for_strangers() -> None:
+    pytest.importorskip("gradio")
+    with quietly():
+        _ask_the_real_page()
+
+
+def _ask_the_real_page() -> None:
+    from llavakit.web import serve
+
+    offered = [Offer("fake", "fake")]
+    with (
+        serve(offered, lambda name: FakeBackend(), port=0, accounts=[("anna", "right")]) as page,
+        httpx.Client(base_url=page.url, trust_env=False) as client,
+    ):
+        assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 401
+        assert client.get("/gradio_api/file=/etc/passwd").status_code in (401, 403)
+        wrong = client.post("/login", data={"username": "anna", "password": "wrong"})
+        assert wrong.status_code == 400
+        assert client.post("/login", data={"username": "anna", "password": "right"}).is_success
+        assert client.get("/gradio_api/file=/etc/passwd").status_code == 403
+        assert client.get(f"/gradio_api/file={Path(__file__)}").status_code == 403
+        event = {
+            "data": [{"text": "x", "files": [{"path": "http://127.0.0.1:9/x", "meta": {}}]}],
+            "fn_index": 0,
+            "session_hash": "tab",
+        }
+        assert client.post("/gradio_api/queue/join", json=event).status_code == 400
+        folder = page.desk.uploads.folder
+        assert folder.is_dir()
+    assert not folder.exists()
