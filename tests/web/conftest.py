@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import shutil
 import time
@@ -34,10 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """gradio warns of itself when it is imported, and leaves an event loop to the collector."""
+    """gradio warns of itself when it is imported, and leaves an event loop behind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+        left = asyncio.get_event_loop()
+        if not left.is_running():
+            left.close()
+            asyncio.set_event_loop(None)
         gc.collect()
 
 

@@ -318,3 +318,48 @@ def test_an_answer_that_holds_markup_fetches_and_runs_nothing(visit: Visit, site
     visitor.ask(f"Repeat after me: {evil}")
     assert visitor.answer(1)
     assert "picture.invalid" in visitor.turns()[0]["question"]
+
+
+def test_the_page_is_dark_where_the_system_is_and_can_be_turned(visit: Visit) -> None:
+    visitor = visit(color_scheme="dark")
+    assert _background(visitor) < 60
+    visitor.tab.click("#lk-dark")
+    assert _background(visitor) > 200
+
+
+def _background(visitor: Visitor) -> int:
+    """The red of the page's background, from 0 to 255."""
+    colour = "getComputedStyle(document.querySelector('gradio-app')).backgroundColor"
+    return int(visitor.tab.evaluate(f"Number({colour}.match(/\\d+/)[0])"))
+
+
+def test_on_a_phone_nothing_sticks_out(visit: Visit) -> None:
+    visitor = visit(viewport={"width": 360, "height": 700}, has_touch=True)
+    visitor.ask("What is the title of the second image?", DATA / "pages.pdf")
+    assert visitor.answer(1) == "INVOICE"
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert visitor.tab.evaluate(wide) <= 0
+    box = visitor.tab.locator("#lk-box .submit-button").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= 700
+
+
+def test_everything_can_be_done_from_the_keyboard(visit: Visit) -> None:
+    visitor = visit()
+    focused = "document.activeElement.innerText || document.activeElement.tagName"
+    assert visitor.tab.evaluate(focused) == "TEXTAREA"  # one can type at once
+    visitor.tab.keyboard.press("Escape")  # nothing is running: nothing happens
+    visitor.attach(DATA / "shapes.png")
+    reached = set()
+    for _ in range(40):
+        visitor.tab.keyboard.press("Shift+Tab")
+        reached.add(visitor.tab.evaluate(focused).strip())
+        if reached >= {"Caption", "New chat", "Settings", "Regenerate"}:
+            break
+    assert reached >= {"Caption", "Read the document", "New chat", "Settings", "Regenerate"}
+    visitor.tab.locator("#lk-box textarea").focus()
+    visitor.tab.keyboard.type("What colour is")
+    visitor.tab.keyboard.press("Shift+Enter")
+    visitor.tab.keyboard.type("the circle?")
+    visitor.tab.keyboard.press("Enter")
+    assert visitor.answer(1) == "red"

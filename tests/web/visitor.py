@@ -63,11 +63,12 @@ class Visitor:
         return list(self.tab.evaluate(_TURNS))
 
     def _wait(self, number: int, holds: str) -> dict[str, Any]:
-        self.tab.wait_for_function(
-            f"number => {{ const turn = ({_TURNS})()[number - 1]; return turn && ({holds}); }}",
+        """A turn as soon as something holds for it, at the very moment when it does."""
+        found = self.tab.wait_for_function(
+            f"n => {{ const turn = ({_TURNS})()[n - 1]; return turn && {holds} && turn; }}",
             arg=number,
         )
-        return self.turns()[number - 1]
+        return dict(found.json_value())
 
     def answer(self, number: int) -> str:
         """The finished answer of a turn, from 1, without the figures below it."""
