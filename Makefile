@@ -17,7 +17,7 @@ demo: $(VENV)/installed  ## ask bundled pictures and a PDF, through the bundled 
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/installed  ## the tests that a change must pass, offline, on a CPU
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-all: $(VENV)/installed  ## the slow ones too, one after the other
 	$(BIN)/python -m pytest -q -m ''
@@ -27,7 +27,7 @@ check: $(VENV)/installed  ## format, lint, types, arrows, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Processes that share the tests take whole files, and one takes all that ask real servers."""
-    for item in items:
-        asks = hasattr(getattr(item, "module", None), "SERVERS")
-        group = "servers" if asks else str(item.path.relative_to(config.rootpath))
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_sessionfinish() -> None:
     """No server outlives the run (a worker's `atexit` is never called)."""
     if "tests.servers" in sys.modules:
