@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llavakit.backend import Backend
-from llavakit.errors import InputError, ParameterError
+from llavakit.errors import CheckpointError, InputError, ParameterError, RemoteError
 from llavakit.testing import FakeBackend
 from llavakit.values import Message
 from llavakit.web.conversation import Stage
@@ -164,6 +164,16 @@ async def test_equal_files_of_two_visitors_go_when_both_are_done(tmp_path: Path)
     assert not Path(path).exists()
 
 
+async def test_who_left_is_forgotten_though_nobody_else_comes(tmp_path: Path) -> None:
+    page = Page(tmp_path, FakeBackend(["ok"]), settings=WebSettings(linger=0))
+    path = page.upload("heart.png")
+    program = page.upload("wide.webp", owner="a program that never opened the page")
+    page.desk.left("tab")
+    await becomes(lambda: len(page.desk.visitors) == 0)
+    assert not Path(path).exists()
+    assert not Path(program).exists()
+
+
 async def test_stop_and_leaving_cancel_the_request(tmp_path: Path) -> None:
     backend = FakeBackend(["one two three"], hang=True)
     page = Page(tmp_path, backend)
@@ -249,6 +259,17 @@ async def test_a_bug_is_told_without_its_secrets(tmp_path: Path) -> None:
     page = Page(tmp_path, FakeBackend([RuntimeError("secret")]))
     await page.ask("What?")
     assert page.texts == ["Something went wrong here (RuntimeError); the server's log tells more."]
+
+
+@pytest.mark.parametrize("kind", [RemoteError, CheckpointError])
+async def test_addresses_and_directories_are_told_to_the_operator_alone(
+    tmp_path: Path, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    page = Page(tmp_path, FakeBackend([kind("http://inside:8000 failed")]))
+    await page.ask("What?")
+    assert page.texts[0].startswith("The model cannot answer now")
+    assert "inside" not in page.texts[0]
+    assert "http://inside:8000" in caplog.text
 
 
 async def test_wishes_out_of_range_are_told(tmp_path: Path) -> None:

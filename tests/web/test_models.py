@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llavakit.errors import ModelNotFoundError, ParameterError, QueueFullError
+from llavakit.errors import ParameterError, QueueFullError
 from llavakit.model.catalog import CATALOG, resolve
 from llavakit.testing import FakeBackend
 from llavakit.web.accounts import read_accounts
@@ -48,7 +48,7 @@ def test_only_offers_are_loaded_and_the_others_take_turns() -> None:
         return made[name]
 
     shelf = Shelf([Offer(name, name) for name in ("mine", "other", "third")], 1, load)
-    with pytest.raises(ModelNotFoundError), shelf.using("secret"):
+    with pytest.raises(ParameterError), shelf.using("secret"):
         pass
     with shelf.using("mine"), shelf.using("other"):
         with pytest.raises(QueueFullError, match="other is answering"), shelf.using("third"):

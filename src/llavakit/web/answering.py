@@ -8,7 +8,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from llavakit.errors import ContextLengthError, LlavaKitError, RequestCancelledError
+from llavakit.errors import (
+    ContextLengthError,
+    LlavaKitError,
+    ModelError,
+    RemoteError,
+    RequestCancelledError,
+)
 from llavakit.streams import AnswerStream
 from llavakit.values import Chunk, Message, SamplingParams
 from llavakit.web.conversation import Answer, Stage
@@ -167,7 +173,9 @@ class Answering:
         self._show(stage)
 
     def _fail(self, error: Exception) -> None:
-        if not isinstance(error, LlavaKitError):
+        if isinstance(error, (ModelError, RemoteError)):
+            logger.warning("%s", error)  # it may tell of addresses and directories
+        elif not isinstance(error, LlavaKitError):
             logger.error("An answer failed", exc_info=error)
         self.answer.error = sentence(error)
         self._end(Stage.FAILED)
@@ -177,6 +185,8 @@ def sentence(error: BaseException) -> str:
     """An error in words for a visitor; what only the operator may know stays in the log."""
     if isinstance(error, ContextLengthError):
         return f"{' '.join(str(error).split())} A new chat begins with an empty context."
+    if isinstance(error, (ModelError, RemoteError)):
+        return "The model cannot answer now; whoever runs this page finds out why in its log."
     if isinstance(error, LlavaKitError):
         return " ".join(str(error).split())
     return f"Something went wrong here ({type(error).__name__}); the server's log tells more."

@@ -174,6 +174,12 @@ class Desk:
         visit = self.visitors.left(tab)
         if visit is not None and not self.visitors.has(visit.owner):
             self.uploads.release(visit.owner)
+        asyncio.get_running_loop().call_later(self.settings.linger + 0.1, self.sweep)
+
+    def sweep(self) -> None:
+        """Forgets whoever left, and what was uploaded by who never came."""
+        self.visitors.sweep()
+        self.uploads.forgotten(self.visitors.has)
 
     def _checked(self, visit: Visit, text: str) -> str:
         text = text.strip()

@@ -99,6 +99,7 @@ class Guard:
             return 411, "An upload must tell its length."
         if int(length) > settings.max_pictures * (settings.max_file_bytes + 4096):
             return 413, "These files are too large together; send fewer at once."
+        self._desk.sweep()
         if self._desk.uploads.full:
             return 507, "There is no room for uploads now; try again later."
         return None

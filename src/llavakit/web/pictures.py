@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class Uploads:
         self._settings = settings
         self._policy: SourcePolicy = settings.policy(folder)
         self._held: dict[str, Counter[str]] = {}
+        self._latest: dict[str, float] = {}
 
     @property
     def full(self) -> bool:
@@ -78,8 +80,19 @@ class Uploads:
 
     def came(self, owner: str, paths: Iterable[str]) -> None:
         """Notes that a browser uploaded files."""
+        self._latest[owner] = time.monotonic()
         for path in paths:
             self._held.setdefault(path, Counter())[owner] += 1
+
+    def forgotten(self, here: Callable[[str], bool]) -> None:
+        """Lets go of what was uploaded by owners who are not here, and not just coming.
+
+        A browser that is here has an open page; a program may upload and never be here.
+        """
+        limit = time.monotonic() - self._settings.linger
+        for owner, latest in list(self._latest.items()):
+            if owner != _THE_PAGE and latest <= limit and not here(owner):
+                self.release(owner)
 
     def keep(self, paths: Iterable[str]) -> None:
         """Never removes these, whoever uploads the same."""
@@ -97,6 +110,8 @@ class Uploads:
 
     def release(self, owner: str, paths: Iterable[str] | None = None) -> None:
         """Lets go of files that the owner sent, or of all that he uploaded."""
+        if paths is None:
+            self._latest.pop(owner, None)
         everything = [path for path, owners in self._held.items() if owners[owner]]
         for path in everything if paths is None else paths:
             owners = self._held.get(path, Counter())

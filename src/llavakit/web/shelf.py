@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llavakit.backend import Backend
-from llavakit.errors import ModelNotFoundError, QueueFullError
+from llavakit.errors import ParameterError, QueueFullError
 from llavakit.web.offered import Offer
 
 
@@ -49,7 +49,7 @@ class Shelf:
         """The model of an offer; it stays in memory while it is used.
 
         Raises:
-            ModelNotFoundError: it is not offered.
+            ParameterError: it is not offered.
             QueueFullError: it needs the room of another one that is in use.
         """
         with self._lock:
@@ -74,7 +74,7 @@ class Shelf:
 
     def _backend(self, name: str) -> Backend:
         if all(offer.name != name for offer in self.offers):
-            raise ModelNotFoundError(f"{Path(name).name} is not offered here; choose another.")
+            raise ParameterError(f"{Path(name).name} is not offered here; choose another.")
         backend = self._backends.get(name)
         if backend is not None and not backend.closed:
             return backend
