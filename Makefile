@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-all check format bench demo-model clean
+.PHONY: demo test test-all test-web check format bench demo-model clean
 
 # torch first and pinned: another version may pull gigabytes of CUDA libraries.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -21,6 +21,13 @@ test: $(VENV)/installed  ## the tests that a change must pass, offline, on a CPU
 
 test-all: $(VENV)/installed  ## the slow ones too, one after the other
 	$(BIN)/python -m pytest -q -m ''
+
+test-web: $(VENV)/installed  ## the web page in a real browser (Debian's chromium)
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get install -y --no-install-recommends chromium || \
+	  { apt-get update && apt-get install -y --no-install-recommends chromium; } || \
+	  echo "Chromium cannot be installed here; the tests of the page are skipped."; fi
+	$(BIN)/python -m pytest -q -m web tests/web
 
 check: $(VENV)/installed  ## format, lint, types, arrows, tests
 	$(BIN)/ruff format --check .

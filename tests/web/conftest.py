@@ -29,10 +29,6 @@ ARGUMENTS = [
 DATA = Path(__file__).parents[2] / "examples" / "data"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "web: drives the web page in Chromium; `make test-web`")
-
-
 @contextmanager
 def quietly() -> Iterator[None]:
     """gradio warns of itself when it is imported, and leaves an event loop behind."""

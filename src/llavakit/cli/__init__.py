@@ -1,4 +1,4 @@
-"""The command line: ``llavakit ask``, ``chat``, ``read``, ``models`` and ``export``."""
+"""The command line: ``llavakit ask``, ``chat``, ``read``, ``serve``, ``web``, ``train``, ``eval``, ..."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from llavakit.cli.web import web
 
 app = typer.Typer(
     name="llavakit",
-    help="LLaVA on the command line: ask or chat about pictures, and read pages.",
+    help="LLaVA on the command line: ask, chat, read pages, serve, train and measure.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
