@@ -1,4 +1,4 @@
-"""The command line: ``llavakit ask``, ``chat``, ``read``, ``serve``, ``web``, ``train``, ``eval``, ..."""
+"""The command line: ``llavakit ask``, ``chat``, ``read``, ``serve``, ``web``, ``train``, ..."""
 
 from __future__ import annotations
 
