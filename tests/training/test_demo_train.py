@@ -1,6 +1,8 @@
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llavakit.demo.copying import random_copying
@@ -22,6 +24,7 @@ def short_recipe(monkeypatch):
     joint = (
         LessonPhase("joint-1", 1, 1, MIX, tokens=600),
         LessonPhase("joint-2", 2, 2, MIX, tokens=600, louder_positions=(2.0, 2.0)),
+        LessonPhase("joint-3", 1, 3, MIX, tokens=600, own_share=0.5),
     )
     monkeypatch.setattr(demo_recipe, "JOINT", joint)
 
@@ -39,6 +42,16 @@ def test_a_recipe_leads_to_a_checkpoint_that_loads(short_recipe, tmp_path):
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer})
     assert processor.apply_chat_template(messages[:-1]) == dialogue.prompt()
+
+
+def test_a_phase_may_end_with_a_mean_of_its_weights_and_the_first_ones():
+    layer = torch.nn.Linear(2, 3)
+    first = {name: torch.full_like(value, 1.0) for name, value in layer.state_dict().items()}
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(2.0)
+    demo_train.Run._average(SimpleNamespace(model=layer), first, 0.6)
+    assert all(torch.allclose(p, torch.tensor(1.6)) for p in layer.parameters())
 
 
 @pytest.mark.slow

@@ -58,6 +58,9 @@ class LessonPhase:
     word_weight: float = 0.3
     tasks: dict[str, float] = field(default_factory=dict)
     louder_positions: tuple[float, float] | None = None
+    own_share: float = 1.0
+    """Below 1, the phase ends with a mean of its weights, this share, and those that it began
+    with, so that it forgets less (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903)."""
 
 
 VISION: tuple[VisionPhase, ...] = (
@@ -269,7 +272,8 @@ JOINT: tuple[LessonPhase, ...] = (
             "kind": 0.3,
             "title": 0.5,
         },
-    ),    LessonPhase(
+    ),
+    LessonPhase(
         "joint-9",
         1500,
         39,
@@ -289,6 +293,7 @@ JOINT: tuple[LessonPhase, ...] = (
         last=0.0,
         patch_weight=0.0,
         word_weight=0.0,
+        own_share=0.3,
         tasks={
             "colour": 0.5,
             "where": 0.7,

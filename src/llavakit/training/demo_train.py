@@ -30,6 +30,7 @@ from llavakit.training.demo_repeats import train_repeats
 from llavakit.training.demo_tokenizer import save_tokenizer
 from llavakit.training.demo_vision import PatchHeads, amplify_positions, train_vision
 from llavakit.training.muon import MuonAdamW
+from llavakit.training.progress import plot
 
 SAVE_SECONDS = 240.0
 CHUNK = 1000
@@ -123,6 +124,7 @@ class Run:
             begin = state["step"]
         elif phase.louder_positions:
             amplify_positions(self.model, *phase.louder_positions)
+        first = _copied(self.model) if not begin else state["first"]
         if self.world > 1:
             dist.barrier()  # the first process removes the file in the end: everybody reads first
         lessons = Lessons(
@@ -133,6 +135,7 @@ class Run:
         started = saved = time.monotonic()
         average: dict[str, float] = {}
         tally: dict[str, tuple[int, int]] = {}
+        course: list[float] = []
         for step in range(begin, phase.steps):
             batches = lessons.batch(phase.mix, budget)
             answers = sum(float(batch.weights.sum()) for batch in batches)
@@ -151,6 +154,7 @@ class Run:
             done = max(0.0, step / phase.steps - phase.hold) / (1 - phase.hold)
             factor = phase.first + (phase.last - phase.first) * done
             norm = optimizer.step(min(factor, (step + 1) / max(1, phase.warmup)))
+            course.append(parts["answers"])
             for name, value in {**parts, "norm": norm}.items():
                 average[name] = 0.95 * average.get(name, value) + 0.05 * value
             if step % 20 == 0 and not self.rank:
@@ -164,15 +168,30 @@ class Run:
                 print("  " + ", ".join(rates), flush=True)
                 tally.clear()
             if time.monotonic() - saved > SAVE_SECONDS:
-                self.save(unfinished, optimizer=optimizer.state_dict(), step=step + 1)
+                self.save(unfinished, optimizer=optimizer.state_dict(), step=step + 1, first=first)
                 saved = time.monotonic()
         if not self.rank:
+            steps = range(begin, begin + len(course))
+            plot(course, steps).save(self.workdir / f"{phase.name}-loss.png")
             unfinished.unlink(missing_ok=True)
+        if phase.own_share < 1:
+            self._average(first, phase.own_share)
         return {"optimizer": optimizer.state_dict()}
+
+    @torch.no_grad()
+    def _average(self, first: dict[str, torch.Tensor], own_share: float) -> None:
+        """Replace the weights by a mean of the first ones and themselves."""
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(first[name].lerp(value, own_share))
 
     def finish(self, phase: str, more: dict[str, Any]) -> None:
         """Write the file of a finished phase."""
         self.save(self.file(phase), **more)
+
+
+def _copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def trainable(run: Run, text_only: bool) -> list[tuple[str, torch.nn.Parameter]]:
