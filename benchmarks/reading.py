@@ -20,7 +20,7 @@ Texts = list[tuple[str, int]]
 
 
 def measure(
-    path: Path, repeats: int, *, pages: int = 16, max_tokens: int = 256
+    path: Path, repeats: int, *, pages: int = 32, max_tokens: int = 256
 ) -> dict[str, dict[str, float]]:
     """Both in turn, on a PDF of so many different pages; prints a table and returns it.
 

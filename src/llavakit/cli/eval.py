@@ -68,7 +68,7 @@ def run_benchmark(
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
     ] = False,
-    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 32,
+    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 64,
     max_tokens: Annotated[
         int | None,
         typer.Option(

@@ -88,7 +88,7 @@ def read(
             "--page-seconds", help="Longest drawing of a PDF's page.", rich_help_panel=_PAGES
         ),
     ] = 30.0,
-    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 32,
+    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 64,
     ray: Annotated[
         bool,
         typer.Option(

@@ -116,7 +116,7 @@ def serve(
         typer.Option(
             "--max-concurrency", min=1, help="Answers computed at once.", rich_help_panel=_LIMITS
         ),
-    ] = 16,
+    ] = 32,
     request_timeout: Annotated[
         float,
         typer.Option(

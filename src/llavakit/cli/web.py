@@ -98,7 +98,7 @@ def web(
         typer.Option(
             "--max-concurrency", min=1, help="Answers computed at once.", rich_help_panel=_SERVER
         ),
-    ] = 16,
+    ] = 32,
     places: Annotated[
         int,
         typer.Option(

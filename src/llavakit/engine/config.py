@@ -51,7 +51,7 @@ class EngineConfig:
     quantization: Quantization | None = None
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     context_length: int | None = None
-    max_concurrency: int = 16
+    max_concurrency: int = 32
     max_waiting: int = 1024
     prefill_chunk: int = 2048
     kv_cache_bytes: int | Literal["auto"] = "auto"

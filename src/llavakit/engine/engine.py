@@ -185,7 +185,8 @@ def kv_budget(model: Llava, config: EngineConfig, context_length: int) -> int:
     each = KVArena.bytes_per_token(model.layers, model.kv_heads, model.head_dim, model.dtype)
     if config.kv_cache_bytes != "auto":
         return max(1, config.kv_cache_bytes // each)
-    wanted = 2 * config.max_concurrency * context_length
+    # Few fill their context, so a whole one for each leaves much for what is kept of others.
+    wanted = max(4, config.max_concurrency) * context_length
     layers = Counter(model.layer_devices)
     room = min(_free_bytes(device) * model.layers // n for device, n in layers.items()) // each
     return max(context_length, min(wanted, room))

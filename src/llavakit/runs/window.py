@@ -24,7 +24,7 @@ from llavakit.errors import (
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, Message, SamplingParams
 
-WINDOW = 32
+WINDOW = 64
 """Requests under way: twice what the engine runs in one batch, so that it never waits."""
 
 OF_ONE_REQUEST = (InputError, OutOfMemoryError, RequestTimeoutError)

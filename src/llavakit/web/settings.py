@@ -53,7 +53,7 @@ class WebSettings:
     max_text: int = 20_000
     max_turns: int = 100
     max_visitors: int = 256
-    seats: int = 16
+    seats: int = 32
     places: int = 64
     linger: float = 60.0
     answer_timeout: float = 600.0
