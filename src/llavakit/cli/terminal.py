@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from llavakit.errors import LlavaKitError, ParameterError
+from llavakit.errors import DataError, LlavaKitError, ParameterError
 
 FAILED = 1
 MISUSED = 2
@@ -50,7 +50,8 @@ def told_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        note(f"llavakit: {sentence(error)}")
+        report = isinstance(error, DataError)  # one line for each fault
+        note(f"llavakit: {error if report else sentence(error)}")
         raise typer.Exit(MISUSED if isinstance(error, ParameterError) else FAILED) from None
 
 
