@@ -86,14 +86,7 @@ def run_benchmark(
     load_4bit: options.Load4Bit = False,
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            "--base-url",
-            help="An OpenAI-compatible server that runs the model (key: LLAVAKIT_API_KEY).",
-            rich_help_panel="Model",
-        ),
-    ] = None,
+    base_url: options.BaseUrl = None,
     debug: options.Debug = False,
 ) -> None:
     """Ask a benchmark's questions, and score the answers.

@@ -56,6 +56,13 @@ BaseUrl: TypeAlias = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+Host: TypeAlias = Annotated[
+    str, typer.Option("--host", help="The address to listen on.", rich_help_panel="Server")
+]
+Port: TypeAlias = Annotated[
+    int,
+    typer.Option("--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel="Server"),
+]
 Temperature: TypeAlias = Annotated[
     float,
     typer.Option(

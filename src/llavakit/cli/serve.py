@@ -25,15 +25,8 @@ def serve(
     model: Annotated[
         str, typer.Argument(help="A name from `llavakit models`, a hub id or a directory.")
     ],
-    host: Annotated[
-        str, typer.Option("--host", help="The address to listen on.", rich_help_panel=_SERVER)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(
-            "--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel=_SERVER
-        ),
-    ] = 8000,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
     api_key_file: Annotated[
         Path | None,
         typer.Option(

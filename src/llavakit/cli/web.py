@@ -19,7 +19,7 @@ from llavakit.web.moderation import load_hook
 from llavakit.web.offered import offers
 from llavakit.web.settings import WebSettings, is_loopback
 
-_SERVER = "Page"
+_SERVER = "Server"
 
 
 def web(
@@ -46,23 +46,9 @@ def web(
     load_4bit: options.Load4Bit = False,
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            "--base-url",
-            help="An OpenAI-compatible server that runs the model (key: LLAVAKIT_API_KEY).",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option("--host", help="The address to listen on.", rich_help_panel=_SERVER)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(
-            "--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel=_SERVER
-        ),
-    ] = 7860,
+    base_url: options.BaseUrl = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 7860,
     share: Annotated[
         bool,
         typer.Option(
