@@ -95,11 +95,12 @@ def test_a_terminal_sees_how_far_it_is(run, pdf, tmp_path, monkeypatch):
     from rich.console import Console
 
     import llavakit.cli.read as module
+    from llavakit.cli import terminal
 
     shown = io.StringIO()
     monkeypatch.setattr(module, "is_watched", lambda out: True)
     monkeypatch.setattr(
-        module, "Console", lambda **_: Console(file=shown, force_terminal=True, width=300)
+        terminal, "Console", lambda **_: Console(file=shown, force_terminal=True, width=300)
     )
     (tmp_path / "bad[red].pdf").write_bytes(b"%PDF-1.7")
     result = run("read", pdf, tmp_path / "bad[red].pdf")

@@ -6,10 +6,9 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,12 +16,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bar
 
 import llavakit
 from llavakit.backend import Backend
 from llavakit.cli import options
-from llavakit.cli.terminal import FAILED, note, told_errors
+from llavakit.cli.terminal import FAILED, Remarks, note, told_errors
 from llavakit.evaluation import BENCHMARKS, Data, Progress, evaluate, open_benchmark, to_table
 
 _DATA = "Data"
@@ -144,34 +142,22 @@ def _as_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "-", last).strip(".") or "model"
 
 
-class Told:
+class Told(Remarks):
     """What stderr shows of a run: a bar on a terminal, the first errors, and the end."""
 
     def __init__(self) -> None:
         self._errors = 0
         self._earlier: int | None = None
-        self._bar: Bar | None = None
-        if sys.stderr.isatty():
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-                redirect_stdout=False,
-            )
-            self._task = self._bar.add_task("Questions", total=None)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        super().__init__(*columns, watched=sys.stderr.isatty())
+        if self._line is not None:
+            self._task = self._line.add_task("Questions", total=None)
 
     def __call__(self, progress: Progress) -> None:
         """Takes note of how far the run is."""
@@ -183,9 +169,9 @@ class Told:
                 self._tell(f"llavakit: {progress.error}")
             elif self._errors == _MOST_TOLD + 1:
                 self._tell("llavakit: further errors stand in answers.jsonl only.")
-        if self._bar is not None:
+        if self._line is not None:
             failed = f", {progress.errors} errors" if progress.errors else ""
-            self._bar.update(
+            self._line.update(
                 self._task,
                 completed=progress.done,
                 total=progress.total,
@@ -196,9 +182,3 @@ class Told:
         """Where the results are, and what was there before."""
         before = f"; {self._earlier} answers were there before" if self._earlier else ""
         note(f"Results are in {folder}{before}.")
-
-    def _tell(self, text: str) -> None:
-        if self._bar is None:
-            note(text)
-        else:
-            self._bar.console.print(text, markup=False, highlight=False)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import llavakit
 from llavakit.cli import options
 from llavakit.cli.cluster import read_on_ray
-from llavakit.cli.terminal import FAILED, note, sentence, told_errors, usage_error
+from llavakit.cli.terminal import FAILED, Remarks, note, sentence, told_errors, usage_error
 from llavakit.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -205,29 +204,16 @@ def read(
             raise typer.Exit(FAILED)
 
 
-class Told:
+class Told(Remarks):
     """What stderr shows of a run: failures, a line that grows on a terminal, and the end."""
 
     def __init__(self, *, watched: bool) -> None:
         self.pages = 0
         self.failures = 0
-        self._line: Progress | None = None
-        if watched:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            # Results go to stdout as they are; rich would take them for remarks.
-            self._line = Progress(
-                *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
-            )
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        super().__init__(*columns, watched=watched)
+        if self._line is not None:
             self._task = self._line.add_task("Waiting for the first page")
-
-    def __enter__(self) -> Self:
-        if self._line is not None:
-            self._line.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._line is not None:
-            self._line.stop()
 
     def __call__(self, reading: Reading) -> None:
         """Takes note of a result."""
@@ -256,12 +242,6 @@ class Told:
             before = f", {earlier} lines were there before" if earlier else ""
             failed = f", {self.failures} could not be read" if self.failures else ""
             note(f"{self.pages} pages read{failed}{before}.")
-
-    def _tell(self, text: str) -> None:
-        if self._line is None:
-            note(text)
-        else:
-            self._line.console.print(text, markup=False, highlight=False)
 
 
 def is_watched(out: Path | None) -> bool:

@@ -11,9 +11,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 from rich.status import Status
 
 from llavakit.errors import DataError, LlavaKitError, ParameterError
@@ -98,3 +100,35 @@ class Waiting:
             if self._status is not None:
                 self._status.stop()
                 self._status = None
+
+
+class Remarks:
+    """Remarks on stderr beside a line of progress that grows while somebody watches.
+
+    Args:
+        columns: of the line.
+        watched: whether there is such a line at all.
+    """
+
+    def __init__(self, *columns: ProgressColumn, watched: bool) -> None:
+        self._line: Progress | None = None
+        if watched:
+            # Results go to stdout as they are; rich would take them for remarks.
+            self._line = Progress(
+                *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
+            )
+
+    def __enter__(self) -> Self:
+        if self._line is not None:
+            self._line.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._line is not None:
+            self._line.stop()
+
+    def _tell(self, text: str) -> None:
+        if self._line is None:
+            note(text)
+        else:
+            self._line.console.print(text, markup=False, highlight=False)
