@@ -24,7 +24,8 @@ from llavakit.model.loader import load_reader
 from llavakit.prompts.conversation import to_turns
 from llavakit.training.config import TrainConfig
 from llavakit.training.progress import LOG, PLOT
-from llavakit.training.run import CHECKPOINTS, Trained, train
+from llavakit.training.run import Trained, train
+from llavakit.training.trainer import CHECKPOINTS
 from tests.engine.asking import ask
 from tests.tiny import TinyModel
 from tests.training.lessons import settings, write_lessons

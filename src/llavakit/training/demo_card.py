@@ -13,6 +13,7 @@ from pathlib import Path
 from llavakit.demo import checkpoint_path
 from llavakit.training import demo_recipe
 from llavakit.training.demo_eval import table
+from llavakit.training.demo_recipe import LessonPhase, VisionPhase
 
 TARGETS: dict[str, float] = {
     **dict.fromkeys(
@@ -63,9 +64,10 @@ def card(score: dict[str, tuple[int, int]], size: int) -> str:
         for row, (right, asked) in score.items()
         if row in TARGETS and right / asked < TARGETS[row]
     ]
-    vision = sum(phase.steps for phase in demo_recipe.VISION)
-    text = sum(phase.steps for phase in demo_recipe.TEXT)
-    joint = sum(phase.steps for phase in demo_recipe.JOINT)
+    phases = demo_recipe.PHASES
+    vision = sum(one.steps for one in phases if isinstance(one, VisionPhase))
+    joint = sum(one.steps for one in phases if isinstance(one, LessonPhase) and not one.text_only)
+    text = sum(one.steps for one in phases) - vision - joint
     plainly = (
         f"Below what it was meant to reach: {'; '.join(missed)}."
         if missed

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import copy
 import tempfile
 from pathlib import Path
 
 import torch
 from transformers import (
     GenerationConfig,
+    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
@@ -18,43 +19,45 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from llavakit.training.demo_model import IMAGE_SIZE, PATCH_SIZE, VISION_LAYERS
 
 TEMPLATE = Path(__file__).with_name("demo_chat_template.jinja")
+WEIGHTS = "model.safetensors"
 
 
-def export(model: LlavaForConditionalGeneration, tokenizer_folder: Path, out: Path) -> None:
-    """Write the checkpoint to ``out`` in fp16; files are replaced one by one, each at once."""
+def describe(
+    config: LlavaConfig, tokenizer: PreTrainedTokenizerFast, out: Path, dtype: torch.dtype
+) -> None:
+    """Write all but the weights, which will be of this type."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    with tempfile.TemporaryDirectory(dir=out.parent) as made:
-        folder = Path(made)
-        half = LlavaForConditionalGeneration(model.config)
-        weights = {name: value.half() for name, value in model.state_dict().items()}
-        half = half.half()
-        half.load_state_dict(weights)
-        zero_untrained_layer(half)
-        half.config.dtype = torch.float16
-        half.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            do_sample=False,
-            max_new_tokens=128,
-        )
-        half.save_pretrained(folder)
-        size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        images = LlavaImageProcessorPil(
-            do_pad=True, size={"shortest_edge": IMAGE_SIZE}, crop_size=size
-        )
-        LlavaProcessor(
-            image_processor=images,
-            tokenizer=tokenizer,
-            patch_size=PATCH_SIZE,
-            vision_feature_select_strategy="default",
-            chat_template=TEMPLATE.read_text(),
-            num_additional_image_tokens=1,
-        ).save_pretrained(folder)
-        for path in sorted(folder.iterdir()):
-            path.chmod(0o644)
-            shutil.move(path, out / path.name)
+    config = copy.deepcopy(config)
+    config.dtype = dtype
+    config.architectures = [LlavaForConditionalGeneration.__name__]
+    config.save_pretrained(out)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        max_new_tokens=128,
+    ).save_pretrained(out)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    shortest = {"shortest_edge": IMAGE_SIZE}
+    images = LlavaImageProcessorPil(do_pad=True, size=shortest, crop_size=size)
+    LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE.read_text(),
+        num_additional_image_tokens=1,
+    ).save_pretrained(out)
+
+
+def write_weights(model: LlavaForConditionalGeneration, out: Path) -> None:
+    """Write the weights, at once or not at all: with them the directory is whole."""
+    zero_untrained_layer(model)
+    with tempfile.TemporaryDirectory(dir=out) as made:
+        model.save_pretrained(made)  # the names of tensors in files are not those of modules
+        (Path(made) / WEIGHTS).chmod(0o644)
+        (Path(made) / WEIGHTS).replace(out / WEIGHTS)
 
 
 def zero_untrained_layer(model: LlavaForConditionalGeneration) -> None:
@@ -64,7 +67,13 @@ def zero_untrained_layer(model: LlavaForConditionalGeneration) -> None:
     for whoever reads the last layer by mistake, and make the file compress well.
     """
     layer = model.model.vision_tower.encoder.layers[VISION_LAYERS - 1]
-    with torch.no_grad():
-        for module in (layer.self_attn.out_proj, layer.mlp.fc2):
-            module.weight.zero_()
-            module.bias.zero_()
+    for module in (layer.self_attn.out_proj, layer.mlp.fc2):
+        torch.nn.init.zeros_(module.weight)
+        torch.nn.init.zeros_(module.bias)
+
+
+def halved(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """The model in fp16, as it is shipped."""
+    half = LlavaForConditionalGeneration(model.config).half()
+    half.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
+    return half

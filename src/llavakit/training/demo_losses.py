@@ -1,8 +1,8 @@
-"""The losses of a joint step: answers, patch labels, and patches that mean words."""
+"""What the phases of the demo model minimise: patch labels, repeats, answers with both beside."""
 
 from __future__ import annotations
 
-import random
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +12,17 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from llavakit.demo.pages import CHARACTERS, NAMES, TITLES
 from llavakit.demo.scenes import COLOURS, SHAPES
 from llavakit.demo.seen import LABELS
-from llavakit.training.demo_data import IGNORED, Batch
 from llavakit.training.demo_model import TEXT_WIDTH, patch_features, text_states
-from llavakit.training.demo_pictures import normalise
-from llavakit.training.demo_vision import PatchHeads, varied
+from llavakit.training.demo_vision import PatchHeads
+from llavakit.training.labels import IGNORED
 
 SHARPNESS = 12.0
 PLACE_WEIGHT = 4.0
 """Places are the hardest for the tower to tell."""
+
+Found = dict[str, Any]
+"""``loss``, what it is made of as floats, and ``right``: (task, whether all tokens were right)
+of every answer."""
 
 
 class WordAlignment(nn.Module):
@@ -77,46 +80,135 @@ class WordAlignment(nn.Module):
         return total / len(self.kinds)
 
 
-def joint_loss(
-    model: LlavaForConditionalGeneration,
-    heads: PatchHeads,
-    alignment: WordAlignment,
-    batch: Batch,
-    rng: random.Random,
-    tally: dict[str, tuple[int, int]],
-    *,
-    patch_weight: float = 0.1,
-    word_weight: float = 0.3,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Return the loss of a packed batch and what it is made of.
+class Learner(nn.Module):
+    """The demo model with what helps it learn and is not part of the checkpoint.
 
-    ``tally`` gets (all tokens right, asked) for every task: greedy answers, as the right beginning
-    is given, are right exactly if all their tokens are.
+    Args:
+        llava: the model.
+        tokenizer: its tokenizer.
     """
-    text = model.model.language_model
-    embeds = text.embed_tokens(batch.tokens)
-    parts: dict[str, float] = {}
-    extra = embeds.new_zeros(())
-    if len(batch.pixels):
-        features = patch_features(model, normalise(varied(batch.pixels, rng)))
-        projected = model.model.multi_modal_projector(features)
-        patch, _ = heads.loss(features, batch.patch_labels)
-        word = alignment.loss(projected, batch.patch_labels, batch.places, text.embed_tokens.weight)
-        extra = patch_weight * patch + word_weight * word
-        parts |= {"patch": patch.item(), "word": word.item()}
-        images = batch.tokens == model.config.image_token_id
-        embeds = embeds.masked_scatter(images[..., None], projected.to(embeds.dtype))
-    states = text_states(model, embeds, batch.mask, batch.positions)
-    learnt = batch.labels[:, 1:] != IGNORED
-    targets, weights = batch.labels[:, 1:][learnt], batch.weights[:, 1:][learnt]
-    logits = states[:, :-1][learnt] @ text.embed_tokens.weight.T
-    each = F.cross_entropy(logits, targets, reduction="none")
-    answers = (each * weights).sum() / weights.sum()
-    parts["answers"] = answers.item()
-    parts["tokens right"] = (logits.argmax(-1) == targets).float().mean().item()
-    hits = torch.ones_like(learnt)
-    hits[learnt] = logits.argmax(-1) == targets
-    for task, row, first, end in batch.answers:
-        right, asked = tally.get(task, (0, 0))
-        tally[task] = (right + bool(hits[row, first - 1 : end - 1].all()), asked + 1)
-    return answers + extra, parts
+
+    def __init__(
+        self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        super().__init__()
+        self.llava = llava
+        self.heads = PatchHeads()
+        self.alignment = WordAlignment(tokenizer)
+
+
+class PatchTask(nn.Module):
+    """Say of every patch what is drawn in it."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, item: dict[str, torch.Tensor]) -> Found:
+        """The loss of an item of :class:`~llavakit.training.demo_vision.VisionSteps`."""
+        features = patch_features(self.learner.llava, item["pixels"])
+        loss, right = self.learner.heads.loss(features, item["patch_labels"])
+        return {"loss": loss, **{f"patch {kind}": value for kind, value in right.items()}}
+
+
+class RepeatTask(nn.Module):
+    """Go on with what was read before."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, item: dict[str, torch.Tensor]) -> Found:
+        """The loss of an item of :class:`~llavakit.training.demo_repeats.RepeatSteps`."""
+        text = self.learner.llava.model.language_model
+        sure = item["sure"][:, 1:]
+        states = text_states(self.learner.llava, text.embed_tokens(item["ids"]))[:, :-1][sure]
+        targets = item["ids"][:, 1:][sure]
+        logits = states @ text.embed_tokens.weight.T
+        right = (logits.argmax(-1) == targets).float().mean().item()
+        return {"loss": F.cross_entropy(logits, targets), "tokens right": right}
+
+
+class AnswerTask(nn.Module):
+    """Answer; with pictures, say what is in their patches, and mean words by them.
+
+    Args:
+        learner: what learns.
+        patch_weight: of the patch labels' loss; 0 leaves it out.
+        word_weight: of the word alignment's loss; 0 leaves it out.
+    """
+
+    def __init__(self, learner: Learner, *, patch_weight: float, word_weight: float) -> None:
+        super().__init__()
+        self.learner = learner
+        self.patch_weight = patch_weight
+        self.word_weight = word_weight
+
+    def forward(self, item: list[dict[str, Any]]) -> Found:
+        """The loss of an item of :class:`~llavakit.training.demo_data.LessonSteps`."""
+        answers = sum(float(batch["weights"].sum()) for batch in item)
+        found: Found = {"loss": 0.0, "right": []}
+        for batch in item:
+            share = float(batch["weights"].sum()) / answers
+            part = self._batch(batch)
+            found["right"] += part.pop("right")
+            for name, value in part.items():
+                found[name] = found.get(name, 0.0) + share * value
+        return found
+
+    def _batch(self, batch: dict[str, Any]) -> Found:
+        llava = self.learner.llava
+        text = llava.model.language_model
+        embeds = text.embed_tokens(batch["ids"])
+        found: Found = {}
+        beside: Any = 0.0
+        if "pixels" in batch:
+            features = patch_features(llava, batch["pixels"])
+            projected = llava.model.multi_modal_projector(features)
+            beside = self._beside(batch, features, projected, found)
+            images = batch["ids"] == llava.config.image_token_id
+            embeds = embeds.masked_scatter(images[..., None], projected.to(embeds.dtype))
+        states = text_states(llava, embeds, batch["seen"], batch["positions"])
+        learnt = batch["labels"][:, 1:] != IGNORED
+        targets, weights = batch["labels"][:, 1:][learnt], batch["weights"][:, 1:][learnt]
+        logits = states[:, :-1][learnt] @ text.embed_tokens.weight.T
+        each = F.cross_entropy(logits, targets, reduction="none")
+        answers = (each * weights).sum() / weights.sum()
+        hits = logits.argmax(-1) == targets
+        found["answers"] = answers.item()
+        found["tokens right"] = hits.float().mean().item()
+        found["right"] = list(zip(batch["tasks"], _whole(hits, learnt), strict=True))
+        return {"loss": answers + beside, **found}
+
+    def _beside(
+        self,
+        batch: dict[str, Any],
+        features: torch.Tensor,
+        projected: torch.Tensor,
+        found: Found,
+    ) -> torch.Tensor:
+        total = features.new_zeros(())
+        labels = batch["patch_labels"]
+        if self.patch_weight:
+            patch, _ = self.learner.heads.loss(features, labels)
+            total = total + self.patch_weight * patch
+            found["patch"] = patch.item()
+        if self.word_weight:
+            words = self.learner.llava.model.language_model.embed_tokens.weight
+            word = self.learner.alignment.loss(projected, labels, batch["places"], words)
+            total = total + self.word_weight * word
+            found["word"] = word.item()
+        return total
+
+
+def _whole(hits: torch.Tensor, learnt: torch.Tensor) -> list[bool]:
+    """Whether each answer, a run of learnt tokens, is right as a whole.
+
+    Greedy answers, as the right beginning is given, are right exactly if all their tokens are.
+    """
+    before = torch.zeros_like(learnt)
+    before[:, 1:] = learnt[:, :-1]
+    number = (learnt & ~before)[learnt].cumsum(0) - 1
+    wrong = torch.zeros(int(number[-1]) + 1, dtype=torch.long, device=hits.device)
+    wrong.index_add_(0, number, (~hits).long())
+    return [not count for count in wrong.tolist()]

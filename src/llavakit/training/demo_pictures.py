@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 
 from llavakit.demo.pages import Page, draw_page, random_page
 from llavakit.demo.scenes import Scene, draw_scene, random_scene
 from llavakit.demo.seen import GRID, LABELS, SIDE, fit_square, patch_labels
+from llavakit.images import Picture
+from llavakit.model.preprocess import ImagePreprocessor
 
 HELD_OUT = 50_000_000
 """Seeds from here on are never trained on."""
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def picture(kind: str, seed: int) -> Scene | Page:
@@ -36,10 +37,26 @@ def draw(described: Scene | Page) -> NDArray[np.uint8]:
     return np.asarray(fit_square(image), dtype=np.uint8)
 
 
-def normalise(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """Return ``(n, 3, 128, 128)`` floats, as the image processor does, for ``(n, 128, 128, 3)``."""
-    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+def prepared(pixels: NDArray[np.uint8], preprocess: ImagePreprocessor) -> torch.Tensor:
+    """Return ``(n, 3, 128, 128)`` floats for ``(n, 128, 128, 3)``, as when the model is used."""
+    pictures = [Picture(PILImage.fromarray(one)) for one in pixels]
+    values: list[torch.Tensor] = [preprocess(one).inputs()["pixel_values"] for one in pictures]
+    return torch.cat(values)
+
+
+def varied(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
+    """Return pictures with a little noise, other brightness or one pixel of shift, at random."""
+    out = pixels.astype(np.int16)
+    noise = np.random.default_rng(rng.getrandbits(32))
+    for index in range(len(out)):
+        if rng.random() < 0.4:
+            out[index] += noise.integers(-6, 7, out[index].shape, dtype=np.int16)
+        if rng.random() < 0.3:
+            out[index] = (out[index] * rng.uniform(0.94, 1.05)).astype(np.int16)
+        if rng.random() < 0.4:
+            shift = (rng.randint(-1, 1), rng.randint(-1, 1))
+            out[index] = np.roll(out[index], shift, axis=(0, 1))
+    return out.clip(0, 255).astype(np.uint8)
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """The recipe of the shipped demo model: every phase, its seed, its steps and its mix.
 
-Numbers of a mix are weights by which trees are chosen (:mod:`llavakit.training.demo_data`). Rates
-are of Muon and of AdamW; ``first`` and ``last`` are factors on both: a phase stays at the first for
-the part ``hold`` of its steps and then goes to the last in a straight line. Changing a line here
-changes the model that ``make demo-model`` makes.
+Numbers of a mix are weights by which lessons are chosen (:mod:`llavakit.training.demo_lessons`).
+Rates are of Muon and of AdamW; ``first`` and ``last`` are factors on both: after ``warmup`` steps
+a phase stays at the first for the part ``hold`` of its steps and then goes to the last in a
+straight line. Changing a line here changes the model that ``make demo-model`` makes.
 """
 
 from __future__ import annotations
@@ -16,75 +16,149 @@ SCENES = 20_000
 PAGES = 9_000
 
 
-@dataclass(frozen=True)
-class VisionPhase:
-    """Patch labels only."""
+PARTS = 2
+"""A step is the mean of so many parts, on one process after the other or on two at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What all phases have.
+
+    Attributes:
+        name: also of the directory that it leaves.
+        steps: how many.
+        seed: of what is learnt from.
+        matrix_rate: Muon's learning rate.
+        other_rate: AdamW's.
+        warmup, hold, first, last: the course of both, see above.
+    """
 
     name: str
     steps: int
     seed: int
-    scenes: int
-    pages: int
-    scene_share: float
-    rate: float = 2e-2
-
-
-@dataclass(frozen=True)
-class RepeatPhase:
-    """Repeats of random tokens, text model only."""
-
-    name: str
-    steps: int
-    seed: int
-    rate: float = 2e-2
-
-
-@dataclass(frozen=True)
-class LessonPhase:
-    """Answers to questions; with pictures, patch labels and word alignment go along."""
-
-    name: str
-    steps: int
-    seed: int
-    mix: dict[str, float] = field(default_factory=dict)
-    tokens: int = 4400
     matrix_rate: float = 1e-2
     other_rate: float = 3e-3
-    warmup: int = 0
+    warmup: int = 20
     hold: float = 0.0
     first: float = 1.0
     last: float = 1.0
+
+    def factor(self, step: int) -> float:
+        """What the rates are multiplied by."""
+        done = max(0.0, step / self.steps - self.hold) / (1 - self.hold)
+        factor = self.first + (self.last - self.first) * done
+        return min(factor, self.first * (step + 1) / max(1, self.warmup))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionPhase(Phase):
+    """Patch labels only.
+
+    Attributes:
+        scenes, pages: how many different pictures.
+        pictures: of a step.
+        scene_share: how many of them are scenes.
+    """
+
+    scenes: int
+    pages: int
+    pictures: int = 48
+    scene_share: float = 0.5
+    matrix_rate: float = 2e-2
+    warmup: int = 40
+    hold: float = 0.7
+    last: float = 0.0
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """A difficulty.
+
+    Attributes:
+        begins: after which part of the phase.
+        tokens: how many different ones.
+        shortest, longest: the repeated piece.
+        length: of a row.
+        rows: of a step.
+    """
+
+    begins: float
+    tokens: int
+    shortest: int
+    longest: int
+    length: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatPhase(Phase):
+    """Repeats of random tokens, text model only, from short ones of few tokens to long ones."""
+
+    repeats: tuple[Repeats, ...]
+    matrix_rate: float = 2e-2
+    other_rate: float = 2e-2
+    warmup: int = 30
+    hold: float = 0.92
+    last: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LessonPhase(Phase):
+    """Answers to questions; with pictures, patch labels and word alignment go along.
+
+    Attributes:
+        mix: kinds of lessons and their weights.
+        tokens: of a step, about.
+        patch_weight, word_weight: of these losses.
+        tasks: weights of questions about scenes, where they are not the usual ones.
+        louder_positions: before the phase, what position embeddings say of row and column is
+            multiplied by these.
+        own_share: below 1, the phase ends with a mean of its weights, this share, and those that
+            it began with, so that it forgets less (Wortsman et al. 2022,
+            https://arxiv.org/abs/2109.01903).
+    """
+
+    mix: dict[str, float] = field(default_factory=dict)
+    tokens: int = 4400
     patch_weight: float = 0.25
     word_weight: float = 0.3
     tasks: dict[str, float] = field(default_factory=dict)
     louder_positions: tuple[float, float] | None = None
     own_share: float = 1.0
-    """Below 1, the phase ends with a mean of its weights, this share, and those that it began
-    with, so that it forgets less (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903)."""
+
+    @property
+    def text_only(self) -> bool:
+        """Whether no lesson has pictures: then only the text model learns."""
+        return set(self.mix) <= {"copying", "talk"}
 
 
-VISION: tuple[VisionPhase, ...] = (
-    VisionPhase("vision-1", 500, 12, scenes=6_000, pages=6_000, scene_share=0.5),
-    VisionPhase("vision-2", 600, 13, scenes=16_000, pages=9_000, scene_share=0.8),
-    VisionPhase("vision-3", 700, 14, scenes=20_000, pages=9_000, scene_share=0.8),
-)
-TEXT: tuple[RepeatPhase | LessonPhase, ...] = (
-    RepeatPhase("repeats", 1200, 11),
+PHASES: tuple[VisionPhase | RepeatPhase | LessonPhase, ...] = (
+    VisionPhase(name="vision-1", steps=500, seed=12, scenes=6_000, pages=6_000, scene_share=0.5),
+    VisionPhase(name="vision-2", steps=600, seed=13, scenes=16_000, pages=9_000, scene_share=0.8),
+    VisionPhase(name="vision-3", steps=700, seed=14, scenes=20_000, pages=9_000, scene_share=0.8),
+    RepeatPhase(
+        name="repeats",
+        steps=1200,
+        seed=11,
+        repeats=(
+            Repeats(0.0, tokens=64, shortest=3, longest=6, length=48, rows=48),
+            Repeats(0.19, tokens=64, shortest=3, longest=12, length=48, rows=48),
+            Repeats(0.69, tokens=256, shortest=3, longest=12, length=64, rows=40),
+        ),
+    ),
     LessonPhase(
-        "text",
-        300,
-        21,
-        {"copying": 24, "talk": 2},
+        name="text",
+        steps=300,
+        seed=21,
+        mix={"copying": 24, "talk": 2},
         matrix_rate=1.5e-2,
         warmup=30,
     ),
-)
-JOINT: tuple[LessonPhase, ...] = (
     LessonPhase(
-        "joint-1",
-        450,
-        31,
-        {
+        name="joint-1",
+        steps=450,
+        seed=31,
+        mix={
             "scene": 8,
             "page": 3,
             "several": 0.7,
@@ -98,10 +172,10 @@ JOINT: tuple[LessonPhase, ...] = (
         word_weight=0.5,
     ),
     LessonPhase(
-        "joint-2",
-        306,
-        32,
-        {
+        name="joint-2",
+        steps=306,
+        seed=32,
+        mix={
             "scene": 8,
             "page": 2,
             "several": 2,
@@ -113,10 +187,10 @@ JOINT: tuple[LessonPhase, ...] = (
         },
     ),
     LessonPhase(
-        "joint-3",
-        378,
-        33,
-        {
+        name="joint-3",
+        steps=378,
+        seed=33,
+        mix={
             "scene": 8,
             "page": 1.5,
             "several": 2,
@@ -130,10 +204,10 @@ JOINT: tuple[LessonPhase, ...] = (
         last=0.67,
     ),
     LessonPhase(
-        "joint-4",
-        386,
-        34,
-        {
+        name="joint-4",
+        steps=386,
+        seed=34,
+        mix={
             "scene": 9,
             "page": 1.5,
             "several": 1.5,
@@ -156,10 +230,10 @@ JOINT: tuple[LessonPhase, ...] = (
         },
     ),
     LessonPhase(
-        "joint-5",
-        700,
-        35,
-        {
+        name="joint-5",
+        steps=700,
+        seed=35,
+        mix={
             "scene": 8,
             "page": 1.5,
             "several": 2.2,
@@ -182,10 +256,10 @@ JOINT: tuple[LessonPhase, ...] = (
         },
     ),
     LessonPhase(
-        "joint-6",
-        378,
-        36,
-        {
+        name="joint-6",
+        steps=378,
+        seed=36,
+        mix={
             "scene": 8,
             "page": 1.2,
             "several": 2.5,
@@ -212,10 +286,10 @@ JOINT: tuple[LessonPhase, ...] = (
         louder_positions=(2.5, 5.0),
     ),
     LessonPhase(
-        "joint-7",
-        4200,
-        37,
-        {
+        name="joint-7",
+        steps=4200,
+        seed=37,
+        mix={
             "scene": 9.5,
             "page": 0.8,
             "several": 3.6,
@@ -245,10 +319,10 @@ JOINT: tuple[LessonPhase, ...] = (
         },
     ),
     LessonPhase(
-        "joint-8",
-        620,
-        38,
-        {
+        name="joint-8",
+        steps=620,
+        seed=38,
+        mix={
             "scene": 7,
             "page": 0.6,
             "several": 2.6,
@@ -274,10 +348,10 @@ JOINT: tuple[LessonPhase, ...] = (
         },
     ),
     LessonPhase(
-        "joint-9",
-        1500,
-        39,
-        {
+        name="joint-9",
+        steps=1500,
+        seed=39,
+        mix={
             "scene": 7,
             "page": 0.6,
             "several": 2.2,

@@ -7,18 +7,20 @@ and without it a tower this small learns from answers alone only very slowly.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from transformers import LlavaForConditionalGeneration
 
 from llavakit.demo.seen import GRID, LABELS
-from llavakit.training.demo_model import VISION_WIDTH, patch_features
-from llavakit.training.demo_pictures import Pictures, normalise
-from llavakit.training.muon import MuonAdamW
+from llavakit.model.preprocess import ImagePreprocessor
+from llavakit.training.demo_model import VISION_WIDTH
+from llavakit.training.demo_pictures import Pictures, prepared, varied
+from llavakit.training.demo_recipe import VisionPhase
 
 WEIGHTS = {"centre": 0.5, "line": 0.5, "title": 0.5, "name": 0.5}
 
@@ -51,21 +53,6 @@ class PatchHeads(nn.Module):
         return total, right
 
 
-def varied(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-    """Return pictures with a little noise, other brightness or one pixel of shift, at random."""
-    out = pixels.astype(np.int16)
-    noise = np.random.default_rng(rng.getrandbits(32))
-    for index in range(len(out)):
-        if rng.random() < 0.4:
-            out[index] += noise.integers(-6, 7, out[index].shape, dtype=np.int16)
-        if rng.random() < 0.3:
-            out[index] = (out[index] * rng.uniform(0.94, 1.05)).astype(np.int16)
-        if rng.random() < 0.4:
-            shift = (rng.randint(-1, 1), rng.randint(-1, 1))
-            out[index] = np.roll(out[index], shift, axis=(0, 1))
-    return out.clip(0, 255).astype(np.uint8)
-
-
 @torch.no_grad()
 def amplify_positions(model: LlavaForConditionalGeneration, rows: float, columns: float) -> None:
     """Multiply what the position embeddings say of row and column.
@@ -79,39 +66,49 @@ def amplify_positions(model: LlavaForConditionalGeneration, rows: float, columns
     board += (rows - 1) * of_rows + (columns - 1) * of_columns
 
 
-def train_vision(
-    model: LlavaForConditionalGeneration,
-    heads: PatchHeads,
-    scenes: Pictures,
-    pages: Pictures,
-    *,
-    seed: int,
-    steps: int,
-    batch: int = 48,
-    scene_share: float = 0.5,
-    rate: float = 2e-2,
-) -> dict[str, float]:
-    """Train tower and heads in place on patch labels; return the last accuracies (averaged)."""
-    rng = random.Random(seed)
-    tower = model.model.vision_tower
-    named = [(f"tower.{name}", p) for name, p in tower.named_parameters()]
-    named = [(n, p) for n, p in named if "layers.4." not in n and "post_layernorm" not in n]
-    named += [(f"patch_{name}", p) for name, p in heads.named_parameters()]
-    optimizer = MuonAdamW(named, matrix_rate=rate, other_rate=3e-3)
-    average: dict[str, float] = {}
-    for step in range(steps):
-        half = round(batch * scene_share)
-        chosen = [rng.randrange(len(scenes)) for _ in range(half)]
-        read = [rng.randrange(len(pages)) for _ in range(batch - half)]
-        pixels = np.concatenate([scenes.pixels[chosen], pages.pixels[read]])
-        labels = np.concatenate([scenes.labels[chosen], pages.labels[read]])
-        features = patch_features(model, normalise(varied(pixels, rng)))
-        loss, right = heads.loss(features, torch.from_numpy(labels).long())
-        torch.autograd.backward(loss)
-        optimizer.step(factor=min(1.0, (step + 1) / 40, (steps - step) / (0.3 * steps)))
-        for kind, value in right.items():
-            average[kind] = 0.9 * average.get(kind, value) + 0.1 * value
-        if step % 20 == 0:
-            line = " ".join(f"{kind} {value:.2f}" for kind, value in average.items())
-            print(f"vision {step:5d} loss {loss.item():.3f} {line}", flush=True)
-    return average
+class VisionSteps(Dataset[dict[str, torch.Tensor]]):
+    """Pictures and their patch labels: item ``step * parts + part`` of a phase.
+
+    Args:
+        store: the pictures by their kinds; as many of each are used as the phase says.
+        preprocess: of the demo model.
+        phase: the shares, the seed and the size of a step.
+        parts: into how many items a step is divided.
+    """
+
+    def __init__(
+        self,
+        store: Mapping[str, Pictures],
+        preprocess: ImagePreprocessor,
+        phase: VisionPhase,
+        parts: int,
+    ) -> None:
+        self._store = store
+        self._preprocess = preprocess
+        self._phase = phase
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return self._phase.steps * self._parts
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        phase = self._phase
+        rng = random.Random(f"vision {phase.seed} {index}")
+        count = phase.pictures // self._parts
+        scenes = round(count * phase.scene_share)
+        pixels, labels = [], []
+        for kind, most, wanted in (
+            ("scene", phase.scenes, scenes),
+            ("page", phase.pages, count - scenes),
+        ):
+            of = self._store[kind]
+            chosen = [rng.randrange(min(most, len(of))) for _ in range(wanted)]
+            pixels.append(of.pixels[chosen])
+            labels.append(of.labels[chosen])
+        drawn = varied(np.concatenate(pixels), rng)
+        return {
+            "pixels": prepared(drawn, self._preprocess),
+            "patch_labels": torch.from_numpy(np.concatenate(labels)).long(),
+        }

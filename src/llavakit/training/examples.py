@@ -69,10 +69,21 @@ class Encoder:
         """
         pictures = [open_picture(image.source, POLICY) for image in conversation.pictures]
         pixels = tuple(self.reader.preprocess(one, len(pictures)) for one in pictures)
-        made = self._expanded(conversation, [one.size for one in pixels])
-        if len(made.ids) > self.max_length:
-            made = self._shortened(made)
+        made = self.tokens(conversation, [one.size for one in pixels])
         return Example(made.ids, made.labels, pixels)
+
+    def tokens(self, conversation: Conversation, sizes: Sequence[Size]) -> LabelledTokens:
+        """The tokens of a conversation whose pictures have these sizes, and what is learnt.
+
+        Args:
+            conversation: the conversation; its pictures are not opened.
+            sizes: (width, height) that the processor sees of each.
+
+        Raises:
+            FaultyRecord: too long, or nothing in it can be learnt.
+        """
+        made = self._expanded(conversation, sizes)
+        return made if len(made.ids) <= self.max_length else self._shortened(made)
 
     def measure(self, conversation: Conversation, sizes: Sequence[Size]) -> tuple[int, bool]:
         """Tokens of a conversation whose pictures have these sizes, and whether it is cut.

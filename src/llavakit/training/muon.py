@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 POSITION_SCALE = 10.0
+_BESIDE = ("heads", "alignment")
 
 
 def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -41,57 +43,33 @@ def shared(matrices: torch.Tensor) -> torch.Tensor:
     return out
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised updates, for matrices; use AdamW for everything else."""
-
-    def __init__(
-        self,
-        params: Iterable[torch.nn.Parameter],
-        lr: float = 3e-3,
-        momentum: float = 0.95,
-        weight_decay: float = 0.01,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shapes[parameter.shape].append(parameter)
-            for shape, parameters in shapes.items():
-                updates = []
-                for parameter in parameters:
-                    state = self.state[parameter]
-                    if "momentum" not in state:
-                        state["momentum"] = torch.zeros_like(parameter)
-                    gradient, buffer = parameter.grad, state["momentum"]
-                    assert gradient is not None
-                    buffer.lerp_(gradient, 1 - group["momentum"])
-                    updates.append(gradient.lerp(buffer, group["momentum"]))
-                stacked = shared(torch.stack(updates).flatten(2))
-                rate = group["lr"] * max(1.0, stacked.size(1) / stacked.size(2)) ** 0.5
-                for parameter, update in zip(parameters, stacked, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.view(shape), alpha=-rate)
-
-
 def split_parameters(
     named: Iterable[tuple[str, torch.nn.Parameter]],
-) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Split into matrices for Muon and the rest (embeddings, norms, biases, heads) for AdamW."""
+) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Split into matrices, position embeddings, and the rest (embeddings, norms, biases, heads)."""
     matrices: list[torch.nn.Parameter] = []
+    positions: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in named:
-        hidden = parameter.ndim == 2 and "embed" not in name and "head" not in name
-        (matrices if hidden else rest).append(parameter)
-    return matrices, rest
+        if "position_embedding" in name:
+            positions.append(parameter)
+        elif parameter.ndim == 2 and not any(part in name for part in ("embed", *_BESIDE)):
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
+    return matrices, positions, rest
 
 
-class MuonAdamW:
-    """The two optimisers as one, with a common schedule factor on both learning rates."""
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for matrices, and AdamW (Loshchilov and Hutter 2019) for everything else.
+
+    Args:
+        named: parameters and their names, by which it is told what they are.
+        matrix_rate: learning rate of matrices.
+        other_rate: of everything else.
+        momentum, weight_decay: of matrices.
+        betas, eps: of everything else, which does not decay.
+    """
 
     def __init__(
         self,
@@ -99,39 +77,62 @@ class MuonAdamW:
         *,
         matrix_rate: float,
         other_rate: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
     ) -> None:
-        named = list(named)
-        matrices, rest = split_parameters(named)
-        # Positions start small beside the patches; at the others' pace they stay unseen.
-        positions = [parameter for name, parameter in named if "position" in name]
-        others = [p for p in rest if not any(p is position for position in positions)]
-        groups = [{"params": others, "scale": 1.0}]
-        if positions:
-            groups.append({"params": positions, "scale": POSITION_SCALE})
-        self.rates = (matrix_rate, other_rate)
-        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
-            Muon(matrices, lr=matrix_rate),
-            torch.optim.AdamW(groups, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        )
-        self.parameters = matrices + rest
+        matrices, positions, rest = split_parameters(named)
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "lr": matrix_rate, "orthogonal": True},
+            {"params": rest, "lr": other_rate, "orthogonal": False},
+            # Positions start small beside the patches; at the others' pace they stay unseen.
+            {"params": positions, "lr": other_rate * POSITION_SCALE, "orthogonal": False},
+        ]
+        common = {"momentum": momentum, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        super().__init__([one for one in groups if one["params"]], common)
 
-    def step(self, factor: float = 1.0, clip: float = 1.0) -> float:
-        """Clip, update with both rates times ``factor``, clear; return the gradient's norm."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip)
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor * group.get("scale", 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [one for one in group["params"] if one.grad is not None]
+            if group["orthogonal"]:
+                shapes: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+                for one in parameters:
+                    shapes[one.shape].append(one)
+                for alike in shapes.values():
+                    self._turn(alike, group)
+            else:
+                for one in parameters:
+                    self._adapt(one, group)
 
-    def state_dict(self) -> dict[str, object]:
-        """Return the state of both optimisers."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+    def _turn(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:
+        updates = []
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            updates.append(gradient.lerp(state["momentum"], group["momentum"]))
+        stacked = shared(torch.stack(updates))
+        rate = group["lr"] * max(1.0, stacked.size(1) / stacked.size(2)) ** 0.5
+        for parameter, update in zip(parameters, stacked, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update, alpha=-rate)
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        saved = state["optimizers"]
-        assert isinstance(saved, list)
-        for optimizer, item in zip(self.optimizers, saved, strict=True):
-            optimizer.load_state_dict(item)
+    def _adapt(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["step"] = torch.zeros(())
+            state["mean"] = torch.zeros_like(parameter)
+            state["square"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        step = float(state["step"])
+        first, second = group["betas"]
+        state["mean"].lerp_(gradient, 1 - first)
+        state["square"].lerp_(gradient.square(), 1 - second)
+        spread = (state["square"] / (1 - second**step)).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(state["mean"], spread, value=-group["lr"] / (1 - first**step))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -137,8 +136,6 @@ def peft_library() -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    # Imported along, it complains of kernels that only a processor with 4-bit weights could use.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return importlib.import_module("peft")
     except ImportError as error:

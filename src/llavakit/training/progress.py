@@ -59,7 +59,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             return
         passed = time.monotonic() - self._started
         speed = self.tokens * args.world_size / passed if passed else 0.0
-        self._bar.set_postfix_str(f"loss {float(logs['loss']):.4f}, {speed:,.0f} tokens/s")
+        told = f", {speed:,.0f} tokens/s" if self.tokens else ""
+        self._bar.set_postfix_str(f"loss {float(logs['loss']):.4f}{told}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._write(state)
@@ -75,9 +76,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             return
         history = [one for one in state.log_history if "loss" in one]
         lines = [
-            json.dumps({key: one[key] for key in ("step", "loss", "grad_norm", "learning_rate")})
+            json.dumps({"step": one["step"], **{k: v for k, v in one.items() if k != "step"}})
             for one in history
-            if {"grad_norm", "learning_rate"} <= set(one)
         ]
         (self.out / LOG).write_text("\n".join([*lines, ""]), encoding="utf-8")
         if history:

@@ -23,8 +23,6 @@ from llavakit.training.output import describe_output, write_weights
 from llavakit.training.parts import precision, prepare
 from llavakit.training.start import Start, start_from
 
-CHECKPOINTS = "checkpoints"
-
 Told = Callable[[str], object]
 
 
@@ -76,7 +74,7 @@ class Examples:
 def train(config: TrainConfig, told: Told = lambda line: None) -> Trained:
     """Train as the settings say.
 
-    With ``accelerate launch`` every process calls it, and they train together.
+    With ``accelerate launch`` or ``torchrun`` every process calls it, and they train together.
 
     Args:
         config: the settings.
@@ -194,16 +192,23 @@ def _run(
     from transformers import set_seed
 
     from llavakit.training.progress import Progress
-    from llavakit.training.trainer import LlavaTrainer, arguments, blank_pictures
+    from llavakit.training.trainer import (
+        CHECKPOINTS,
+        LlavaTrainer,
+        arguments_of,
+        blank_pictures,
+        last_checkpoint,
+    )
 
     out = Path(config.out)
     mixed, frozen = precision(config)
-    last = _last_checkpoint(out / CHECKPOINTS, told) if config.resume else None
+    last = last_checkpoint(out / CHECKPOINTS, told) if config.resume else None
     set_seed(config.seed)
     model = prepare(_model(config, start, frozen), config)
     counted = sum(one.numel() for one in model.parameters() if one.requires_grad)
     told(
         f"Training {counted:,} parameters in {'bfloat16' if mixed else 'float32'}"
+        + (f", by {world} processes" if world > 1 else "")
         + (f", from {last}." if last else ".")
     )
     reader = start.reader
@@ -213,7 +218,7 @@ def _run(
         config=config,
         lengths=report.lengths,
         progress=Progress(out),
-        args=arguments(config, mixed=mixed, world=world),
+        args=arguments_of(config, mixed=mixed, world=world),
         model=model,
         train_dataset=examples,
         data_collator=collate,
@@ -231,23 +236,6 @@ def _run(
     trainer.accelerator.wait_for_everyone()
     losses = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
     return Trained(out, int(made.global_step), losses)
-
-
-def _last_checkpoint(folder: Path, told: Told) -> str | None:
-    """The last checkpoint that was written to its end; the trainer's state is written last."""
-    found = {
-        int(one.name.rpartition("-")[2]): one
-        for one in folder.glob("checkpoint-*")
-        if one.name.rpartition("-")[2].isdigit()
-    }
-    for _, path in sorted(found.items(), reverse=True):
-        try:
-            read_json(path / "trainer_state.json")
-        except CheckpointError:
-            told(f"{path} was not written to its end, and is passed over.")
-            continue
-        return str(path)
-    return None
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The trainer of transformers, with what LLaVA needs otherwise.
 
+:class:`TrainedPartTrainer` is what every run here has in common, that of the demo model too.
+
 TRL's ``SFTTrainer`` is this same trainer with a preparation of data before it: it renders chat
 templates, masks, cuts and packs by itself. All of that is what must be exactly as in the
 original and as at inference here, so nothing of it could be used.
@@ -8,7 +10,7 @@ original and as at inference here, so nothing of it could be used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,40 +21,95 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from llavakit.errors import CheckpointError
+from llavakit.model.original.parts import read_json
 from llavakit.training.config import TrainConfig
 from llavakit.training.parts import is_projector, load_trained, trained, trained_state
 from llavakit.training.progress import Progress
 from llavakit.training.sampler import ExampleOrder
 
+CHECKPOINTS = "checkpoints"
 TRAINED = "trained.safetensors"
 """In a checkpoint to go on from: the trained weights, under the names of the modules."""
 
 
-class LlavaTrainer(Trainer):  # type: ignore[misc]
+class TrainedPartTrainer(Trainer):  # type: ignore[misc]
+    """Its checkpoints hold what is trained, and go on from there; a bar shows how it goes.
+
+    Args:
+        progress: the bar.
+        args, model, train_dataset, data_collator, ...: as for ``transformers.Trainer``.
+    """
+
+    def __init__(self, *, progress: Progress, **options: Any) -> None:
+        self.optimizer: Any = None
+        self._progress = progress
+        super().__init__(callbacks=[progress], **options)
+        for shown in (PrinterCallback, ProgressCallback):
+            self.remove_callback(shown)
+
+    def tokens_of(self, inputs: Any) -> int:
+        """How many tokens are read in a batch."""
+        return int(inputs["attention_mask"].sum())
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self._progress.tokens += self.tokens_of(inputs)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        path = Path(output_dir or self.args.output_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        state = trained_state(self.accelerator.unwrap_model(self.model), state_dict)
+        save_file({name: one.contiguous() for name, one in state.items()}, path / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        file = Path(resume_from_checkpoint) / TRAINED
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing; remove {resume_from_checkpoint}, which was not written to "
+                "its end, and resume from the one before."
+            )
+        load_trained(self.model if model is None else model, load_file(file))
+
+
+def last_checkpoint(folder: Path, told: Callable[[str], object]) -> str | None:
+    """The last checkpoint that was written to its end; the trainer's state is written last.
+
+    Args:
+        folder: where a trainer's checkpoints are.
+        told: is called with a remark about each one that is passed over.
+    """
+    found = {
+        int(one.name.rpartition("-")[2]): one
+        for one in folder.glob("checkpoint-*")
+        if one.name.rpartition("-")[2].isdigit()
+    }
+    for _, path in sorted(found.items(), reverse=True):
+        try:
+            read_json(path / "trainer_state.json")
+        except CheckpointError:
+            told(f"{path} was not written to its end, and is passed over.")
+            continue
+        return str(path)
+    return None
+
+
+class LlavaTrainer(TrainedPartTrainer):
     """Trains the trainable parameters of an HF LLaVA model.
 
     Args:
         config: the settings.
         lengths: tokens of each example, negative for those without pictures.
-        progress: shows how it goes.
-        args, model, train_dataset, data_collator: as for ``transformers.Trainer``.
+        progress, args, model, train_dataset, data_collator: as for the base.
     """
 
-    def __init__(
-        self,
-        *,
-        config: TrainConfig,
-        lengths: Sequence[int],
-        progress: Progress,
-        **options: Any,
-    ) -> None:
-        self.optimizer: Any = None
+    def __init__(self, *, config: TrainConfig, lengths: Sequence[int], **options: Any) -> None:
         self._config = config
         self._lengths = lengths
-        self._progress = progress
-        super().__init__(callbacks=[progress], **options)
-        for shown in (PrinterCallback, ProgressCallback):
-            self.remove_callback(shown)
+        super().__init__(**options)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ExampleOrder:
         return ExampleOrder(
@@ -87,29 +144,6 @@ class LlavaTrainer(Trainer):  # type: ignore[misc]
             )
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self._progress.tokens += int(inputs["attention_mask"].sum())
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        return loss
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        path = Path(output_dir or self.args.output_dir)
-        path.mkdir(parents=True, exist_ok=True)
-        state = trained_state(self.accelerator.unwrap_model(self.model), state_dict)
-        save_file({name: one.contiguous() for name, one in state.items()}, path / TRAINED)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        file = Path(resume_from_checkpoint) / TRAINED
-        if not file.is_file():
-            raise CheckpointError(
-                f"{file} is missing; remove {resume_from_checkpoint}, which was not written to "
-                "its end, and resume from the one before."
-            )
-        load_trained(self.model if model is None else model, load_file(file))
 
     def gathered(self) -> dict[str, Tensor]:
         """All weights, gathered where devices hold a part each; every process must call it."""
@@ -154,16 +188,37 @@ def blank_pictures(model: Any, view: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def arguments(config: TrainConfig, *, mixed: bool, world: int) -> TrainingArguments:
-    """The settings in transformers' words.
+def arguments(out: Path, *, workers: int = 0, **settings: Any) -> TrainingArguments:
+    """Settings in transformers' words, with those that all runs have in common.
 
     Args:
-        config: the settings.
+        out: the directory of the run; checkpoints are in it.
+        workers: processes that prepare batches.
+        settings: all others.
+    """
+    return TrainingArguments(
+        output_dir=str(out / CHECKPOINTS),
+        save_strategy="steps",
+        logging_first_step=True,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=not settings["use_cpu"] and torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        **settings,
+    )
+
+
+def arguments_of(config: TrainConfig, *, mixed: bool, world: int) -> TrainingArguments:
+    """The settings of a configuration.
+
+    Args:
+        config: the configuration.
         mixed: whether computation is in bfloat16.
         world: how many processes train together.
     """
-    return TrainingArguments(
-        output_dir=str(Path(config.out) / "checkpoints"),
+    return arguments(
+        Path(config.out),
         per_device_train_batch_size=config.per_device_batch_size,
         gradient_accumulation_steps=config.batch_size // (config.per_device_batch_size * world),
         learning_rate=config.learning_rate,
@@ -178,16 +233,10 @@ def arguments(config: TrainConfig, *, mixed: bool, world: int) -> TrainingArgume
         use_cpu=config.device == "cpu",
         seed=config.seed,
         data_seed=config.seed,
-        save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=config.keep_checkpoints,
         logging_steps=config.log_steps,
-        logging_first_step=True,
-        dataloader_num_workers=config.workers,
-        dataloader_pin_memory=config.device != "cpu" and torch.cuda.is_available(),
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
+        workers=config.workers,
         optim="adamw_torch",
     )
 
