@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import reading
+from benchmarks import learning, reading
 from benchmarks.bench_model import build, pictures, question
 from benchmarks.contenders import Contender, Generate, Llavakit, Timing, Turns
 from benchmarks.continuous import ContinuousBatching
@@ -117,6 +117,11 @@ def read_lines(path: Path, repeats: int) -> Figures:
     return reading.measure(path, repeats, max_tokens=96)
 
 
+def train(path: Path, repeats: int) -> Figures:
+    """Questions about pages, learnt one by one and page by page: records a second."""
+    return learning.measure(path, repeats)
+
+
 WORKLOADS: dict[str, Callable[[Path, int], Figures]] = {
     "demo": demo,
     "shared pictures": shared_pictures,
@@ -124,6 +129,7 @@ WORKLOADS: dict[str, Callable[[Path, int], Figures]] = {
     "decode": decode,
     "read": read,
     "read lines": read_lines,
+    "train": train,
 }
 
 Round = dict[str, list[Timing]]

@@ -71,6 +71,8 @@ class TrainConfig:
         lora_alpha: their scale, times the rank.
         lora_dropout: the share of their input that is dropped.
         group: whether batches are of one kind (with pictures, or without) and of like lengths.
+        share_pictures: learn conversations about the same pictures together, which reads the
+            pictures once; ``batch_size`` then counts what is learnt together as one.
         gradient_checkpointing: compute twice rather than keep all activations.
         dtype: ``auto`` computes in bfloat16 where the device does, else in float32.
         device: ``auto`` or ``cpu``.
@@ -109,6 +111,7 @@ class TrainConfig:
     lora_alpha: float = 256
     lora_dropout: float = 0.05
     group: bool = True
+    share_pictures: bool = False
     gradient_checkpointing: bool = True
     dtype: str = "auto"
     device: str = "auto"

@@ -26,6 +26,7 @@ from llavakit.training.data import (
 )
 from llavakit.training.data_files import Place, Records, Unread
 from llavakit.training.examples import Encoder, picture_size
+from llavakit.training.sharing import ALONE, Beginning, beginning
 
 SHOWN = 20
 """How many faults a message names."""
@@ -63,6 +64,7 @@ class Report:
         good: indices of the records that can be used.
         lengths: tokens of each of those; negative for those without pictures, 0 where no
             model was named.
+        beginnings: how each of those begins.
         pictures: how many pictures they have.
         answers: how many answers they have.
     """
@@ -73,6 +75,7 @@ class Report:
     accepted: Counter[str]
     good: tuple[int, ...]
     lengths: tuple[int, ...]
+    beginnings: tuple[Beginning, ...]
     pictures: int
     answers: int
 
@@ -115,6 +118,7 @@ class Report:
 class _Looked:
     conversation: Conversation | None
     length: int = 0
+    begins: Beginning = ALONE
     faults: tuple[tuple[str, str], ...] = ()
 
 
@@ -150,7 +154,7 @@ def check(
     seen: set[str] = set()
     faults: list[Fault] = []
     accepted: Counter[str] = Counter()
-    good: list[tuple[int, int]] = []
+    good: list[tuple[int, _Looked]] = []
     pictures = answers = 0
 
     def look(index: int) -> _Looked:
@@ -170,7 +174,7 @@ def check(
             if bad:
                 faults.append(Fault(records.places[index], *bad[0]))
             elif found.conversation is not None:
-                good.append((index, found.length))
+                good.append((index, replace(found, conversation=None)))
                 pictures += len(found.conversation.pictures)
                 answers += found.conversation.answers
     return Report(
@@ -179,7 +183,8 @@ def check(
         faults=tuple(faults),
         accepted=accepted,
         good=tuple(index for index, _ in good),
-        lengths=tuple(length for _, length in good),
+        lengths=tuple(found.length for _, found in good),
+        beginnings=tuple(found.begins for _, found in good),
         pictures=pictures,
         answers=answers,
     )
@@ -221,14 +226,16 @@ def _look(record: object, folder: Path | None, encoder: Encoder | None, decode: 
         sizes = _sizes(conversation, decode)
         if encoder is None:
             return _Looked(conversation, faults=first)
-        length, cut = encoder.measure(conversation, sizes)
+        made, cut = encoder.measured(conversation, sizes)
+        begins = beginning(made, encoder.reader.tokenizer.image_id, conversation.pictures)
     except FaultyRecord as fault:
         return _Looked(conversation, faults=(*first, (fault.kind, fault.text)))
     except ImageError as error:  # no layout has a place for it
         return _Looked(conversation, faults=(*first, ("unreadable-image", str(error))))
+    length = len(made.ids)
     if cut:
         first += (("over-length", f"it was cut to {length} tokens"),)
-    return _Looked(conversation, length if sizes else -length, first)
+    return _Looked(conversation, length if sizes else -length, begins, first)
 
 
 def _sizes(conversation: Conversation, decode: bool) -> Sequence[Size]:

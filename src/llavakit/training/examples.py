@@ -85,8 +85,10 @@ class Encoder:
         made = self._expanded(conversation, sizes)
         return made if len(made.ids) <= self.max_length else self._shortened(made)
 
-    def measure(self, conversation: Conversation, sizes: Sequence[Size]) -> tuple[int, bool]:
-        """Tokens of a conversation whose pictures have these sizes, and whether it is cut.
+    def measured(
+        self, conversation: Conversation, sizes: Sequence[Size]
+    ) -> tuple[LabelledTokens, bool]:
+        """The tokens of a conversation whose picture files have these sizes, and whether it is cut.
 
         Args:
             conversation: the conversation.
@@ -97,8 +99,8 @@ class Encoder:
         """
         made = self._expanded(conversation, [seen_size(size) for size in sizes])
         if len(made.ids) <= self.max_length:
-            return len(made.ids), False
-        return len(self._shortened(made).ids), True
+            return made, False
+        return self._shortened(made), True
 
     def _expanded(self, conversation: Conversation, sizes: Sequence[Size]) -> LabelledTokens:
         try:
@@ -183,9 +185,10 @@ class Collator:
             "labels": rows("labels", IGNORED),
             "attention_mask": torch.tensor(seen),
         }
-        return batch | self._pictures(examples)
+        return batch | self.pictures(examples)
 
-    def _pictures(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def pictures(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """The pictures of examples, in their order."""
         import torch
 
         inputs: list[dict[str, Any]] = [p.inputs() for one in examples for p in one.pixels]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llavakit.errors import CheckpointError, MissingDependencyError
+from llavakit.errors import CheckpointError, MissingDependencyError, ParameterError
 from llavakit.training.config import Stage, TrainConfig
 
 if TYPE_CHECKING:
@@ -142,6 +142,19 @@ def peft_library() -> Any:
         raise MissingDependencyError(
             'Adapters need peft; install it with `pip install "llavakit[train]"`.'
         ) from error
+
+
+def check_shareable(model: Any) -> None:
+    """Raise where the model's attention takes no mask of its own for each token.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    kind = getattr(model.config.text_config, "_attn_implementation", None)
+    if kind != "sdpa":
+        raise ParameterError(
+            f"share_pictures needs the attention sdpa, and the model's is {kind}; leave it out."
+        )
 
 
 def precision(config: TrainConfig) -> tuple[bool, str]:

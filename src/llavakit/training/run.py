@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit.errors import CheckpointError, LlavaKitError, ParameterError
+from llavakit.errors import ParameterError
 from llavakit.model.adapter import TRAINING
 from llavakit.model.original.parts import read_json
 from llavakit.model.quantization import check_quantized, keep_unpackable, quantization_config
+from llavakit.training.batches import Examples, batches, shared
 from llavakit.training.config import TrainConfig
-from llavakit.training.data import FaultyRecord, conversation_of
 from llavakit.training.data_check import Report, check
 from llavakit.training.data_files import Records, open_records
-from llavakit.training.examples import Collator, Encoder, Example
+from llavakit.training.examples import Encoder
 from llavakit.training.output import describe_output, write_weights
-from llavakit.training.parts import precision, prepare
+from llavakit.training.parts import check_shareable, precision, prepare
 from llavakit.training.start import Start, start_from
 
 Told = Callable[[str], object]
@@ -39,36 +39,6 @@ class Trained:
     out: Path
     steps: int
     losses: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Records as torch's data loaders read them.
-
-    Attributes:
-        records: the data.
-        good: indices of the records that are used.
-        folder: where relative paths of pictures begin.
-        encode: makes an example of a conversation.
-    """
-
-    records: Records
-    good: tuple[int, ...]
-    folder: Path | None
-    encode: Encoder
-
-    def __len__(self) -> int:
-        return len(self.good)
-
-    def __getitem__(self, index: int) -> Example:
-        at = self.good[index]
-        try:
-            return self.encode(conversation_of(self.records[at], self.folder, assistant_first=True))
-        except (FaultyRecord, LlavaKitError) as error:
-            raise CheckpointError(
-                f"{self.records.name}, {self.records.places[at]}: {error} (it was right when "
-                "the data was looked through; files have changed since)"
-            ) from error
 
 
 def train(config: TrainConfig, told: Told = lambda line: None) -> Trained:
@@ -211,20 +181,25 @@ def _run(
         + (f", by {world} processes" if world > 1 else "")
         + (f", from {last}." if last else ".")
     )
-    reader = start.reader
-    padding = reader.tokenizer.tokenizer.pad_token_id
-    collate = Collator(0 if padding is None else int(padding), reader.config.model_type)
+    found = batches(examples, report, start.reader)
+    if config.share_pictures:
+        check_shareable(model)
+        found = shared(found, report, examples.encode.max_length)
+        told(
+            f"{len(examples):,} conversations are learnt as {len(found.dataset):,}, which share "
+            f"pictures: {_sum(found.lengths):,} tokens instead of {_sum(report.lengths):,}."
+        )
     trainer = LlavaTrainer(
         config=config,
-        lengths=report.lengths,
+        lengths=found.lengths,
         progress=Progress(out),
         args=arguments_of(config, mixed=mixed, world=world),
         model=model,
-        train_dataset=examples,
-        data_collator=collate,
+        train_dataset=found.dataset,
+        data_collator=found.collate,
     )
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    side = int(reader.config.vision_config.image_size)
+    side = int(start.reader.config.vision_config.image_size)
     alike = blank_pictures(inner, torch.zeros(1, 3, side, side)) if world > 1 else _nothing()
     with alike:
         made = trainer.train(resume_from_checkpoint=last)
@@ -236,6 +211,10 @@ def _run(
     trainer.accelerator.wait_for_everyone()
     losses = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
     return Trained(out, int(made.global_step), losses)
+
+
+def _sum(lengths: Sequence[int]) -> int:
+    return sum(map(abs, lengths))
 
 
 @contextmanager

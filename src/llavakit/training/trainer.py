@@ -49,7 +49,9 @@ class TrainedPartTrainer(Trainer):  # type: ignore[misc]
 
     def tokens_of(self, inputs: Any) -> int:
         """How many tokens are read in a batch."""
-        return int(inputs["attention_mask"].sum())
+        mask = inputs["attention_mask"]
+        # With a mask for each token, one sees itself as often as it is there; padding, too.
+        return int(mask.sum() if mask.dim() == 2 else mask.diagonal(dim1=-2, dim2=-1).sum())
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self._progress.tokens += self.tokens_of(inputs)

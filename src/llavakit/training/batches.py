@@ -1,0 +1,100 @@
+"""What data loaders read: examples one by one, or those about the same pictures together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llavakit.errors import CheckpointError, LlavaKitError
+from llavakit.model.reader import Reader
+from llavakit.training.data import FaultyRecord, conversation_of
+from llavakit.training.data_check import Report
+from llavakit.training.data_files import Records
+from llavakit.training.examples import Collator, Encoder, Example
+from llavakit.training.sharing import SharingCollator, circles
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Records as examples.
+
+    Attributes:
+        records: the data.
+        good: indices of the records that are used.
+        folder: where relative paths of pictures begin.
+        encode: makes an example of a conversation.
+    """
+
+    records: Records
+    good: tuple[int, ...]
+    folder: Path | None
+    encode: Encoder
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def __getitem__(self, index: int) -> Example:
+        at = self.good[index]
+        try:
+            return self.encode(conversation_of(self.records[at], self.folder, assistant_first=True))
+        except (FaultyRecord, LlavaKitError) as error:
+            raise CheckpointError(
+                f"{self.records.name}, {self.records.places[at]}: {error} (it was right when "
+                "the data was looked through; files have changed since)"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Circles:
+    """Examples that are learnt together.
+
+    Attributes:
+        examples: all.
+        members: indices of those of each circle.
+    """
+
+    examples: Examples
+    members: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> list[Example]:
+        return [self.examples[at] for at in self.members[index]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How a trainer gets its batches.
+
+    Attributes:
+        dataset: what a batch is made of.
+        lengths: tokens of each item, negative for those without pictures.
+        collate: makes a batch of items.
+    """
+
+    dataset: Examples | Circles
+    lengths: tuple[int, ...]
+    collate: Callable[[Any], dict[str, Any]]
+
+
+def batches(examples: Examples, report: Report, reader: Reader) -> Batches:
+    """Each example alone."""
+    padding = reader.tokenizer.tokenizer.pad_token_id
+    collate = Collator(0 if padding is None else int(padding), reader.config.model_type)
+    return Batches(examples, report.lengths, collate)
+
+
+def shared(alone: Batches, report: Report, most: int) -> Batches:
+    """Examples about the same pictures together.
+
+    Args:
+        alone: each example alone.
+        report: on the same examples.
+        most: tokens of what is learnt together.
+    """
+    assert isinstance(alone.dataset, Examples) and isinstance(alone.collate, Collator)
+    members, lengths = circles(report.lengths, report.beginnings, most)
+    return Batches(Circles(alone.dataset, members), lengths, SharingCollator(alone.collate))
