@@ -61,18 +61,19 @@ def test_the_fully_sharded_configuration_has_only_settings_that_accelerate_knows
     assert len(SHIPPED) == 4
 
 
-def command(model: Path, data: Path, out: Path, *more: str) -> list[str]:
-    """``llavakit train lora`` of a tiny model, as a user types it."""
+def command(model: Path, data: Path, out: Path, *more: str, stage: str = "lora") -> list[str]:
+    """``llavakit train`` of a tiny model, as a user types it."""
     return [
-        *("train", "lora", "--model", str(model), "--data", str(data), "--out", str(out)),
+        *("train", stage, "--model", str(model), "--data", str(data), "--out", str(out)),
         *("--conv-mode", "v1", "--device", "cpu", "--batch-size", "4", "--epochs", "4"),
         *("--per-device-batch-size", "2", "--lr", "0.01", "--set", "lora_rank=4"),
         *more,
     ]
 
 
-def adapter(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "adapter_model.safetensors")
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    (file,) = out.glob("*model.safetensors")
+    return load_file(file)
 
 
 def losses(out: Path) -> list[float]:
@@ -81,8 +82,12 @@ def losses(out: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.enable_socket
-def test_two_processes_train_as_one(tiny: TinyModel, tmp_path: Path):
+@pytest.mark.parametrize("stage", ["instruct", "lora"])
+def test_two_processes_train_as_one(stage: str, tiny: TinyModel, tmp_path: Path):
     data = write_lessons(tmp_path)
+    records = json.loads(data.read_text())
+    # Of the last step one process gets two records with pictures, and the other two without.
+    data.write_text(json.dumps([*records[:6], *records[-2:]]))
     alone = [sys.executable, "-m", "llavakit.cli"]
     # `accelerate launch --cpu` starts one process, however many it is asked for.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -90,11 +95,11 @@ def test_two_processes_train_as_one(tiny: TinyModel, tmp_path: Path):
     for name, start in {"alone": alone, "both": launch}.items():
         # At a high rate rounding would grow into other weights within a few steps.
         slowly = ("--set", "lora_dropout=0", "--lr", "0.0003")
-        made = command(tiny.path, data, tmp_path / name, *slowly)
+        made = command(tiny.path, data, tmp_path / name, *slowly, stage=stage)
         done = subprocess.run([*start, *made], capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
         assert ("by 2 processes" in done.stderr + done.stdout) == (name == "both")
-    expected, seen = adapter(tmp_path / "alone"), adapter(tmp_path / "both")
+    expected, seen = weights(tmp_path / "alone"), weights(tmp_path / "both")
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
     for name, weight in expected.items():
         torch.testing.assert_close(seen[name], weight, atol=1e-4, rtol=1e-3)
@@ -121,7 +126,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tiny: TinyMod
         made = command(tiny.path, data, out, *every, *more)
         done = subprocess.run([*start, *made], capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
-    expected, seen = adapter(tmp_path / "whole"), adapter(killed)
+    expected, seen = weights(tmp_path / "whole"), weights(killed)
     assert all(torch.equal(seen[name], weight) for name, weight in expected.items())
 
 
