@@ -159,6 +159,21 @@ def test_a_run_reads_pictures_once_and_learns(tiny: TinyModel, tmp_path: Path):
     assert sum(done.losses[-2:]) < 0.8 * sum(done.losses[:2])
 
 
+def test_the_check_of_data_tells_what_could_be_shared(tiny: TinyModel, tmp_path: Path):
+    encode = Encoder(load_reader(tiny.path, conv_mode="v1"), 2048)
+    file = tmp_path / "train.json"
+    told = []
+    for questions in (4, 1):
+        file.write_text(json.dumps(records(tmp_path, questions)))
+        report = check(open_records(str(file)), encoder=encode)
+        told.append([line for line in report.lines() if "share_pictures" in line])
+        _, sizes = circles(report.lengths, report.beginnings, 10**6)
+        total = sum(map(abs, report.lengths))
+        assert total - report.shareable == sum(map(abs, sizes))
+    (line,), nothing = told
+    assert not nothing and "tokens" in line
+
+
 def test_only_attention_with_masks_of_its_own_can_share(tiny: TinyModel):
     model = load_reader(tiny.path).build({"dtype": torch.float32, "attn_implementation": "eager"})
     with pytest.raises(ParameterError, match="share_pictures"):

@@ -84,6 +84,13 @@ class Report:
         """How many faults of each kind there are."""
         return Counter(fault.kind for fault in self.faults)
 
+    @property
+    def shareable(self) -> int:
+        """How many tokens are there again and again, and could be shared."""
+        keys = Counter(one.key for one in self.beginnings if one.key)
+        tokens = {one.key: one.tokens for one in self.beginnings}
+        return sum((count - 1) * tokens[key] for key, count in keys.items())
+
     def lines(self, shown: int = SHOWN) -> Iterator[str]:
         """The report for people, the first ``shown`` faults by their lines."""
         seen = sum(length > 0 for length in self.lengths)
@@ -94,6 +101,11 @@ class Report:
             told += f" {sum(tokens):,} tokens, {max(tokens):,} in the longest; "
             told += f"{seen:,} records have pictures."
         yield told
+        if self.shareable * 10 > sum(tokens):
+            yield (
+                "Several records are about the same pictures: learnt together (share_pictures), "
+                f"they have {sum(tokens) - self.shareable:,} tokens."
+            )
         for kind, count in self.accepted.items():
             yield f"Accepted: {count:,} {kind} ({KINDS[kind]})."
         if not self.faults:
