@@ -27,6 +27,7 @@ from llavakit.errors import (
     InputError,
     LlavaKitError,
     MessageError,
+    ParameterError,
     QueueFullError,
     RequestTimeoutError,
     SourceNotAllowedError,
@@ -436,3 +437,64 @@ def test_every_error_is_one_that_users_can_catch(backend: LocalBackend):
     for bad in ([], "x" * 5000, [Message("user", [Image("/nowhere.png")])]):
         with pytest.raises(LlavaKitError):
             backend.generate(bad)
+
+
+def test_a_stop_string_may_lie_across_tokens(backend):
+    params = {"max_tokens": 60, "temperature": 0, "grammar": "abcSTOPdef"}
+    assert backend.generate("hello", SamplingParams(**params)).text == "abcSTOPdef"
+    cut = backend.generate("hello", SamplingParams(**params, stop=("STOP",)))
+    assert (cut.text, cut.finish_reason) == ("abc", "stop")
+
+
+def test_answers_without_a_seed_differ(backend):
+    params = SamplingParams(max_tokens=12, temperature=1.0)
+    assert len({backend.generate("hello", params).text for _ in range(3)}) > 1
+
+
+LONG = SamplingParams(max_tokens=1900, grammar="[ab]{1900}", temperature=0)
+
+
+@pytest.fixture
+def narrow(tiny):
+    """A backend that answers one request at a time."""
+    backend = llavakit.load(tiny.path, max_concurrency=1, max_waiting=6)
+    yield backend
+    backend.close()
+
+
+def test_a_timeout_ends_a_request_that_waits(narrow):
+    with narrow.stream("hello", LONG) as first:
+        next(first)
+        with pytest.raises(RequestTimeoutError):
+            narrow.generate("other", LONG, timeout=0.05)
+        stats = narrow.stats()
+        assert (stats["running"], stats["finished"]) == (1, 0)
+
+
+def test_a_request_that_waits_can_be_cancelled(narrow):
+    with narrow.stream("hello", LONG) as first:
+        next(first)
+        second = narrow.stream("other", LONG)
+        until(lambda: narrow.stats()["waiting"])
+        second.close()
+        until(lambda: not narrow.stats()["waiting"])
+        stats = narrow.stats()
+        assert (stats["running"], stats["cancelled"]) == (1, 1)
+
+
+def until(holds):
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_device_that_is_not_there_is_one_sentence(tiny):
+    for device in ("foo", "meta:x", "xpu"):
+        with pytest.raises(ParameterError, match=r"no device .*cpu"):
+            llavakit.load(tiny.path, device=device).generate("hello")
+
+
+def test_what_is_for_servers_is_refused_without_one(tiny):
+    with pytest.raises(ParameterError, match="api_key is for servers"):
+        llavakit.load(tiny.path, api_key="k")

@@ -356,7 +356,13 @@ def load(
         }
         how = {"dialect": dialect, "max_retries": max_retries, "timeout": timeout}
         return _remote(os.fspath(model), base_url, api_key, policy, how, here)
-    for name, value in (("dialect", dialect), ("max_retries", max_retries), ("timeout", timeout)):
+    of_servers = {
+        "api_key": api_key,
+        "dialect": dialect,
+        "max_retries": max_retries,
+        "timeout": timeout,
+    }
+    for name, value in of_servers.items():
         if value is not None:
             raise ParameterError(f"{name} is for servers; give base_url too, or leave it out.")
     config = _engine_config(

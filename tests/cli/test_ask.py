@@ -151,6 +151,7 @@ def test_a_pdf_is_known_by_its_content(run, fake, pdf, tmp_path):
         (["q", "--num-beams", "5"], "beam search", 2),
         (["q", "--temperature", "-1"], "temperature", 2),
         (["q", "--page", "2"], "--page needs a PDF", 2),
+        (["{pdf}#page=2", "q", "--page", "3"], "--page needs a PDF", 2),
         (["-", "-", "q"], "stdin", 2),
         (["{picture}"], "must be the question", 2),
         (["q", "{picture}"], "must be the question", 2),

@@ -83,7 +83,8 @@ def test_read_fails_if_nothing_can_be_read(run, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [["-"], ["a", "--task", "guess"], ["a", "--task", "extract"], ["a", "--tiles", "3"],
-     ["a", "--pages", "3-1"], ["a", "--store", "x"], ["a", "--schema", "gone.json"],
+     ["a", "--pages", "3-1"], ["a", "--store", "x"], ["a", "--restart"],
+     ["a", "--schema", "gone.json"],
      ["a", "--window", "0"]],
 )  # fmt: skip
 def test_read_refuses_what_makes_no_sense(run, arguments):

@@ -38,6 +38,13 @@ def test_faults_are_named_by_their_lines_and_end_with_1(tmp_path: Path):
     assert code == 2 and "cannot be accepted" in said
 
 
+@pytest.mark.parametrize("option", ["--max-length", "--conv-mode", "--model-base"])
+def test_options_of_a_model_need_one(option: str, tmp_path: Path):
+    value = "70" if option == "--max-length" else "v1"
+    code, said = run("data", "check", write_lessons(tmp_path), option, value)
+    assert code == 2 and f"{option} goes with --model" in said
+
+
 def test_settings_of_a_file_are_replaced_by_those_of_the_command_line(
     tiny: TinyModel, tmp_path: Path
 ):

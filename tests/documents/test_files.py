@@ -55,6 +55,13 @@ def png(colour):
     return out.getvalue()
 
 
+@pytest.mark.parametrize("kind", [str, Path, Path.read_bytes, Document])
+def test_one_document_alone_needs_no_list(kind, folder):
+    """Taken letter by letter, the "/" of a path would be the whole disk."""
+    pages = list(open_files(kind(folder / "b.pdf"), page_seconds=None))
+    assert [page.number for page in pages] == [1, 2, 3]
+
+
 def test_a_folder_gives_the_pages_of_its_documents_and_failures_where_they_are(folder):
     items = read(folder)
     assert numbers(items) == [

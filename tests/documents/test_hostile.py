@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llavakit.documents import Failure, Page, open_files
+from llavakit.documents import Failure, Page, _isolated, open_files
 from llavakit.errors import InputError, RenderError
 from tests.documents.hostile import DOCUMENTS, RED, nested_forms, page, pdf, stream, tree
 
@@ -202,3 +203,30 @@ def _runs(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def in_a_process(code):
+    return subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, timeout=60)
+
+
+def test_the_process_that_draws_caps_its_own_memory():
+    done = in_a_process(
+        "import resource; from llavakit.documents import _worker; _worker.main();"
+        "print(resource.getrlimit(resource.RLIMIT_AS)[0] == _worker.MAX_MEMORY)"
+    )
+    assert done.stdout.strip() == b"True", done
+
+
+def test_the_process_that_draws_ends_itself_when_its_time_is_over():
+    done = in_a_process(
+        "import time; from llavakit.documents import _worker; _worker._alarm(0.2); time.sleep(20)"
+    )
+    assert done.returncode == -signal.SIGALRM
+
+
+def test_a_process_that_does_not_end_itself_is_ended(monkeypatch):
+    monkeypatch.setattr(_isolated, "_GRACE", -2.9)
+    monkeypatch.setattr(_isolated, "_START", "import time; time.sleep(20)")
+    began = time.monotonic()
+    (failure,) = open_files([nested_forms()], page_seconds=3)
+    assert isinstance(failure, Failure) and time.monotonic() - began < 10

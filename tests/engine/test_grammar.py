@@ -349,3 +349,27 @@ def test_schema_is_told_to_a_message_without_one(backend: LocalBackend):
     message = Message("user", "Write a poem.")
     answer = backend.generate([message], wild(1, json_schema={"const": {"a": [1, None]}}))
     assert json.loads(answer.text) == {"a": [1, None]}
+
+
+def test_the_grammar_of_tools_forbids_the_start_of_a_call_in_text(tiny):
+    tokenizer = tiny.processor.tokenizer
+    request = Request((Message("user", "?"),), tools=(Tool("now"),))
+    matcher = GrammarCompiler(tokenizer, 264, [2]).matcher(grammar_of(request))
+    *before, last = tokenizer.encode(f"see {CALL_START}", add_special_tokens=False)
+    for token in before:
+        matcher.accept(token)
+    matcher.fill()
+    assert not allowed_by(matcher, last)
+
+
+def test_a_model_s_own_token_may_begin_a_call(demo_dir):
+    tokenizer = AutoTokenizer.from_pretrained(demo_dir)
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    request = Request((Message("user", "?"),), tools=(Tool("now"),), tool_choice="required")
+    matcher = compiler.matcher(grammar_of(request, compiler.spell))
+    matcher.fill()
+    assert allowed_by(matcher, tokenizer.convert_tokens_to_ids("<tool_call>"))
+
+
+def allowed_by(matcher, token):
+    return bool(matcher.words[token // 32] >> (token % 32) & 1)

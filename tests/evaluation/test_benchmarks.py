@@ -67,6 +67,13 @@ def test_the_demo_model_is_right_in_mme(ask, demo_backend):
     ]  # fmt: skip
 
 
+def test_a_picture_of_mme_counts_only_if_both_of_its_questions_are_right(ask):
+    results, _ = ask("mme", FakeBackend(["Yes"]))
+    assert scores(results) == {
+        "perception": 100, "cognition": None, "color": 50, "existence": 50,
+    }  # fmt: skip
+
+
 # Everything else is about forms, and a script answers.
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from langchain.agents import create_agent
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.tools import tool
@@ -184,6 +185,35 @@ def test_include_raw_reports_the_error_instead_of_raising(method):
     assert first["parsed"] == Shape(colour="red", sides=3) and first["parsing_error"] is None
     assert second["parsed"] is None and second["parsing_error"] is not None
     assert second["raw"].response_metadata["model_name"] == "fake"
+
+
+CUT = {
+    "json_schema": Completion('{"colour": "red", "sides": 12', finish_reason="length"),
+    "json_mode": Completion('{"colour": "red", "sides": 12', finish_reason="length"),
+    "function_calling": Completion("", finish_reason="length"),
+}
+
+
+@pytest.mark.parametrize("method", CUT)
+@pytest.mark.parametrize("schema", [Shape, SHAPE])
+async def test_an_answer_that_was_cut_is_an_error_and_no_wrong_object(method, schema):
+    """LangChain's parsers complete what is cut: 12 of 120 sides would be an answer."""
+    model = chat(CUT[method]).with_structured_output(schema, method=method)
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        model.invoke("q")
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        await model.ainvoke("q")
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        list(model.stream("q"))
+    raw = chat(CUT[method]).with_structured_output(schema, method=method, include_raw=True)
+    found = raw.invoke("q")
+    assert found["parsed"] is None and "raise max_tokens" in str(found["parsing_error"])
+    assert found["raw"].response_metadata["finish_reason"] == "length"
+
+
+def test_an_object_that_ends_with_the_last_token_is_whole():
+    whole = Completion(JSON, finish_reason="length")
+    assert chat(whole).with_structured_output(SHAPE).invoke("q") == {"colour": "red", "sides": 3}
 
 
 def test_recursive_schemas_keep_their_references():

@@ -131,6 +131,13 @@ def test_an_address_or_path_out_of_a_tools_result_is_not_opened(looking, server,
     assert server.connections == 0
 
 
+def test_a_path_that_the_model_wrote_is_not_opened(looking, tmp_path):
+    (tmp_path / "secret.png").write_bytes(PNG)
+    said = AIMessage([{"type": "image", "path": str(tmp_path / "secret.png")}])
+    told = invoke(looking, "image_1", {"messages": [HumanMessage("Draw."), said]})
+    assert told.status == "error" and "opened from here" in told.content
+
+
 def test_pictures_in_every_notation_are_counted_and_those_nobody_can_open_keep_their_number(
     looking,
 ):

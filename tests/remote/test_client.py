@@ -16,7 +16,7 @@ import time
 import pytest
 
 import llavakit
-from llavakit import Message, SamplingParams, Tool
+from llavakit import Image, Message, SamplingParams, Tool
 from llavakit.errors import (
     ContextLengthError,
     EngineClosedError,
@@ -26,8 +26,11 @@ from llavakit.errors import (
     QueueFullError,
     RemoteError,
     RequestTimeoutError,
+    SourceNotAllowedError,
 )
+from llavakit.sources import SourcePolicy
 from llavakit.values import Usage
+from tests.loopback import PNG
 from tests.remote.scripted import (
     USAGE,
     called,
@@ -865,3 +868,12 @@ def test_the_body_is_what_the_docs_say(peer, remote):
             {"role": "user", "content": "q"},
         ],
     }
+
+
+def test_pictures_are_opened_under_the_backend_s_own_policy(peer, remote, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.png").write_bytes(PNG)
+    backend = remote(source_policy=SourcePolicy(roots=[tmp_path / "in"]))
+    with pytest.raises(SourceNotAllowedError):
+        backend.generate([Message("user", [Image(tmp_path / "secret.png"), "What?"])])
+    assert not peer.asked

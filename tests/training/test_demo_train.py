@@ -216,6 +216,9 @@ def test_two_processes_make_the_model_that_one_makes(work: Path, tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("joint-1", "joint-2"):
+        (last,) = (tmp_path / name / CHECKPOINTS).glob("checkpoint-*")
+        random_states = {one.name for one in last.glob("rng_state*")}
+        assert random_states == {"rng_state_0.pth", "rng_state_1.pth"}  # there were two
         expected, seen = weights(work / name), weights(tmp_path / name)
         for key, weight in expected.items():
             torch.testing.assert_close(seen[key], weight, atol=1e-4, rtol=1e-3)

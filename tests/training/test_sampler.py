@@ -44,3 +44,10 @@ def test_grouping_saves_padding_and_epochs_differ():
     first = list(grouped)
     grouped.set_epoch(1)
     assert list(grouped) != first
+
+
+def test_another_seed_is_another_order():
+    one, other = (
+        list(ExampleOrder([5] * 50, step=2, device=2, seed=seed, grouped=True)) for seed in (1, 2)
+    )
+    assert one != other

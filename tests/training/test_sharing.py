@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from llavakit.training.labels import IGNORED
 from llavakit.training.parts import check_shareable
 from llavakit.training.run import train
 from llavakit.training.sharing import ALONE, Beginning, SharingCollator, beginning, circles
-from llavakit.values import Image
 from tests.families import FAMILIES, tiny_family
 from tests.tiny import TinyModel
 from tests.training.lessons import TONES, settings
@@ -131,18 +131,22 @@ def test_conversations_share_up_to_behind_the_last_picture(tiny: TinyModel, tmp_
     assert late.tokens < first.tokens
 
 
-def test_pictures_are_known_again_however_they_are_given(tmp_path: Path, tiny: TinyModel):
+def test_pictures_are_told_apart_however_they_are_given(tiny: TinyModel):
     encode = Encoder(load_reader(tiny.path, conv_mode="v1"), 2048)
-    red = PILImage.new("RGB", (40, 30), "red")
-    red.save(tmp_path / "red.png")
-    data = (tmp_path / "red.png").read_bytes()
-    for source in (data, red, open_picture(red)):
+
+    def key(source: Any) -> str:
         said = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A"}]
         one = conversation_of({"images": [source], "messages": said})
         made = encode.tokens(one, [(40, 30)])
-        keys = {beginning(made, encode.reader.tokenizer.image_id, [Image(source)]).key
-                for _ in range(2)}  # fmt: skip
-        assert len(keys) == 1 and keys != {""}
+        return beginning(made, encode.reader.tokenizer.image_id, one.pictures).key
+
+    def forms(tone: str) -> list[Any]:
+        drawn, file = PILImage.new("RGB", (40, 30), tone), BytesIO()
+        drawn.save(file, "PNG")
+        return [file.getvalue(), drawn, open_picture(drawn)]
+
+    for red, blue in zip(forms("red"), forms("blue"), strict=True):
+        assert key(red) == key(red) != key(blue)
 
 
 def test_a_run_reads_pictures_once_and_learns(tiny: TinyModel, tmp_path: Path):

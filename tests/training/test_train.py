@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from llavakit.prompts.conversation import to_turns
 from llavakit.training.config import TrainConfig
 from llavakit.training.progress import LOG, PLOT
 from llavakit.training.run import Trained, train
-from llavakit.training.trainer import CHECKPOINTS
+from llavakit.training.trainer import CHECKPOINTS, arguments_of
 from tests.engine.asking import ask
 from tests.tiny import TinyModel
 from tests.training.lessons import settings, write_lessons
@@ -243,3 +245,27 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(run: Run):
     assert again.steps == run.trained.steps
     after = load_file(file)
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_settings_reach_the_adapter_and_the_schedule(tiny: TinyModel, tmp_path: Path):
+    config = settings(
+        "lora", tiny.path, write_lessons(tmp_path), tmp_path / "out",
+        lora_alpha=12, lora_dropout=0.3, warmup_ratio=0.25, learning_rate=0.01,
+    )  # fmt: skip
+    done = train(config)
+    adapter = json.loads((done.out / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (4, 12, 0.3)
+    rates = [
+        json.loads(line)["learning_rate"] for line in (done.out / LOG).read_text().splitlines()
+    ]
+    warm = math.ceil(0.25 * done.steps)
+    down = [math.pi * at / (done.steps - warm) for at in range(done.steps - warm)]
+    expected = [at / warm for at in range(warm)] + [0.5 * (1 + math.cos(at)) for at in down]
+    assert rates == pytest.approx([0.01 * factor for factor in expected])
+
+
+def test_settings_reach_the_trainer():
+    given = {"model": "demo", "data": "x", "out": "o", "device": "cpu"}
+    config = TrainConfig.of("instruct", {**given, "weight_decay": 0.07, "max_grad_norm": 0.4})
+    made = arguments_of(config, mixed=False, world=1)
+    assert (made.weight_decay, made.max_grad_norm) == (0.07, 0.4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from llavakit.cli.pictures import to_images
 from llavakit.cli.terminal import Waiting, note, sentence, told_errors, usage_error
 from llavakit.errors import ContextLengthError, LlavaKitError
 from llavakit.images import open_picture
+from llavakit.streams import AnswerStream
 from llavakit.values import Image, Message, SamplingParams, Text
 
 HELP = """\
@@ -88,6 +90,7 @@ class Conversation:
         self._system = [Message("system", system)] if system else []
         self._history: list[Message] = []
         self._shown: list[Image] = []
+        self._thread = ThreadPoolExecutor(1)
 
     def show(self, names: list[str], pages: list[int] | tuple[int, ...] = ()) -> None:
         """Opens pictures for the next question; raises if one cannot be opened."""
@@ -113,7 +116,7 @@ class Conversation:
         waiting = Waiting(f"Waiting for {self._model}")
         try:
             messages = [*self._system, *self._history, turn]
-            with self._backend.stream(messages, self._params) as chunks:
+            with self._begun(messages) as chunks:
                 for chunk in chunks:
                     waiting.over()
                     said.append(chunk.text)
@@ -132,6 +135,23 @@ class Conversation:
         if answer:
             self._history += [turn, Message("assistant", answer)]
             self._shown = []
+
+    def _begun(self, messages: list[Message]) -> AnswerStream:
+        """The stream of an answer, begun in another thread.
+
+        The first one loads the model, and Ctrl-C must not leave a library half imported.
+        """
+        begun = self._thread.submit(self._backend.stream, messages, self._params)
+        try:
+            return begun.result()
+        except KeyboardInterrupt:
+            begun.add_done_callback(_end)
+            raise
+
+
+def _end(begun: Future[AnswerStream]) -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().close()
 
 
 def _talk(conversation: Conversation) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llavakit.cli import options
-from llavakit.cli.terminal import FAILED, Waiting, told_errors
+from llavakit.cli.terminal import FAILED, Waiting, told_errors, usage_error
 
 data = typer.Typer(
     help="Look through training data.",
@@ -41,8 +41,9 @@ def check(
     model_base: options.ModelBase = None,
     conv_mode: options.ConvMode = None,
     max_length: Annotated[
-        int, typer.Option("--max-length", min=1, help="The most tokens of a record.")
-    ] = 2048,
+        int | None,
+        typer.Option("--max-length", min=1, help="The most tokens of a record; 2048 unless set."),
+    ] = None,
     accept: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,6 +73,14 @@ def check(
 
         wanted = tuple(accept or ())
         check_accepted(wanted)
+        of_model = {
+            "--model-base": model_base,
+            "--conv-mode": conv_mode,
+            "--max-length": max_length,
+        }
+        for name, value in of_model.items():
+            if model is None and value is not None:
+                raise usage_error(f"{name} goes with --model, whose tokens are counted.")
         waiting = Waiting(f"Looking through {file}")
         try:
             encoder = None
@@ -83,7 +92,7 @@ def check(
                 reader = load_reader(
                     locate(model), conv_mode=conv_mode, name=model, model_base=base
                 )
-                encoder = Encoder(reader, max_length)
+                encoder = Encoder(reader, max_length or 2048)
             records = open_records(file)
             report = look(records, images=images, encoder=encoder, accept=wanted, decode=decode)
         finally:

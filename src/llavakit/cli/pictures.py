@@ -37,10 +37,10 @@ def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image
         if wanted is None and not _is_document(source):
             images.append(Image(source))
             continue
-        paged = True
+        paged = paged or wanted is None
         images.extend(_pages(source, name, [wanted] if wanted else pages))
     if pages and not paged:
-        raise usage_error("--page needs a PDF or a TIFF among the pictures.")
+        raise usage_error("--page needs a PDF or a TIFF without #page= among the pictures.")
     return images
 
 

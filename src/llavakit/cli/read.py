@@ -143,8 +143,9 @@ def read(
     """
     if "-" in files:
         raise usage_error("Documents are not read from stdin; name files.")
-    if store is not None and out is None:
-        raise usage_error("--store goes with --out.")
+    for name, given in (("--store", store is not None), ("--restart", restart)):
+        if given and out is None:
+            raise usage_error(f"{name} goes with --out.")
     if ray and out is None:
         raise usage_error("--ray writes Parquet into a folder; name it with --out.")
     for name, value in (("--actors", actors), ("--shard", shard), ("--ray-address", ray_address)):

@@ -12,7 +12,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llavakit.documents._isolated import Renderer
-from llavakit.documents.folders import Document, Failure, list_documents
+from llavakit.documents.folders import Document, Failure, Source, list_documents
 from llavakit.documents.pages import (
     MAX_PAGE_PIXELS,
     Page,
@@ -47,7 +47,7 @@ class View:
 
 
 def open_files(
-    sources: Iterable[Any],
+    sources: Iterable[Any] | Source,
     *,
     pages: str | None = None,
     dpi: float = 144,
@@ -62,7 +62,7 @@ def open_files(
         sources: documents as :func:`~llavakit.documents.open_pages` takes them, folders, or
             :class:`Document` with pages of its own. Of a folder, all pictures and documents
             below it are read, in the order of their names; what is hidden and links to other
-            folders are not.
+            folders are not. One name alone need not stand in a list.
         pages: pages to read of each document, such as ``"1-3,7"`` or ``"5-"``; None reads all.
         dpi: resolution at which PDFs are drawn.
         max_pixels: most pixels of a page; larger ones are drawn smaller.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from llavakit._files import check_place
 from llavakit.documents.pages import name_of
@@ -47,6 +47,10 @@ class Document:
         return name_of(self.source)
 
 
+Source: TypeAlias = "str | bytes | os.PathLike[str] | Document"
+"""What names one document or folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A page, or a document, that could not be read.
@@ -63,7 +67,7 @@ class Failure:
 
 
 def list_documents(
-    sources: Iterable[Any], pages: str | None, policy: SourcePolicy
+    sources: Iterable[Any] | Source, pages: str | None, policy: SourcePolicy
 ) -> list[Document | Failure]:
     """The documents that sources name, folders opened, none twice; no file is opened.
 
@@ -78,7 +82,9 @@ def list_documents(
     """
     general = None if pages is None else PageRange.parse(pages)
     found: dict[tuple[object, PageRange | None], Document | Failure] = {}
-    for source in sources:
+    # A text alone is one name: taken for its letters, its "/" would be a whole disk.
+    one_alone = isinstance(sources, (str, bytes, os.PathLike, Document))
+    for source in (sources,) if one_alone else cast(Iterable[Any], sources):
         document = _wished(source)
         if document.pages is None:
             document = replace(document, pages=general)

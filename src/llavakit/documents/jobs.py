@@ -245,7 +245,7 @@ def _remaining(
         if at >= len(documents) or name != _name(documents[at]) or ended:
             raise ParameterError(
                 f"Line {count + 1} of {lines.path} is not of this job; name another file, or begin "
-                "anew with restart."
+                "anew with restart (--restart)."
             )
         outcomes.append((line["error"] or {}).get("type"))
         ended = line["page"] is None

@@ -180,7 +180,7 @@ def _earlier(lines: Lines, questions: Sequence[Question], retry_errors: bool) ->
         if not known or questions[number].id != line["question_id"]:
             raise ParameterError(
                 f"Line {at} of {lines.path} is not of this benchmark; name another folder, or "
-                "begin anew with restart."
+                "begin anew with restart (--restart)."
             )
         found[number] = _answer(questions[number], line)
     if retry_errors:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator, Iterator
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import (
     BaseOutputParser,
     JsonOutputParser,
@@ -15,7 +19,7 @@ from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
     PydanticToolsParser,
 )
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from llavakit.errors import ParameterError
@@ -78,13 +82,57 @@ def _call_parser(schema: Any, tool_name: str) -> BaseOutputParser[Any]:
 def _parsed(
     model: Runnable[Any, Any], parser: BaseOutputParser[Any], include_raw: bool
 ) -> Runnable[Any, Any]:
+    whole: Runnable[Any, Any] = RunnableGenerator(_whole, _awhole, name="Whole") | parser
     if not include_raw:
-        return model | parser
+        return model | whole
     success = RunnablePassthrough.assign(
-        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+        parsed=itemgetter("raw") | whole, parsing_error=lambda _: None
     )
     failure = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=model) | success.with_fallbacks([failure], exception_key="parsing_error")
+
+
+def _whole(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    seen = _Seen()
+    for message in messages:
+        yield seen.uncut(message)
+
+
+async def _awhole(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+    seen = _Seen()
+    async for message in messages:
+        yield seen.uncut(message)
+
+
+class _Seen:
+    """What came so far of an answer.
+
+    LangChain's parsers complete an object that was cut, with a part of its last value.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._called = False
+
+    def uncut(self, message: BaseMessage) -> BaseMessage:
+        """The message, unless the answer was cut within its object."""
+        self._text += message.text
+        self._called |= bool(getattr(message, "tool_calls", None))
+        cut = message.response_metadata.get("finish_reason") == "length"
+        if cut and not self._called and not _is_json(self._text):
+            raise OutputParserException(
+                "The answer was cut before its object was complete; raise max_tokens.",
+                llm_output=self._text,
+            )
+        return message
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_pydantic(schema: Any) -> bool:

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llavakit.errors import CheckpointError
+from llavakit.errors import CheckpointError, ParameterError
 from llavakit.model.adapter import is_hf_adapter, read_adapter
 from llavakit.model.hf import read_hf
 from llavakit.model.original.config import is_original
@@ -156,10 +156,24 @@ def _device(asked: str) -> str:
     import torch
 
     if asked != "auto":
+        _check_device(asked)
         return asked
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _check_device(asked: str) -> None:
+    """Raise a ``ParameterError`` where there is no such device."""
+    import torch
+
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()]
+        raise ParameterError(
+            f"There is no device {asked!r} here; use {', '.join(['auto', 'cpu', *here])}."
+        ) from error
 
 
 def _dtype(asked: str, device: str) -> str:

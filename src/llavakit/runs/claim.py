@@ -40,7 +40,7 @@ def claim(
     if not isinstance(known, dict):
         raise ParameterError(
             f"{lines.path} is there already, and nothing ({path.name}) says of which job; name "
-            "another file, or begin anew with restart."
+            "another file, or begin anew with restart (--restart)."
         )
     for key, value in given.items():
         if known.get(key) != value:
@@ -48,7 +48,7 @@ def claim(
             told = told or f"{key} was {_short(known.get(key))} and is {_short(value)}"
             raise ParameterError(
                 f"{lines.path} belongs to another job ({told}); repeat that one, name another "
-                "file, or begin anew with restart."
+                "file, or begin anew with restart (--restart)."
             )
 
 

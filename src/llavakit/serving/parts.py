@@ -97,7 +97,7 @@ class Parts:
         if lines.empty and self._present():
             raise ParameterError(
                 f"{self.folder} holds parts of a run that nothing is known of; name another "
-                "folder, or begin anew with restart."
+                "folder, or begin anew with restart (--restart)."
             )
         new = lines.empty
         claim(lines, fingerprint, difference)

@@ -136,22 +136,25 @@ PHASES: tuple[VisionPhase | RepeatPhase | LessonPhase, ...] = (
     VisionPhase(name="vision-1", steps=500, seed=12, scenes=6_000, pages=6_000, scene_share=0.5),
     VisionPhase(name="vision-2", steps=600, seed=13, scenes=16_000, pages=9_000, scene_share=0.8),
     VisionPhase(name="vision-3", steps=700, seed=14, scenes=20_000, pages=9_000, scene_share=0.8),
+    # Until repeats of the whole vocabulary are copied, real prompts teach no copying: they begin
+    # with a long plateau, and what was learnt of small vocabularies is gone behind it.
     RepeatPhase(
         name="repeats",
-        steps=1200,
+        steps=2600,
         seed=11,
         repeats=(
             Repeats(0.0, tokens=64, shortest=3, longest=6, length=48, rows=48),
-            Repeats(0.19, tokens=64, shortest=3, longest=12, length=48, rows=48),
-            Repeats(0.69, tokens=256, shortest=3, longest=12, length=64, rows=40),
+            Repeats(0.09, tokens=64, shortest=3, longest=12, length=48, rows=48),
+            Repeats(0.32, tokens=256, shortest=3, longest=12, length=64, rows=40),
+            Repeats(0.47, tokens=1848, shortest=4, longest=20, length=80, rows=32),
+            Repeats(0.78, tokens=1848, shortest=2, longest=48, length=160, rows=16),
         ),
     ),
     LessonPhase(
         name="text",
-        steps=300,
+        steps=400,
         seed=21,
         mix={"copying": 24, "talk": 2},
-        matrix_rate=1.5e-2,
         warmup=30,
     ),
     LessonPhase(

@@ -199,7 +199,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/demo-model"))
     parser.add_argument("--workdir", type=Path, default=Path("build/demo-train"))
-    parser.add_argument("--start", type=Path, help="a checkpoint to train on, not from nothing")
+    parser.add_argument(
+        "--from", dest="start", type=Path, help="a checkpoint to train on, not from nothing"
+    )
     parser.add_argument("--first", default="", help="begin with this phase")
     parser.add_argument("--last", default="", help="stop after this phase")
     parser.add_argument("--save-steps", type=int, default=100)

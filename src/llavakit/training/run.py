@@ -173,6 +173,8 @@ def _run(
     out = Path(config.out)
     mixed, frozen = precision(config)
     last = last_checkpoint(out / CHECKPOINTS, told) if config.resume else None
+    if config.resume and last is None:
+        told(f"There is no checkpoint in {out} to go on from; the run begins anew.")
     set_seed(config.seed)
     model = prepare(_model(config, start, frozen), config)
     counted = sum(one.numel() for one in model.parameters() if one.requires_grad)
