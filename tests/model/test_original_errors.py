@@ -77,10 +77,12 @@ def test_base_is_a_model_in_hf_format(tmp_path: Path, tiny: TinyModel):
 @pytest.mark.parametrize("changes", [{"hidden_size": 64}, {"num_hidden_layers": 3}])
 def test_base_of_another_shape(tmp_path: Path, changes: dict):
     base = vicuna(tmp_path / "base", **changes)
-    if "hidden_size" in changes:
-        assert "does not fit" in (sentence := refused(projector(tmp_path / "a"), base))
-        assert str(base) in sentence and "model_base=" in sentence
-        assert "does not fit its base model" in refused(adapter(tmp_path / "b"), base)
+    deeper = "num_hidden_layers" in changes
+    sentence = refused(projector(tmp_path / "a"), base)
+    assert ("has more than the 2 layers" if deeper else "does not fit") in sentence
+    assert str(base) in sentence and "model_base=" in sentence
+    sentence = refused(adapter(tmp_path / "b"), base)
+    assert ("has more than" if deeper else "does not fit its base model") in sentence
 
 
 def test_base_with_too_few_layers(tmp_path: Path):

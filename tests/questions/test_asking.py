@@ -156,14 +156,14 @@ def test_an_attachment_changed_later_is_still_what_was_given(eyes):
     assert looked_at(eyes) == open_picture(square("red")).digest
 
 
-def test_attachments_are_opened_under_the_policy(eyes, tmp_path):
+def test_attachments_are_opened_under_the_policy(tmp_path):
     (tmp_path / "in").mkdir()
     square("red").save(tmp_path / "secret.png")
     policy = SourcePolicy(roots=[tmp_path / "in"])
-    asking = asker(eyes, attachments={"plan": tmp_path / "secret.png"}, source_policy=policy)
+    secret = {"plan": tmp_path / "secret.png"}
+    asking = PictureAsker(model="demo", attachments=secret, source_policy=policy)
     with pytest.raises(SourceNotAllowedError):
         asking.ask("What?", "plan", asking.pictures)
-    assert not eyes.requests
 
 
 @pytest.mark.parametrize("name", ["image_1", "Document 2", "", " ", "data:x", "x" * (LONGEST + 1)])

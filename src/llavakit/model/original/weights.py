@@ -32,6 +32,8 @@ NEWLINE = "model.image_newline"
 _COMPUTED = re.compile(r".*\.(rotary_emb\.inv_freq|embeddings\.position_ids)")
 _LANGUAGE = re.compile(r"model\.((?:embed_tokens|layers|norm)\..+)")
 
+_LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.")
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -66,6 +68,12 @@ def hf_tensors(parts: Parts, tower: Path, shapes: Shapes, known: int) -> Tensors
     if parts.config.text.get("tie_word_embeddings"):
         tensors.pop(EMBEDDINGS[1], None)
     unused = sorted(set(tensors) - set(shapes))
+    deepest = int(parts.config.text["num_hidden_layers"])
+    if any(_layer(name) >= deepest for name in unused):
+        raise CheckpointError(
+            f"{parts.language} has more than the {deepest} layers that the config.json of "
+            f"{parts.path} names; give the base that it was trained on with model_base=."
+        )
     if unused:
         log.warning(
             "%s holds %d tensors that the model has no place for, among them %s",
@@ -73,6 +81,12 @@ def hf_tensors(parts: Parts, tower: Path, shapes: Shapes, known: int) -> Tensors
         )
     _check(tensors, shapes, parts)
     return {name: stored for name, stored in tensors.items() if name in shapes}
+
+
+def _layer(name: str) -> int:
+    """The language model's layer that a tensor belongs to; -1 for all others."""
+    found = _LAYER.match(name)
+    return int(found[1]) if found else -1
 
 
 def _original(parts: Parts) -> Tensors:
