@@ -44,7 +44,7 @@ bench: $(VENV)/installed  ## ratios against peers, measured in the same run
 	$(BIN)/python -m benchmarks.run
 
 # One process a core, and no more than a step has parts: faster than one with as many threads.
-PROCESSES := $(shell test "$$(getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 1)
+PROCESSES = $(shell test "$$(getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 1)
 demo-model: $(VENV)/installed  ## train the bundled model from seed and code alone (hours on a CPU)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) \
 	  -m llavakit.training.demo_train

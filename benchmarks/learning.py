@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 from benchmarks.bench_model import pictures, question
+from benchmarks.rates import report, timed
 from llavakit.training.config import TrainConfig
 from llavakit.training.run import Trained, train
 
@@ -38,7 +37,9 @@ def measure(path: Path, repeats: int) -> dict[str, dict[str, float]]:
             alone = _timed(path, data, folder / f"alone-{number}", together=False)
             shared = _timed(path, data, folder / f"shared-{number}", together=True)
             rounds.append({"each alone": alone, "share_pictures": shared})
-    return _report(rounds)
+    title = f"LoRA, {PAGES} pages x {QUESTIONS} questions, {STEPS} steps"
+    work = PAGES * QUESTIONS * STEPS
+    return report(title, "records", rounds, work, ("losses", STEPS), _same)
 
 
 def _write(folder: Path) -> Path:
@@ -71,30 +72,7 @@ def _timed(path: Path, data: Path, out: Path, *, together: bool) -> tuple[float,
         "lora_dropout": 0.0,
         "gradient_checkpointing": False,
     }
-    began = time.perf_counter()
-    done = train(TrainConfig.of("lora", settings))
-    return time.perf_counter() - began, done
-
-
-def _report(rounds: list[dict[str, tuple[float, Trained]]]) -> dict[str, dict[str, float]]:
-    count = PAGES * QUESTIONS * STEPS
-    baseline = next(iter(rounds[0]))
-    figures: dict[str, dict[str, float]] = {}
-    print(f"LoRA, {PAGES} pages x {QUESTIONS} questions, {STEPS} steps (median of {len(rounds)})")
-    print(f"  {'':<42}{'records/s':>10}{'ratio':>8}{'same':>9}")
-    for name in rounds[0]:
-        rate = statistics.median(count / one[name][0] for one in rounds)
-        ratio = statistics.median(one[baseline][0] / one[name][0] for one in rounds)
-        same = min(_same(one[baseline][1], one[name][1]) for one in rounds)
-        figures[name] = {
-            "records per second": round(rate, 4),
-            "throughput ratio": round(ratio, 4),
-            "same losses": same,
-            "losses": STEPS,
-        }
-        print(f"  {name:<42}{rate:>10.3f}{ratio:>8.2f}{f'{same}/{STEPS}':>9}")
-    print(flush=True)
-    return figures
+    return timed(lambda: train(TrainConfig.of("lora", settings)))
 
 
 def _same(expected: Trained, given: Trained) -> int:

@@ -6,13 +6,11 @@ texts. The loop is what people write first: draw a page, ask about it, take the 
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.bench_model import pictures, question
 from benchmarks.contenders import Generate, Llavakit
+from benchmarks.rates import report, timed
 from llavakit.documents import Task, open_files, open_pages, read_pages
 
 Texts = list[tuple[str, int]]
@@ -54,36 +52,9 @@ def measure(
     rounds = []
     for _ in range(repeats):
         ours.forget()
-        rounds.append({"a loop over generate": _timed(loop), "llavakit.documents": _timed(read)})
-    return _report(f"{pages} pages of a PDF, {max_tokens} tokens each at most", rounds, pages)
-
-
-def _timed(run: Callable[[], Texts]) -> tuple[float, Texts]:
-    began = time.perf_counter()
-    texts = run()
-    return time.perf_counter() - began, texts
-
-
-def _report(
-    title: str, rounds: list[dict[str, tuple[float, Texts]]], pages: int
-) -> dict[str, dict[str, float]]:
-    baseline = next(iter(rounds[0]))
-    figures: dict[str, dict[str, float]] = {}
-    print(f"{title} (median of {len(rounds)})")
-    print(f"  {'':<42}{'pages/s':>10}{'ratio':>8}{'same':>9}")
-    for name in rounds[0]:
-        rate = statistics.median(pages / one[name][0] for one in rounds)
-        ratio = statistics.median(one[baseline][0] / one[name][0] for one in rounds)
-        same = min(_same(one[baseline][1], one[name][1]) for one in rounds)
-        figures[name] = {
-            "pages per second": round(rate, 4),
-            "throughput ratio": round(ratio, 4),
-            "same answers": same,
-            "answers": pages,
-        }
-        print(f"  {name:<42}{rate:>10.3f}{ratio:>8.2f}{f'{same}/{pages}':>9}")
-    print(flush=True)
-    return figures
+        rounds.append({"a loop over generate": timed(loop), "llavakit.documents": timed(read)})
+    title = f"{pages} pages of a PDF, {max_tokens} tokens each at most"
+    return report(title, "pages", rounds, pages, ("answers", pages), _same)
 
 
 def _same(expected: Texts, given: Texts) -> int:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llavakit import tracing
+from llavakit._threads import off_loop
 from llavakit.errors import ParameterError
 from llavakit.streams import AnswerStream, Gathering, gather
 from llavakit.values import (
@@ -156,7 +156,8 @@ class Backend(ABC):
     ) -> AsyncGenerator[Chunk, None]:
         """As :meth:`stream`, never blocking the event loop."""
         request = to_request(messages, params, **options)
-        async with contextlib.aclosing(await _off_loop(self.submit, request)) as chunks:
+        begun = off_loop(_preparing_pool(), lambda: self.submit(request), AnswerStream.close)
+        async with contextlib.aclosing(await begun) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -271,23 +272,6 @@ def _forget_pool() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
-
-
-async def _off_loop(submit: Callable[[Request], AnswerStream], request: Request) -> AnswerStream:
-    """Submit on a worker thread; if the caller is cancelled meanwhile, the request is too."""
-    # What belongs to the caller's context, such as its trace, goes along.
-    context = contextvars.copy_context()
-    submitted = _preparing_pool().submit(context.run, submit, request)
-    try:
-        return await asyncio.wrap_future(submitted)
-    except asyncio.CancelledError:
-        submitted.add_done_callback(_close_result)
-        raise
-
-
-def _close_result(submitted: Future[AnswerStream]) -> None:
-    if not submitted.cancelled() and submitted.exception() is None:
-        submitted.result().close()
 
 
 _backends: weakref.WeakValueDictionary[Any, Backend] = weakref.WeakValueDictionary()

@@ -28,7 +28,7 @@ from tests.training.demo import MIX, encoder, lesson_phase, store
 
 
 def steps(**options: object) -> LessonSteps:
-    return LessonSteps(encoder(), store(), lesson_phase(**options), parts=1)
+    return LessonSteps(lesson_phase(**options), 1, store(), encoder())
 
 
 def lessons(count: int = 60) -> list[Lesson]:
@@ -152,7 +152,7 @@ def test_a_phase_gives_gradients_to_what_it_trains_and_to_nothing_else(kind: str
     if kind == "vision":
         made = learner(VISION)
         task = PatchTask(made)
-        item = VisionSteps(store(), encoder().reader.preprocess, VISION, 1)[0]
+        item = VisionSteps(VISION, 1, store(), encoder().reader.preprocess)[0]
         parts = ("vision_tower", "heads")
     elif kind == "repeats":
         made = learner(REPEATS)
@@ -163,7 +163,7 @@ def test_a_phase_gives_gradients_to_what_it_trains_and_to_nothing_else(kind: str
         phase = lesson_phase(mix=mix, **alone)
         made = learner(phase)
         task = AnswerTask(made, patch_weight=phase.patch_weight, word_weight=phase.word_weight)
-        item = LessonSteps(encoder(), store(), phase, 1)[0]
+        item = LessonSteps(phase, 1, store(), encoder())[0]
         parts = ("vision_tower", "multi_modal_projector", "language_model", "heads", "alignment")
         parts = ("language_model",) if kind == "text" else parts[: 3 if alone else 5]
     found = task(item)

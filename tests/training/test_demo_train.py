@@ -20,14 +20,20 @@ import llavakit
 from llavakit.demo.copying import random_copying
 from llavakit.errors import ParameterError
 from llavakit.training import demo_recipe, demo_train
-from llavakit.training.demo_recipe import PHASES, LessonPhase, Phase, RepeatPhase, VisionPhase
+from llavakit.training.demo_recipe import (
+    PHASES,
+    AnyPhase,
+    LessonPhase,
+    RepeatPhase,
+    VisionPhase,
+)
 from llavakit.training.progress import LOG, PLOT
 from llavakit.training.trainer import CHECKPOINTS
 from tests.training.demo import MIX
 
 REPEATS = next(one for one in PHASES if isinstance(one, RepeatPhase)).repeats
 BESIDE = {"patch_weight": 0.2, "word_weight": 0.5}
-ALL: tuple[Phase, ...] = (
+ALL: tuple[AnyPhase, ...] = (
     VisionPhase(name="vision", steps=2, seed=1, scenes=4, pages=4, pictures=6),
     RepeatPhase(name="repeats", steps=2, seed=2, repeats=REPEATS),
     LessonPhase(name="text", steps=1, seed=3, mix={"copying": 1.0}, tokens=500),
@@ -144,7 +150,7 @@ def test_an_interrupted_phase_goes_on_to_the_same_weights(
         assert all(torch.equal(seen[name], weight) for name, weight in expected.items())
 
 
-def interrupted(phase: Phase, before: Path, workdir: Path, stop: int) -> None:
+def interrupted(phase: AnyPhase, before: Path, workdir: Path, stop: int) -> None:
     """Run a phase that fails behind a step."""
     reached: list[int] = []
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import typer
 
 import llavakit
+from llavakit._threads import undo_when_done
 from llavakit.backend import Backend
 from llavakit.cli import options
 from llavakit.cli.pictures import to_images
@@ -145,13 +146,8 @@ class Conversation:
         try:
             return begun.result()
         except KeyboardInterrupt:
-            begun.add_done_callback(_end)
+            undo_when_done(begun, AnswerStream.close)
             raise
-
-
-def _end(begun: Future[AnswerStream]) -> None:
-    if not begun.cancelled() and begun.exception() is None:
-        begun.result().close()
 
 
 def _talk(conversation: Conversation) -> None:

@@ -30,8 +30,7 @@ def bitsandbytes() -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    # Where the processor has AVX512-BF16 it advises a package that fetches code from the hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    silence_advice()
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
@@ -39,6 +38,14 @@ def bitsandbytes() -> Any:
             "Models in 4 or 8 bits need bitsandbytes; install it with "
             '`pip install "llavakit[quant]"`.'
         ) from error
+
+
+def silence_advice() -> None:
+    """Let bitsandbytes, which peft and transformers' trainer import along, advise nothing.
+
+    Where the processor has AVX512-BF16 it names a package that fetches code from the hub.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def quantization_config(kind: Quantization, dtype: Any) -> Any:

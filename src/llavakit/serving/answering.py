@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 from starlette.types import Message, Receive
@@ -53,21 +51,6 @@ def close(streams: list[AnswerStream]) -> None:
     """Cancel what is not at its end."""
     for stream in streams:
         stream.close()
-
-
-async def off_loop(pool: ThreadPoolExecutor, work: Callable[[], T], undo: Callable[[T], None]) -> T:
-    """The result of ``work``, done on a thread; undone if nobody waits for it any more."""
-    done: Future[T] = pool.submit(contextvars.copy_context().run, work)  # with the trace
-
-    def finish(future: Future[T]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            undo(future.result())
-
-    try:
-        return await asyncio.wrap_future(done)
-    except asyncio.CancelledError:
-        done.add_done_callback(finish)
-        raise
 
 
 async def merged(

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from llavakit._threads import off_loop
 from llavakit.backend import Backend, ModelInfo
 from llavakit.errors import RequestCancelledError
 from llavakit.images import Picture
@@ -25,7 +26,6 @@ from llavakit.serving.answering import (
     close,
     gathered,
     merged,
-    off_loop,
     submit_all,
     while_connected,
 )

@@ -1,7 +1,5 @@
 """Training of the bundled demo model, and fine-tuning of LLaVA models. Needs torch."""
 
-import logging
+from llavakit.model.quantization import silence_advice
 
-# Whoever imports peft or transformers' Trainer imports bitsandbytes, which complains of kernels
-# that only a processor with 4-bit weights could use.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+silence_advice()

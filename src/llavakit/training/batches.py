@@ -80,21 +80,18 @@ class Batches:
     collate: Callable[[Any], dict[str, Any]]
 
 
-def batches(examples: Examples, report: Report, reader: Reader) -> Batches:
-    """Each example alone."""
-    padding = reader.tokenizer.tokenizer.pad_token_id
-    collate = Collator(0 if padding is None else int(padding), reader.config.model_type)
-    return Batches(examples, report.lengths, collate)
-
-
-def shared(alone: Batches, report: Report, most: int) -> Batches:
-    """Examples about the same pictures together.
+def batches(examples: Examples, report: Report, reader: Reader, *, share: bool) -> Batches:
+    """Each example alone, or those about the same pictures together.
 
     Args:
-        alone: each example alone.
-        report: on the same examples.
-        most: tokens of what is learnt together.
+        examples: all.
+        report: on them.
+        reader: of the checkpoint.
+        share: whether examples share pictures; a row then has the most tokens that one may have.
     """
-    assert isinstance(alone.dataset, Examples) and isinstance(alone.collate, Collator)
-    members, lengths = circles(report.lengths, report.beginnings, most)
-    return Batches(Circles(alone.dataset, members), lengths, SharingCollator(alone.collate))
+    padding = reader.tokenizer.tokenizer.pad_token_id
+    collate = Collator(0 if padding is None else int(padding), reader.config.model_type)
+    if not share:
+        return Batches(examples, report.lengths, collate)
+    members, lengths = circles(report.lengths, report.beginnings, examples.encode.max_length)
+    return Batches(Circles(examples, members), lengths, SharingCollator(collate))

@@ -101,10 +101,11 @@ class Report:
             told += f" {sum(tokens):,} tokens, {max(tokens):,} in the longest; "
             told += f"{seen:,} records have pictures."
         yield told
-        if self.shareable * 10 > sum(tokens):
+        shareable = self.shareable
+        if shareable * 10 > sum(tokens):
             yield (
                 "Several records are about the same pictures: learnt together (share_pictures), "
-                f"they have {sum(tokens) - self.shareable:,} tokens."
+                f"they have {sum(tokens) - shareable:,} tokens."
             )
         for kind, count in self.accepted.items():
             yield f"Accepted: {count:,} {kind} ({KINDS[kind]})."
@@ -166,7 +167,7 @@ def check(
     seen: set[str] = set()
     faults: list[Fault] = []
     accepted: Counter[str] = Counter()
-    good: list[tuple[int, _Looked]] = []
+    good: list[tuple[int, int, Beginning]] = []
     pictures = answers = 0
 
     def look(index: int) -> _Looked:
@@ -186,7 +187,7 @@ def check(
             if bad:
                 faults.append(Fault(records.places[index], *bad[0]))
             elif found.conversation is not None:
-                good.append((index, replace(found, conversation=None)))
+                good.append((index, found.length, found.begins))
                 pictures += len(found.conversation.pictures)
                 answers += found.conversation.answers
     return Report(
@@ -194,9 +195,9 @@ def check(
         records=len(records),
         faults=tuple(faults),
         accepted=accepted,
-        good=tuple(index for index, _ in good),
-        lengths=tuple(found.length for _, found in good),
-        beginnings=tuple(found.begins for _, found in good),
+        good=tuple(index for index, _, _ in good),
+        lengths=tuple(length for _, length, _ in good),
+        beginnings=tuple(begins for _, _, begins in good),
         pictures=pictures,
         answers=answers,
     )

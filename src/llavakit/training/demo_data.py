@@ -1,8 +1,4 @@
-"""Lessons as batches: labelled by the trainer's own labels, packed by its own packing.
-
-Step and part say what is in a batch, and nothing else does: a run that goes on after a break,
-or on another number of processes, sees what an undisturbed one sees.
-"""
+"""Lessons as batches: labelled by the trainer's own labels, packed by its own packing."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from llavakit.demo.seen import GRID, LABELS, SIDE, place_labels
 from llavakit.training.data import FaultyRecord
@@ -22,6 +17,7 @@ from llavakit.training.demo_lessons import Lesson, LessonBook
 from llavakit.training.demo_model import MAX_POSITIONS
 from llavakit.training.demo_pictures import Pictures, prepared, varied
 from llavakit.training.demo_recipe import LessonPhase
+from llavakit.training.demo_steps import Steps
 from llavakit.training.examples import Encoder
 from llavakit.training.labels import IGNORED
 from llavakit.training.packing import Tree, pack, tree
@@ -35,8 +31,8 @@ FARTHEST = 2500
 Batch = dict[str, Any]
 
 
-class LessonSteps(Dataset[list[Batch]]):
-    """Parts of the steps of a phase: item ``step * parts + part``.
+class LessonSteps(Steps[LessonPhase, list[Batch]]):
+    """Lessons, packed.
 
     An item is up to two batches: rows of ordinary length, and longer ones. A batch holds what
     :class:`~llavakit.training.packing.Rows` does, and
@@ -46,29 +42,25 @@ class LessonSteps(Dataset[list[Batch]]):
     - ``pixels`` [N, 3, H, W], ``patch_labels`` [N, kinds, patches], ``places`` [N, 2, patches].
 
     Args:
-        encoder: of the demo model.
-        store: the pictures by their kinds.
-        phase: the mix, the seed and the length of a step in tokens.
+        phase: the mix, and the length of a step in tokens.
         parts: into how many items a step is divided.
+        store: the pictures by their kinds.
+        encoder: of the demo model.
     """
 
+    kind = "lessons"
+
     def __init__(
-        self, encoder: Encoder, store: Mapping[str, Pictures], phase: LessonPhase, parts: int
+        self, phase: LessonPhase, parts: int, store: Mapping[str, Pictures], encoder: Encoder
     ) -> None:
+        super().__init__(phase, parts)
         self._encoder = replace(encoder, max_length=LONGEST_TREE)
         self._store = store
-        self._phase = phase
-        self._parts = parts
         farthest = min(FARTHEST, MAX_POSITIONS - LONGEST_TREE)
         self._book = LessonBook(store, phase.tasks, farthest=farthest)
 
-    def __len__(self) -> int:
-        return self._phase.steps * self._parts
-
-    def __getitem__(self, index: int) -> list[Batch]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rng = random.Random(f"lessons {self._phase.seed} {index}")
+    def item(self, step: int, rng: random.Random) -> list[Batch]:
+        """The batches of a part of a step."""
         grown = self._grown(rng)
         long = [(lesson, one) for lesson, one in grown if len(one) > ROW_LENGTH]
         short = [(lesson, one) for lesson, one in grown if len(one) <= ROW_LENGTH]
@@ -76,7 +68,7 @@ class LessonSteps(Dataset[list[Batch]]):
 
     def _grown(self, rng: random.Random) -> list[tuple[Lesson, Tree]]:
         """Lessons of about as many tokens as an item has: processes then wait little."""
-        mix, budget = self._phase.mix, self._phase.tokens // self._parts
+        mix, budget = self.phase.mix, self.phase.tokens // self.parts
         grown: list[tuple[Lesson, Tree]] = []
         used = 0
         while used < budget:

@@ -53,7 +53,6 @@ def describe(
 
 def write_weights(model: LlavaForConditionalGeneration, out: Path) -> None:
     """Write the weights, at once or not at all: with them the directory is whole."""
-    zero_untrained_layer(model)
     with tempfile.TemporaryDirectory(dir=out) as made:
         model.save_pretrained(made)  # the names of tensors in files are not those of modules
         (Path(made) / WEIGHTS).chmod(0o644)
@@ -70,10 +69,3 @@ def zero_untrained_layer(model: LlavaForConditionalGeneration) -> None:
     for module in (layer.self_attn.out_proj, layer.mlp.fc2):
         torch.nn.init.zeros_(module.weight)
         torch.nn.init.zeros_(module.bias)
-
-
-def halved(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """The model in fp16, as it is shipped."""
-    half = LlavaForConditionalGeneration(model.config).half()
-    half.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
-    return half

@@ -22,10 +22,8 @@ from llavakit.images import Picture
 from llavakit.prompts.conversation import Turn
 from llavakit.training.data import Conversation
 from llavakit.training.demo_pictures import Pictures
+from llavakit.training.demo_recipe import TEXT_ONLY
 from llavakit.values import Image, Part, Text
-
-TEXT_ONLY = ("copying", "talk")
-"""Lessons without pictures."""
 
 PICTURE = f"{IMAGE}\n"
 """How questions of the demo world, and the demo model's chat template, write a picture."""

@@ -97,12 +97,20 @@ class Learner(nn.Module):
         self.alignment = WordAlignment(tokenizer)
 
 
-class PatchTask(nn.Module):
-    """Say of every patch what is drawn in it."""
+class Task(nn.Module):
+    """What a phase minimises.
+
+    Args:
+        learner: what learns.
+    """
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
         self.learner = learner
+
+
+class PatchTask(Task):
+    """Say of every patch what is drawn in it."""
 
     def forward(self, item: dict[str, torch.Tensor]) -> Found:
         """The loss of an item of :class:`~llavakit.training.demo_vision.VisionSteps`."""
@@ -111,12 +119,8 @@ class PatchTask(nn.Module):
         return {"loss": loss, **{f"patch {kind}": value for kind, value in right.items()}}
 
 
-class RepeatTask(nn.Module):
+class RepeatTask(Task):
     """Go on with what was read before."""
-
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.learner = learner
 
     def forward(self, item: dict[str, torch.Tensor]) -> Found:
         """The loss of an item of :class:`~llavakit.training.demo_repeats.RepeatSteps`."""
@@ -129,7 +133,7 @@ class RepeatTask(nn.Module):
         return {"loss": F.cross_entropy(logits, targets), "tokens right": right}
 
 
-class AnswerTask(nn.Module):
+class AnswerTask(Task):
     """Answer; with pictures, say what is in their patches, and mean words by them.
 
     Args:
@@ -139,8 +143,7 @@ class AnswerTask(nn.Module):
     """
 
     def __init__(self, learner: Learner, *, patch_weight: float, word_weight: float) -> None:
-        super().__init__()
-        self.learner = learner
+        super().__init__(learner)
         self.patch_weight = patch_weight
         self.word_weight = word_weight
 

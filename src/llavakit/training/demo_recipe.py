@@ -9,13 +9,14 @@ straight line. Changing a line here changes the model that ``make demo-model`` m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 MODEL_SEED = 7
 HEADS_SEED = 8
 SCENES = 20_000
 PAGES = 9_000
-
-
+TEXT_ONLY = frozenset({"copying", "talk"})
+"""Lessons without pictures."""
 PARTS = 2
 """A step is the mean of so many parts, on one process after the other or on two at once."""
 
@@ -43,6 +44,11 @@ class Phase:
     first: float = 1.0
     last: float = 1.0
 
+    @property
+    def drawn(self) -> dict[str, int]:
+        """How many pictures of each kind it learns from."""
+        return {}
+
     def factor(self, step: int) -> float:
         """What the rates are multiplied by."""
         done = max(0.0, step / self.steps - self.hold) / (1 - self.hold)
@@ -68,6 +74,10 @@ class VisionPhase(Phase):
     warmup: int = 40
     hold: float = 0.7
     last: float = 0.0
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        return {"scene": self.scenes, "page": self.pages}
 
 
 @dataclass(frozen=True)
@@ -129,10 +139,17 @@ class LessonPhase(Phase):
     @property
     def text_only(self) -> bool:
         """Whether no lesson has pictures: then only the text model learns."""
-        return set(self.mix) <= {"copying", "talk"}
+        return self.mix.keys() <= TEXT_ONLY
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        return {} if self.text_only else {"scene": SCENES, "page": PAGES}
 
 
-PHASES: tuple[VisionPhase | RepeatPhase | LessonPhase, ...] = (
+AnyPhase: TypeAlias = VisionPhase | RepeatPhase | LessonPhase
+
+
+PHASES: tuple[AnyPhase, ...] = (
     VisionPhase(name="vision-1", steps=500, seed=12, scenes=6_000, pages=6_000, scene_share=0.5),
     VisionPhase(name="vision-2", steps=600, seed=13, scenes=16_000, pages=9_000, scene_share=0.8),
     VisionPhase(name="vision-3", steps=700, seed=14, scenes=20_000, pages=9_000, scene_share=0.8),

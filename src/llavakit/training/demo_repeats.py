@@ -10,37 +10,26 @@ from __future__ import annotations
 import random
 
 import torch
-from torch.utils.data import Dataset
 
 from llavakit.training.demo_recipe import RepeatPhase, Repeats
+from llavakit.training.demo_steps import Steps
 
 FIRST_PLAIN_TOKEN = 3
 
 
-class RepeatSteps(Dataset[dict[str, torch.Tensor]]):
-    """Rows of random tokens that repeat: item ``step * parts + part`` of a phase.
+class RepeatSteps(Steps[RepeatPhase, dict[str, torch.Tensor]]):
+    """Rows of random tokens that repeat.
 
     An item is ``ids`` [B, L] and ``sure`` [B, L], true where the token can be known.
-
-    Args:
-        phase: the difficulties and when they come, and the seed.
-        parts: into how many items a step is divided.
     """
 
-    def __init__(self, phase: RepeatPhase, parts: int) -> None:
-        self._phase = phase
-        self._parts = parts
+    kind = "repeats"
 
-    def __len__(self) -> int:
-        return self._phase.steps * self._parts
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rng = random.Random(f"repeats {self._phase.seed} {index}")
-        at = index // self._parts / self._phase.steps
-        repeats = [one for one in self._phase.repeats if one.begins <= at][-1]
-        rows = [_row(repeats, rng) for _ in range(repeats.rows // self._parts)]
+    def item(self, step: int, rng: random.Random) -> dict[str, torch.Tensor]:
+        """The rows of a part of a step, as difficult as it is late."""
+        at = step / self.phase.steps
+        repeats = [one for one in self.phase.repeats if one.begins <= at][-1]
+        rows = [_row(repeats, rng) for _ in range(repeats.rows // self.parts)]
         ids, sure = zip(*rows, strict=True)
         return {"ids": torch.tensor(ids), "sure": torch.tensor(sure)}
 

@@ -20,15 +20,15 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers.utils import logging as hf_logging
 
-from llavakit.errors import ParameterError
+from llavakit.errors import LlavaKitError, ParameterError
 from llavakit.model.loader import load_reader
 from llavakit.model.reader import Reader
 from llavakit.training import demo_recipe
-from llavakit.training.demo_export import WEIGHTS, describe, halved, write_weights
+from llavakit.training.demo_export import WEIGHTS, describe, write_weights, zero_untrained_layer
 from llavakit.training.demo_losses import Learner
 from llavakit.training.demo_model import MAX_POSITIONS, build_model
 from llavakit.training.demo_pictures import Pictures, cached, joined
-from llavakit.training.demo_recipe import PARTS, LessonPhase, Phase
+from llavakit.training.demo_recipe import PARTS, AnyPhase, LessonPhase
 from llavakit.training.demo_tokenizer import build_tokenizer
 from llavakit.training.demo_trainer import PhaseTrainer, choose_trained, steps_of, task_of
 from llavakit.training.demo_vision import amplify_positions
@@ -54,9 +54,8 @@ def write_start(out: Path) -> None:
     """Write the model that nothing has been taught yet."""
     tokenizer = build_tokenizer()
     image, padding = tokenizer.convert_tokens_to_ids("<image>"), tokenizer.pad_token_id
-    model = build_model(
-        seed=demo_recipe.MODEL_SEED, image_token_id=image, pad_token_id=padding
-    )  # fmt: skip
+    model = build_model(seed=demo_recipe.MODEL_SEED, image_token_id=image, pad_token_id=padding)
+    zero_untrained_layer(model)
     describe(model.config, tokenizer, out, torch.float32)
     write_weights(model, out)
 
@@ -75,7 +74,7 @@ def _beside(learner: Learner) -> torch.nn.Module:
     return torch.nn.ModuleDict({"heads": learner.heads, "alignment": learner.alignment})
 
 
-def run_phase(phase: Phase, before: Path, workdir: Path, *, save_steps: int, told: Told) -> Path:
+def run_phase(phase: AnyPhase, before: Path, workdir: Path, *, save_steps: int, told: Told) -> Path:
     """Train a phase, unless its directory is whole already.
 
     Args:
@@ -94,10 +93,7 @@ def run_phase(phase: Phase, before: Path, workdir: Path, *, save_steps: int, tol
     state = PartialState()
     reader = load_reader(before)
     with state.main_process_first():
-        store = {
-            "scene": pictures("scene", demo_recipe.SCENES, workdir),
-            "page": pictures("page", demo_recipe.PAGES, workdir),
-        }
+        store = {kind: pictures(kind, count, workdir) for kind, count in phase.drawn.items()}
     if state.is_main_process:
         describe(reader.config, reader.tokenizer.tokenizer, out, torch.float32)
     state.wait_for_everyone()
@@ -112,7 +108,7 @@ def run_phase(phase: Phase, before: Path, workdir: Path, *, save_steps: int, tol
     trainer = PhaseTrainer(
         phase,
         task_of(phase, learner),
-        steps_of(phase, Encoder(reader, MAX_POSITIONS), store),
+        steps_of(phase, store, Encoder(reader, MAX_POSITIONS)),
         out,
         world=state.num_processes,
         save_steps=save_steps,
@@ -136,7 +132,7 @@ def average(model: torch.nn.Module, first: dict[str, Tensor], own_share: float) 
 
 
 def train(
-    phases: Iterable[Phase],
+    phases: Iterable[AnyPhase],
     workdir: Path,
     out: Path,
     *,
@@ -175,11 +171,11 @@ def train(
     if state.is_main_process:
         reader = load_reader(made)
         describe(reader.config, reader.tokenizer.tokenizer, out, torch.float16)
-        write_weights(halved(reader.build({"dtype": torch.float32})), out)
+        write_weights(reader.build({"dtype": torch.float16}), out)
         told(f"Wrote {out}.")
 
 
-def chosen(first: str, last: str) -> Sequence[Phase]:
+def chosen(first: str, last: str) -> Sequence[AnyPhase]:
     """The phases of the recipe from one to another; empty names are the ends.
 
     Raises:
@@ -214,7 +210,7 @@ def main() -> None:
             phases, args.workdir, args.out,
             start=args.start, save_steps=args.save_steps, told=print,
         )  # fmt: skip
-    except ParameterError as error:
+    except LlavaKitError as error:
         raise SystemExit(str(error)) from None
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 
 from llavakit.training.demo_data import LessonSteps
-from llavakit.training.demo_losses import AnswerTask, Learner, PatchTask, RepeatTask
+from llavakit.training.demo_losses import AnswerTask, Learner, PatchTask, RepeatTask, Task
 from llavakit.training.demo_pictures import Pictures
-from llavakit.training.demo_recipe import PARTS, LessonPhase, Phase, RepeatPhase, VisionPhase
+from llavakit.training.demo_recipe import PARTS, AnyPhase, Phase, RepeatPhase, VisionPhase
 from llavakit.training.demo_repeats import RepeatSteps
+from llavakit.training.demo_steps import Steps
 from llavakit.training.demo_vision import VisionSteps
 from llavakit.training.examples import Encoder
 from llavakit.training.muon import MuonAdamW
@@ -25,48 +25,44 @@ from llavakit.training.progress import Progress
 from llavakit.training.trainer import TrainedPartTrainer, arguments
 
 _TOWER, _PROJECTOR, _TEXT = "vision_tower", "multi_modal_projector", "language_model"
-_UNREAD = ("post_layernorm",)
 
 
-def choose_trained(learner: Learner, phase: Phase) -> None:
+def choose_trained(learner: Learner, phase: AnyPhase) -> None:
     """Let a phase train its parts, and nothing else.
 
     The tower's last layer is never read (``vision_feature_layer=-2``), and so never trained.
     """
     if isinstance(phase, VisionPhase):
         wanted: tuple[str, ...] = (_TOWER, "heads.")
-    elif isinstance(phase, RepeatPhase) or (isinstance(phase, LessonPhase) and phase.text_only):
+    elif isinstance(phase, RepeatPhase) or phase.text_only:
         wanted = (_TEXT,)
     else:
-        assert isinstance(phase, LessonPhase)
         beside = (("heads.", phase.patch_weight), ("alignment.", phase.word_weight))
         wanted = (_TOWER, _PROJECTOR, _TEXT, *(name for name, weight in beside if weight))
     last = learner.llava.config.vision_config.num_hidden_layers - 1
-    unread = (f"{_TOWER}.encoder.layers.{last}.", *_UNREAD)
+    unread = (f"{_TOWER}.encoder.layers.{last}.", "post_layernorm")
     for name, parameter in learner.named_parameters():
         named = any(part in name for part in wanted)
         parameter.requires_grad_(named and not any(part in name for part in unread))
 
 
-def task_of(phase: Phase, learner: Learner) -> nn.Module:
+def task_of(phase: AnyPhase, learner: Learner) -> Task:
     """What a phase minimises."""
     if isinstance(phase, VisionPhase):
         return PatchTask(learner)
     if isinstance(phase, RepeatPhase):
         return RepeatTask(learner)
-    assert isinstance(phase, LessonPhase)
     weights = {"patch_weight": phase.patch_weight, "word_weight": phase.word_weight}
     return AnswerTask(learner, **weights)
 
 
-def steps_of(phase: Phase, encoder: Encoder, store: Mapping[str, Pictures]) -> Any:
-    """What a phase learns from: a map from numbers to items."""
+def steps_of(phase: AnyPhase, store: Mapping[str, Pictures], encoder: Encoder) -> Steps[Any, Any]:
+    """What a phase learns from."""
     if isinstance(phase, VisionPhase):
-        return VisionSteps(store, encoder.reader.preprocess, phase, PARTS)
+        return VisionSteps(phase, PARTS, store, encoder.reader.preprocess)
     if isinstance(phase, RepeatPhase):
         return RepeatSteps(phase, PARTS)
-    assert isinstance(phase, LessonPhase)
-    return LessonSteps(encoder, store, phase, PARTS)
+    return LessonSteps(phase, PARTS, store, encoder)
 
 
 class PhaseTrainer(TrainedPartTrainer):
@@ -82,7 +78,14 @@ class PhaseTrainer(TrainedPartTrainer):
     """
 
     def __init__(
-        self, phase: Phase, task: nn.Module, steps: Any, out: Path, *, world: int, save_steps: int
+        self,
+        phase: Phase,
+        task: Task,
+        steps: Steps[Any, Any],
+        out: Path,
+        *,
+        world: int,
+        save_steps: int,
     ) -> None:
         self._found: dict[str, list[float]] = {}
         self._right: Counter[str] = Counter()

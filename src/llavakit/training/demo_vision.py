@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from transformers import LlavaForConditionalGeneration
 
 from llavakit.demo.seen import GRID, LABELS
@@ -21,6 +20,7 @@ from llavakit.model.preprocess import ImagePreprocessor
 from llavakit.training.demo_model import VISION_WIDTH
 from llavakit.training.demo_pictures import Pictures, prepared, varied
 from llavakit.training.demo_recipe import VisionPhase
+from llavakit.training.demo_steps import Steps
 
 WEIGHTS = {"centre": 0.5, "line": 0.5, "title": 0.5, "name": 0.5}
 
@@ -66,45 +66,37 @@ def amplify_positions(model: LlavaForConditionalGeneration, rows: float, columns
     board += (rows - 1) * of_rows + (columns - 1) * of_columns
 
 
-class VisionSteps(Dataset[dict[str, torch.Tensor]]):
-    """Pictures and their patch labels: item ``step * parts + part`` of a phase.
+class VisionSteps(Steps[VisionPhase, dict[str, torch.Tensor]]):
+    """Pictures and their patch labels.
 
     Args:
-        store: the pictures by their kinds; as many of each are used as the phase says.
-        preprocess: of the demo model.
-        phase: the shares, the seed and the size of a step.
+        phase: the shares, and the size of a step.
         parts: into how many items a step is divided.
+        store: the pictures by their kinds.
+        preprocess: of the demo model.
     """
+
+    kind = "vision"
 
     def __init__(
         self,
-        store: Mapping[str, Pictures],
-        preprocess: ImagePreprocessor,
         phase: VisionPhase,
         parts: int,
+        store: Mapping[str, Pictures],
+        preprocess: ImagePreprocessor,
     ) -> None:
+        super().__init__(phase, parts)
         self._store = store
         self._preprocess = preprocess
-        self._phase = phase
-        self._parts = parts
 
-    def __len__(self) -> int:
-        return self._phase.steps * self._parts
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        phase = self._phase
-        rng = random.Random(f"vision {phase.seed} {index}")
-        count = phase.pictures // self._parts
-        scenes = round(count * phase.scene_share)
+    def item(self, step: int, rng: random.Random) -> dict[str, torch.Tensor]:
+        """``pixels`` [N, 3, H, W] and ``patch_labels`` [N, kinds, patches]."""
+        count = self.phase.pictures // self.parts
+        scenes = round(count * self.phase.scene_share)
         pixels, labels = [], []
-        for kind, most, wanted in (
-            ("scene", phase.scenes, scenes),
-            ("page", phase.pages, count - scenes),
-        ):
+        for kind, wanted in (("scene", scenes), ("page", count - scenes)):
             of = self._store[kind]
-            chosen = [rng.randrange(min(most, len(of))) for _ in range(wanted)]
+            chosen = [rng.randrange(len(of)) for _ in range(wanted)]
             pixels.append(of.pixels[chosen])
             labels.append(of.labels[chosen])
         drawn = varied(np.concatenate(pixels), rng)

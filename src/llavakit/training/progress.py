@@ -75,10 +75,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         history = [one for one in state.log_history if "loss" in one]
-        lines = [
-            json.dumps({"step": one["step"], **{k: v for k, v in one.items() if k != "step"}})
-            for one in history
-        ]
+        lines = [json.dumps({"step": one["step"], **one}) for one in history]
         (self.out / LOG).write_text("\n".join([*lines, ""]), encoding="utf-8")
         if history:
             steps = [int(one["step"]) for one in history]

@@ -14,7 +14,7 @@ from llavakit.errors import ParameterError
 from llavakit.model.adapter import TRAINING
 from llavakit.model.original.parts import read_json
 from llavakit.model.quantization import check_quantized, keep_unpackable, quantization_config
-from llavakit.training.batches import Examples, batches, shared
+from llavakit.training.batches import Examples, batches
 from llavakit.training.config import TrainConfig
 from llavakit.training.data_check import Report, check
 from llavakit.training.data_files import Records, open_records
@@ -183,10 +183,10 @@ def _run(
         + (f", by {world} processes" if world > 1 else "")
         + (f", from {last}." if last else ".")
     )
-    found = batches(examples, report, start.reader)
     if config.share_pictures:
         check_shareable(model)
-        found = shared(found, report, examples.encode.max_length)
+    found = batches(examples, report, start.reader, share=config.share_pictures)
+    if config.share_pictures:
         told(
             f"{len(examples):,} conversations are learnt as {len(found.dataset):,}, which share "
             f"pictures: {_sum(found.lengths):,} tokens instead of {_sum(report.lengths):,}."

@@ -108,12 +108,12 @@ class SharingCollator:
 
     alone: Collator
 
-    def __call__(self, circles: Sequence[Sequence[Example]]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[Sequence[Example]]) -> dict[str, Tensor]:
         """``input_ids``, ``labels`` and ``position_ids`` are [B, L].
 
         B is as few rows as are needed; ``attention_mask`` is [B, 1, L, L], true where seen.
         """
-        trees = [tree(circle) for circle in circles]
+        trees = [tree(circle) for circle in items]
         rows = pack(trees, 0, self.alone.padding)
         batch = {
             "input_ids": rows.ids,
@@ -121,4 +121,4 @@ class SharingCollator:
             "position_ids": rows.positions,
             "attention_mask": rows.seen,
         }
-        return batch | self.alone.pictures([circles[number][0] for number in rows.order])
+        return batch | self.alone.pictures([items[number][0] for number in rows.order])
