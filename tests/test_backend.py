@@ -13,6 +13,7 @@ from llavakit import Message, SamplingParams, Tool
 from llavakit.errors import (
     CheckpointError,
     EngineClosedError,
+    InputError,
     ModelNotFoundError,
     ParameterError,
 )
@@ -106,6 +107,51 @@ def test_ask_is_greedy_unless_told_otherwise():
     assert len(backend.requests[0].messages[0].images) == 2
     backend.ask(None, "which?", temperature=0.7)
     assert backend.requests[1].params.temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"max_tokens": 5}, r"SamplingParams\(max_tokens=...\)"),
+        ({"tolls": []}, "did you mean 'tools'"),
+        ({"messages": 5}, r"holds llavakit\.Message objects, not int"),
+        ({"messages": None}, "not NoneType"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "not dict"),
+        ({"params": {"max_tokens": 5}}, r"params is of type dict; give SamplingParams"),
+        ({"tools": [{"type": "function"}]}, r"A tool is of type dict; give llavakit\.Tool"),
+        ({"tool_choice": ["add"]}, "tool_choice"),
+        ({"timeout": "3"}, "timeout is '3'"),
+        ({"timeout": 0}, "timeout is 0"),
+    ],
+    ids=str,
+)
+def test_what_is_no_request_is_refused_in_one_sentence(given, sentence):
+    given = {"messages": "hi", **given}
+    with pytest.raises(InputError, match=sentence):
+        FakeBackend().generate(given.pop("messages"), **given)
+
+
+def test_ask_names_the_parameters_that_it_knows():
+    with pytest.raises(ParameterError, match="did you mean 'temperature'"):
+        FakeBackend().ask(None, "which?", temprature=0)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_concurrency": "3"},
+        {"max_waiting": 1.5},
+        {"prefill_chunk": 0},
+        {"context_length": 0},
+        {"kv_cache_bytes": "1 GB"},
+        {"image_cache_bytes": -1},
+    ],
+    ids=str,
+)
+def test_setting_that_is_no_such_number_is_refused_by_name(setting):
+    (name,) = setting
+    with pytest.raises(ParameterError, match=f"^{name} is .*whole number"):
+        llavakit.load("demo", **setting)
 
 
 @pytest.mark.parametrize("choice", ["required", "add"])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from PIL import Image as PILImage
 
@@ -60,6 +63,37 @@ def test_picture_that_is_not_wrapped_is_refused():
 def test_sampling_parameter_out_of_range_is_refused_by_name(setting):
     with pytest.raises(ParameterError, match="|".join(setting)):
         SamplingParams(**setting)
+
+
+NO_NUMBERS = ["1", True, None, [1], math.nan, math.inf, 1j]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("max_tokens", value) for value in [*NO_NUMBERS, 1.5]),
+        *(("top_k", value) for value in [*NO_NUMBERS, 1.5]),
+        *(("temperature", value) for value in NO_NUMBERS),
+        *(("top_p", value) for value in NO_NUMBERS),
+        *(("min_p", value) for value in NO_NUMBERS),
+        *(("repetition_penalty", value) for value in NO_NUMBERS),
+        *(("seed", value) for value in ("1", True, 1.5, [1])),
+        *(("logprobs", value) for value in ("1", True, 1.5, -1)),
+        *(("stop", value) for value in (5, b"x", [b"x"], [None], {"a": 1}, ["a", ""])),
+        *(("json_schema", value) for value in (5, "{}", [], False)),
+        *(("grammar", value) for value in (5, b"x", "")),
+    ],
+)
+def test_sampling_parameter_of_a_wrong_type_is_refused_by_name(name, value):
+    # The engine's thread would find it in the middle of a step of everybody's.
+    with pytest.raises(ParameterError, match=f"^{name} is .*must be"):
+        SamplingParams(**{name: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    params = SamplingParams(max_tokens=np.int64(5), temperature=np.float32(0.5), seed=np.uint8(3))
+    assert params == SamplingParams(max_tokens=5, temperature=0.5, seed=3)
+    assert type(params.max_tokens) is int and type(params.temperature) is float
 
 
 def test_one_stop_string_may_be_given_alone():

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, cast
 
+from llavakit import _checks
 from llavakit.errors import ParameterError
-from llavakit.values import Message, SamplingParams, Tool
+from llavakit.values import REQUEST_OPTIONS, Message, SamplingParams, Tool
 
 ALIASES = {
     "model_name": "model",
@@ -26,8 +26,7 @@ ALIASES = {
 }
 """Names that other chat models use for the same settings."""
 
-_REQUEST = ("tools", "tool_choice", "parallel_tool_calls", "timeout", "response_format")
-CALL_ARGUMENTS = (*SamplingParams.names(), "top_logprobs", *_REQUEST)
+CALL_ARGUMENTS = (*SamplingParams.names(), "top_logprobs", *REQUEST_OPTIONS, "response_format")
 """What a call of a model may say by name."""
 
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
@@ -125,12 +124,7 @@ def unaliased(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_known(arguments: Mapping[str, Any], known: Sequence[str], who: str) -> None:
     """Refuses an argument that is not among ``known``, with the nearest name as advice."""
-    unknown = sorted(set(arguments) - set(known))
-    if not unknown:
-        return
-    near = get_close_matches(unknown[0], [*known, *ALIASES], n=1)
-    advice = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}."
-    raise ParameterError(f"{who} does not know the argument {unknown[0]!r}; {advice}")
+    _checks.known(arguments, known, who, ALIASES)
 
 
 def _logprobs(logprobs: bool | int | None, top: int | None) -> int | None:

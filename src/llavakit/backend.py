@@ -19,10 +19,12 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llavakit import tracing
+from llavakit._checks import known, real, whole
 from llavakit._threads import off_loop
-from llavakit.errors import ParameterError
+from llavakit.errors import MessageError, ParameterError
 from llavakit.streams import AnswerStream, Gathering, gather
 from llavakit.values import (
+    REQUEST_OPTIONS,
     Chunk,
     Completion,
     Image,
@@ -140,8 +142,7 @@ class Backend(ABC):
             n: how many answers.
             **options: as in :meth:`stream`.
         """
-        if n < 1:
-            raise ParameterError(f"n is {n!r}; it must be at least 1.")
+        whole("n", n, least=1)
         params = params or SamplingParams()
         with contextlib.ExitStack() as open_streams:
             streams = []
@@ -184,6 +185,7 @@ class Backend(ABC):
             **params: fields of :class:`SamplingParams`.
         """
         params.setdefault("temperature", 0.0)
+        known(params, SamplingParams.names(), "ask")
         return self.generate(question_about(image, question), SamplingParams(**params)).text
 
 
@@ -224,31 +226,56 @@ def to_request(
     tool_choice: ToolChoice = "auto",
     parallel_tool_calls: bool = True,
     timeout: float | None = None,
+    **unknown: Any,
 ) -> Request:
     """A :class:`Request` from what callers find natural to pass."""
-    if isinstance(messages, str):
-        messages = [Message("user", messages)]
-    elif isinstance(messages, Message):
-        messages = [messages]
+    for name in unknown:
+        if name in SamplingParams.names():
+            raise ParameterError(f"{name} goes into the params: SamplingParams({name}=...).")
+    known(unknown, REQUEST_OPTIONS, "This call")
+    conversation = _conversation(messages)
+    if not (params is None or isinstance(params, SamplingParams)):
+        raise ParameterError(
+            f"params is of type {type(params).__name__}; give SamplingParams(...)."
+        )
     tools = tuple(tools)
-    names = {tool.name for tool in tools}
-    if tool_choice not in {"auto", "none", "required", *names}:
+    for tool in tools:
+        if not isinstance(tool, Tool):
+            raise ParameterError(
+                f"A tool is of type {type(tool).__name__}; give llavakit.Tool(...)."
+            )
+    names = [tool.name for tool in tools]
+    if tool_choice not in ["auto", "none", "required", *names]:
         raise ParameterError(
             f"tool_choice is {tool_choice!r}; it must be auto, none, required or the name of a "
             f"tool ({', '.join(sorted(names)) or 'no tools were given'})."
         )
     if tool_choice == "required" and not tools:
         raise ParameterError("tool_choice is 'required', but no tools were given.")
-    if timeout is not None and timeout <= 0:
-        raise ParameterError(f"timeout is {timeout!r}; it must be above 0 seconds.")
+    if timeout is not None:
+        real("timeout", timeout, above=0)
     return Request(
-        tuple(messages),
+        conversation,
         params or SamplingParams(),
         tools,
         tool_choice,
         parallel_tool_calls,
         timeout,
     )
+
+
+def _conversation(messages: Messages) -> tuple[Message, ...]:
+    if isinstance(messages, str):
+        return (Message("user", messages),)
+    given = messages if isinstance(messages, Iterable) else (messages,)
+    conversation = tuple(given)
+    for message in conversation:
+        if not isinstance(message, Message):
+            raise MessageError(
+                f"A conversation holds llavakit.Message objects, not {type(message).__name__}; "
+                'write llavakit.Message("user", "...").'
+            )
+    return conversation
 
 
 _pool: ThreadPoolExecutor | None = None

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llavakit._checks import real, whole
 from llavakit.errors import (
     LlavaKitError,
-    ParameterError,
     SourceFetchError,
     SourceNotAllowedError,
     SourceNotFoundError,
@@ -73,11 +73,10 @@ class SourcePolicy:
                 roots = (roots,)
             # Absolute at once, so that a later chdir does not move the fence.
             object.__setattr__(self, "roots", tuple(Path(r).absolute() for r in roots))
-        for name in ("max_bytes", "max_pixels", "max_side", "timeout"):
-            if not getattr(self, name) > 0:
-                raise ParameterError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
-        if self.max_redirects < 0:
-            raise ParameterError("max_redirects must be 0 or more.")
+        for name in ("max_bytes", "max_pixels", "max_side"):
+            whole(name, getattr(self, name), least=1)
+        real("timeout", self.timeout, above=0)
+        whole("max_redirects", self.max_redirects, least=0)
 
 
 DEFAULT_POLICY = SourcePolicy()

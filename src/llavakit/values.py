@@ -7,11 +7,12 @@ over); :mod:`llavakit.images` opens it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from llavakit._checks import real, refused, whole
 from llavakit.errors import MessageError, ParameterError, UnsupportedContentError
 
 if TYPE_CHECKING:
@@ -180,22 +181,26 @@ class SamplingParams:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        _check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
-        _check(0 <= self.min_p < 1, "min_p", self.min_p, "from 0 to below 1")
-        _check(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "> 0")
-        _check(
-            self.logprobs is None or 0 <= self.logprobs <= 20,
-            "logprobs",
-            self.logprobs,
-            "None or from 0 to 20",
-        )
-        _check(all(stop), "stop", self.stop, "non-empty strings")
-        if self.json_schema is not None and self.grammar is not None:
+        for name, value in {
+            "max_tokens": whole("max_tokens", self.max_tokens, least=1),
+            "temperature": real("temperature", self.temperature, least=0),
+            "top_p": real("top_p", self.top_p, above=0, most=1),
+            "top_k": whole("top_k", self.top_k, least=0),
+            "min_p": real("min_p", self.min_p, least=0, below=1),
+            "repetition_penalty": real("repetition_penalty", self.repetition_penalty, above=0),
+            "seed": None if self.seed is None else whole("seed", self.seed),
+            "stop": _strings(self.stop),
+            "logprobs": None
+            if self.logprobs is None
+            else whole("logprobs", self.logprobs, least=0, most=20),
+        }.items():
+            object.__setattr__(self, name, value)
+        schema, grammar = self.json_schema, self.grammar
+        if not (schema is None or schema is True or isinstance(schema, Mapping)):
+            raise refused("json_schema", schema, "a JSON schema (a mapping), True or None")
+        if not (grammar is None or (isinstance(grammar, str) and grammar)):
+            raise refused("grammar", grammar, "a regular expression, a Lark grammar or None")
+        if schema is not None and grammar is not None:
             raise ParameterError("Give json_schema or grammar, not both.")
 
     @classmethod
@@ -204,9 +209,14 @@ class SamplingParams:
         return tuple(f.name for f in fields(cls))
 
 
-def _check(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ParameterError(f"{name} is {value!r}; it must be {allowed}.")
+def _strings(value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else () if value is None else value
+    if not (isinstance(strings, Iterable) and not isinstance(strings, (bytes, Mapping))):
+        raise refused("stop", value, "a string or several")
+    strings = tuple(strings)
+    if not all(isinstance(one, str) and one for one in strings):
+        raise refused("stop", value, "non-empty strings")
+    return strings
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +238,10 @@ class Request:
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     timeout: float | None = None
+
+
+REQUEST_OPTIONS = tuple(f.name for f in fields(Request) if f.name not in ("messages", "params"))
+"""What ``Backend.generate`` and its sisters take beside messages and parameters."""
 
 
 @dataclass(frozen=True, slots=True)

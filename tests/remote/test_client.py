@@ -735,7 +735,7 @@ def test_proxies_of_the_environment_are_not_asked_about_this_machine(peer, remot
         ({"max_concurrency": 3}, "max_concurrency has no effect"),
         ({"colour": "red"}, "colour has no effect"),
         ({"dialect": "klingon"}, "use llavakit, vllm"),
-        ({"max_retries": -1}, "0 or more"),
+        ({"max_retries": -1}, "at least 0"),
         ({"timeout": 0}, "above 0"),
         ({"api_key": "two\nlines"}, "HTTP header"),
     ],

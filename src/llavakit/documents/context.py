@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from llavakit._checks import whole
 from llavakit.backend import Backend
 from llavakit.documents.pages import Page
-from llavakit.errors import ContextLengthError, ParameterError
+from llavakit.errors import ContextLengthError
 from llavakit.values import Image, Message, Part, SamplingParams, Text
 
 LABEL = "Page {page} of {source}:"
@@ -82,8 +83,7 @@ def fit_pages(
         ContextLengthError: not even the first page fits.
         ParameterError: ``answer_tokens`` is below 1.
     """
-    if answer_tokens < 1:
-        raise ParameterError(f"answer_tokens is {answer_tokens!r}; it must be at least 1.")
+    whole("answer_tokens", answer_tokens, least=1)
     room = backend.info.context_length - answer_tokens
     fewest = min(1, len(pages))
     for count in range(len(pages), fewest - 1, -1):

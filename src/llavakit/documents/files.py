@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from llavakit._checks import real
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.folders import Document, Failure, Source, list_documents
 from llavakit.documents.pages import (
@@ -21,7 +22,7 @@ from llavakit.documents.pages import (
     open_reader,
     page_limit,
 )
-from llavakit.errors import DocumentError, InputError, ParameterError, RenderError
+from llavakit.errors import DocumentError, InputError, RenderError
 from llavakit.images import Picture
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
@@ -42,8 +43,8 @@ class View:
     page_seconds: float | None = 30.0
 
     def __post_init__(self) -> None:
-        if self.page_seconds is not None and not self.page_seconds > 0:
-            raise ParameterError(f"page_seconds is {self.page_seconds!r}; it must be above 0.")
+        if self.page_seconds is not None:
+            real("page_seconds", self.page_seconds, above=0)
 
 
 def open_files(

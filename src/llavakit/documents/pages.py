@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from llavakit._checks import real, whole
 from llavakit.errors import DocumentError, ImageError, ParameterError, SourceError
 from llavakit.images import Picture, hold
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
@@ -138,10 +139,8 @@ class PageLimit:
 
 def page_limit(dpi: float, max_pixels: int, policy: SourcePolicy) -> PageLimit:
     """The caps for pages; raises ``ParameterError`` for numbers that make no sense."""
-    if not (math.isfinite(dpi) and dpi > 0):
-        raise ParameterError(f"dpi is {dpi!r}; it must be above 0, such as 144.")
-    if max_pixels < 1:
-        raise ParameterError(f"max_pixels is {max_pixels!r}; it must be at least 1.")
+    real("dpi", dpi, above=0)
+    whole("max_pixels", max_pixels, least=1)
     return PageLimit(min(max_pixels, policy.max_pixels), policy.max_side)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llavakit._checks import whole
 from llavakit.errors import ParameterError
 from llavakit.model.quantization import Quantization
 from llavakit.prompts.templates import OWN, template
@@ -82,5 +83,9 @@ class EngineConfig:
                 f"device_map is {self.device_map!r}; use {', '.join(DEVICE_MAPS)} or None."
             )
         for name in ("max_concurrency", "max_waiting", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                raise ParameterError(f"{name} is {getattr(self, name)!r}; it must be at least 1.")
+            whole(name, getattr(self, name), least=1)
+        whole("image_cache_bytes", self.image_cache_bytes, least=0)
+        if self.context_length is not None:
+            whole("context_length", self.context_length, least=1)
+        if self.kv_cache_bytes != "auto":
+            whole("kv_cache_bytes", self.kv_cache_bytes, least=1)

@@ -192,8 +192,9 @@ class EngineLoop:
         return True
 
     def _close(self, sequence: Sequence, *, keep: bool = True) -> None:
-        del self._open[sequence.number]
+        # Still open while it is released: whoever dies here ends this one's channel too.
         self.scheduler.release(sequence, keep=keep)
+        del self._open[sequence.number]
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         self.counters.failed += 1

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llavakit._checks import whole
 from llavakit.backend import Backend
 from llavakit.errors import LlavaKitError, ParameterError, SourceFetchError
 from llavakit.evaluation.benchmark import Answer, Benchmark
@@ -116,8 +117,8 @@ def evaluate(
         SourceFetchError: the results cannot be written.
         EngineError, RemoteError, ModelError: the model failed; the same call goes on later.
     """
-    if limit is not None and limit < 1:
-        raise ParameterError(f"limit is {limit!r}; it must be at least 1.")
+    if limit is not None:
+        whole("limit", limit, least=1)
     questions = benchmark.questions[:limit]
     params = SamplingParams(max_tokens or benchmark.max_tokens, temperature=0.0)
     job = _job(benchmark, backend, model, params, settings or {})

@@ -16,6 +16,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import run_in_executor
 from pydantic import Field
 
+from llavakit._checks import whole
 from llavakit.documents import PageReference, PageStore, ask_about, fit_pages, reopen
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError, UnsupportedContentError
@@ -107,8 +108,8 @@ def page_messages(
     """
     if not isinstance(question, str):
         raise ParameterError(f"The question is of type {type(question).__name__}; give a string.")
-    if max_pages is not None and max_pages < 1:
-        raise ParameterError(f"max_pages is {max_pages!r}; it must be at least 1.")
+    if max_pages is not None:
+        whole("max_pages", max_pages, least=1)
     llava, bound = _llava(model)
     if llava is None and max_pages is None:
         max_pages = MAX_PAGES

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from llavakit._checks import real, whole
 from llavakit.errors import ParameterError
 from llavakit.remote.dialects import DIALECTS
 
@@ -40,10 +41,9 @@ class RemoteConfig:
             raise ParameterError(
                 f"dialect is {self.dialect!r}; use {', '.join(DIALECTS)}, or None to find out."
             )
-        if self.max_retries < 0:
-            raise ParameterError(f"max_retries is {self.max_retries!r}; it must be 0 or more.")
-        if self.timeout is not None and self.timeout <= 0:
-            raise ParameterError(f"timeout is {self.timeout!r}; it must be above 0 seconds.")
+        whole("max_retries", self.max_retries, least=0)
+        if self.timeout is not None:
+            real("timeout", self.timeout, above=0)
         if self.api_key is not None and not _fits_a_header(self.api_key):
             raise ParameterError(
                 "api_key holds characters that no HTTP header can (line breaks, non-ASCII); "

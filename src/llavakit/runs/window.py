@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Protocol, TypeVar
 
+from llavakit._checks import whole
 from llavakit.backend import Backend, to_request
 from llavakit.errors import (
     InputError,
     LlavaKitError,
     OutOfMemoryError,
-    ParameterError,
     QueueFullError,
     RequestTimeoutError,
 )
@@ -62,8 +62,7 @@ def in_order(
         ParameterError: at once: a window below 1.
         LlavaKitError: what ``submit`` and ``result`` raise; the iteration ends with it.
     """
-    if window < 1:
-        raise ParameterError(f"window is {window!r}; it must be at least 1.")
+    whole("window", window, least=1)
     return _in_order(backend, things, window)
 
 

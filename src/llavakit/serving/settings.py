@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llavakit._checks import real, whole
 from llavakit.errors import ParameterError
 from llavakit.sources import SourcePolicy
 
@@ -68,16 +69,13 @@ class ServerSettings:
             "max_choices",
             "max_open_requests",
             "max_memory_bytes",
-            "body_timeout",
-            "request_timeout",
-            "send_timeout",
-            "ping_seconds",
             "retry_after",
         ):
-            if not getattr(self, name) > 0:
-                raise ParameterError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
-        if self.max_answer_tokens is not None and self.max_answer_tokens < 1:
-            raise ParameterError("max_answer_tokens must be at least 1.")
+            whole(name, getattr(self, name), least=1)
+        for name in ("body_timeout", "request_timeout", "send_timeout", "ping_seconds"):
+            real(name, getattr(self, name), above=0)
+        if self.max_answer_tokens is not None:
+            whole("max_answer_tokens", self.max_answer_tokens, least=1)
         if not all(self.api_keys):
             raise ParameterError("A key is empty; give keys that cannot be guessed.")
 

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from llavakit.errors import ParameterError
+from llavakit._checks import real, whole
 from llavakit.sources import SourcePolicy
 
 MIB = 1 << 20
@@ -61,8 +61,13 @@ class WebSettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value < 0 or (value == 0 and field.name not in ("temperature", "places", "linger")):
-                raise ParameterError(f"{field.name} is {value!r}; it must be above 0.")
+            none_is_right = field.name in ("temperature", "places", "linger")
+            if isinstance(field.default, int):
+                whole(field.name, value, least=0 if none_is_right else 1)
+            elif none_is_right:
+                real(field.name, value, least=0)
+            else:
+                real(field.name, value, above=0)
 
     def policy(self, folder: Path) -> SourcePolicy:
         """What may be opened: uploads in their folder and nothing else."""
