@@ -1,10 +1,12 @@
 """Runs: killed anywhere, they go on to the same table; errors are rows; others' files stay."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -179,7 +181,38 @@ def test_answers_to_other_questions_are_left_alone(whole, written):
         evaluate(changed, FakeBackend(["x"]), whole[0], model="m")
 
 
-def test_answers_can_be_read_by_the_originals_scripts(whole):
+def test_answers_about_pictures_of_another_name_are_left_alone(whole, written):
+    for path in written("pope").rglob("*.json*"):
+        path.write_text(path.read_text().replace('"b.png"', '"a.png"'))
+    changed = open_benchmark("pope", Data(written("pope")))
+    with pytest.raises(ParameterError, match="sha256 of the questions was"):
+        evaluate(changed, FakeBackend(["x"]), whole[0], model="m")
+
+
+def test_answers_about_other_pictures_of_the_same_names_are_left_alone(pope, whole, written):
+    folder, results = whole
+    images = written("pope") / "val2014"
+    other = shutil.copytree(images, images.parent / "other")
+    elsewhere = open_benchmark("pope", Data(written("pope"), images=other))
+    assert evaluate(elsewhere, FakeBackend([]), folder, model="m") == results  # a moved folder
+    (other / "b.png").write_bytes((other / "b.png").read_bytes() + b" ")
+    before = files(folder)
+    with pytest.raises(ParameterError, match=r"\(b\.png\) was answered about another picture"):
+        evaluate(elsewhere, FakeBackend(["x"]), folder, model="m")
+    assert files(folder) == before
+    shutil.rmtree(other)  # scored anew where the pictures are no more
+    assert evaluate(elsewhere, FakeBackend([]), folder, model="m") == results
+
+
+def test_answers_of_another_revision_are_left_alone(pope, whole):
+    backend = FakeBackend(["x"])
+    backend._info = replace(backend.info, revision="abc")
+    with pytest.raises(ParameterError, match="revision was"):
+        evaluate(pope, backend, whole[0], model="m")
+
+
+def test_answers_can_be_read_by_the_originals_scripts(pope, whole):
+    size = pope.questions[2].image.stat().st_size
     lines = [json.loads(line) for line in (whole[0] / "answers.jsonl").read_text().splitlines()]
     assert lines[2] == {
         "number": 2,
@@ -188,6 +221,7 @@ def test_answers_can_be_read_by_the_originals_scripts(whole):
         "Answer the question using a single word or phrase.",
         "text": "no",
         "model_id": "m",
+        "image_bytes": size,
         "finish_reason": "stop",
         "error": None,
     }

@@ -183,6 +183,12 @@ def _earlier(lines: Lines, questions: Sequence[Question], retry_errors: bool) ->
                 f"Line {at} of {lines.path} is not of this benchmark; name another folder, or "
                 "begin anew with restart (--restart)."
             )
+        if _other_picture(questions[number], line):
+            raise ParameterError(
+                f"{_named(questions[number])} was answered about another picture than the one "
+                "that is there now; name another folder of results, or begin anew with restart "
+                "(--restart)."
+            )
         found[number] = _answer(questions[number], line)
     if retry_errors:
         return {number: answer for number, answer in found.items() if answer.error is None}
@@ -197,6 +203,7 @@ def _line(question: Question, outcome: Completion | LlavaKitError, model: str) -
         "prompt": question.prompt,
         "text": "",
         "model_id": model,
+        "image_bytes": _size(question),
         "finish_reason": None,
         "error": None,
     }
@@ -205,6 +212,21 @@ def _line(question: Question, outcome: Completion | LlavaKitError, model: str) -
     message = " ".join(str(outcome).split())
     told = f"{_named(question)}: {message}"
     return {**line, "error": {"type": type(outcome).__name__, "message": told}}
+
+
+def _size(question: Question) -> int | None:
+    """The bytes of a question's picture, where it is a file that is there."""
+    try:
+        return question.image.stat().st_size if isinstance(question.image, Path) else None
+    except OSError:
+        return None
+
+
+def _other_picture(question: Question, line: Mapping[str, Any]) -> bool:
+    # Names of pictures are alike in all folders (COCO's images, resized or not); their sizes
+    # tell at the cost of a stat. Scoring anew where no pictures are is all right.
+    then, now = line.get("image_bytes"), _size(question)
+    return then is not None and now is not None and then != now
 
 
 def _named(question: Question) -> str:
