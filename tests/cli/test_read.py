@@ -36,10 +36,29 @@ def test_read_into_a_file_goes_on_where_it_was(run, fake, pdf, tmp_path):
     out.write_bytes(whole[: whole.index(b"\n") + 9])
     result = run("read", pdf, "--out", out)
     assert result.exit_code == 0 and out.read_bytes() == whole
-    assert "2 pages read, 1 lines were there before" in result.stderr
+    assert "2 pages read, 1 line was there before" in result.stderr
     refused = run("read", pdf, "--out", out, "--task", "describe")
     assert refused.exit_code == 2 and "another job" in refused.stderr
     assert run("read", pdf, "--out", out, "--task", "describe", "--restart").exit_code == 0
+
+
+def test_interrupted_reading_says_how_to_go_on(run, fake, pdf, tmp_path):
+    def interrupted(request):
+        raise KeyboardInterrupt
+
+    fake._answer = interrupted
+    result = run("read", pdf, "--out", tmp_path / "out.jsonl")
+    assert result.exit_code == 130
+    assert result.stderr == "llavakit: interrupted; the same command goes on.\n"
+    printed = run("read", pdf)  # nothing is kept, and nothing is promised
+    assert (printed.exit_code, printed.stderr) == (130, "")
+
+
+def test_one_page_is_one_page(run, pdf, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run("read", f"{pdf}#pages=1", "--out", out)
+    again = run("read", f"{pdf}#pages=1", "--out", out)
+    assert again.stderr == "0 pages read, 1 line was there before.\n"
 
 
 def test_read_extracts_data_of_a_schema(run, fake, pdf, tmp_path):

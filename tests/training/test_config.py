@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import yaml
 
 from llavakit.errors import LlavaKitError, ParameterError
-from llavakit.training.config import STAGES, TrainConfig, read_settings
+from llavakit.training.config import DEFAULTS, STAGES, TrainConfig, read_settings
 
 NEEDED = {"model": "demo", "data": "train.json", "out": "out"}
 
@@ -30,6 +32,26 @@ def test_what_nobody_sets_is_as_in_the_original(stage: str, expected: dict[str, 
     assert (config.epochs, config.max_length, config.gradient_checkpointing) == (1, 2048, True)
     assert (config.lora_rank, config.lora_alpha, config.lora_dropout) == (128, 256, 0.05)
     assert config.group is (stage != "align")
+
+
+def documented() -> str:
+    """The table of docs/training.md, from the docstring: a setting is described once."""
+    described = (TrainConfig.__doc__ or "").split("Attributes:\n")[1]
+    told = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", described, re.MULTILINE))
+    rows = ["| setting | default | |", "|---|---|---|"]
+    for one in fields(TrainConfig):
+        default = "" if one.default in (MISSING, None, ()) else f"`{one.default}`"
+        if any(one.name in values for values in DEFAULTS.values()):
+            default = "by stage"
+        meaning = " ".join(told[one.name].replace("``", "`").split())
+        if one.name != "stage":
+            rows.append(f"| `{one.name}` | {default} | {meaning} |")
+    return "\n".join(rows)
+
+
+def test_all_settings_are_documented():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert f"\n{documented()}\n" in page
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -53,6 +75,8 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path):
         ({"learning_rate": 2}, "from 0 to 1"),
         ({"batch_size": 1.5}, "whole number"),
         ({"batch_size": 0}, "1 or more"),
+        ({"epochs": 0}, "above 0"),
+        ({"epochs": "nan"}, "above 0"),
         ({"batch_size": 10, "per_device_batch_size": 4}, "does not divide"),
         ({"resume": "perhaps"}, "true or false"),
         ({"accept": "image-count"}, "cannot be accepted"),

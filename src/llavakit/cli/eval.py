@@ -96,7 +96,7 @@ def run_benchmark(
     as answered wrongly, and the table tells how many there are. Fails (1) only if nothing at all
     could be answered.
     """
-    with told_errors(debug):
+    with told_errors(debug, after_interrupt="the same command goes on."):
         read = open_benchmark(benchmark, Data(data, questions, images, annotations))
         here: dict[str, Any] = {
             "model_base": model_base,

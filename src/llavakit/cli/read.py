@@ -14,7 +14,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 import llavakit
 from llavakit.cli import options
 from llavakit.cli.cluster import read_on_ray
-from llavakit.cli.terminal import FAILED, Remarks, note, sentence, told_errors, usage_error
+from llavakit.cli.terminal import FAILED, Remarks, counted, note, sentence, told_errors, usage_error
 from llavakit.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ def read(
     for name, value in (("--actors", actors), ("--shard", shard), ("--ray-address", ray_address)):
         if value is not None and not ray:
             raise usage_error(f"{name} is for models on Ray; add --ray.")
-    with told_errors(debug):
+    goes_on = "" if out is None else "the same command goes on."
+    with told_errors(debug, after_interrupt=goes_on):
         from llavakit.documents import Job, PageStore, Task, Tiles, View, run_job
 
         job = Job(
@@ -225,7 +226,7 @@ class Told(Remarks):
             self._tell(f"llavakit: {sentence(reading.error)}")
         if self._line is not None:
             at = "" if reading.page is None else f", page {reading.page}"
-            done = f"{self.pages} pages read; {Path(reading.source).name}{at}"
+            done = f"{_read(self.pages)}; {Path(reading.source).name}{at}"
             self._line.update(self._task, description=escape(done))
 
     def shard(self, done: Done) -> None:
@@ -235,14 +236,19 @@ class Told(Remarks):
         for error in done.errors:
             self._tell(f"llavakit: {error}")
         if self._line is not None:
-            self._line.update(self._task, description=f"{self.pages} pages read")
+            self._line.update(self._task, description=_read(self.pages))
 
     def summary(self, earlier: int) -> None:
         """The end of the run, where there is something to say that the lines do not show."""
         if self.failures or earlier or self._line is not None:
-            before = f", {earlier} lines were there before" if earlier else ""
+            was = "was" if earlier == 1 else "were"
+            before = f", {counted(earlier, 'line')} {was} there before" if earlier else ""
             failed = f", {self.failures} could not be read" if self.failures else ""
-            note(f"{self.pages} pages read{failed}{before}.")
+            note(f"{_read(self.pages)}{failed}{before}.")
+
+
+def _read(pages: int) -> str:
+    return f"{counted(pages, 'page')} read"
 
 
 def is_watched(out: Path | None) -> bool:

@@ -37,15 +37,27 @@ def usage_error(text: str) -> typer.Exit:
     return typer.Exit(MISUSED)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things in words: "1 page", "2 pages"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 @contextmanager
-def told_errors(debug: bool) -> Iterator[None]:
-    """Turns errors into one sentence on stderr and an exit code; with ``debug`` lets them be."""
+def told_errors(debug: bool, *, after_interrupt: str = "") -> Iterator[None]:
+    """Turns errors into one sentence on stderr and an exit code; with ``debug`` lets them be.
+
+    Args:
+        debug: whether to show where errors happened.
+        after_interrupt: what somebody who pressed Ctrl-C should know.
+    """
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
     _quiet_libraries()
     try:
         yield
     except KeyboardInterrupt:
+        if after_interrupt:
+            note(f"llavakit: interrupted; {after_interrupt}")
         raise typer.Exit(INTERRUPTED) from None
     except (typer.Exit, BrokenPipeError):
         raise

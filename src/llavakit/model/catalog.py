@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout
+from llavakit.prompts.templates import OWN
 
 Preprocessing = Literal["pad", "anyres", "squash"]
 """``pad`` to a square (1.5); ``anyres``: the whole picture and tiles of it (1.6, OneVision);
@@ -102,9 +103,7 @@ _ONEVISION = AnyresLayout(
 )
 
 CATALOG: tuple[CatalogEntry, ...] = (
-    CatalogEntry(
-        "demo", "", "", 3_300_288, 368_640, 4, 2, 64, 4096, "llava_v1", "pad", FixedLayout(64)
-    ),
+    CatalogEntry("demo", "", "", 3_300_288, 368_640, 4, 2, 64, 4096, OWN, "pad", FixedLayout(64)),
     CatalogEntry(
         "llava-1.5-7b",
         "liuhaotian/llava-v1.5-7b",

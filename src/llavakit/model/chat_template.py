@@ -130,7 +130,7 @@ def _named(name: str) -> str | None:
     A trainer's ``checkpoint-500`` goes by the name of the directory it is in.
     """
     if (entry := _entry(name)) is not None:
-        return entry.template
+        return None if entry.template == OWN else entry.template
     parts = PurePath(name).parts[-2:]
     if parts and not parts[-1].startswith("checkpoint-"):
         parts = parts[-1:]

@@ -158,7 +158,8 @@ def template(name: str) -> Template:
         near = get_close_matches(name.strip().lower(), TEMPLATES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? The names are" if near else "the names are"
         raise ParameterError(
-            f"There is no conversation template {name!r}; {hint} {', '.join(TEMPLATES)}."
+            f"There is no conversation template {name!r}; {hint} {', '.join(TEMPLATES)}; "
+            f"{OWN} is the checkpoint's own."
         )
     return found
 

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+from llavakit._checks import real
 from llavakit.errors import ParameterError
 from llavakit.prompts.templates import OWN, template
 from llavakit.training.data_check import check_accepted
@@ -46,7 +47,7 @@ class TrainConfig:
             (Dettmers et al. 2023). The vision tower is never trained.
         model: what is trained: an alias, a hub id or a directory. With ``vision_tower`` it is
             a plain language model.
-        data: the training records (see :mod:`llavakit.training.data`).
+        data: the training records (see "Data" of docs/training.md).
         out: the directory to make.
         images: where relative paths of pictures begin; None is beside the data.
         model_base: the base of a projector-only checkpoint.
@@ -59,11 +60,12 @@ class TrainConfig:
         learning_rate: its highest value.
         projector_learning_rate: another one for the projector.
         batch_size: conversations of one step, over all devices.
-        per_device_batch_size: conversations that a device takes at once.
+        per_device_batch_size: conversations that a device takes at once; unless set, the largest
+            divisor of ``batch_size`` that divides 16 too.
         epochs: how often all data is seen.
         max_steps: ends earlier; None does not.
         warmup_ratio: the share of steps in which the learning rate rises.
-        weight_decay: of matrices.
+        weight_decay: of AdamW, for matrices.
         schedule: of the learning rate, by its name in transformers.
         max_grad_norm: gradients are scaled down to it.
         max_length: the most tokens of a conversation, pictures included.
@@ -135,6 +137,7 @@ class TrainConfig:
             if value is not None and not least <= value <= most:
                 told = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
                 raise _wrong(name, value, f"it must be {told}")
+        real("epochs", self.epochs, above=0)
         if self.batch_size % self.per_device_batch_size:
             raise ParameterError(
                 f"batch_size is {self.batch_size}, which per_device_batch_size "
@@ -202,7 +205,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "projector_learning_rate": (0, 1),
     "batch_size": (1, math.inf),
     "per_device_batch_size": (1, math.inf),
-    "epochs": (0, math.inf),
     "max_steps": (1, math.inf),
     "warmup_ratio": (0, 1),
     "weight_decay": (0, 1),
