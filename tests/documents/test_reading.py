@@ -220,12 +220,27 @@ def test_the_other_tasks_see_the_page_and_its_tiles_together():
         lambda: Task("extract"),
         lambda: Task("describe", schema=SCHEMA),
         lambda: Task("extract", schema=3),
+        lambda: Task("describe", max_tokens="9"),  # type: ignore[arg-type]
+        lambda: Task("describe", tiles=4),  # type: ignore[arg-type]
+        lambda: Task("describe", tiles="4"),  # type: ignore[arg-type]
+        lambda: Tiles("1", "2"),  # type: ignore[arg-type]
         lambda: read_pages(FakeBackend(), [], Task("describe"), window=0),
     ],
 )
 def test_tasks_that_make_no_sense_are_refused_at_once(make):
     with pytest.raises(ParameterError):
         make()
+
+
+def test_tiles_may_be_written_as_on_the_command_line():
+    assert Task("describe", tiles="2x3") == Task("describe", tiles=Tiles(2, 3))  # type: ignore[arg-type]
+    assert Task("describe", tiles="auto") == Task("describe", tiles=Tiles())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pages", ["scan.pdf", ["scan.pdf"]])
+def test_names_of_files_are_no_pages_and_the_sentence_says_what_makes_them(pages):
+    with pytest.raises(ParameterError, match=r"not str: open_files\(\"scan.pdf\"\)"):
+        list(transcribe(FakeBackend(), pages))
 
 
 def test_the_bundled_model_reads_pages(demo_backend):

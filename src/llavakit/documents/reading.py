@@ -16,7 +16,13 @@ from llavakit.backend import Backend, to_request
 from llavakit.documents.folders import Failure
 from llavakit.documents.pages import Page
 from llavakit.documents.tasks import Task, TaskName
-from llavakit.errors import InputError, LlavaKitError, QueueFullError, SchemaError
+from llavakit.errors import (
+    InputError,
+    LlavaKitError,
+    ParameterError,
+    QueueFullError,
+    SchemaError,
+)
 from llavakit.runs.window import OF_ONE_REQUEST, WINDOW, in_order
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, FinishReason, Message, Usage
@@ -121,6 +127,11 @@ class _Asked:
     """A page whose requests are under way, or a failure that waits for its turn."""
 
     def __init__(self, page: Page | Failure, task: Task) -> None:
+        if not isinstance(page, (Page, Failure)):
+            raise ParameterError(
+                f"Pages are what open_files gives, not {type(page).__name__}: "
+                'open_files("scan.pdf").'
+            )
         self._task = task
         self._streams: list[AnswerStream] = []
         self._questions: list[Message] = []

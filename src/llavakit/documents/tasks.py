@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from llavakit._checks import refused, whole
 from llavakit.documents.pages import Page
 from llavakit.documents.tiles import Tiles
 from llavakit.errors import ParameterError
@@ -30,7 +31,8 @@ class Task:
         schema: for ``"extract"``: the JSON schema that the data must obey, or a class that
             has one (pydantic's).
         max_tokens: most tokens of an answer (with tiles, of each tile's transcription).
-        tiles: how pages are cut; None shows them whole. A transcription reads tile by tile;
+        tiles: how pages are cut: :class:`Tiles`, or its text (``"2x3"``, ``"auto"``), which
+            becomes one; None shows them whole. A transcription reads tile by tile;
             the other tasks see the whole page and then its tiles, in one request.
     """
 
@@ -49,6 +51,11 @@ class Task:
             raise ParameterError("A schema belongs to the task extract, and it needs one.")
         if self.schema is not None:
             object.__setattr__(self, "schema", _schema(self.schema))
+        whole("max_tokens", self.max_tokens, least=1)
+        if isinstance(self.tiles, str):
+            object.__setattr__(self, "tiles", Tiles.parse(self.tiles))
+        elif not (self.tiles is None or isinstance(self.tiles, Tiles)):
+            raise refused("tiles", self.tiles, 'Tiles(columns, rows), "2x3", "auto" or None')
         object.__setattr__(self, "prompt", self.prompt or PROMPTS[self.name])
 
     @property

@@ -96,7 +96,8 @@ class PromptTokenizer:
         """Ids of a rendered prompt."""
         ids: list[int] = []
         for index, chunk in enumerate(text.split(BREAK)):
-            ids += self.tokenizer.encode(chunk, add_special_tokens=index == 0)
+            # Its remark about long texts is not for users: they get a ContextLengthError.
+            ids += self.tokenizer.encode(chunk, add_special_tokens=index == 0, verbose=False)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             del ids[0]  # the template wrote one, and the tokenizer another
