@@ -54,6 +54,30 @@ def test_next_turn_of_a_chat_continues_in_place():
     assert [(work.start, work.count) for work in plan.work] == [(6, 2)]
 
 
+def test_chat_that_goes_on_is_kept_longer_than_a_single_question():
+    scheduler = make(kv_tokens=60)
+    failed = sequence([300 + number for number in range(16)], max_tokens=30)
+    chat = sequence([1, 2, 3, 4], max_tokens=3)
+    for one in (failed, chat):
+        scheduler.add(one)
+        step(scheduler)
+    scheduler.release(failed, keep=False)
+    run_all(scheduler)
+    scheduler.add(sequence([100 + number for number in range(16)], max_tokens=2))  # in its place
+    run_all(scheduler)
+    follow = sequence([*chat.tokens[:6], 9, 9], max_tokens=3)
+    scheduler.add(follow)
+    run_all(scheduler)
+    assert follow.cached == 6 and len(scheduler.kept) == 2
+    # No room beside both: what nobody came back to goes.
+    scheduler.add(sequence([200 + number for number in range(40)], max_tokens=2))
+    run_all(scheduler)
+    again = sequence([*follow.tokens[:10], 8], max_tokens=2)
+    scheduler.add(again)
+    scheduler.schedule()
+    assert again.cached == 10
+
+
 def test_second_question_reads_the_shared_beginning_where_it_lies():
     scheduler = make()
     scheduler.add(sequence([1, 2, 3, 4, 5, 6], max_tokens=2))

@@ -110,9 +110,17 @@ class Segment:
         return tuple(reversed(pieces))
 
     def disown(self) -> None:
-        """The owner leaves; its computed tokens stay."""
+        """The owner leaves; its computed tokens stay, used a moment ago."""
         self._ids = self.ids
         self.owner = None
+        self.touch()
+
+    def touch(self) -> None:
+        """It and what it continues were just used."""
+        node: Segment | None = self
+        while node is not None:
+            node.used = next(_uses)
+            node = node.parent
 
 
 class PrefixTree:
@@ -139,12 +147,9 @@ class PrefixTree:
         return [segment for segment in self if segment.owner is None]
 
     def add(self, segment: Segment) -> None:
-        """Put a segment behind its parent, which counts as used."""
+        """Put a segment behind its parent; both count as used."""
         self._siblings(segment).append(segment)
-        node = segment.parent
-        while node is not None:
-            node.used = next(_uses)
-            node = node.parent
+        segment.touch()
 
     def remove(self, segment: Segment) -> None:
         """Take out a segment that nothing continues; its extent is the caller's again."""
