@@ -13,7 +13,7 @@ import jsonschema
 import llguidance
 import llguidance.hf
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -290,6 +290,8 @@ def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
+A_OPEN = {"properties": {"a": {}}}
+
 schemas = st.recursive(leaves, objects, max_leaves=6)
 values = st.recursive(
     st.sampled_from([0, 1, "x", None]),
@@ -304,6 +306,9 @@ def fits(value: Any, schema: Any) -> bool:
 
 @settings(max_examples=400, deadline=None)
 @given(schema=objects(schemas), definition=objects(leaves), value=values)
+@example(schema={"not": A_OPEN}, definition={}, value={"b": 0})
+@example(schema={"not": {"$ref": "#/$defs/d"}}, definition=A_OPEN, value={"b": 0})
+@example(schema={"oneOf": [A_OPEN, {"properties": {"b": {}}}]}, definition={}, value={"a": 0})
 def test_what_fits_the_closed_schema_fits_the_open_one(schema, definition, value):
     definition.pop("$ref", None)  # it would refer to itself without end
     opened = {**schema, "$defs": {"d": definition}}
