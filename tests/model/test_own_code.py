@@ -27,7 +27,9 @@ def with_code(demo_dir, folder, name, **changes):
     marker = folder.parent / "ran"
     (folder / "evil.py").write_text(EVIL.format(marker=str(marker)))
     path = folder / name
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    settings = json.loads(path.read_text())
+    settings.get("image_processor", settings).update(changes)  # where transformers looks for it
+    path.write_text(json.dumps(settings))
     return marker
 
 
