@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -27,10 +32,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     def of(repositories: dict[str, list[str]], cached: tuple[str, ...] = ()) -> list[str]:
         taken: list[str] = []
 
-        def list_repo_files(repo: str, revision: str | None = None) -> list[str]:
+        def model_info(repo: str, revision: str | None = None, timeout: float = 0) -> Any:
             if repo not in repositories:
                 raise OfflineModeIsEnabled("offline")
-            return repositories[repo]
+            files = [SimpleNamespace(rfilename=name) for name in repositories[repo]]
+            return SimpleNamespace(siblings=files)
 
         def snapshot_download(
             repo: str,
@@ -51,7 +57,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
             taken.extend(name for name in names if any(fnmatch(name, one) for one in wanted))
             return str(folder)
 
-        monkeypatch.setattr("huggingface_hub.list_repo_files", list_repo_files)
+        monkeypatch.setattr("huggingface_hub.model_info", model_info)
         monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
         return taken
 
@@ -85,6 +91,16 @@ def test_without_a_network_the_cache_is_asked(hub):
     assert locate("some/model").name == "model"
     with pytest.raises(ModelNotFoundError, match="not in the local cache"):
         locate("other/model")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once_and_in_one_sentence():
+    command = [sys.executable, "-m", "llavakit.cli", "ask", "hi", "--model", "llava-1.5-7b"]
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        command, env={**os.environ, **nowhere}, capture_output=True, text=True, timeout=120
+    )
+    (sentence,) = done.stderr.splitlines()  # and no line for each attempt
+    assert done.returncode == 1 and "the hub cannot be reached" in sentence
 
 
 def test_catalog_names_stand_for_the_twin_in_hf_format(hub):

@@ -119,7 +119,7 @@ def test_vision_tower_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pyt
     def offline(*_: Any, **__: Any) -> None:
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr("huggingface_hub.list_repo_files", offline)
+    monkeypatch.setattr("huggingface_hub.model_info", offline)
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     settings = {**SETTINGS, "mm_vision_tower": "nobody/no-such-clip"}
     path = write(tmp_path, settings, random_state(settings))

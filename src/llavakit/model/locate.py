@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llavakit.errors import CheckpointError, ModelNotFoundError
 
+_LISTING_SECONDS = 10.0
 WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 """What is downloaded of every repository; never code."""
 
@@ -105,10 +106,12 @@ def download(repo: str, revision: str | None = None, *, weights: bool = True) ->
 
 def _patterns(repo: str, revision: str | None) -> list[str]:
     """What to download of a repository, by the files that it has."""
-    from huggingface_hub import list_repo_files
+    from huggingface_hub import model_info
 
     try:
-        files = list_repo_files(repo, revision=revision)
+        # Not `list_repo_files`: without a network that one tries for 24 seconds.
+        about = model_info(repo, revision=revision, timeout=_LISTING_SECONDS)
+        files = [file.rfilename for file in about.siblings or ()]
     except Exception:  # what hinders listing hinders the download, or the cache needs neither
         return list(WANTED)
     pickled = [
