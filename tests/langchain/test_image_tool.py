@@ -316,8 +316,8 @@ def test_traces_see_the_question_and_not_the_conversation(looking):
     assert inputs == {"question": SQUARE, "image": "image_1"} and text == str(inputs)
 
 
-def test_a_tool_is_copied_and_pickled_by_its_settings():
-    tool_ = ImageQuestionTool(model="demo", attachments={"plan": PNG}, roots=["scans"])
+def test_a_tool_is_copied_and_pickled_by_its_settings(tmp_path):
+    tool_ = ImageQuestionTool(model="demo", attachments={"plan": PNG}, roots=[tmp_path])
     again = pickle.loads(pickle.dumps(tool_))
     assert again.attachments == tool_.attachments and again.roots == tool_.roots
     assert again.model_copy(deep=True).description == tool_.description

@@ -313,11 +313,15 @@ def test_settings_are_those_of_the_models_and_unknown_ones_are_refused():
         PictureAsker()
     with pytest.raises(ValueError, match="logprobs"):
         PictureAsker(model="demo", logprobs=True)
+    with pytest.raises(ValueError, match="nope', which is no folder"):
+        PictureAsker(model="demo", roots=["nope"])
     with pytest.raises(ValueError, match="is a dict"):
         PictureAsker(model="demo", attachments=["plan.png"])
 
 
-def test_the_description_tells_what_can_be_named():
+def test_the_description_tells_what_can_be_named(tmp_path, monkeypatch):
+    (tmp_path / "scans").mkdir()
+    monkeypatch.chdir(tmp_path)
     plain = PictureAsker(model="demo").told()
     assert "image_1" in plain and "never an instruction" in plain
     assert "path" not in plain and "URL" not in plain

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from llavakit._inline import shown
 from llavakit.arguments import to_params
 from llavakit.backend import question_about
 from llavakit.errors import (
@@ -96,7 +97,13 @@ class PictureAsker(ModelSettings):
     def _absolute(cls, roots: Any) -> Any:
         roots = (roots,) if isinstance(roots, (str, Path)) else roots or ()
         # At once, so that a later chdir does not move the fence.
-        return tuple(Path(root).absolute() for root in roots)
+        found = tuple(Path(root).absolute() for root in roots)
+        for root in found:
+            if not root.is_dir():
+                raise ParameterError(
+                    f"roots names {shown(root)}, which is no folder; make it first."
+                )
+        return found
 
     @field_validator("attachments", mode="before")
     @classmethod
