@@ -118,6 +118,12 @@ def test_records_of_a_json_list_are_named_by_their_lines(folder: Path, tiny: Tin
     assert [str(fault.place) for fault in report.faults] == [f"line {line}"]
 
 
+def test_records_that_share_a_line_are_named_by_their_numbers_too(folder: Path, tiny: TinyModel):
+    file = folder / "train.json"
+    file.write_text(json.dumps([record("a"), record("b", image="no.png"), record("c")]))
+    assert [str(fault.place) for fault in looked(file, tiny).faults] == ["line 1 (record 2)"]
+
+
 @pytest.mark.parametrize("end", ["", ",", "{}", " [1"])
 def test_a_json_list_that_is_cut_off_says_where(folder: Path, end: str):
     file = folder / "train.json"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ class Place:
     Attributes:
         record: its number, from 1.
         line: the line on which it begins, from 1; None in files without lines.
+        alone: whether no other record begins on its line.
     """
 
     record: int
     line: int | None = None
+    alone: bool = True
 
     def __str__(self) -> str:
-        return f"record {self.record}" if self.line is None else f"line {self.line}"
+        if self.line is None:
+            return f"record {self.record}"
+        return f"line {self.line}" + ("" if self.alone else f" (record {self.record})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ def _of_text(path: Path) -> list[tuple[Place, Any]]:
     first = text.lstrip(_BLANK)[:1]
     if not first:
         raise InputError(f"{path} is empty; name a file of training records.")
-    return _list(text) if first == "[" else _lines(text)
+    return _told_apart(_list(text)) if first == "[" else _lines(text)
 
 
 def _lines(text: str) -> list[tuple[Place, Any]]:
@@ -120,6 +125,12 @@ def _parsed(written: str) -> Any:
         return json.loads(written)
     except ValueError as error:
         return Unread(f"it is no JSON ({error})")
+
+
+def _told_apart(records: list[tuple[Place, Any]]) -> list[tuple[Place, Any]]:
+    """Lists that programs write stand on one line, which then says nothing about a record."""
+    on_line = Counter(place.line for place, _ in records)
+    return [(replace(place, alone=on_line[place.line] == 1), value) for place, value in records]
 
 
 def _list(text: str) -> list[tuple[Place, Any]]:
