@@ -16,6 +16,7 @@ from llavakit.backend import Backend
 from llavakit.cli import options
 from llavakit.cli.pictures import to_images
 from llavakit.cli.terminal import Waiting, told_errors, usage_error
+from llavakit.documents.ranges import named_range
 from llavakit.streams import Gathering
 from llavakit.values import Completion, Message, SamplingParams, Text
 
@@ -25,7 +26,7 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE]... [QUESTION]",
-            help="Pictures (paths, URLs, - for stdin, scan.pdf#page=2), and last the question.",
+            help="Pictures (paths, URLs, - for stdin, scan.pdf#pages=1-3), and last the question.",
             show_default=False,
         ),
     ] = None,
@@ -108,7 +109,7 @@ def _told_apart(arguments: list[str], query: str | None) -> tuple[list[str], str
 
 def _is_file(name: str) -> bool:
     try:
-        return Path(name.partition("#page=")[0]).is_file()
+        return Path(named_range(name)[0]).is_file()
     except (OSError, ValueError):  # a long question is no path
         return False
 

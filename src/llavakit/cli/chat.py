@@ -21,7 +21,7 @@ from llavakit.streams import AnswerStream
 from llavakit.values import Image, Message, SamplingParams, Text
 
 HELP = """\
-/image PATH   show a picture (path, URL, scan.pdf#page=2) with the next question
+/image PATH   show a picture (path, URL, scan.pdf#pages=1-3) with the next question
 /clear        forget the conversation and its pictures
 /help         this text
 /exit         leave; so do an empty line and Ctrl-D

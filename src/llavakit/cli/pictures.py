@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from llavakit._sniff import sniff
 from llavakit.cli.terminal import note, usage_error
+from llavakit.documents.ranges import PageRange, named_range
 from llavakit.values import Image
 
-_FRAGMENT = re.compile(r"(.+)#page=(\d+)", re.IGNORECASE)
 _PAGED = {"PDF", "TIFF"}
 
 
@@ -19,7 +18,8 @@ def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image
     """The pictures that arguments name, in their order.
 
     Args:
-        arguments: paths, URLs, ``-`` for stdin; ``scan.pdf#page=2`` is one page.
+        arguments: paths, URLs, ``-`` for stdin; ``scan.pdf#page=2`` is one page,
+            ``scan.pdf#pages=1-3,7`` are some.
         pages: pages to take of each PDF and TIFF that names none itself.
 
     A document without a wish for pages gives its first one, and a note about the others.
@@ -32,26 +32,23 @@ def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image
     images: list[Image] = []
     paged = False
     for argument in arguments:
-        name, wanted = _with_page(argument)
+        name, wanted = named_range(argument)
         source: str | bytes = sys.stdin.buffer.read() if name == "-" else name
         if wanted is None and not _is_document(source):
             images.append(Image(source))
             continue
         paged = paged or wanted is None
-        images.extend(_pages(source, name, [wanted] if wanted else pages))
+        images.extend(_pages(source, name, _numbers(source, wanted) if wanted else pages))
     if pages and not paged:
-        raise usage_error("--page needs a PDF or a TIFF without #page= among the pictures.")
+        raise usage_error("--page needs a PDF or a TIFF that names no pages itself.")
     return images
 
 
-def _with_page(argument: str) -> tuple[str, int | None]:
-    match = _FRAGMENT.fullmatch(argument)
-    if match is None or _exists(argument):  # a file may be called so
-        return argument, None
-    number = int(match[2])
-    if number < 1:
-        raise usage_error("Pages are numbered from 1.")
-    return match[1], number
+def _numbers(source: str | bytes, wanted: PageRange) -> list[int]:
+    from llavakit.documents import count_pages
+
+    alone = len(wanted.parts) == 1 and wanted.parts[0][0] == wanted.parts[0][1]
+    return list(wanted.numbers(None if alone else count_pages(source)))
 
 
 def _is_document(source: str | bytes) -> bool:
@@ -77,10 +74,3 @@ def _pages(source: str | bytes, name: str, wanted: Sequence[int]) -> list[Image]
             )
         wanted = [1]
     return [Image(page.picture) for page in open_pages(source, pages=wanted)]
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):
-        return False

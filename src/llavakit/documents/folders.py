@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any, TypeAlias, cast
 
 from llavakit._files import check_place
 from llavakit.documents.pages import name_of
-from llavakit.documents.ranges import PageRange
+from llavakit.documents.ranges import PageRange, named_range
 from llavakit.errors import DocumentError, InputError, SourceFetchError, SourceNotAllowedError
 from llavakit.sources import SourcePolicy
 
 _NAMES = "pdf tif tiff png jpg jpeg webp gif bmp avif ppm pgm pbm pnm"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 """Names that are read out of folders. What a file is, is told from its bytes all the same."""
-
-_FRAGMENT = re.compile(r"(.+)#pages?=([\d,\s-]+)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +95,7 @@ def list_documents(
 def _wished(source: Any) -> Document:
     if isinstance(source, Document):
         return source
-    match = _FRAGMENT.fullmatch(source) if isinstance(source, str) and len(source) < 4096 else None
-    if match is None or os.path.lexists(source):
-        return Document(source)
-    return Document(match[1], PageRange.parse(match[2]))
+    return Document(*named_range(source)) if isinstance(source, str) else Document(source)
 
 
 def _place(source: Any) -> object:

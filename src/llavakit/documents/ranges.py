@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from itertools import count, takewhile
 
 from llavakit.errors import ParameterError
 
+_FRAGMENT = re.compile(r"(.+)#pages?=([\d,\s-]+)", re.IGNORECASE | re.DOTALL)
+_LONGEST_NAME = 4096
 _PART = re.compile(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?")
 _MOST_PARTS = 1000
 
@@ -50,6 +53,27 @@ class PageRange:
             for number in numbers:
                 if not any(_holds(part, number) for part in self.parts[:index]):
                     yield number
+
+
+def named_range(name: str) -> tuple[str, PageRange | None]:
+    """A document's name and the pages that it names: ``scan.pdf#page=2``, ``scan.pdf#pages=1-3,7``.
+
+    A file that is called so is that file.
+
+    Raises:
+        ParameterError: what it names is no range of pages.
+    """
+    match = _FRAGMENT.fullmatch(name) if len(name) < _LONGEST_NAME else None
+    if match is None or _exists(name):
+        return name, None
+    return match[1], PageRange.parse(match[2])
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except (OSError, ValueError):  # characters that no path has
+        return False
 
 
 def _holds(part: tuple[int, int | None], number: int) -> bool:
