@@ -65,7 +65,7 @@ def test_sampling_parameter_out_of_range_is_refused_by_name(setting):
         SamplingParams(**setting)
 
 
-NO_NUMBERS = ["1", True, None, [1], math.nan, math.inf, 1j]
+NO_NUMBERS = ["1", True, None, [1], math.nan, math.inf, 1j, -(10**400)]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def real(
     Raises:
         ParameterError: it is no number, infinite, NaN or out of range.
     """
-    is_real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    is_real = isinstance(value, Real) and not isinstance(value, bool) and _is_finite(value)
     if (
         is_real
         and (above is None or value > above)
@@ -71,6 +71,13 @@ def real(
     words = {"above": above, "of at least": least, "below": below, "at most": most}
     bounds = [f"{word} {bound}" for word, bound in words.items() if bound is not None]
     raise refused(name, value, f"a number {' and '.join(bounds)}".strip())
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        return False
 
 
 def refused(name: str, value: object, allowed: str) -> ParameterError:

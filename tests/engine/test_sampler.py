@@ -216,6 +216,18 @@ def test_extreme_temperatures_stay_finite(temperature: float):
     assert len(tokens) == 1 if temperature < 1 else len(tokens) > 3
 
 
+def test_what_is_never_drawn_is_not_drawn_at_any_temperature_either():
+    best = int(LOGITS.argmax())
+    params = [SamplingParams(temperature=1e308, seed=seed) for seed in range(50)]
+    drawn = {one.token for one in draw(np.tile(LOGITS, (50, 1)), params, forbidden=(best,))}
+    assert best not in drawn and len(drawn) > 3
+
+
+def test_a_top_k_that_no_float_holds_keeps_all_tokens():
+    params = [SamplingParams(temperature=1, top_k=k, seed=3) for k in (len(LOGITS), 10**400)]
+    assert len({one.token for one in draw(np.tile(LOGITS, (2, 1)), params)}) == 1
+
+
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e300])
 def test_extreme_penalties_draw_tokens_that_exist_and_none_that_are_forbidden(

@@ -110,7 +110,9 @@ def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     temperatures, min_p, _, _ = settings
     # Softmax shifts by the largest score, so that a tiny temperature cannot overflow.
     logits = logits - logits.max(dim=-1, keepdim=True).values
-    temperatures = temperatures.clamp_min(torch.finfo(logits.dtype).tiny)  # not rounded to 0
+    # Neither rounded to 0 nor to infinity, over which a token that is never drawn would be NaN.
+    kind = torch.finfo(logits.dtype)
+    temperatures = temperatures.clamp(kind.tiny, kind.max)
     probabilities = torch.softmax(logits / temperatures, dim=-1)
     if any(p.min_p > 0 for p in params):
         most = probabilities.max(dim=-1, keepdim=True).values
@@ -132,9 +134,9 @@ def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 def _settings(draws: Sequence[Draw], logits: Tensor) -> tuple[Tensor, Tensor]:
     """Random numbers [N, 1] in fp64; temperature, min p, top k and top p, [4, N, 1] as logits."""
-    vocabulary = logits.shape[-1]
+    every = logits.shape[-1]
     rows = [
-        (d.numbers.random(), p.temperature, p.min_p, p.top_k or vocabulary, p.top_p)
+        (d.numbers.random(), p.temperature, p.min_p, min(p.top_k or every, every), p.top_p)
         for d in draws
         for p in (d.params,)
     ]
