@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from llavakit.model.loader import load_reader
 from llavakit.training.demo_model import MAX_POSITIONS
@@ -18,9 +18,14 @@ MIX |= {"copying": 2, "talk": 1}
 
 
 @cache
+def _folder() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="llavakit-untaught-")  # gone when the tests are
+
+
+@cache
 def untaught() -> Path:
     """Its directory."""
-    folder = Path(mkdtemp(prefix="llavakit-untaught-"))
+    folder = Path(_folder().name)
     write_start(folder)
     return folder
 

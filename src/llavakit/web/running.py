@@ -116,22 +116,22 @@ def serve(
     log = None if log_dir is None else ConversationLog(log_dir)
     port = _free(host, port)
     folder = Path(tempfile.mkdtemp(prefix="llavakit-web-")).resolve()
-    uploads = folder / "uploads"
-    uploads.mkdir()
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    desk = Desk(
-        settings,
-        Shelf(offers, kept, load),
-        Uploads(uploads, settings),
-        examples=draw_examples(folder / "examples"),
-        log=log,
-        moderation=moderation,
-    )
-    # A name that leads to loopback is not ours (DNS rebinding); elsewhere nobody knows names.
-    hosts = LOOPBACK if is_loopback(host) and not share else ()
-    blocks = build(desk)
-    blocks.queue(default_concurrency_limit=None, max_size=None)
     try:
+        uploads = folder / "uploads"
+        uploads.mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+        desk = Desk(
+            settings,
+            Shelf(offers, kept, load),
+            Uploads(uploads, settings),
+            examples=draw_examples(folder / "examples"),
+            log=log,
+            moderation=moderation,
+        )
+        # A name that leads to loopback is not ours (DNS rebinding); elsewhere nobody knows names.
+        hosts = LOOPBACK if is_loopback(host) and not share else ()
+        blocks = build(desk)
+        blocks.queue(default_concurrency_limit=None, max_size=None)
         _, url, share_url = blocks.launch(
             server_name=host,
             server_port=port,
