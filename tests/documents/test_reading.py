@@ -133,6 +133,13 @@ def test_data_are_parsed_and_what_was_cut_stays_text():
     assert (cut.data, cut.text, cut.finish_reason) == (None, '{"n": 1', "length")
 
 
+def test_data_that_end_with_the_last_token_are_data_unless_they_could_go_on():
+    answers = [Completion(text, finish_reason="length") for text in ('{"n": 3}', "22", "true")]
+    whole, number, truth = extract(FakeBackend(answers), [page(n) for n in (1, 2, 3)], {})
+    assert (whole.data, number.data, truth.data) == ({"n": 3}, None, True)
+    assert (whole.text, number.text) == (None, "22")
+
+
 def test_a_pydantic_class_is_a_schema():
     pydantic = pytest.importorskip("pydantic")
     invoice = pydantic.create_model("Invoice", number=(int, ...))

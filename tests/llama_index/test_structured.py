@@ -8,7 +8,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.output_parsers import PydanticOutputParser
 from llama_index.core.program import MultiModalLLMCompletionProgram
 from llama_index.core.prompts import PromptTemplate, RichPromptTemplate
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from llavakit.demo.pages import Page, draw_page
 from llavakit.errors import LlavaKitError
@@ -118,6 +118,19 @@ def test_a_cut_answer_is_told(fake):
         llm.structured_predict(Invoice, HELLO)
     with pytest.raises(LlavaKitError, match="raise max_tokens"):
         list(llm.stream_structured_predict(Invoice, HELLO))
+
+
+def test_an_object_that_ends_with_the_last_token_is_taken(fake):
+    fake._answer = lambda request: Completion(EXPECTED.model_dump_json(), finish_reason="length")
+    llm = LLaVA(backend=fake)
+    assert llm.structured_predict(Invoice, HELLO) == EXPECTED
+    assert list(llm.stream_structured_predict(Invoice, HELLO))[-1] == EXPECTED
+
+
+def test_a_number_that_could_go_on_is_not_taken(fake):
+    fake._answer = lambda request: Completion("22", finish_reason="length")  # of 2284
+    with pytest.raises(LlavaKitError, match="raise max_tokens"):
+        LLaVA(backend=fake).structured_predict(RootModel[int], HELLO)
 
 
 def test_a_stream_grows_into_the_object():

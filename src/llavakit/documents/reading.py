@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from llavakit._json import is_whole
 from llavakit.backend import Backend, to_request
 from llavakit.documents.folders import Failure
 from llavakit.documents.pages import Page
@@ -196,7 +197,7 @@ def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
         "finish_reason": "length" if cut else answers[-1].finish_reason,
         "usage": Usage(*(sum(one) for one in zip(*map(_figures, answers), strict=True))),
     }
-    if task.schema is not None:
+    if task.schema is not None and (not cut or is_whole(text)):
         # Only an answer that was cut is no JSON; what there is of it is left as text.
         with contextlib.suppress(ValueError):
             told["data"] = json.loads(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
@@ -22,6 +21,7 @@ from langchain_core.output_parsers.openai_tools import (
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from llavakit._json import is_whole
 from llavakit.errors import ParameterError
 from llavakit.langchain.tools import json_schema_of, to_openai_tools
 
@@ -119,20 +119,12 @@ class _Seen:
         self._text += message.text
         self._called |= bool(getattr(message, "tool_calls", None))
         cut = message.response_metadata.get("finish_reason") == "length"
-        if cut and not self._called and not _is_json(self._text):
+        if cut and not self._called and not is_whole(self._text):
             raise OutputParserException(
                 "The answer was cut before its object was complete; raise max_tokens.",
                 llm_output=self._text,
             )
         return message
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_pydantic(schema: Any) -> bool:

@@ -22,6 +22,7 @@ from llama_index.core.program.utils import process_streaming_objects
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import PydanticProgramMode
 
+from llavakit._json import is_whole
 from llavakit.errors import LlavaKitError
 
 dispatcher = get_dispatcher(__name__)
@@ -140,11 +141,12 @@ def _asking_for(output_cls: type[Any], llm_kwargs: dict[str, Any] | None) -> dic
 
 
 def _object_of(response: ChatResponse, output_cls: type[Any]) -> Any:
-    if response.additional_kwargs.get("finish_reason") == "length":
+    text = response.message.content or ""
+    if response.additional_kwargs.get("finish_reason") == "length" and not is_whole(text):
         raise LlavaKitError(
             f"The answer was cut before its {output_cls.__name__} was complete; raise max_tokens."
         )
-    return output_cls.model_validate_json(response.message.content or "")
+    return output_cls.model_validate_json(text)
 
 
 def _started(

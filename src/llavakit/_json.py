@@ -1,0 +1,17 @@
+"""JSON in answers that a limit of tokens may have cut."""
+
+from __future__ import annotations
+
+import json
+
+
+def is_whole(text: str) -> bool:
+    """Whether the text of an answer that was cut is a JSON value nevertheless, and all of it.
+
+    A number is none: the next token could have been another digit.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(value, bool) or not isinstance(value, (int, float))
