@@ -119,6 +119,8 @@ def test_ask_is_greedy_unless_told_otherwise():
         ({"messages": [{"role": "user", "content": "hi"}]}, "not dict"),
         ({"params": {"max_tokens": 5}}, r"params is of type dict; give SamplingParams"),
         ({"tools": [{"type": "function"}]}, r"A tool is of type dict; give llavakit\.Tool"),
+        ({"tools": [Tool("add"), Tool("add")]}, "Two tools are called 'add'"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
         ({"tool_choice": ["add"]}, "tool_choice"),
         ({"timeout": "3"}, "timeout is '3'"),
         ({"timeout": 0}, "timeout is 0"),
@@ -152,6 +154,23 @@ def test_setting_that_is_no_such_number_is_refused_by_name(setting):
     (name,) = setting
     with pytest.raises(ParameterError, match=f"^{name} is .*whole number"):
         llavakit.load("demo", **setting)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"model": 5},
+        {"base_url": 5},
+        {"device": 5},
+        {"source_policy": 5},
+        {"load_in_4bit": "yes"},
+    ],
+    ids=str,
+)
+def test_setting_of_a_wrong_type_is_refused_by_name(setting):
+    (name,) = setting
+    with pytest.raises(ParameterError, match=f"^{name} is "):
+        llavakit.load(**{"model": "demo", **setting})
 
 
 @pytest.mark.parametrize("choice", ["required", "add"])

@@ -391,6 +391,11 @@ def test_close_ends_every_open_request(backend: LocalBackend):
         backend.generate("hello")
 
 
+def test_half_a_character_in_a_tool_is_told_too(backend: LocalBackend):
+    with pytest.raises(MessageError, match="half a character"):
+        backend.generate("hello", tools=[Tool("add", "Adds \ud83d")])
+
+
 def test_conversation_without_a_question_is_refused(backend: LocalBackend):
     with pytest.raises(MessageError, match="user message"):
         backend.generate([Message("system", "Be brief.")])

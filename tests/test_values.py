@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from llavakit import Image, Message, SamplingParams, Text
+from llavakit import Image, Message, SamplingParams, Text, Tool, ToolCall
 from llavakit.errors import MessageError, ParameterError, UnsupportedContentError
 
 
@@ -42,6 +42,38 @@ def test_unknown_role_is_refused_with_the_known_ones():
 def test_picture_that_is_not_wrapped_is_refused():
     with pytest.raises(UnsupportedContentError, match=r"llavakit\.Image"):
         Message("user", [b"not wrapped"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("content", [5, None, b"hi", {"type": "text", "text": "hi"}, [None]])
+def test_content_that_is_no_text_and_no_picture_is_refused_and_never_dropped(content):
+    with pytest.raises(UnsupportedContentError, match="holds Text and Image parts"):
+        Message("user", content)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"hi", ["hi"]])
+def test_text_is_a_string(text):
+    with pytest.raises(UnsupportedContentError, match="A text is a string, not"):
+        Text(text)
+
+
+def test_half_a_character_is_told_with_its_place():
+    with pytest.raises(MessageError, match=r"half a character \(\\ud83d at 3\)"):
+        Message("user", "ab \ud83d")
+
+
+@pytest.mark.parametrize(
+    "given", [{"name": ""}, {"name": 5}, {"description": None}, {"parameters": None}], ids=str
+)
+def test_tool_that_no_model_could_call_is_refused(given):
+    with pytest.raises(ParameterError, match=f"^A tool's {next(iter(given))} is "):
+        Tool(**{"name": "add", **given})
+
+
+def test_arguments_of_a_call_are_a_dict_and_not_its_text():
+    with pytest.raises(MessageError, match="not 'add' and str"):
+        ToolCall("1", "add", '{"a": 1}')  # type: ignore[arg-type]
+    with pytest.raises(MessageError, match="ToolCall objects"):
+        Message("assistant", tool_calls=[{"name": "add"}])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

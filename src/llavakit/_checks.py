@@ -73,6 +73,12 @@ def real(
     raise refused(name, value, f"a number {' and '.join(bounds)}".strip())
 
 
+def kind(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:
+    """Refuses a value that is none of these kinds; ``words`` tell what it must be."""
+    if not isinstance(value, kinds):
+        raise refused(name, value, words)
+
+
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llavakit import tracing
-from llavakit._checks import known, real, whole
+from llavakit._checks import kind, known, real, whole
 from llavakit._threads import off_loop
 from llavakit.errors import MessageError, ParameterError
 from llavakit.streams import AnswerStream, Gathering, gather
@@ -245,6 +245,10 @@ def to_request(
                 f"A tool is of type {type(tool).__name__}; give llavakit.Tool(...)."
             )
     names = [tool.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise ParameterError(f"Two tools are called {name!r}; a call could mean either.")
+    kind("parallel_tool_calls", parallel_tool_calls, bool, "True or False")
     if tool_choice not in ["auto", "none", "required", *names]:
         raise ParameterError(
             f"tool_choice is {tool_choice!r}; it must be auto, none, required or the name of a "
@@ -353,6 +357,16 @@ def load(
     """
     from llavakit.sources import SourcePolicy
 
+    kind("model", model, (str, os.PathLike), "a name or a path")
+    kind("base_url", base_url, (str, type(None)), "a server's address or None")
+    kind(
+        "source_policy",
+        source_policy,
+        (SourcePolicy, type(None)),
+        "a llavakit.SourcePolicy or None",
+    )
+    kind("load_in_4bit", load_in_4bit, bool, "True or False")
+    kind("load_in_8bit", load_in_8bit, bool, "True or False")
     policy = source_policy or SourcePolicy()
     if base_url is not None:
         here = {

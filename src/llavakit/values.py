@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from llavakit._checks import real, refused, whole
+from llavakit._checks import kind, real, refused, whole
 from llavakit.errors import MessageError, ParameterError, UnsupportedContentError
 
 if TYPE_CHECKING:
@@ -25,11 +25,32 @@ ToolChoice: TypeAlias = str
 """``"auto"``, ``"none"``, ``"required"``, or the name of the one tool that must be called."""
 
 
+def check_characters(text: str) -> None:
+    """Refuses what is no text: halves of characters, which come of bytes that were read wrongly.
+
+    Raises:
+        MessageError: there is one; its place is told.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise MessageError(
+            f"The text holds half a character ({half} at {error.start}), which no model can read; "
+            "it was decoded wrongly."
+        ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """A piece of text in a message."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UnsupportedContentError(f"A text is a string, not {type(self.text).__name__}.")
+        check_characters(self.text)
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -74,6 +95,13 @@ class ToolCall:
     name: str
     arguments: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and isinstance(self.arguments, Mapping)):
+            raise MessageError(
+                f"A tool call has a name and a dict of arguments, not {self.name!r} and "
+                f"{type(self.arguments).__name__}."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
@@ -84,6 +112,12 @@ class Tool:
     parameters: Mapping[str, Any] = field(
         default_factory=lambda: {"type": "object", "properties": {}}
     )
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name):
+            raise refused("A tool's name", self.name, "a non-empty string")
+        kind("A tool's description", self.description, str, "a string")
+        kind("A tool's parameters", self.parameters, Mapping, "a JSON schema (a mapping)")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -117,7 +151,10 @@ class Message:
             raise MessageError(f"Unknown role {role!r}; use one of {', '.join(ROLES)}.")
         object.__setattr__(self, "role", role)
         object.__setattr__(self, "content", _parts(content))
-        object.__setattr__(self, "tool_calls", tuple(tool_calls))
+        calls = tuple(tool_calls)
+        if not all(isinstance(call, ToolCall) for call in calls):
+            raise MessageError("tool_calls holds llavakit.ToolCall objects.")
+        object.__setattr__(self, "tool_calls", calls)
         object.__setattr__(self, "tool_call_id", tool_call_id)
         object.__setattr__(self, "name", name)
 
@@ -137,8 +174,9 @@ def _parts(content: str | Part | Sequence[str | Part]) -> tuple[Part, ...]:
         return (Text(content),) if content else ()
     if isinstance(content, (Text, Image)):
         return (content,)
+    several = isinstance(content, Iterable) and not isinstance(content, (bytes, Mapping))
     parts: list[Part] = []
-    for part in content:
+    for part in content if several else [content]:
         if isinstance(part, str):
             part = Text(part)
         if not isinstance(part, (Text, Image)):

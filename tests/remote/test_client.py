@@ -754,33 +754,47 @@ def test_settings_of_servers_need_one(name):
 # The thread
 
 
-def _threads():
+def _in_a_fresh_process(code: str, url: str) -> None:
+    """Runs code where no other test has left a backend open."""
+    begin = """
+import gc, sys, threading, llavakit
+def load(**settings):
+    return llavakit.load("m", base_url=sys.argv[1], dialect="vllm", **settings)
+def threads():
     return [thread for thread in threading.enumerate() if thread.name == "llavakit-remote"]
+"""
+    subprocess.run([sys.executable, "-c", begin + code, url], check=True, timeout=100)
 
 
-def test_one_thread_serves_all_backends_and_ends_with_the_last(peer, remote):
+def test_one_thread_serves_all_backends_and_ends_with_the_last(peer):
     peer.says(words("hi"))
-    backends = [remote(max_retries=n) for n in range(3)]
-    for backend in backends:
-        backend.generate("q")
-    (thread,) = _threads()
-    for backend in backends[:2]:
-        backend.close()
-    assert backends[2].generate("q").text == "hi" and _threads() == [thread]
-    backends[2].close()
-    thread.join(10)
-    assert not thread.is_alive()
+    code = """
+backends = [load(max_retries=n) for n in range(3)]
+for backend in backends:
+    backend.generate("q")
+(thread,) = threads()
+for backend in backends[:2]:
+    backend.close()
+assert backends[2].generate("q").text == "hi" and threads() == [thread]
+backends[2].close()
+thread.join(30)
+assert not thread.is_alive()
+"""
+    _in_a_fresh_process(code, peer.url)
 
 
 def test_a_dropped_backend_ends_the_thread_too(peer):
     peer.says(words("hi"))
-    backend = llavakit.load("dropped", base_url=peer.url, dialect="vllm")
-    backend.generate("q")
-    (thread,) = _threads()
-    del backend
-    gc.collect()
-    thread.join(10)
-    assert not thread.is_alive()
+    code = """
+backend = load()
+backend.generate("q")
+(thread,) = threads()
+del backend
+gc.collect()
+thread.join(30)
+assert not thread.is_alive()
+"""
+    _in_a_fresh_process(code, peer.url)
 
 
 def test_many_threads_ask_at_once(peer, remote):

@@ -46,6 +46,11 @@ def test_importing_the_page_loads_neither_gradio_nor_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def _hear_ctrl_c() -> None:
+    # A test run in the background ignores SIGINT, and hands that down.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.slow
 @pytest.mark.enable_socket
 def test_the_command_serves_warns_and_ends_cleanly(tmp_path: Path) -> None:
@@ -57,6 +62,7 @@ def test_the_command_serves_warns_and_ends_cleanly(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=_hear_ctrl_c,
     ) as process:
         try:
             assert process.stderr is not None

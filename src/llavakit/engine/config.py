@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llavakit._checks import whole
+from llavakit._checks import kind, whole
 from llavakit.errors import ParameterError
 from llavakit.model.quantization import Quantization
 from llavakit.prompts.templates import OWN, template
@@ -61,6 +61,7 @@ class EngineConfig:
     compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        kind("device", self.device, str, "the name of a device, such as cuda:0")
         if self.conv_mode is not None and self.conv_mode != OWN:
             template(self.conv_mode)  # raises for a name that does not exist
         if self.quantization not in (None, "4bit", "8bit"):

@@ -11,7 +11,7 @@ from typing import Any
 from llavakit.errors import CheckpointError, MessageError
 from llavakit.prompts.conversation import Turn
 from llavakit.prompts.styles import Template, in_lines
-from llavakit.values import Image, Part, Text
+from llavakit.values import Image, Part, Text, check_characters
 
 BREAK = "\uf8ff"
 """A private-use character that cuts special tokens which a user typed as plain text."""
@@ -94,6 +94,7 @@ class PromptTokenizer:
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a rendered prompt."""
+        check_characters(text)  # those of names, arguments and descriptions of tools
         ids: list[int] = []
         for index, chunk in enumerate(text.split(BREAK)):
             # Its remark about long texts is not for users: they get a ContextLengthError.
