@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -134,14 +135,21 @@ def running(backend, *, grace=5.0, **settings):
         assert not thread.is_alive()
 
 
+class Neighbourly(ServerSettings):
+    """Settings under which pictures are fetched from this machine too, where tests have servers."""
+
+    def policy(self, *, fetching=True):
+        return replace(super().policy(fetching=fetching), allow_private_hosts=True)
+
+
 @pytest.fixture
 def client():
     """Clients of apps in this process: client(backend or answers, **settings)."""
 
-    def make(backend=("a red circle",), **settings):
+    def make(backend=("a red circle",), kind=ServerSettings, **settings):
         if not isinstance(backend, FakeBackend):
             backend = FakeBackend(backend)
-        app = create_app(backend, ServerSettings(**({"warm_up": False} | settings)))
+        app = create_app(backend, kind(**({"warm_up": False} | settings)))
         service = app.state.service
         service.readiness.begin()
         if settings.get("wait", True):

@@ -14,13 +14,17 @@ from llavakit.errors import (
 from llavakit.images import Picture
 from llavakit.testing import FakeBackend
 from llavakit.values import Completion, TokenLogprob, ToolCall
-from tests.serving.conftest import CHAT, data_uri, draw, picture_block, saying
+from tests.serving.conftest import CHAT, Neighbourly, data_uri, draw, picture_block, saying
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 def user(*blocks):
     return [{"role": "user", "content": list(blocks)}]
+
+
+def at(url):
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 @pytest.mark.parametrize(
@@ -205,12 +209,24 @@ async def test_paths_are_refused_even_where_addresses_are_allowed(client, tmp_pa
 
 
 @pytest.mark.enable_socket
-async def test_allowed_addresses_are_public_ones_only_and_never_for_counting(client):
+async def test_allowed_addresses_are_public_ones_only(client, server):
     app = client(allow_urls=True)
-    block = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}
-    for path in (CHAT, "/tokenize"):
-        answer = await app.post(path, json={"model": "fake", "messages": user(block)})
-        assert answer.json()["error"]["code"] == "source_not_allowed", answer.text
+    answer = await app.post(CHAT, json={"model": "fake", "messages": user(at(server.url()))})
+    assert answer.json()["error"]["code"] == "source_not_allowed", answer.text
+    assert server.connections == 0
+
+
+@pytest.mark.enable_socket
+async def test_counting_tokens_fetches_no_picture_that_an_answer_would_fetch(client, server):
+    app = client(kind=Neighbourly, allow_urls=True)
+    body = {"model": "fake", "messages": user(at(server.url()))}
+
+    counted = await app.post("/tokenize", json=body)
+    assert (counted.status_code, counted.json()["error"]["code"]) == (400, "source_not_allowed")
+    assert server.connections == 0
+
+    assert (await app.post(CHAT, json=body)).status_code == 200
+    assert server.connections == 1
 
 
 @pytest.mark.parametrize(
