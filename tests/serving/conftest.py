@@ -1,5 +1,6 @@
 """A real server process with the bundled model, and apps in this process with a scripted one."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from llavakit.serving import Server, ServerSettings, create_app
 from llavakit.serving.runner import listen
+from llavakit.streams import AnswerStream, Channel
 from llavakit.testing import FakeBackend
 
 
@@ -133,6 +135,26 @@ def running(backend, *, grace=5.0, **settings):
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+class Scripted(FakeBackend):
+    """Streams whose chunks the test puts; errors and ends included."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels = []
+
+    def submit(self, request):
+        self.requests.append(request)
+        self.channels.append(Channel())
+        return AnswerStream(self.channels[-1], self._count_cancel)
+
+
+async def begun(backend, count=1):
+    async with asyncio.timeout(20):
+        while len(backend.channels) < count:
+            await asyncio.sleep(0.01)
+    return backend.channels
 
 
 class Neighbourly(ServerSettings):

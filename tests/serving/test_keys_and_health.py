@@ -1,8 +1,10 @@
 """Who may come in, when the server is ready, and what it counts."""
 
+import asyncio
 import logging
 import re
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -14,8 +16,9 @@ from llavakit.errors import CheckpointError, ParameterError
 from llavakit.serving import ServerSettings, create_app
 from llavakit.serving.settings import read_keys
 from llavakit.testing import FakeBackend
-from llavakit.values import Completion, Usage
-from tests.serving.conftest import CHAT, eventually, figures, saying
+from llavakit.values import Chunk, Completion, Usage
+from tests.serving.asgi import Call
+from tests.serving.conftest import CHAT, Scripted, begun, eventually, figures, saying
 
 _NAME = re.compile(r"`([a-z0-9_]+[a-z])(?:\{[a-z_]+\})?`")
 KEYS = ("first-key", "second-key")
@@ -180,6 +183,41 @@ async def test_metrics_have_the_names_of_vllm_with_our_prefix(client):
     assert ends == {"stop": 2, "length": 0, "tool_calls": 0, "abort": 0, "error": 0}
     assert {one.labels["model_name"] for one in samples} == {"fake"}
     assert told["request_errors_total"] == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_tokens_of_all_choices_are_counted_and_their_one_prompt_once(client, stream):
+    app = client([Completion("one", usage=Usage(10, 4)), Completion("two", usage=Usage(10, 7))])
+    await app.post(CHAT, json=saying(stream=stream, n=2))
+    told = figures((await app.get("/metrics")).text)
+    assert told["prompt_tokens_total"] == 10 and told["generation_tokens_total"] == 11
+    assert told["request_success_total"] == 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_every_answer_is_timed_from_the_request_to_its_own_word_and_end(client, stream):
+    backend = Scripted()
+    app = client(backend, model_name="llava")
+    asked = time.monotonic()
+    call = Call(app.app, CHAT, saying(stream=stream, n=2) | {"model": "llava"})
+    first, second = await begun(backend, 2)
+    begins = time.monotonic()
+    least = 0.0
+    for channel in (first, second):  # the second one ends later
+        await asyncio.sleep(0.1)
+        least += time.monotonic() - begins
+        channel.put(Chunk("word"))
+        channel.put(Chunk(finish_reason="stop"))
+    await call.end()
+    most = 2 * (time.monotonic() - asked)
+
+    told = app.service.metrics.render().decode()
+    found = figures(told)
+    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds"):
+        assert found[f"{name}_count"] == 2
+        assert least <= found[f"{name}_sum"] <= most, name
+    samples = [one for family in text_string_to_metric_families(told) for one in family.samples]
+    assert {one.labels["model_name"] for one in samples} == {"llava"}
 
 
 @pytest.mark.enable_socket

@@ -6,31 +6,10 @@ import pytest
 
 from llavakit.errors import EngineError, RequestCancelledError
 from llavakit.serving.answering import Listener
-from llavakit.streams import AnswerStream, Channel
 from llavakit.testing import FakeBackend
 from llavakit.values import Chunk, Completion
 from tests.serving.asgi import Call
-from tests.serving.conftest import CHAT, figures, picture_block, saying
-
-
-class Scripted(FakeBackend):
-    """Streams whose chunks the test puts; errors and ends included."""
-
-    def __init__(self):
-        super().__init__()
-        self.channels = []
-
-    def submit(self, request):
-        self.requests.append(request)
-        self.channels.append(Channel())
-        return AnswerStream(self.channels[-1], self._count_cancel)
-
-
-async def begun(backend, count=1):
-    async with asyncio.timeout(20):
-        while len(backend.channels) < count:
-            await asyncio.sleep(0.01)
-    return backend.channels
+from tests.serving.conftest import CHAT, Scripted, begun, figures, picture_block, saying
 
 
 @pytest.fixture
