@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from fastapi.routing import iter_route_contexts
 from PIL import Image, ImageDraw
 
 from llavakit.serving import Server, ServerSettings, create_app
@@ -181,6 +183,19 @@ def client():
         return made
 
     return make
+
+
+OPEN = {"/health", "/version", "/openapi.json"}
+"""Where no key is asked for."""
+
+
+def routes(app):
+    """Method and path of every route of an app, a parameter in the path filled in."""
+    return [
+        (method, re.sub(r"\{.*?\}", "x", route.path))
+        for route in iter_route_contexts(app.routes)
+        for method in sorted(route.methods)
+    ]
 
 
 def draw(colour="red", size=256):

@@ -14,7 +14,7 @@ from llavakit.serving.handing import ReplicaLost
 from llavakit.serving.ingress import create_ingress
 from llavakit.testing import FakeBackend
 from tests.serving.asgi import Call
-from tests.serving.conftest import eventually
+from tests.serving.conftest import OPEN, eventually, routes
 
 ANSWER = "one two three four five"
 ASKED = {"model": "fake", "messages": [{"role": "user", "content": "Count."}]}
@@ -26,6 +26,7 @@ class Apps:
 
     Attributes:
         asked: the names of the replicas that were asked, in order.
+        handed: the paths that they were asked for.
         lost_after: for the replica of that name: how many bodies it gives, and how it is lost.
     """
 
@@ -40,6 +41,7 @@ class Apps:
         )
         self.affinity = Affinity()
         self.asked = []
+        self.handed = []
         self.lost_after = {}
         self.gone = set()
 
@@ -50,6 +52,7 @@ class Apps:
             living = [name for name in self.apps if name not in self.gone]
         name = self.affinity.ranked(living, keys, avoid)[0]
         self.asked.append(name)
+        self.handed.append(call.path)
         self.affinity.took(name, keys)
         bodies, how = self.lost_after.get(name, (None, None))
         try:
@@ -276,6 +279,26 @@ async def test_keys_and_host_names_are_checked_at_the_door(cluster):
     assert figures.status_code == 401
     assert client.apps.asked == ["a"]
     assert (await client.get("/health")).status_code == 200
+
+
+async def test_the_door_asks_for_a_key_wherever_the_app_behind_it_would(cluster):
+    client = cluster(api_keys=("secret",))
+    behind = routes(client.apps.apps["a"])
+    assert {path for _, path in behind} > OPEN
+    for method, path in [*routes(client.app), *behind]:
+        answer = await client.request(method, path, json=ASKED)
+        assert (answer.status_code == 401) == (path not in OPEN), (method, path)
+    assert set(client.apps.handed) == {"/openapi.json"}
+
+
+@pytest.mark.parametrize(
+    ("path", "host"), [("/heal\tth", "test"), ("/v1/models", "test/health?"), ("//health", "test")]
+)
+async def test_the_path_that_is_checked_is_the_one_that_is_handed_on(cluster, path, host):
+    client = cluster(api_keys=("secret",))
+    call = await Call(client.app, path, b"", method="GET", headers={"host": host}).end()
+    assert call.status == 401
+    assert client.apps.asked == []
 
 
 async def test_bodies_that_are_too_long_never_reach_a_replica(cluster):

@@ -18,7 +18,7 @@ from llavakit.serving.settings import read_keys
 from llavakit.testing import FakeBackend
 from llavakit.values import Chunk, Completion, Usage
 from tests.serving.asgi import Call
-from tests.serving.conftest import CHAT, Scripted, begun, eventually, figures, saying
+from tests.serving.conftest import CHAT, OPEN, Scripted, begun, eventually, figures, routes, saying
 
 _NAME = re.compile(r"`([a-z0-9_]+[a-z])(?:\{[a-z_]+\})?`")
 KEYS = ("first-key", "second-key")
@@ -38,6 +38,18 @@ async def test_without_a_key_nothing_is_told(client, method, path, shown):
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert answer.json()["error"]["type"] == "authentication_error"
     assert app.backend.requests == []
+
+
+async def test_every_route_asks_for_a_key_but_those_that_are_open(client):
+    app = client(api_keys=KEYS)
+    shown = {"Authorization": f"Bearer {KEYS[0]}"}
+    found = routes(app.app)
+    assert {path for _, path in found} >= {path for _, path in GUARDED} | OPEN
+    for method, path in found:
+        without = await app.request(method, path, json=saying())
+        assert without.status_code == (200 if path in OPEN else 401), (method, path)
+        known = await app.request(method, path, json=saying(), headers=shown)
+        assert known.status_code not in (401, 403, 405), (method, path)
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -127,7 +127,7 @@ class Ingress:
                 except ClientDisconnect:
                     return Response(status_code=499)
             keys: tuple[str, ...] = ()
-            if request.url.path == _CHAT:
+            if request.scope["path"] == _CHAT:
                 large = len(body) > _LARGE
                 keys = await asyncio.to_thread(beginnings, body) if large else beginnings(body)
             answer = HandedOn(
@@ -138,7 +138,8 @@ class Ingress:
 
     def _check(self, request: Request) -> None:
         check_host(request, self._settings.allowed_hosts)
-        if request.url.path not in _OPEN:
+        # Not request.url, which the Host header is a part of: this is the path that is handed on.
+        if request.scope["path"] not in _OPEN:
             self._keys.check(request)
 
 
