@@ -1,11 +1,15 @@
 """The command line of ``llavakit serve``."""
 
+import contextlib
+
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 import llavakit
 from llavakit.cli import serve as command
 from llavakit.cli.app import app
+from llavakit.serving import Server
 from llavakit.serving.settings import MIB
 from llavakit.testing import FakeBackend
 
@@ -53,6 +57,43 @@ def test_options_reach_the_model_and_the_server(run, tmp_path):
     assert settings.max_answer_tokens == 99 and settings.allow_urls
     assert settings.allowed_hosts == ()
     assert (load["load_in_4bit"], load["device"], load["max_concurrency"]) == (True, "cuda:1", 4)
+
+
+@pytest.mark.enable_socket
+async def test_a_cluster_asks_for_the_keys_of_the_file(monkeypatch, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("k1\nk2\n")
+    doors = []
+
+    @contextlib.contextmanager
+    def nothing(*arguments):
+        yield Living()
+
+    class Door(Server):
+        def run(self, sockets):
+            doors.append(self.config.app)
+
+    monkeypatch.setattr("llavakit.serving.cluster.ray_running", nothing)
+    monkeypatch.setattr("llavakit.serving.cluster.deployed", nothing)
+    monkeypatch.setattr("llavakit.serving.Server", Door)
+    arguments = ["serve", "demo", "--ray", "--port", "0", "--api-key-file", str(keys)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+
+    (door,) = doors
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(door), base_url="http://test"
+    ) as client:
+        for shown, status in [("", 401), ("Bearer k", 401), ("Bearer k1", 200), ("Bearer k2", 200)]:
+            answer = await client.get("/metrics", headers={"Authorization": shown})
+            assert answer.status_code == status, shown
+
+
+class Living:
+    """Replicas that tell no figures."""
+
+    async def metrics(self):
+        return b""
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "myhost"])
