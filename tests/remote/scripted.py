@@ -48,10 +48,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
 
-    def begin(self) -> None:
+    def begin(self, kind: str = "text/event-stream", status: int = 200) -> None:
         """The head of a stream."""
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         self.wfile.flush()
@@ -164,6 +164,22 @@ def events(*told: Any) -> Script:
         handler.begin()
         for one in told:
             handler.event(one)
+        handler.end()
+
+    return script
+
+
+def endless(
+    first: bytes, more: bytes, kind: str = "text/event-stream", status: int = 200
+) -> Script:
+    """A body that goes on and on: for 64 MiB, so that a test that fails has an end."""
+
+    def script(handler: Handler) -> None:
+        handler.begin(kind, status)
+        handler.raw(first)
+        piece = more * (65536 // len(more))
+        for _ in range(1024):
+            handler.raw(piece)
         handler.end()
 
     return script

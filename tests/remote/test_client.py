@@ -34,6 +34,7 @@ from tests.loopback import PNG
 from tests.remote.scripted import (
     USAGE,
     called,
+    endless,
     events,
     models,
     piece,
@@ -213,6 +214,61 @@ def test_what_is_no_event_is_an_error(peer, remote, event):
     peer.says(events(event))
     with pytest.raises(RemoteError, match="no event of a chat completion"):
         remote().generate("q")
+
+
+WORD = f"data: {json.dumps(piece('word '))}\n\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (endless(WORD, WORD), "answer without end"),
+        (endless(WORD, b": still working\n\n"), "answer without end"),
+        (endless(WORD, b"event: ping\n"), "answer without end"),
+        (endless(b'{"choices": [', b"1, ", "application/json"), "more than 1,048,576 bytes"),
+    ],
+    ids=["words", "signs of life", "lines", "JSON"],
+)
+def test_an_answer_without_end_is_given_up(peer, remote, monkeypatch, script, words):
+    monkeypatch.setattr("llavakit.remote.exchange._LEAST_ROOM", 1 << 20)
+    peer.says(script)
+    with pytest.raises(RemoteError, match=words):
+        remote().generate("q", SamplingParams(max_tokens=8))
+    assert peer.gone.wait(10)  # it stopped reading, and so keeps no more
+
+
+def test_the_room_for_an_answer_grows_with_the_tokens_it_may_have(peer, remote, monkeypatch):
+    monkeypatch.setattr("llavakit.remote.exchange._LEAST_ROOM", 1000)
+    long = "word " * 1000
+    peer.says(words(*[long] * 3))
+    assert remote().generate("q", SamplingParams(max_tokens=3000)).text == long * 3
+
+
+@pytest.mark.parametrize("more", [b"x", b"data: x\n"], ids=["a line", "lines"])
+def test_an_event_without_end_is_given_up(peer, remote, more):
+    peer.says(endless(b"data: ", more))
+    with pytest.raises(RemoteError, match="event without end"):
+        remote().generate("q")
+    assert peer.gone.wait(10)
+
+
+def test_what_comes_behind_the_end_of_an_answer_is_not_waited_for(peer, remote):
+    whole = [WORD, f"data: {json.dumps(piece(finish='stop'))}\n\n".encode(), b"data: [DONE]\n\n"]
+    peer.says(endless(b"".join(whole), b": still working\n\n"))
+    assert remote().generate("q").text == "word "
+    assert peer.gone.wait(10)
+
+
+def test_refusals_and_lists_of_models_have_an_end_too(peer, remote):
+    peer.says(endless(b"{", b" ", "application/json", 400))
+    with pytest.raises(LlavaKitError, match="400"):
+        remote().generate("q")
+    assert peer.gone.wait(10)
+    peer.gone.clear()
+    peer.routes["/v1/models"] = endless(b"{", b" ", "application/json")
+    with pytest.raises(RemoteError, match="more than"):
+        remote().info  # noqa: B018
+    assert peer.gone.wait(10)
 
 
 def test_a_web_page_is_no_answer(peer, remote):

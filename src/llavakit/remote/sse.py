@@ -14,6 +14,8 @@ from llavakit.errors import RemoteError
 
 MAX_EVENT = 8 << 20
 """Most characters of one event; a chunk of an answer has some hundred."""
+_LINE = 64
+"""Characters that a line counts for beside its own: short ones take more memory than they say."""
 
 
 class EventReader:
@@ -66,7 +68,7 @@ class EventReader:
         if field == "data":
             value = value.removeprefix(" ")
             self._data.append(value)
-            self._grow(len(value))
+            self._grow(len(value) + _LINE)
 
     def _grow(self, size: int) -> None:
         self._size += size
