@@ -1,15 +1,16 @@
 """Streams: how they begin, go on, end and break off, and what happens when nobody listens."""
 
 import asyncio
+import threading
 
 import pytest
 
 from llavakit.errors import EngineError, RequestCancelledError
 from llavakit.serving.answering import Listener
-from llavakit.testing import FakeBackend
 from llavakit.values import Chunk, Completion
+from tests.loopback import PNG, reply
 from tests.serving.asgi import Call
-from tests.serving.conftest import CHAT, Scripted, begun, figures, picture_block, saying
+from tests.serving.conftest import CHAT, Neighbourly, Scripted, begun, figures, saying
 
 
 @pytest.fixture
@@ -97,16 +98,68 @@ async def test_a_client_that_leaves_cancels_its_request(scripted, stream, n):
     assert f'finished_reason="abort",model_name="fake"}} {n}.0' in told
 
 
-async def test_a_client_that_leaves_while_its_pictures_are_opened_is_not_answered(client):
-    app = client(FakeBackend(hang=True))
-    block = picture_block(size=2000)
-    body = saying(stream=True) | {"messages": [{"role": "user", "content": [block] * 3}]}
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_while_its_pictures_are_opened_frees_its_place(
+    client, server, stream
+):
+    asked, go = threading.Event(), threading.Event()
+
+    def answer(connection):
+        asked.set()
+        assert go.wait(20)
+        reply(PNG)(connection)
+
+    server.answer = answer
+    app = client(kind=Neighbourly, allow_urls=True, max_open_requests=1)
+    block = {"type": "image_url", "image_url": {"url": server.url()}}
+    body = saying(stream=stream) | {"messages": [{"role": "user", "content": [block]}]}
     call = Call(app.app, CHAT, body)
-    call.leave()
-    await call.end()
+    try:
+        assert await asyncio.to_thread(asked.wait, 20)
+        assert app.service.gate.open == 1
+        call.leave()
+        await call.end()
+        assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
+        assert (await app.post(CHAT, json=saying("another"))).status_code == 200
+    finally:
+        go.set()
     app.service._pool.shutdown(wait=True)
-    assert app.backend.cancelled == len(app.backend.requests)
+    assert [request.messages[0].text for request in app.backend.requests] == ["another"]
     assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
+    told = figures(app.service.metrics.render().decode())
+    assert told["request_errors_total"] == 1  # client_left
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_request_that_is_submitted_after_its_client_left_is_cancelled(client, stream):
+    class Late(Scripted):
+        """Takes requests when it is told to."""
+
+        def __init__(self):
+            super().__init__()
+            self.asked, self.go = threading.Event(), threading.Event()
+
+        def submit(self, request):
+            self.asked.set()
+            assert self.go.wait(20)
+            return super().submit(request)
+
+    backend = Late()
+    app = client(backend)
+    call = Call(app.app, CHAT, saying(stream=stream, n=2))
+    try:
+        assert await asyncio.to_thread(backend.asked.wait, 20)
+        call.leave()
+        await call.end()
+        assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
+    finally:
+        backend.go.set()
+    app.service._pool.shutdown(wait=True)
+    assert backend.cancelled == len(backend.requests) == 2
+    assert all(channel.ended for channel in backend.channels)
+    told = figures(app.service.metrics.render().decode())
+    assert told["request_errors_total"] == 1 and told["request_success_total"] == 0
 
 
 async def test_who_left_has_left_for_good():
