@@ -61,3 +61,13 @@ def test_an_event_without_end_is_refused():
     with pytest.raises(RemoteError, match="without end"):
         for _ in range(MAX_EVENT // 2**16 + 2):
             list(reader.push(b"x" * 2**16))
+
+
+@pytest.mark.parametrize("lines", [[9000], [4500, 4499]])
+@pytest.mark.parametrize("cut", [10, 1000, 10**6])
+def test_how_long_an_event_may_be_does_not_depend_on_where_it_is_cut(monkeypatch, lines, cut):
+    monkeypatch.setattr("llavakit.remote.sse.MAX_EVENT", 10_000)
+    event = [b"data: " + b"x" * size + b"\n" for size in lines]
+    data = b"".join([*event, b": still working\n" * 1000, b"\n"])
+    pieces = [data[start : start + cut] for start in range(0, len(data), cut)]
+    assert [len(text) for text in read(pieces)] == [9000]

@@ -51,6 +51,7 @@ class EventReader:
         # Not splitlines: it splits at characters that JSON may hold.
         *lines, rest = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         for line in lines:
+            self._size -= sum(map(len, self._line))  # whole, it is counted as what is kept of it
             line = "".join([*self._line, line])
             self._line = []
             yield from self._take(line)
