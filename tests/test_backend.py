@@ -4,6 +4,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,7 @@ def test_setting_that_is_no_such_number_is_refused_by_name(setting):
     "setting",
     [
         {"model": 5},
+        {"model": ""},
         {"base_url": 5},
         {"device": 5},
         {"source_policy": 5},
@@ -177,6 +179,17 @@ def test_setting_of_a_wrong_type_is_refused_by_name(setting):
 def test_tool_choice_without_its_tool_is_refused(choice):
     with pytest.raises(ParameterError, match="tool"):
         FakeBackend().generate("hi", tool_choice=choice)
+
+
+def test_all_choices_answer_the_same_request_whatever_it_was_made_of():
+    backend = FakeBackend(["a", "b"])
+    messages = (Message("user", text) for text in ["hi", "there"])
+    answers = backend.choices(messages, SamplingParams(seed=5), tools=iter([Tool("f")]), n=2)
+    assert [answer.text for answer in answers] == ["a", "b"]
+    first, second = backend.requests
+    assert (first.params.seed, second.params.seed) == (5, 6)
+    assert replace(second, params=first.params) == first
+    assert len(first.messages) == 2 and first.tools == (Tool("f"),)
 
 
 def test_tool_choice_may_name_a_tool():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import os
 import socket
 import threading
@@ -44,6 +45,23 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "rooted").mkdir()
     (tmp_path / "rooted" / "secret.png").write_bytes(png("blue"))
     return tmp_path / "root"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"allow_files": "no"},
+        {"allow_urls": 0},
+        {"allow_private_hosts": None},
+        {"roots": [5]},
+        {"max_bytes": "64 MB"},
+        {"timeout": math.nan},
+    ],
+    ids=str,
+)
+def test_a_policy_that_means_something_else_is_refused(setting):
+    with pytest.raises(ParameterError, match=f"^{next(iter(setting))} is "):
+        SourcePolicy(**setting)
 
 
 def test_below_a_root_paths_and_file_urls_are_read(root):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image as PILImage
 
 from llavakit import Image, Message, SamplingParams, Text, Tool, ToolCall
-from llavakit.errors import MessageError, ParameterError, UnsupportedContentError
+from llavakit.errors import MessageError, ParameterError, SchemaError, UnsupportedContentError
 
 
 def test_string_content_is_one_text_part():
@@ -67,6 +67,12 @@ def test_half_a_character_is_told_with_its_place():
 def test_tool_that_no_model_could_call_is_refused(given):
     with pytest.raises(ParameterError, match=f"^A tool's {next(iter(given))} is "):
         Tool(**{"name": "add", **given})
+
+
+def test_tool_whose_arguments_are_no_object_is_refused():
+    with pytest.raises(SchemaError, match="'add' are of type 'array'"):
+        Tool("add", parameters={"type": "array"})
+    assert Tool("add", parameters={"type": ["object", "null"]}).parameters
 
 
 def test_arguments_of_a_call_are_a_dict_and_not_its_text():

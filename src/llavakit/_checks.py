@@ -8,7 +8,7 @@ step that is taken for everybody.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
@@ -71,6 +71,27 @@ def real(
     words = {"above": above, "of at least": least, "below": below, "at most": most}
     bounds = [f"{word} {bound}" for word, bound in words.items() if bound is not None]
     raise refused(name, value, f"a number {' and '.join(bounds)}".strip())
+
+
+def strings(name: str, value: Any, *, secret: bool = False) -> tuple[str, ...]:
+    """One string or several, none of them empty; None is none. A string is not its letters.
+
+    Args:
+        name: of the setting.
+        value: what was given for it.
+        secret: whether the error must not show it.
+
+    Raises:
+        ParameterError: it is anything else.
+    """
+    given = (value,) if isinstance(value, str) else () if value is None else value
+    listed = isinstance(given, Iterable) and not isinstance(given, (bytes, Mapping))
+    found = tuple(given) if listed else ()
+    if listed and all(isinstance(one, str) and one for one in found):
+        return found
+    if secret:
+        raise ParameterError(f"{name} must be a non-empty string or several.")
+    raise refused(name, value, "a non-empty string or several")
 
 
 def kind(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:

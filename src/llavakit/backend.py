@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llavakit import tracing
-from llavakit._checks import kind, known, real, whole
+from llavakit._checks import kind, known, real, refused, whole
 from llavakit._threads import off_loop
 from llavakit.errors import MessageError, ParameterError
 from llavakit.streams import AnswerStream, Gathering, gather
@@ -143,12 +143,13 @@ class Backend(ABC):
             **options: as in :meth:`stream`.
         """
         whole("n", n, least=1)
-        params = params or SamplingParams()
+        request = to_request(messages, params, **options)
+        first = request.params
         with contextlib.ExitStack() as open_streams:
             streams = []
             for number in range(n):
-                seed = None if params.seed is None else params.seed + number
-                stream = self.stream(messages, replace(params, seed=seed), **options)
+                seed = None if first.seed is None else first.seed + number
+                stream = self.submit(replace(request, params=replace(first, seed=seed)))
                 streams.append(open_streams.enter_context(stream))
             return [gather(stream) for stream in streams]
 
@@ -358,6 +359,8 @@ def load(
     from llavakit.sources import SourcePolicy
 
     kind("model", model, (str, os.PathLike), "a name or a path")
+    if not os.fspath(model):
+        raise refused("model", model, "a name or a path")
     kind("base_url", base_url, (str, type(None)), "a server's address or None")
     kind(
         "source_policy",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit._checks import real, whole
+from llavakit._checks import kind, real, whole
 from llavakit.errors import (
     LlavaKitError,
     SourceFetchError,
@@ -71,8 +71,12 @@ class SourcePolicy:
         if roots is not None:
             if isinstance(roots, (str, os.PathLike)):
                 roots = (roots,)
+            for root in roots:
+                kind("roots", root, (str, os.PathLike), "folders")
             # Absolute at once, so that a later chdir does not move the fence.
             object.__setattr__(self, "roots", tuple(Path(r).absolute() for r in roots))
+        for name in ("allow_files", "allow_urls", "allow_private_hosts"):
+            kind(name, getattr(self, name), bool, "True or False")
         for name in ("max_bytes", "max_pixels", "max_side"):
             whole(name, getattr(self, name), least=1)
         real("timeout", self.timeout, above=0)

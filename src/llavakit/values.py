@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from llavakit._checks import kind, real, refused, whole
-from llavakit.errors import MessageError, ParameterError, UnsupportedContentError
+from llavakit._checks import kind, real, refused, strings, whole
+from llavakit.errors import MessageError, ParameterError, SchemaError, UnsupportedContentError
 
 if TYPE_CHECKING:
     from llavakit.images import Picture
@@ -118,6 +118,12 @@ class Tool:
             raise refused("A tool's name", self.name, "a non-empty string")
         kind("A tool's description", self.description, str, "a string")
         kind("A tool's parameters", self.parameters, Mapping, "a JSON schema (a mapping)")
+        said = self.parameters.get("type", "object")
+        if said != "object" and not (isinstance(said, list) and "object" in said):
+            raise SchemaError(
+                f"The parameters of the tool {self.name!r} are of type {said!r}; the arguments of "
+                "a call are an object."
+            )
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -227,7 +233,7 @@ class SamplingParams:
             "min_p": real("min_p", self.min_p, least=0, below=1),
             "repetition_penalty": real("repetition_penalty", self.repetition_penalty, above=0),
             "seed": None if self.seed is None else whole("seed", self.seed),
-            "stop": _strings(self.stop),
+            "stop": strings("stop", self.stop),
             "logprobs": None
             if self.logprobs is None
             else whole("logprobs", self.logprobs, least=0, most=20),
@@ -245,16 +251,6 @@ class SamplingParams:
     def names(cls) -> tuple[str, ...]:
         """The names of all parameters."""
         return tuple(f.name for f in fields(cls))
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else () if value is None else value
-    if not (isinstance(strings, Iterable) and not isinstance(strings, (bytes, Mapping))):
-        raise refused("stop", value, "a string or several")
-    strings = tuple(strings)
-    if not all(isinstance(one, str) and one for one in strings):
-        raise refused("stop", value, "non-empty strings")
-    return strings
 
 
 @dataclass(frozen=True, slots=True)

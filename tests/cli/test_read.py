@@ -1,5 +1,6 @@
 import io
 import json
+import os
 
 import pytest
 
@@ -52,6 +53,15 @@ def test_interrupted_reading_says_how_to_go_on(run, fake, pdf, tmp_path):
     assert result.stderr == "llavakit: interrupted; the same command goes on.\n"
     printed = run("read", pdf)  # nothing is kept, and nothing is promised
     assert (printed.exit_code, printed.stderr) == (130, "")
+
+
+def test_lines_go_into_files_and_not_into_devices(run, pdf, tmp_path):
+    result = run("read", pdf, "--out", "/dev/null")
+    assert result.exit_code == 2 and "is a device or a pipe" in result.stderr
+    assert run("read", pdf, "--out", "-").exit_code == 2
+    os.mkfifo(tmp_path / "pipe")
+    assert run("read", pdf, "--out", tmp_path / "pipe").exit_code != 0
+    assert [path.name for path in tmp_path.glob("*.job")] == []
 
 
 def test_one_page_is_one_page(run, pdf, tmp_path):

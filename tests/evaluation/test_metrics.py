@@ -204,6 +204,15 @@ def test_one_more_right_answer_makes_nothing_in_pope_worse(answered, label):
 
 
 @given(pairs)
+def test_no_answer_is_worth_what_a_wrong_one_is_in_pope(answered):
+    other = {"yes": "no", "no": "yes"}
+    wrong = [(other[label] if said is None else said, label) for said, label in answered]
+    missing, wrong = Counts.of(answered), Counts.of(wrong)
+    for name in ("accuracy", "precision", "recall", "f1"):
+        assert getattr(missing, name) == getattr(wrong, name)
+
+
+@given(pairs)
 def test_swapping_yes_and_no_keeps_popes_accuracy_and_mirrors_its_yes_ratio(answered):
     answered = [(said, label) for said, label in answered if said is not None]
     other = {"yes": "no", "no": "yes"}

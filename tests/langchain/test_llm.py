@@ -8,12 +8,20 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseLLM
+from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import RunnableLambda
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from llavakit.errors import ContextLengthError, ParameterError, SourceNotAllowedError
+from llavakit.errors import (
+    ContextLengthError,
+    ParameterError,
+    SourceNotAllowedError,
+    UnsupportedContentError,
+)
 from llavakit.langchain import LLaVALLM
 from llavakit.testing import FakeBackend
 
@@ -139,6 +147,31 @@ def test_stop_and_finish_reason(model, red):
     word = generation.text.split()[1]
     cut = model.generate(["Describe the picture."], stop=[word], images=red).generations[0][0]
     assert cut.text == generation.text.partition(word)[0]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model, messages: model.invoke(messages),
+        lambda model, messages: model.batch([messages]),
+        lambda model, messages: list(model.stream(messages)),
+        lambda model, messages: (RunnableLambda(lambda _: messages) | model).invoke(""),
+        lambda model, messages: model.generate_prompt([ChatPromptValue(messages=messages)]),
+        lambda model, messages: asyncio.run(model.ainvoke(messages)),
+        lambda model, messages: asyncio.run(
+            model.agenerate_prompt([ChatPromptValue(messages=messages)])
+        ),
+    ],
+    ids=["invoke", "batch", "stream", "chain", "generate_prompt", "ainvoke", "agenerate_prompt"],
+)
+def test_a_picture_in_a_message_is_refused_and_never_dropped(fake, ask):
+    shown = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    model = LLaVALLM(backend=fake)
+    with pytest.raises(UnsupportedContentError, match="'image_url'; take ChatLLaVA, or give"):
+        ask(model, [HumanMessage(["What is this?", shown])])
+    assert not fake.requests
+    ask(model, [HumanMessage(["What ", {"type": "text", "text": "is this?"}])])
+    assert "What is this?" in fake.requests[0].messages[-1].text
 
 
 def test_unknown_arguments_and_forbidden_files_are_refused(fake):

@@ -103,6 +103,11 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_and_in_one_sentence():
     assert done.returncode == 1 and "the hub cannot be reached" in sentence
 
 
+def test_the_bundled_model_is_found_whatever_the_case_of_its_name(demo_dir):
+    for name in ("demo", "Demo", " DEMO "):
+        assert locate(name) == demo_dir
+
+
 def test_catalog_names_stand_for_the_twin_in_hf_format(hub):
     downloaded = hub({TWIN: ["model.safetensors"], ORIGINAL: ["pytorch_model.bin"]})
     for name in ("llava-1.5-7b", ORIGINAL, TWIN):

@@ -79,6 +79,27 @@ async def test_keys_are_never_told(client, caplog):
     assert not any(key in text for key in KEYS for text in texts)
 
 
+async def test_a_key_that_is_given_alone_is_not_its_letters(client):
+    app = client(api_keys="first-key")
+    for shown, status in (("first-key", 200), ("f", 401), ("first", 401)):
+        headers = {"Authorization": f"Bearer {shown}"}
+        assert (await app.get("/v1/models", headers=headers)).status_code == status
+    assert ServerSettings(allowed_hosts="gpu-box").allowed_hosts == ("gpu-box",)
+
+
+@pytest.mark.parametrize("keys", [["first-key", 5], ["first-key", ""], b"first-key", 5])
+def test_keys_that_are_none_are_refused_and_not_told(keys):
+    with pytest.raises(ParameterError, match=r"^api_keys must be") as refused:
+        ServerSettings(api_keys=keys)
+    assert "first-key" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["allow_urls", "warm_up"])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(name):
+    with pytest.raises(ParameterError, match=f"{name} is 'no'; it must be True or False"):
+        ServerSettings(**{name: "no"})
+
+
 def test_a_file_of_keys_has_one_a_line(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# ours\nfirst\n\n  second  \nfirst\n")

@@ -36,6 +36,7 @@ def test_the_list_tells_the_memory_of_the_catalog_and_of_directories(tmp_path: P
 def test_a_list_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError):
         offers([])
+    assert [offer.name for offer in offers("demo")] == ["demo"]  # and not d, e, m, o
     with pytest.raises(ParameterError, match="no directory"):
         offers(["demo"], [tmp_path / "none"])
 

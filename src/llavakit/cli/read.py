@@ -146,6 +146,8 @@ def read(
     for name, given in (("--store", store is not None), ("--restart", restart)):
         if given and out is None:
             raise usage_error(f"{name} goes with --out.")
+    if out == Path("-"):
+        raise usage_error("Without --out, lines are printed; leave it out.")
     if ray and out is None:
         raise usage_error("--ray writes Parquet into a folder; name it with --out.")
     for name, value in (("--actors", actors), ("--shard", shard), ("--ray-address", ray_address)):

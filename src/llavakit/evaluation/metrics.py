@@ -65,35 +65,41 @@ def distance(one: str, other: str) -> int:
 class Counts:
     """Yes-or-no answers against their labels, as POPE counts them (Li et al. 2023).
 
+    No answer at all is a wrong one: nothing gets better by what is missing.
+
     Attributes:
         tp, fp, tn, fn: true and false, positives ("yes") and negatives.
-        failed: questions that should be answered "no" and have no answer at all. Those that
-            should be answered "yes" are false negatives.
+        silent: those of ``fp`` that are no answer at all.
     """
 
     tp: int = 0
     fp: int = 0
     tn: int = 0
     fn: int = 0
-    failed: int = 0
+    silent: int = 0
 
     @classmethod
     def of(cls, answers: Iterable[tuple[YesNo | None, YesNo]]) -> Counts:
         """Counts pairs of an answer (None: there is none) and its label."""
-        names = {
-            ("yes", "yes"): "tp",
-            ("yes", "no"): "fp",
-            ("no", "no"): "tn",
-            ("no", "yes"): "fn",
-            (None, "yes"): "fn",
-            (None, "no"): "failed",
-        }
-        return cls(**Counter(names[pair] for pair in answers))
+        found = Counter(answers)
+        silent = found[None, "no"]
+        return cls(
+            tp=found["yes", "yes"],
+            fp=found["yes", "no"] + silent,
+            tn=found["no", "no"],
+            fn=found["no", "yes"] + found[None, "yes"],
+            silent=silent,
+        )
 
     @property
     def total(self) -> int:
         """All questions."""
-        return self.tp + self.fp + self.tn + self.fn + self.failed
+        return self.tp + self.fp + self.tn + self.fn
+
+    @property
+    def said_yes(self) -> int:
+        """Answers that say "yes"."""
+        return self.tp + self.fp - self.silent
 
     @property
     def accuracy(self) -> float | None:
@@ -102,7 +108,7 @@ class Counts:
 
     @property
     def precision(self) -> float | None:
-        """The share of right answers among those that say "yes"."""
+        """The share of right answers among those that say "yes", or fail to say "no"."""
         return _share(self.tp, self.tp + self.fp)
 
     @property
@@ -118,7 +124,7 @@ class Counts:
     @property
     def yes_ratio(self) -> float | None:
         """The share of answers that say "yes"."""
-        return _share(self.tp + self.fp, self.total)
+        return _share(self.said_yes, self.total)
 
 
 def _share(part: int, whole: int) -> float | None:

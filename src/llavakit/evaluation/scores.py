@@ -107,7 +107,7 @@ def _means(values: Sequence[float], seed: int) -> Any:
 def _f1s(group: Counts, seed: int) -> Any:
     import numpy as np
 
-    cells = [group.tp, group.fp, group.fn, group.tn + group.failed]
+    cells = [group.tp, group.fp, group.fn, group.tn]
     tp, fp, fn, _ = _drawn(cells, seed).T
     whole = 2 * tp + fp + fn
     # A resample without any positive has no F1, and is left out.

@@ -69,7 +69,7 @@ class Pope(Benchmark):
                 share(f"{name}: precision", counts.tp, counts.tp + counts.fp),
                 share(f"{name}: recall", counts.tp, counts.tp + counts.fn),
                 f1(f"{name}: F1", [counts]),
-                share(f"{name}: yes ratio", counts.tp + counts.fp, counts.total),
+                share(f"{name}: yes ratio", counts.said_yes, counts.total),
             ]
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Self, cast
 
@@ -16,12 +16,14 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import LLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, PrivateAttr
 
 from llavakit.arguments import CALL_ARGUMENTS, check_known, to_params, unaliased
 from llavakit.backend import question_about
+from llavakit.errors import UnsupportedContentError
 from llavakit.images import Picture, open_picture
 from llavakit.langchain.canonical import is_remote
 from llavakit.langchain.chunks import PROVIDER, to_usage
@@ -106,6 +108,23 @@ class LLaVALLM(LLM, ModelSettings):
         settings = self._sampling() | ({} if stop is None else {"stop": stop})
         options = {"timeout": settings.get("timeout")}
         return question_about(list(self._images), prompt), to_params(settings), options
+
+    # LangChain writes a prompt of messages as text, and leaves out whatever is none.
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        prompt = super()._convert_input(model_input)
+        _check_text([prompt])
+        return prompt
+
+    def generate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
+        _check_text(prompts)
+        return super().generate_prompt(prompts, *args, **kwargs)
+
+    async def agenerate_prompt(
+        self, prompts: list[PromptValue], *args: Any, **kwargs: Any
+    ) -> LLMResult:
+        _check_text(prompts)
+        return await super().agenerate_prompt(prompts, *args, **kwargs)
 
     # LangChain's four ways in: each goes on with a model that holds the call's arguments.
 
@@ -260,6 +279,20 @@ class LLaVALLM(LLM, ModelSettings):
     def get_num_tokens(self, text: str) -> int:
         """Tokens of ``text`` as a prompt, the template around it included."""
         return self.backend_for().count_tokens(question_about(list(self._images), text))
+
+
+def _check_text(prompts: Iterable[PromptValue]) -> None:
+    for message in (message for prompt in prompts for message in prompt.to_messages()):
+        kinds = [kind for kind in map(_kind, message.content) if kind != "text"]
+        if not isinstance(message.content, str) and kinds:
+            raise UnsupportedContentError(
+                f"An LLM reads text, and a message holds a block of type {kinds[0]!r}; take "
+                "ChatLLaVA, or give pictures by images=."
+            )
+
+
+def _kind(block: Any) -> str:
+    return "text" if isinstance(block, str) else str(block.get("type"))
 
 
 def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -64,6 +64,8 @@ def locate(model: str, revision: str | None = None, *, original: bool = False) -
         return download(model, revision)
     if original:
         return download(entry.original_id, revision)
+    if not entry.hf_id:  # the bundled one, whatever its case
+        return locate(entry.name)
     if model == entry.original_id and (found := _in_cache(model, revision)) is not None:
         return found
     return download(entry.hf_id, revision)

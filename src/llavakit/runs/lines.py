@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,10 @@ class Lines:
         except OSError as error:
             raise self._failed(error) from error
         try:
+            if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                raise ParameterError(
+                    f"{path} is a device or a pipe, and lines are read again; name a file."
+                )
             self._lock()
             if restart:
                 self._file.truncate(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llavakit._checks import real, whole
+from llavakit._checks import kind, real, strings, whole
 from llavakit.errors import ParameterError
 from llavakit.sources import SourcePolicy
 
@@ -76,8 +76,11 @@ class ServerSettings:
             real(name, getattr(self, name), above=0)
         if self.max_answer_tokens is not None:
             whole("max_answer_tokens", self.max_answer_tokens, least=1)
-        if not all(self.api_keys):
-            raise ParameterError("A key is empty; give keys that cannot be guessed.")
+        for name in ("allow_urls", "warm_up"):
+            kind(name, getattr(self, name), bool, "True or False")
+        for name, secret in (("api_keys", True), ("allowed_hosts", False)):
+            value = strings(name, getattr(self, name), secret=secret)
+            object.__setattr__(self, name, value)
 
     def policy(self, *, fetching: bool = True) -> SourcePolicy:
         """What may be opened for a client.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llavakit._checks import strings
 from llavakit.errors import ParameterError
 from llavakit.model.catalog import CATALOG, CatalogEntry, context_length, of_repository, resolve
 
@@ -51,9 +52,9 @@ def offers(
     Raises:
         ParameterError: no model, or a folder that is none.
     """
-    if not named:
+    names = dict.fromkeys(strings("The models", named))
+    if not names:
         raise ParameterError("Name a model.")
-    names = dict.fromkeys(named)
     for folder in folders:
         names.update(dict.fromkeys(_checkpoints(folder)))
     if catalog:
