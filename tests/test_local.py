@@ -433,7 +433,7 @@ def test_forked_child_gets_an_engine_of_its_own(tiny: TinyModel):
     code = f"""
 import os, sys, warnings
 warnings.simplefilter("ignore")
-import torch; torch.set_num_threads(1)
+import torch; torch.set_num_threads(2)
 import llavakit
 from llavakit import SamplingParams
 backend = llavakit.load({str(tiny.path)!r})

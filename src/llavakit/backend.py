@@ -298,8 +298,8 @@ def _preparing_pool() -> ThreadPoolExecutor:
 
 def _forget_pool() -> None:
     # A forked child inherits the object but not its threads.
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
+    global _pool, _pool_lock, _backends_lock
+    _pool, _pool_lock, _backends_lock = None, threading.Lock(), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -20,8 +23,36 @@ if TYPE_CHECKING:
     from llavakit.engine.engine import Engine
     from llavakit.model.loader import Reader
 
+log = logging.getLogger(__name__)
+
 _engines: weakref.WeakValueDictionary[EngineConfig, Engine] = weakref.WeakValueDictionary()
 _engines_lock = threading.Lock()
+_torch_was_forked = False
+
+
+def _after_fork() -> None:
+    global _engines_lock, _torch_was_forked
+    _engines_lock = threading.Lock()  # a thread of the parent may have held it
+    _torch_was_forked = "torch" in sys.modules
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _go_on_after_fork() -> None:
+    """Makes torch usable in a forked process, where it waits for the parent's threads for ever."""
+    global _torch_was_forked
+    if not _torch_was_forked:
+        return
+    import torch
+
+    _torch_was_forked = False
+    torch.set_num_threads(1)
+    log.warning(
+        "this process was forked from one that had torch, whose threads stayed behind: it computes "
+        'with one thread; start processes by "spawn" for all of them'
+    )
 
 
 class LocalBackend(Backend):
@@ -94,6 +125,7 @@ class LocalBackend(Backend):
             return self._reader_locked()
 
     def _reader_locked(self) -> Reader:
+        _go_on_after_fork()
         if self._reader is None:
             from llavakit.model.adapter import is_hf_adapter
             from llavakit.model.loader import load_reader
