@@ -24,6 +24,7 @@ from llavakit.errors import (
 )
 from llavakit.langchain import LLaVALLM
 from llavakit.testing import FakeBackend
+from llavakit.values import Completion, Usage
 
 QUESTION = "What colour is the circle?"
 
@@ -115,13 +116,51 @@ def test_traces_hold_a_digest_and_no_picture(fake, red):
     assert remote == ["https://example.org/a.png"]
 
 
-def test_many_prompts_run_side_by_side_and_keep_their_order(fake):
+class Together(FakeBackend):
+    """Tells no answer before three requests are there: asked in turn, the first would wait."""
+
+    def _tell(self, request, answer, channel):
+        self.held = [*getattr(self, "held", []), (request, answer, channel)]
+        if len(self.held) == 3:
+            for one in reversed(self.held):
+                super()._tell(*one)
+
+
+SEVERAL = {
+    "generate": lambda model, prompts: model.generate(prompts),
+    "batch": lambda model, prompts: model.batch(prompts),
+    "agenerate": lambda model, prompts: asyncio.run(model.agenerate(prompts)),
+    "abatch": lambda model, prompts: asyncio.run(model.abatch(prompts)),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("way", SEVERAL)
+def test_the_prompts_of_one_call_are_under_way_at_the_same_time(way):
+    together = Together(lambda request: request.messages[0].text)
+    answers = SEVERAL[way](LLaVALLM(backend=together, model="fake"), ["one", "two", "three"])
+    if "generate" in way:
+        answers = [one[0].text for one in answers.generations]
+    assert answers == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("way", ["generate", "agenerate"])
+def test_the_tokens_of_all_prompts_are_counted(way):
+    used = [Completion("a", usage=Usage(10 * n, n)) for n in (1, 2, 3)]
+    result = SEVERAL[way](LLaVALLM(backend=FakeBackend(used), model="fake"), ["x", "y", "z"])
+    assert result.llm_output["token_usage"] == {
+        "prompt_tokens": 60,
+        "completion_tokens": 6,
+        "total_tokens": 66,
+    }
+
+
+def test_many_prompts_keep_their_order(fake):
     model = LLaVALLM(backend=fake, model="fake")
     prompts = [f"question {number}" for number in range(150)]
     result = model.generate(prompts)
     assert [one[0].text for one in result.generations] == [f"answer to {p}" for p in prompts]
     assert result.llm_output["model_name"] == "fake"
-    assert result.llm_output["token_usage"]["completion_tokens"] > 0
 
 
 def test_one_failure_leaves_nothing_running(demo_backend):
