@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from llama_index.core.base.llms.types import (
     AudioBlock,
+    BaseContentBlock,
     CacheControl,
     CachePoint,
     CitableBlock,
@@ -95,6 +96,33 @@ def test_neighbouring_texts_are_joined_as_the_framework_joins_them(llm, fake):
 def test_what_llava_cannot_take_is_refused(block, told, llm, fake):
     with pytest.raises(UnsupportedContentError, match=told):
         llm.chat([ChatMessage(role="user", blocks=[block, TextBlock(text="What is it?")])])
+    assert fake.requests == []
+
+
+class HologramBlock(BaseContentBlock):
+    """A kind of block that a later version of the framework, or somebody else, may bring."""
+
+    block_type: str = "hologram"
+
+    @property
+    def text(self) -> str:
+        return "hologram"
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_a_block_that_nobody_knows_is_refused_by_its_name(role, llm, fake):
+    message = ChatMessage(role=role, blocks=[TextBlock(text="before"), TextBlock(text="behind")])
+    message.blocks.insert(1, HologramBlock())
+    with pytest.raises(UnsupportedContentError, match="'HologramBlock': nobody here knows it"):
+        llm.chat([message, ChatMessage(role="user", content="What is it?")])
+    assert fake.requests == []
+
+
+def test_a_block_that_nobody_knows_is_refused_inside_another_one(llm, fake):
+    outer = CitableBlock(title="T", source="S", content=[TextBlock(text="in")])
+    outer.content.append(HologramBlock())
+    with pytest.raises(UnsupportedContentError, match="'HologramBlock': nobody here knows it"):
+        llm.chat([ChatMessage(role="user", blocks=[outer, TextBlock(text="What is it?")])])
     assert fake.requests == []
 
 
