@@ -7,11 +7,20 @@ import threading
 import numpy as np
 import pytest
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda
 
-from llavakit.langchain import ChatLLaVA, LLaVALLM
+from llavakit.langchain import (
+    ChatLLaVA,
+    LLaVALLM,
+    PageImageLoader,
+    apage_messages,
+    page_question_chain,
+)
 from llavakit.testing import FakeBackend
 from tests.loopback import LOCAL, Server, reply
 from tests.threads import pixels_touched
+
+PAGES = "examples/data/pages.pdf"
 
 
 class Noting(FakeBackend):
@@ -99,3 +108,56 @@ async def test_an_llm_opens_pictures_and_submits_off_the_event_loop(way, png, pi
         with pixels_touched() as opened:
             await LLMS[way](LLaVALLM(backend=fake, model="fake"), shown)
         check_off_the_loop(fake, opened, pictures=2 if isinstance(shown, list) else 1)
+
+
+# Pages
+
+
+@pytest.fixture
+def folder(request, tmp_path):
+    """Where pictures of pages are kept, or None: they are drawn again."""
+    return tmp_path / "pictures" if request.param else None
+
+
+KEPT_OR_NOT = pytest.mark.parametrize(
+    "folder", [True, False], ids=["pictures kept", "drawn again"], indirect=True
+)
+
+
+def pages(folder):
+    return PageImageLoader(PAGES, text="layer", store=folder, page_seconds=None)
+
+
+@KEPT_OR_NOT
+async def test_pages_are_drawn_and_kept_off_the_event_loop(folder):
+    with pixels_touched() as touched:
+        documents = await pages(folder).aload()
+    assert touched and threading.current_thread() not in touched
+    assert documents == pages(folder).load()
+
+
+@KEPT_OR_NOT
+async def test_the_pictures_of_found_pages_are_opened_off_the_event_loop(folder, fake):
+    documents = pages(folder).load()
+    for model in (ChatLLaVA(backend=fake), None):  # opened, or written as data URLs
+        with pixels_touched() as touched:
+            prompt = await apage_messages(documents, "What?", model=model, page_seconds=None)
+        assert touched and threading.current_thread() not in touched
+        assert len(prompt.used) == len(documents)
+
+
+CHAINS = {
+    "ainvoke": lambda chain: chain.ainvoke("What?"),
+    "abatch": lambda chain: chain.abatch(["What?", "What?"]),
+    "astream": lambda chain: streamed(chain.astream("What?")),
+}
+
+
+@KEPT_OR_NOT
+@pytest.mark.parametrize("way", CHAINS)
+async def test_a_question_about_pages_is_answered_off_the_event_loop(way, folder, fake):
+    documents = pages(folder).load()
+    chain = page_question_chain(RunnableLambda(lambda query: documents), ChatLLaVA(backend=fake))
+    with pixels_touched() as opened:
+        await CHAINS[way](chain)
+    check_off_the_loop(fake, opened, pictures=len(documents))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,18 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llavakit.documents import PageStore, open_files
 from llavakit.errors import DocumentError, SourceNotAllowedError, SourceNotFoundError
 from llavakit.images import open_picture
-from llavakit.llama_index import PageImageReader, PictureResolver, resolve_node
+from llavakit.llama_index import (
+    LLaVA,
+    PageImageReader,
+    PageSynthesizer,
+    PictureResolver,
+    resolve_node,
+)
 from llavakit.llama_index.carriers import source_of
 from llavakit.sources import SourcePolicy
+from llavakit.testing import FakeBackend
 from tests.llama_index.paging import WORDS, Lance, WordEmbedding, found, write
+from tests.threads import pixels_touched
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -71,10 +80,11 @@ def an_ingestion_pipeline(nodes, context):
     pipeline.run(documents=nodes)
 
 
+KEPT_OR_NOT = pytest.mark.parametrize("kept", [True, False], ids=["pictures kept", "drawn again"])
 INTO = [nodes_as_they_are, documents_with_the_default_splitter, an_ingestion_pipeline]
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["pictures kept", "drawn again"])
+@KEPT_OR_NOT
 @pytest.mark.parametrize("put", INTO)
 def test_lancedb_reopened_gives_the_pages_that_were_indexed(put, kept, report, pictures, tmp_path):
     uri = str(tmp_path / "lance")
@@ -270,10 +280,35 @@ def test_pieces_of_one_page_show_it_once(report):
     assert resolved(kept)[0].node is kept[0].node
 
 
-async def test_pictures_are_opened_off_the_event_loop_too(report):
+@KEPT_OR_NOT
+async def test_pages_are_drawn_and_kept_off_the_event_loop(kept, report, pictures):
+    reader = PageImageReader(store=pictures if kept else None, page_seconds=None)
+    with pixels_touched() as touched:
+        nodes = await reader.aload_data(report)
+    assert touched and threading.current_thread() not in touched
+    assert len(nodes) == len(WORDS) and len(list(PageStore(pictures))) == len(WORDS) * kept
+
+
+@KEPT_OR_NOT
+async def test_pictures_are_opened_off_the_event_loop_too(kept, report, pictures):
     resolver = PictureResolver(page_seconds=None)
-    pages = await resolver.apostprocess_nodes(again(read(report)))
+    nodes = again(read(report, pictures if kept else None))
+    with pixels_touched() as touched:
+        pages = await resolver.apostprocess_nodes(nodes)
+    assert touched and threading.current_thread() not in touched
     assert [digest(page) for page in pages] == digests(report)
+
+
+@KEPT_OR_NOT
+async def test_a_question_about_pages_is_answered_off_the_event_loop(kept, report, pictures):
+    threads = []
+    backend = FakeBackend(lambda request: threads.append(threading.current_thread()) or "yes")
+    synthesizer = PageSynthesizer(LLaVA(backend=backend, model="fake"))
+    nodes = again(read(report, pictures if kept else None))
+    with pixels_touched() as touched:
+        assert str(await synthesizer.asynthesize("What?", nodes)) == "yes"
+    assert touched and threads
+    assert threading.current_thread() not in [*touched, *threads]
 
 
 def test_damaged_metadata_are_told(report):
