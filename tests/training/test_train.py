@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image as PILImage
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -210,6 +213,25 @@ def test_faulty_data_is_refused_before_anything_is_trained(tiny: TinyModel, tmp_
     said: list[str] = []
     assert train(skipping, said.append).steps == 3
     assert any("2 unreadable-image" in line for line in said)
+
+
+@pytest.mark.parametrize("disk", ["a file", "full of its own", "full of safetensors"])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    disk: str, tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = write_lessons(tmp_path / "data")
+    (tmp_path / "file").touch()
+    out = tmp_path / ("file" if disk == "a file" else "out")
+
+    def full(*_: object, **__: object) -> None:
+        if disk == "full of its own":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("llavakit.training.run.write_weights", full)
+    with pytest.raises(CheckpointError, match="cannot be written") as refused:
+        train(settings("instruct", tiny.path, data, out, max_steps=1))
+    assert "resume" in str(refused.value)
 
 
 def test_an_output_that_holds_something_is_left_alone(tiny: TinyModel, tmp_path: Path):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit.errors import ParameterError
+from llavakit.errors import CheckpointError, LlavaKitError, ParameterError
 from llavakit.model.adapter import TRAINING
 from llavakit.model.original.parts import read_json
 from llavakit.model.quantization import check_quantized, keep_unpackable, quantization_config
@@ -56,7 +56,7 @@ def train(config: TrainConfig, told: Told = lambda line: None) -> Trained:
     Raises:
         DataError: the data has faults.
         ParameterError: settings that do not fit together, or an ``out`` that is in use.
-        ModelError: the model cannot be read, or not be trained so.
+        ModelError: the model cannot be read, or not be trained so; or ``out`` cannot be written.
         MissingDependencyError: a library of the extra ``train`` is missing.
     """
     from accelerate import PartialState
@@ -71,6 +71,36 @@ def train(config: TrainConfig, told: Told = lambda line: None) -> Trained:
             "that it is divided."
         )
     told = told if state.is_main_process else lambda line: None
+    with _writing(config.out):
+        return _train(config, state, world, told)
+
+
+@contextmanager
+def _writing(out: str) -> Iterator[None]:
+    """What the disk refuses, in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = _of_the_disk(error)
+        if reason is None:
+            raise
+        raise CheckpointError(
+            f"{out} cannot be written ({reason}); see to the disk and go on by resume (--resume), "
+            "or name another directory."
+        ) from error
+
+
+def _of_the_disk(error: Exception) -> str | None:
+    if isinstance(error, LlavaKitError):
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # What safetensors and torch's writer of archives say of a full disk, in errors of their own.
+    full = ("No space left on device", "file write failed", "inline_container")
+    return full[0] if any(text in str(error) for text in full) else None
+
+
+def _train(config: TrainConfig, state: Any, world: int, told: Told) -> Trained:
     _check_out(config, first=state.is_main_process)
     state.wait_for_everyone()
     start = _together(state, lambda: start_from(config))
