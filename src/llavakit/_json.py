@@ -12,6 +12,6 @@ def is_whole(text: str) -> bool:
     """
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, bool) or not isinstance(value, (int, float))

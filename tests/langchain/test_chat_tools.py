@@ -6,7 +6,7 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.tools import tool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 from typing_extensions import TypedDict
 
 from llavakit.errors import ParameterError, SchemaError, UnsupportedContentError
@@ -214,6 +214,19 @@ async def test_an_answer_that_was_cut_is_an_error_and_no_wrong_object(method, sc
 def test_an_object_that_ends_with_the_last_token_is_whole():
     whole = Completion(JSON, finish_reason="length")
     assert chat(whole).with_structured_output(SHAPE).invoke("q") == {"colour": "red", "sides": 3}
+
+
+@pytest.mark.parametrize("schema", [RootModel[int], {"title": "Sides", "type": "integer"}])
+async def test_a_number_that_was_cut_is_an_error_and_no_wrong_number(schema):
+    """22 may be the beginning of 2284; where the answer ended by itself, it is 22."""
+    cut = Completion("22", finish_reason="length")
+    model = chat("22", cut, cut).with_structured_output(schema)
+    whole = model.invoke("q")
+    assert getattr(whole, "root", whole) == 22
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        model.invoke("q")
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        await model.ainvoke("q")
 
 
 def test_recursive_schemas_keep_their_references():

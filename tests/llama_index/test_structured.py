@@ -111,26 +111,44 @@ def test_every_token_is_held_to_the_schema(fake):
     assert request.params.temperature == 0 and not request.tools
 
 
-def test_a_cut_answer_is_told(fake):
-    fake._answer = lambda request: Completion('{"title":"INV', finish_reason="length")
-    llm = LLaVA(backend=fake)
-    with pytest.raises(LlavaKitError, match="raise max_tokens"):
-        llm.structured_predict(Invoice, HELLO)
-    with pytest.raises(LlavaKitError, match="raise max_tokens"):
-        list(llm.stream_structured_predict(Invoice, HELLO))
+def by_every_method(llm, output_cls):
+    """Calls of the four methods, each of which gives the object at the end."""
+
+    async def astream():
+        return [one async for one in await llm.astream_structured_predict(output_cls, HELLO)][-1]
+
+    async def stream():
+        return list(llm.stream_structured_predict(output_cls, HELLO))[-1]
+
+    async def predict():
+        return llm.structured_predict(output_cls, HELLO)
+
+    return [predict, lambda: llm.astructured_predict(output_cls, HELLO), stream, astream]
 
 
-def test_an_object_that_ends_with_the_last_token_is_taken(fake):
-    fake._answer = lambda request: Completion(EXPECTED.model_dump_json(), finish_reason="length")
-    llm = LLaVA(backend=fake)
-    assert llm.structured_predict(Invoice, HELLO) == EXPECTED
-    assert list(llm.stream_structured_predict(Invoice, HELLO))[-1] == EXPECTED
+@pytest.mark.parametrize(
+    ("output_cls", "text"),
+    [(Invoice, '{"title":"INV'), (Invoice, '{"title":"INV","number":4711,"total":37'),
+     (RootModel[int], "22")],
+)  # fmt: skip
+async def test_an_answer_that_was_cut_is_an_error_and_no_wrong_object(output_cls, text, fake):
+    """22 may be the beginning of 2284."""
+    fake._answer = lambda request: Completion(text, finish_reason="length")
+    for method in by_every_method(LLaVA(backend=fake), output_cls):
+        with pytest.raises(LlavaKitError, match="raise max_tokens"):
+            await method()
 
 
-def test_a_number_that_could_go_on_is_not_taken(fake):
-    fake._answer = lambda request: Completion("22", finish_reason="length")  # of 2284
-    with pytest.raises(LlavaKitError, match="raise max_tokens"):
-        LLaVA(backend=fake).structured_predict(RootModel[int], HELLO)
+async def test_an_object_that_ends_with_the_last_token_is_whole(fake):
+    whole = Completion(EXPECTED.model_dump_json(), finish_reason="length")
+    fake._answer = lambda request: whole
+    for method in by_every_method(LLaVA(backend=fake), Invoice):
+        assert await method() == EXPECTED
+
+
+def test_a_number_that_ended_by_itself_is_whole(fake):
+    fake._answer = lambda request: Completion("22")
+    assert LLaVA(backend=fake).structured_predict(RootModel[int], HELLO).root == 22
 
 
 def test_a_stream_grows_into_the_object():
