@@ -3,6 +3,9 @@
 import asyncio
 import json
 import pickle
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image as PILImage
@@ -261,13 +264,27 @@ async def test_a_cancelled_question_frees_the_model():
     assert eyes.cancelled == 1
 
 
-async def test_a_question_cancelled_while_its_picture_is_opened_asks_nothing(eyes, tmp_path):
-    opening = asyncio.Event()
+async def test_a_question_cancelled_while_its_picture_is_opened_leaves_nothing_running(
+    eyes, monkeypatch
+):
+    """The thread that opens it goes on to its end, and neither a request nor a renderer is left."""
+    renderers = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            renderers.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    threads = ThreadPoolExecutor()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(threads)
+    opening, cancelled = asyncio.Event(), threading.Event()
     asking = asker(eyes, attachments={"plan": PDF})
 
     def pictures() -> Pictures:
         loop.call_soon_threadsafe(opening.set)
+        assert cancelled.wait(60)
         return asking.pictures()
 
     task = asyncio.create_task(asking.aask("What is it?", "plan#page=1", pictures))
@@ -275,7 +292,13 @@ async def test_a_question_cancelled_while_its_picture_is_opened_asks_nothing(eye
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    cancelled.set()
+    threads.shutdown()
+    for _ in range(10):  # whoever waited for the thread would go on now
+        await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not eyes.requests
+    assert renderers and all(one.poll() is not None for one in renderers)
 
 
 async def test_many_questions_at_once_are_not_mixed_up(demo_backend):
