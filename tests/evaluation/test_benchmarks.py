@@ -74,6 +74,41 @@ def test_a_picture_of_mme_counts_only_if_both_of_its_questions_are_right(ask):
     }  # fmt: skip
 
 
+def test_mme_by_hand(ask):
+    """100 times the share of right answers, and 100 times that of pictures with both right.
+
+    What is neither a yes nor a no is wrong, even where a no was wanted.
+    """
+    said = [
+        # color, a question to be answered with yes and one with no about each of three pictures:
+        *("Yes", "no."),  # both right
+        *("yes, it is", "Yes"),  # one right
+        *("Maybe.", "No, a blue one."),  # one right
+        # existence:
+        *("It shows a circle.", "It is not there."),  # neither is a yes or a no
+        *("Yes", ""),  # one right
+        *("No", "yes"),  # none right
+    ]
+    results, _ = ask("mme", said)
+    color, existence = 100 * (4 / 6 + 1 / 3), 100 * (1 / 6 + 0 / 3)
+    assert scores(results) == {
+        "perception": round(color + existence, 2),
+        "cognition": None,
+        "color": round(color, 2),
+        "existence": round(existence, 2),
+    }
+
+
+def test_a_question_of_mme_that_stands_twice_counts_once_with_its_first_answer(ask, written):
+    path = written("mme") / "llava_mme.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, *others, first]))
+    results, out = ask("mme", ["Yes", "No"] * 6 + ["No"])
+    assert scores(results)["color"] == scores(results)["existence"] == 200
+    lines = (out / "results/color.txt").read_text().splitlines()
+    assert len(lines) == 6 and lines[0].endswith("\tYes\tYes")
+
+
 # Everything else is about forms, and a script answers.
 
 
@@ -122,6 +157,18 @@ def test_textvqa_passes_the_ocr_tokens_of_its_prompts_on(ask, written):
     results, _ = ask("textvqa", backend)
     assert prompts(backend)[0] == f"What colour is the circle?\nReference OCR token: A, B\n{SHORT}"
     assert scores(results) == {"accuracy": 100}  # eight of ten people said x
+
+
+def test_an_annotation_of_textvqa_that_stands_twice_counts_where_it_stands_last(ask, written):
+    path = written("textvqa") / "TextVQA_0.5.1_val.json"
+    first, second, third = load(path)["data"]
+    later = {**first, "question": first["question"].lower(), "answers": ["last"] * 10}
+    path.write_text(json.dumps({"data": [first, second, third, later]}))
+    results, _ = ask("textvqa", ["last"])
+    assert scores(results) == {"accuracy": 33.33}  # of the first question, all people said so
+    path.write_text(json.dumps({"data": [later, first, second, third]}))
+    results, _ = ask("textvqa", ["last"], restart=True)
+    assert scores(results) == {"accuracy": 0}
 
 
 def test_gqa_gives_the_predictions_of_its_own_script_without_its_annotations(ask, written):
