@@ -219,7 +219,7 @@ def test_faulty_data_is_refused_before_anything_is_trained(tiny: TinyModel, tmp_
 def test_an_output_that_cannot_be_written_is_one_sentence(
     disk: str, tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    data = write_lessons(tmp_path / "data")
+    data = write_lessons(tmp_path)
     (tmp_path / "file").touch()
     out = tmp_path / ("file" if disk == "a file" else "out")
 
