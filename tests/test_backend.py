@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -244,3 +246,10 @@ def test_no_torch_is_imported_by(statement):
 def test_package_itself_imports_no(module):
     code = f"import llavakit, sys\nassert {module!r} not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+
+
+def test_a_backend_is_copied_by_name_and_not_by_its_weights():
+    backend = llavakit.load("demo")
+    assert copy.deepcopy({"backend": backend})["backend"] is backend
+    with pytest.raises(ParameterError, match=r"call llavakit\.load with the same arguments there"):
+        pickle.dumps(backend)

@@ -76,14 +76,25 @@ def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, 
 
 
 def from_openai(tools: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
-    """Tools of llavakit from functions in OpenAI's notation."""
-    return tuple(
-        Tool(
-            name=function["name"],
-            description=function.get("description") or "",
-            parameters=function.get("parameters") or _NO_ARGUMENTS,
+    """Tools of llavakit from functions in OpenAI's notation.
+
+    Raises:
+        ParameterError: a tool that is none in this notation.
+    """
+    return tuple(map(_from_openai, tools))
+
+
+def _from_openai(tool: Mapping[str, Any]) -> Tool:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not (isinstance(function, Mapping) and "name" in function):
+        raise ParameterError(
+            'A tool must be {"type": "function", "function": {"name": ..., "parameters": ...}}; '
+            "bind_tools takes functions and classes too."
         )
-        for function in (tool["function"] for tool in tools)
+    return Tool(
+        name=function["name"],
+        description=function.get("description") or "",
+        parameters=function.get("parameters") or _NO_ARGUMENTS,
     )
 
 

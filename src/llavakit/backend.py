@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from llavakit import tracing
 from llavakit._checks import kind, known, real, refused, whole
@@ -70,6 +70,14 @@ class Backend(ABC):
         super().__init_subclass__(**options)
         if "submit" in vars(cls):
             cls.submit = _watched(cls.submit)  # type: ignore[method-assign, assignment]
+
+    def __reduce__(self) -> NoReturn:
+        raise ParameterError(
+            "A backend cannot be pickled; call llavakit.load with the same arguments there."
+        )
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # one engine, whoever holds it
 
     @abstractmethod
     def submit(self, request: Request) -> AnswerStream:

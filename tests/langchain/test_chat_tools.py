@@ -187,6 +187,18 @@ def test_include_raw_reports_the_error_instead_of_raising(method):
     assert second["raw"].response_metadata["model_name"] == "fake"
 
 
+@pytest.mark.parametrize("tools", [None, 5, "add", {"type": "function"}, len])
+def test_tools_that_are_no_list_are_refused(tools):
+    with pytest.raises(ParameterError, match="Tools are given in a list"):
+        chat("x").bind_tools(tools)
+
+
+@pytest.mark.parametrize("tool", [{"type": "function"}, {"type": "function", "function": {}}])
+def test_a_tool_without_its_function_is_refused(tool):
+    with pytest.raises(ParameterError, match="A tool must be"):
+        chat("x").invoke("q", tools=[tool])
+
+
 CUT = {
     "json_schema": Completion('{"colour": "red", "sides": 12', finish_reason="length"),
     "json_mode": Completion('{"colour": "red", "sides": 12', finish_reason="length"),

@@ -70,7 +70,7 @@ def _pages(source: str | bytes, name: str, wanted: Sequence[int]) -> list[Image]
         if count > 1:
             note(
                 f"llavakit: {name} has {count} pages, and only the first is used; choose with "
-                "--page N or #page=N."
+                f"{name}#pages=1-3, or --page N on the command line."
             )
         wanted = [1]
     return [Image(page.picture) for page in open_pages(source, pages=wanted)]

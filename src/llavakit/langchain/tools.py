@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from llavakit.arguments import from_openai
-from llavakit.errors import SchemaError, UnsupportedContentError
+from llavakit.errors import ParameterError, SchemaError, UnsupportedContentError
 from llavakit.values import Tool
 
 
@@ -18,7 +18,10 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
 
     Raises:
         UnsupportedContentError: a tool that only another provider's servers can run.
+        ParameterError: no list of tools.
     """
+    if not isinstance(tools, Iterable) or isinstance(tools, (str, Mapping)):
+        raise ParameterError(f"Tools are given in a list, not as {type(tools).__name__}.")
     converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
     for tool in converted:
         if tool.get("type") != "function":

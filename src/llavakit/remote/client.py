@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.errors import (
     EngineClosedError,
     InputError,
-    ParameterError,
     RemoteError,
 )
 from llavakit.remote.address import RemoteConfig
@@ -78,11 +77,6 @@ class RemoteBackend(Backend):
 
     def __repr__(self) -> str:
         return f"<RemoteBackend {self.config.model!r} at {self.config.address}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise ParameterError(
-            "A backend cannot be pickled; call llavakit.load with the same arguments there."
-        )
 
     @property
     def policy(self) -> SourcePolicy:
