@@ -287,7 +287,7 @@ def _check_text(prompts: Iterable[PromptValue]) -> None:
         if not isinstance(message.content, str) and kinds:
             raise UnsupportedContentError(
                 f"An LLM reads text, and a message holds a block of type {kinds[0]!r}; take "
-                "ChatLLaVA, or give pictures by images=."
+                "the chat model, ChatLLaVA, or give pictures by images=."
             )
 
 
