@@ -11,7 +11,8 @@ Importing this package imports neither torch nor a framework.
 from __future__ import annotations
 
 from llavakit import errors
-from llavakit.backend import Backend, ModelInfo, load
+from llavakit.backend import Backend, ModelInfo
+from llavakit.loading import load
 from llavakit.sources import SourcePolicy
 from llavakit.values import (
     Chunk,

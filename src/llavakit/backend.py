@@ -11,15 +11,14 @@ import contextlib
 import functools
 import os
 import threading
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from llavakit import tracing
-from llavakit._checks import kind, known, real, refused, whole
+from llavakit._checks import kind, known, real, whole
 from llavakit._threads import off_loop
 from llavakit.errors import MessageError, ParameterError
 from llavakit.streams import AnswerStream, Gathering, gather
@@ -37,7 +36,6 @@ from llavakit.values import (
 )
 
 if TYPE_CHECKING:
-    from llavakit.engine.config import EngineConfig
     from llavakit.sources import SourcePolicy
 
 Messages: TypeAlias = Sequence[Message] | Message | str
@@ -306,181 +304,9 @@ def _preparing_pool() -> ThreadPoolExecutor:
 
 def _forget_pool() -> None:
     # A forked child inherits the object but not its threads.
-    global _pool, _pool_lock, _backends_lock
-    _pool, _pool_lock, _backends_lock = None, threading.Lock(), threading.Lock()
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
-
-
-_backends: weakref.WeakValueDictionary[Any, Backend] = weakref.WeakValueDictionary()
-_backends_lock = threading.Lock()
-
-
-def load(
-    model: str | os.PathLike[str],
-    *,
-    model_base: str | os.PathLike[str] | None = None,
-    conv_mode: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    quantization: str | None = None,
-    load_in_4bit: bool = False,
-    load_in_8bit: bool = False,
-    base_url: str | None = None,
-    api_key: str | None = None,
-    dialect: str | None = None,
-    max_retries: int | None = None,
-    timeout: float | None = None,
-    source_policy: SourcePolicy | None = None,
-    **settings: Any,
-) -> Backend:
-    """The backend of a model: the same object for the same configuration in one process.
-
-    Nothing heavy happens here. The weights are loaded at the first use, once, and freed when
-    the last holder of the backend lets go of it or calls ``close()``.
-
-    Args:
-        model: an alias (``"demo"``), a local directory, or a hub id; with ``base_url`` the
-            server's name for it.
-        model_base: the base model of a LoRA or projector-only checkpoint, named like a model.
-        conv_mode: a conversation template by name; None takes the checkpoint's own.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-        dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
-        quantization: ``"4bit"``, ``"8bit"`` or None; ``load_in_4bit`` and ``load_in_8bit``
-            are understood too.
-        base_url: address of an OpenAI-compatible server that runs the model, with or without
-            ``/v1``. Of all other settings, it takes those below and ``context_length``.
-        api_key: the server's key; None reads ``LLAVAKIT_API_KEY``, ``""`` is none.
-        dialect: which kind of server it is: ``"llavakit"``, ``"vllm"``, ``"sglang"``,
-            ``"transformers"`` or ``"generic"``; None finds out (see ``docs/remote.md``).
-        max_retries: most further attempts, where a server gave no answer; the default is 2.
-        timeout: seconds for a whole answer of a server, for requests that name none.
-        source_policy: which files and addresses pictures may come from.
-        **settings: further fields of :class:`~llavakit.engine.config.EngineConfig`, such as
-            ``device_map="auto"`` for a model that is spread over several GPUs.
-
-    Raises:
-        ParameterError: settings that contradict each other or do not exist.
-    """
-    from llavakit.sources import SourcePolicy
-
-    kind("model", model, (str, os.PathLike), "a name or a path")
-    if not os.fspath(model):
-        raise refused("model", model, "a name or a path")
-    kind("base_url", base_url, (str, type(None)), "a server's address or None")
-    kind(
-        "source_policy",
-        source_policy,
-        (SourcePolicy, type(None)),
-        "a llavakit.SourcePolicy or None",
-    )
-    kind("load_in_4bit", load_in_4bit, bool, "True or False")
-    kind("load_in_8bit", load_in_8bit, bool, "True or False")
-    policy = source_policy or SourcePolicy()
-    if base_url is not None:
-        here = {
-            "model_base": model_base,
-            "conv_mode": conv_mode,
-            "device": None if device == "auto" else device,
-            "dtype": None if dtype == "auto" else dtype,
-            "quantization": quantization,
-            "load_in_4bit": load_in_4bit or None,
-            "load_in_8bit": load_in_8bit or None,
-            **settings,
-        }
-        how = {"dialect": dialect, "max_retries": max_retries, "timeout": timeout}
-        return _remote(os.fspath(model), base_url, api_key, policy, how, here)
-    of_servers = {
-        "api_key": api_key,
-        "dialect": dialect,
-        "max_retries": max_retries,
-        "timeout": timeout,
-    }
-    for name, value in of_servers.items():
-        if value is not None:
-            raise ParameterError(f"{name} is for servers; give base_url too, or leave it out.")
-    config = _engine_config(
-        model=_located(model),
-        model_base=None if model_base is None else _located(model_base),
-        conv_mode=conv_mode,
-        device=device,
-        dtype=dtype,
-        quantization=_quantization(quantization, load_in_4bit, load_in_8bit),
-        **settings,
-    )
-
-    def build() -> Backend:
-        from llavakit.local import LocalBackend
-
-        return LocalBackend(config, policy)
-
-    return shared((config, policy), build)
-
-
-def _remote(
-    model: str,
-    base_url: str,
-    api_key: str | None,
-    policy: SourcePolicy,
-    how: dict[str, Any],
-    here: dict[str, Any],
-) -> Backend:
-    """The backend of a model on a server; ``here`` is what only a model in this process has."""
-    from llavakit.remote.address import RemoteConfig, normalized
-
-    limit = here.pop("context_length", None)
-    given = sorted(name for name, value in here.items() if value is not None)
-    if given:
-        raise ParameterError(
-            f"{given[0]} has no effect on a server (base_url); set it where the server is started."
-        )
-    key = os.environ.get("LLAVAKIT_API_KEY") if api_key is None else api_key
-    config = RemoteConfig(
-        model=model,
-        address=normalized(base_url),
-        api_key=key or None,
-        context_length=limit,
-        **{name: value for name, value in how.items() if value is not None},
-    )
-
-    def build() -> Backend:
-        from llavakit.remote.client import RemoteBackend
-
-        return RemoteBackend(config, policy)
-
-    return shared((config, policy), build)
-
-
-def shared(key: Any, build: Callable[[], Backend]) -> Backend:
-    """The living backend of this key, or a new one; closed ones are replaced."""
-    with _backends_lock:
-        backend = _backends.get(key)
-        if backend is None or backend.closed:
-            backend = _backends[key] = build()
-        return backend
-
-
-def _engine_config(**settings: Any) -> EngineConfig:
-    from llavakit.engine.config import EngineConfig
-
-    unknown = sorted(set(settings) - {field.name for field in fields(EngineConfig)})
-    if unknown:
-        known = ", ".join(field.name for field in fields(EngineConfig))
-        raise ParameterError(f"load() knows no setting {unknown[0]!r}; it knows {known}.")
-    return EngineConfig(**settings)
-
-
-def _located(model: str | os.PathLike[str]) -> str:
-    # One directory reached by two spellings is one model; a name stays a name.
-    name = os.path.expanduser(os.fspath(model))
-    return os.path.realpath(name) if os.path.isdir(name) else name
-
-
-def _quantization(named: str | None, in_4bit: bool, in_8bit: bool) -> str | None:
-    named_by = ((named, named is not None), ("4bit", in_4bit), ("8bit", in_8bit))
-    asked = {str(name) for name, given in named_by if given}
-    if len(asked) > 1:
-        raise ParameterError(f"Ask for one quantization, not for {' and '.join(sorted(asked))}.")
-    return asked.pop() if asked else None
