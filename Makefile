@@ -40,8 +40,9 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/installed  ## ratios against peers, measured in the same run
+bench: $(VENV)/installed  ## ratios against transformers, then other engines as far as installed
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.peers
 
 # One process a core, and no more than a step has parts: faster than one with as many threads.
 PROCESSES = $(shell test "$$(getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 1)
