@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: demo test test-all test-web check format bench demo-model clean
 
 # torch first and pinned: another version may pull gigabytes of CUDA libraries.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt setup.py src/llavakit/kernels/cpu.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install torch -c constraints.txt
 	$(PIP) install -e '.[dev]' -c constraints.txt

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
@@ -20,6 +21,7 @@ import llavakit
 from llavakit import Image, Message, SamplingParams
 from llavakit.demo import checkpoint_path
 from llavakit.engine.sequence import Sequence
+from llavakit.kernels.native import SWITCH, kernels
 from llavakit.local import LocalBackend
 from tests.tiny import TinyModel, tiny_llava, tiny_llava_next
 
@@ -80,6 +82,15 @@ def llava_in_static_shapes(path: Path) -> Pair:
     return Pair(tiny_llava(path, context=512), 24, static_decode=True, **SMALL)
 
 
+def llava_in_torch(path: Path) -> Pair:
+    """As where no compiled kernels are (see the fixture)."""
+    return llava(path)
+
+
+def llava_on_two_threads(path: Path) -> Pair:
+    return llava(path)
+
+
 def demo(path: Path) -> Pair:
     """A trained model, whose answers are far from random; 64 tokens a picture."""
     return Pair(
@@ -91,13 +102,32 @@ def demo(path: Path) -> Pair:
     )
 
 
-@pytest.fixture(scope="module", params=[llava, llava_next, llava_in_static_shapes, demo])
+KINDS = [
+    llava,
+    llava_next,
+    llava_in_static_shapes,
+    llava_in_torch,
+    llava_on_two_threads,
+    demo,
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    pair = request.param(tmp_path_factory.mktemp("oracle"))
-    yield pair
-    pair.backend.close()
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param is llava_in_torch:
+            patch.setenv(SWITCH, "0")
+        kernels.cache_clear()
+        if request.param is llava_on_two_threads:
+            torch.set_num_threads(2)
+        pair = request.param(tmp_path_factory.mktemp("oracle"))
+        yield pair
+        pair.backend.close()
+    kernels.cache_clear()
+    torch.set_num_threads(threads)
 
 
 def submitted(backend: llavakit.Backend, messages: list[Message], max_tokens: int) -> tuple:

@@ -2,6 +2,8 @@
 
 Sequences that share a beginning read its keys once for all of them: decoding is bound by
 memory, and sixteen questions about four pictures then read four pictures and not sixteen.
+On a processor one compiled call a layer does all of it (:mod:`llavakit.kernels.attention`); what
+stands here is for other devices and types, and for installations without a compiler.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from torch import Tensor
 from llavakit.engine.arena import KVArena
 from llavakit.engine.extents import Extent
 from llavakit.engine.transfer import to_device
+from llavakit.kernels import attention as compiled
+from llavakit.kernels.native import KINDS, kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,19 @@ class SegmentAttention:
         self._arena = arena
         self._rows = rows
         self._packed: dict[torch.device, _Packed] = {}
+        self._step: compiled.Step | None = None
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         keys, values = self._arena.keys[layer], self._arena.values[layer]
+        library = kernels() if keys.device.type == "cpu" and keys.dtype in KINDS else None
+        if library is not None:
+            if self._step is None:
+                self._step = _step_of(self._rows, query.shape[1] // len(keys))
+            return compiled.attend(
+                library, self._step, query, key, value, keys, values, scaling
+            ).to(query.dtype)
         packed = self._packed.get(keys.device)
         if packed is None:
             packed = _Packed(self._rows, self._arena.short, keys.device)
@@ -70,6 +82,16 @@ class SegmentAttention:
         packed.store(keys, key)
         packed.store(values, value)
         return packed.attend(query, keys, values, scaling)
+
+
+def _step_of(rows: Sequence[Row], group: int) -> compiled.Step:
+    return compiled.Step(
+        [
+            (tuple((e.start, e.length) for e in row.prefix), row.slot, row.start, row.count)
+            for row in rows
+        ],
+        group,
+    )
 
 
 class _Packed:

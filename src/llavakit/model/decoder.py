@@ -4,20 +4,27 @@ The same mathematics as the HF modules (Llama, Mistral, Qwen2): RMSNorm, rotary 
 (https://arxiv.org/abs/2104.09864), grouped-query attention, SwiGLU. Query, key and value
 weights are one matrix, gate and up another, and cosines are looked up in a table; small
 batches are bound by the number of operations, so this is where decoding gets its speed.
-Models that do not fit (quantised, adapted, other families) run layer by layer through HF.
+Models that do not fit (quantised by bitsandbytes, adapted, other families) run layer by layer
+through HF.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llavakit.kernels.native import KINDS, MOST_ROWS, Kernels, kernels
+from llavakit.kernels.packing import joined
+from llavakit.kernels.products import Weights
 from llavakit.model import huge_pages
+from llavakit.model.packed import PackedLinear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, query [T, heads, dim], key [T, kv_heads, dim], value, scaling) -> [T, heads, dim]"""
@@ -52,10 +59,12 @@ def _fits(model: Any) -> bool:
             *(getattr(layer.mlp, name) for name in ("gate_proj", "up_proj", "down_proj")),
         )
     ]
-    # Quantised and adapted layers are subclasses or wrappers; parts on several devices cannot
-    # be put together, and accelerate's hooks, which move tensors between them, must be called.
+    # Layers quantised by others and adapted ones are subclasses or wrappers; parts on several
+    # devices cannot be put together, and accelerate's hooks, which move tensors between them,
+    # must be called.
     return (
-        all(type(part) is nn.Linear for part in linear)
+        len({type(part) for part in linear}) == 1
+        and type(linear[0]) in (nn.Linear, PackedLinear)
         and len({part.weight.device for part in linear}) == 1
         and not any(hasattr(module, "_hf_hook") for module in model.modules())
     )
@@ -78,6 +87,9 @@ def device_of(module: Any) -> torch.device:
 class FusedDecoder:
     """Merged weights, one table of rotary cosines; the HF modules keep views of the weights.
 
+    On a processor the halves of a layer are compiled kernels where few tokens are computed, and
+    activations are fp32 whatever the weights are, unless it computes in bf16 itself.
+
     Attributes:
         heads: of the queries.
     """
@@ -87,22 +99,55 @@ class FusedDecoder:
         self.heads = int(config.num_attention_heads)
         self._layers = [_FusedLayer(layer, config) for layer in model.layers]
         self._norm = model.norm.weight
+        self._wide = self._norm.device.type == "cpu" and self._norm.dtype in KINDS
+        if self._wide:
+            self._norm = self._norm.detach().float()
         self._eps = float(config.rms_norm_eps)
         positions = torch.arange(config.max_position_embeddings, device=self._norm.device)
         with torch.inference_mode():
             cos, sin = model.rotary_emb(self._norm[None, None], position_ids=positions[None])
         half = cos.shape[-1] // 2  # both halves of the channels turn by the same angles
         self._cos, self._sin = cos[0, :, None, :half].clone(), sin[0, :, None, :half].clone()
+        if self._wide:
+            self._cos, self._sin = self._cos.float(), self._sin.float()
         self._enter, self._leave = _enter, _leave
+        self._natively = self._wide
 
     def __call__(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         cos, sin = self._cos[positions], self._sin[positions]
-        hidden = embeddings
+        hidden = embeddings.float() if self._wide else embeddings
+        library = kernels() if self._natively and len(hidden) <= MOST_ROWS else None
+        run = self._in_torch if library is None else functools.partial(self._by_kernels, library)
+        hidden = run(hidden, cos, sin, attend)
+        normed = F.rms_norm(hidden, (hidden.shape[-1],), self._norm, self._eps)
+        return normed.to(embeddings.dtype)
+
+    def _in_torch(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         for number, layer in enumerate(self._layers):
             query, key, value = self._enter(hidden, cos, sin, *layer.before)
             seen = attend(number, query, key, value, layer.scaling)
             hidden = self._leave(hidden, seen, *layer.behind)
-        return F.rms_norm(hidden, (hidden.shape[-1],), self._norm, self._eps)
+        return hidden
+
+    def _by_kernels(
+        self, library: Kernels, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> Tensor:
+        hidden, cos, sin = (one.contiguous() for one in (hidden, cos, sin))
+        for number, layer in enumerate(self._layers):
+            native = layer.native
+            assert native is not None, "weights that are computed in fp32 have a native view"
+            _, eps, _, _, heads, kv_heads, dim = layer.before
+            turned = heads + kv_heads
+            mixed = library.enter(
+                hidden, native.norm, eps, native.qkv.native, cos, sin, turned, dim
+            ).view(len(hidden), -1, dim)
+            query, key, value = mixed[:, :heads], mixed[:, heads:turned], mixed[:, turned:]
+            seen = attend(number, query, key, value, layer.scaling).contiguous()
+            hidden = library.leave(
+                *(hidden, seen, native.out.native, native.behind_norm, eps),
+                *(native.gate_up.native, native.down.native),
+            )
+        return hidden
 
     def compiled(self, compile: Callable[[Any], Any]) -> FusedDecoder:
         """The same decoder, weights shared, with both halves of a layer compiled.
@@ -116,24 +161,74 @@ class FusedDecoder:
         """
         twin = copy.copy(self)
         twin._enter, twin._leave = compile(_enter), compile(_leave)
+        twin._natively = False
         return twin
 
 
 class _FusedLayer:
-    """One decoder layer: what its halves before and behind the attention read."""
+    """One decoder layer: what its halves before and behind the attention read.
+
+    Attributes:
+        native: the same for the compiled kernels; None on other devices.
+    """
 
     def __init__(self, layer: Any, config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         eps = float(config.rms_norm_eps)
         heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         shape = (heads, kv_heads, int(attention.head_dim))
-        qkv = _merge(attention.q_proj, attention.k_proj, attention.v_proj)
-        out = (attention.o_proj.weight, attention.o_proj.bias)
-        gate_up = _merge(mlp.gate_proj, mlp.up_proj)
-        down = (mlp.down_proj.weight, mlp.down_proj.bias)
+        parts = (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (attention.o_proj,),
+            (mlp.gate_proj, mlp.up_proj),
+            (mlp.down_proj,),
+        )
+        norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
         self.scaling = float(attention.scaling)
-        self.before = (layer.input_layernorm.weight, eps, *qkv, *shape)
-        self.behind = (*out, layer.post_attention_layernorm.weight, eps, *gate_up, *down)
+        self.native: _Native | None = None
+        pairs: list[tuple[Any, Tensor | None]]
+        if norms[0].device.type == "cpu" and norms[0].dtype in KINDS:
+            norms = (norms[0].detach().float(), norms[1].detach().float())
+            weights = [_weights(*one) for one in parts]
+            self.native = _Native(norms[0], norms[1], *weights)
+            pairs = [_for_torch(one) for one in weights]
+        else:
+            pairs = [_merge(*one) for one in parts]
+        qkv, out, gate_up, down = pairs
+        self.before = (norms[0], eps, *qkv, *shape)
+        self.behind = (*out, norms[1], eps, *gate_up, *down)
+
+
+@dataclass(frozen=True, slots=True)
+class _Native:
+    norm: Tensor
+    behind_norm: Tensor
+    qkv: Weights
+    out: Weights
+    gate_up: Weights
+    down: Weights
+
+
+def _weights(*parts: Any) -> Weights:
+    """One matrix of several layers; the modules keep views of it, or give theirs up."""
+    if isinstance(parts[0], PackedLinear):
+        packed = joined([part.packed for part in parts]) if len(parts) > 1 else parts[0].packed
+        bias = None
+        if parts[0].bias is not None:
+            bias = torch.cat([part.bias.detach() for part in parts])
+        if len(parts) > 1:
+            for part in parts:
+                part.give_up()
+        return Weights(packed, bias)
+    weight, bias = _merge(*parts)
+    return Weights(weight, bias)
+
+
+def _for_torch(weights: Weights) -> tuple[Any, Tensor | None]:
+    """What the halves in torch read: plain fp32 as it is, everything else by its own product."""
+    if isinstance(weights.data, Tensor) and weights.data.dtype == torch.float32:
+        return weights.data, weights.bias
+    return weights, None
 
 
 def _enter(
@@ -142,7 +237,7 @@ def _enter(
     sin: Tensor,
     norm: Tensor,
     eps: float,
-    weight: Tensor,
+    weight: Any,
     bias: Tensor | None,
     heads: int,
     kv_heads: int,
@@ -150,7 +245,7 @@ def _enter(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turned queries and keys, and values: [T, heads or kv_heads, dim]."""
     normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
-    mixed = F.linear(normed, weight, bias).view(len(hidden), -1, dim)
+    mixed = _product(normed, weight, bias).view(len(hidden), -1, dim)
     turned = _rotate(mixed[:, : heads + kv_heads], cos, sin)
     return turned[:, :heads], turned[:, heads:], mixed[:, heads + kv_heads :]
 
@@ -158,20 +253,25 @@ def _enter(
 def _leave(
     hidden: Tensor,
     seen: Tensor,
-    out: Tensor,
+    out: Any,
     out_bias: Tensor | None,
     norm: Tensor,
     eps: float,
-    gate_up: Tensor,
+    gate_up: Any,
     gate_up_bias: Tensor | None,
-    down: Tensor,
+    down: Any,
     down_bias: Tensor | None,
 ) -> Tensor:
     """What the layer adds to the hidden states: the attention's result and the SwiGLU's."""
-    hidden = hidden + F.linear(seen.reshape(len(hidden), -1), out, out_bias)
+    hidden = hidden + _product(seen.reshape(len(hidden), -1), out, out_bias)
     normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
-    gate, up = F.linear(normed, gate_up, gate_up_bias).chunk(2, dim=-1)
-    return hidden + F.linear(F.silu(gate) * up, down, down_bias)
+    gate, up = _product(normed, gate_up, gate_up_bias).chunk(2, dim=-1)
+    return hidden + _product(F.silu(gate) * up, down, down_bias)
+
+
+def _product(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    """With plain weights, or with :class:`Weights`, which know their bias."""
+    return F.linear(x, weight, bias) if isinstance(weight, Tensor) else weight.many(x)
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -182,6 +282,8 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _merge(*parts: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """One matrix of several; the parts become views of it, so that no memory is doubled."""
+    if len(parts) == 1 and parts[0].weight.is_contiguous():
+        return parts[0].weight, parts[0].bias
     with torch.no_grad():
         weight = _joined([part.weight for part in parts])
         bias = None

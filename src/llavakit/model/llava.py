@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llavakit.kernels.native import KINDS
+from llavakit.kernels.products import Weights
 from llavakit.model.decoder import Attend, FusedDecoder, decoder_of, device_of
 from llavakit.model.preprocess import Pixels
 
@@ -40,6 +42,7 @@ class Llava:
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
         self.vocab_size = int(text.vocab_size)
+        self._head = _head(model.lm_head)
         skip_unread_vision_layers(model)
 
     @property
@@ -119,8 +122,17 @@ class Llava:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token in fp32: [N, hidden] -> [N, vocab]."""
-        scores: Tensor = self.hf.lm_head(hidden)
+        scores: Tensor = self._head(hidden)
         return scores.float().to(self.device)
+
+
+def _head(layer: Any) -> Any:
+    """The output layer, by the compiled kernels where they read it."""
+    weight = layer.weight
+    plain = type(layer) is torch.nn.Linear and not hasattr(layer, "_hf_hook")
+    if plain and weight.device.type == "cpu" and weight.dtype in KINDS and weight.is_contiguous():
+        return Weights(weight, layer.bias)
+    return layer
 
 
 def stacked(views: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from llavakit.model.quantization import (
     Quantization,
     check_quantized,
     keep_unpackable,
+    packed_config,
     quantization_config,
 )
 from llavakit.model.reader import Reader
@@ -106,7 +107,7 @@ def load_weights(
     Raises:
         CheckpointError: weights are missing or do not fit the configuration, or the model
             fits into no GPU.
-        MissingDependencyError: quantization without bitsandbytes.
+        MissingDependencyError: quantization on a GPU without bitsandbytes.
     """
     import torch
     from transformers.utils import logging as hf_logging
@@ -116,11 +117,14 @@ def load_weights(
     place = torch.device(_device(device))
     kind = getattr(torch, _dtype(dtype, place.type))
     options: dict[str, Any] = {"dtype": kind}
+    packs = quantization is not None and place.type == "cpu" and device_map is None
     if quantization is not None:
-        options["quantization_config"] = quantization_config(quantization, kind)
+        options["quantization_config"] = (
+            packed_config(quantization) if packs else quantization_config(quantization, kind)
+        )
     if device_map is not None:
         options["device_map"] = device_map
-    elif quantization is not None:
+    elif quantization is not None and not packs:
         # Layers are quantised where they are loaded; a quantised model is not moved any more.
         options["device_map"] = {"": place}
     bar_was_on = hf_logging.is_progress_bar_enabled()
@@ -130,7 +134,11 @@ def load_weights(
     finally:
         if bar_was_on:
             hf_logging.enable_progress_bar()
-    if quantization is not None:
+    if packs:
+        from llavakit.model.packed import finish
+
+        finish(model)
+    elif quantization is not None:
         check_quantized(model, quantization)
         keep_unpackable(model)
     if device_map is not None:

@@ -1,9 +1,8 @@
-"""Weights in 4 or 8 bits with bitsandbytes; knows neither files nor requests.
+"""Weights in 4 or 8 bits: packed by this package on a processor, by bitsandbytes elsewhere.
 
 Only the linear layers of the language model are quantised. The vision tower and the
-projector are small and read every picture, and the head decides every token, so they keep
-their precision. That saves memory and not time: on a processor quantised layers are several
-times slower than fp32.
+projector are small and read every picture, so they keep their precision. The head decides
+every token: bitsandbytes leaves it alone, and on a processor it has 8 bits.
 """
 
 from __future__ import annotations
@@ -21,7 +20,16 @@ KEPT = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 """Modules that keep their precision, with their full names: transformers looks for a name at
 the start or at the end of a module's path, so "vision_tower" alone would spare nothing."""
 
+BITS = {"4bit": 4, "8bit": 8}
+
 _PACKED_ROWS = 32
+
+
+def packed_config(kind: Quantization) -> Any:
+    """The configuration for ``from_pretrained`` on a processor (see ``model.packed``)."""
+    from llavakit.model import packed
+
+    return packed.packed_config(BITS[kind], KEPT[:2])
 
 
 def bitsandbytes() -> Any:

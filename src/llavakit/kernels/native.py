@@ -1,0 +1,262 @@
+"""The compiled kernels through ctypes: found, proven, and called.
+
+A library is used only if this processor has its instructions and if its numbers are right on a
+trial (see :func:`proven`); else everything computes in torch, and the log says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SWITCH = "LLAVAKIT_KERNELS"
+"""Environment variable: ``0`` computes in torch, a set's name (``avx2``) takes that one."""
+
+MOST_ROWS = 32
+"""Rows of a product for which these kernels are made; more are work for a matrix library."""
+
+FP32, BF16, INT8, INT4 = range(4)
+KINDS = {torch.float32: FP32, torch.bfloat16: BF16}
+
+
+class Matrix(ctypes.Structure):
+    """Weights [rows, columns] as the kernels read them; see ``cpu.cpp``."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("groups", c_int64),
+        ("kind", c_int32),
+    )
+
+
+class Units(ctypes.Structure):
+    """Which tokens read which stretches of the arena; see ``cpu.cpp``."""
+
+    _fields_ = (
+        ("count", c_int64),
+        ("tokens", c_void_p),
+        ("token", c_void_p),
+        ("tail_start", c_void_p),
+        ("tail_length", c_void_p),
+        ("shared", c_void_p),
+        ("shared_start", c_void_p),
+        ("shared_length", c_void_p),
+    )
+
+
+class Attention(ctypes.Structure):
+    """One layer's attention; see ``cpu.cpp``."""
+
+    _fields_ = (
+        ("query", c_void_p),
+        ("key", c_void_p),
+        ("value", c_void_p),
+        ("query_row", c_int64),
+        ("key_row", c_int64),
+        ("value_row", c_int64),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_head", c_int64),
+        ("key_slot", c_int64),
+        ("value_head", c_int64),
+        ("value_slot", c_int64),
+        ("slot", c_void_p),
+        ("tokens", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+        ("scaling", c_float),
+        ("kind", c_int32),
+        ("out", c_void_p),
+    )
+
+
+def matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
+    """A view of plain weights [rows, columns], fp32 or bf16; they must outlive it.
+
+    Args:
+        weight: contiguous, in main memory.
+        bias: [rows] in fp32, or None.
+    """
+    assert weight.is_contiguous() and weight.device.type == "cpu"
+    assert bias is None or (bias.is_contiguous() and bias.dtype == torch.float32)
+    rows, columns = weight.shape
+    place = None if bias is None else bias.data_ptr()
+    return Matrix(weight.data_ptr(), None, place, rows, columns, 0, KINDS[weight.dtype])
+
+
+class Kernels:
+    """A loaded library.
+
+    Args:
+        path: the shared library.
+
+    Attributes:
+        name: of its instruction set.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        library = ctypes.CDLL(str(path))
+        pointer, whole, number = c_void_p, c_int64, c_float
+        signatures: dict[str, list[Any]] = {
+            "linear": [pointer, whole, POINTER(Matrix), pointer, c_int],
+            "enter": [
+                *(pointer, whole, pointer, number, POINTER(Matrix), pointer, pointer),
+                *(whole, whole, whole, pointer, pointer, c_int),
+            ],
+            "leave": [
+                *(pointer, pointer, whole, POINTER(Matrix), pointer, number, POINTER(Matrix)),
+                *(POINTER(Matrix), pointer, pointer, c_int),
+            ],
+            "attend": [POINTER(Attention), POINTER(Units), c_int],
+            "unpack": [POINTER(Matrix), whole, whole, pointer, c_int, c_int],
+        }
+        for name_, arguments in signatures.items():
+            function = getattr(library, f"llavakit_{name_}")
+            function.argtypes, function.restype = arguments, None
+        self._linear, self._enter = library.llavakit_linear, library.llavakit_enter
+        self._leave, self._unpack = library.llavakit_leave, library.llavakit_unpack
+        self._attend = library.llavakit_attend
+
+    def linear(self, x: Tensor, weights: Matrix) -> Tensor:
+        """``x @ weights.T + bias``: [M, columns] in fp32 -> [M, rows] in fp32."""
+        x = x.contiguous()
+        out = torch.empty((len(x), weights.rows), dtype=torch.float32)
+        self._linear(x.data_ptr(), len(x), byref(weights), out.data_ptr(), threads())
+        return out
+
+    def enter(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        eps: float,
+        qkv: Matrix,
+        cos: Tensor,
+        sin: Tensor,
+        turned: int,
+        dim: int,
+    ) -> Tensor:
+        """Norm, one product, and rotary positions for its first ``turned`` heads.
+
+        Args:
+            hidden: [M, columns].
+            norm: [columns].
+            cos, sin: [M, half], contiguous.
+
+        Returns:
+            [M, rows].
+        """
+        count = len(hidden)
+        out = torch.empty((count, qkv.rows), dtype=torch.float32)
+        normed = torch.empty_like(hidden)
+        self._enter(
+            *(hidden.data_ptr(), count, norm.data_ptr(), eps, byref(qkv), cos.data_ptr()),
+            *(sin.data_ptr(), turned, dim, cos.shape[-1], normed.data_ptr(), out.data_ptr()),
+            threads(),
+        )
+        return out
+
+    def leave(
+        self,
+        hidden: Tensor,
+        seen: Tensor,
+        out: Matrix,
+        norm: Tensor,
+        eps: float,
+        gate_up: Matrix,
+        down: Matrix,
+    ) -> Tensor:
+        """The layer's other half: attention's product and SwiGLU, both added to ``hidden``."""
+        count, size = hidden.shape
+        result = torch.empty_like(hidden)
+        scratch = torch.empty(count * (size + 3 * down.columns), dtype=torch.float32)
+        self._leave(
+            *(hidden.data_ptr(), seen.data_ptr(), count, byref(out), norm.data_ptr(), eps),
+            *(byref(gate_up), byref(down), scratch.data_ptr(), result.data_ptr(), threads()),
+        )
+        return result
+
+    def attend(self, attention: Attention, units: Units) -> None:
+        """Store keys and values, then attend; the result is where ``attention.out`` points."""
+        self._attend(byref(attention), byref(units), threads())
+
+    def unpack(self, weights: Matrix, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Rows ``first`` (a multiple of 16) to ``last`` of quantised weights as numbers."""
+        out = torch.empty((last - first, weights.columns), dtype=dtype)
+        self._unpack(
+            byref(weights), first, last, out.data_ptr(), int(dtype == torch.bfloat16), threads()
+        )
+        return out
+
+
+def threads() -> int:
+    """How many threads a kernel takes: torch's number, for they share its pool."""
+    return torch.get_num_threads()
+
+
+def _sets() -> list[str]:
+    """Instruction sets of this processor, the best one first."""
+    found = []
+    flags = _flags()
+    if {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"} <= flags:
+        found.append("avx512")
+    if {"avx2", "fma", "f16c"} <= flags:
+        found.append("avx2")
+    return [*found, "any"]
+
+
+def _flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        level = torch.backends.cpu.get_cpu_capability()
+        return {"avx2", "fma", "f16c"} if level in ("AVX2", "AVX512") else set()
+    line = next((one for one in text.splitlines() if one.startswith("flags")), "")
+    return set(line.partition(":")[2].split())
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """The best library that is here and gives right numbers; None computes in torch."""
+    switch = os.environ.get(SWITCH, "")
+    if switch == "0":
+        return None
+    folder = Path(__file__).parent
+    for name in _sets():
+        if switch not in ("", "1", name):
+            continue
+        for path in sorted(folder.glob(f"_cpu_{name}.*")):
+            if path.suffix not in (".so", ".dylib", ".pyd"):
+                continue
+            try:
+                found = Kernels(path, name)
+            except (OSError, AttributeError) as reason:
+                log.info("the %s kernels cannot be loaded: %s", name, reason)
+                continue
+            from llavakit.kernels.trial import error_of
+
+            error = error_of(found)
+            if error is None:
+                log.info("decoding uses the %s kernels", name)
+                return found
+            log.warning("the %s kernels give wrong numbers here (%s) and are not used", name, error)
+    log.warning(
+        "no compiled kernels here: answers are the same and slower; install llavakit with a C++ "
+        "compiler at hand, or from a wheel, to have them"
+    )
+    return None
