@@ -10,11 +10,14 @@ import torch
 
 from llavakit.model import huge_pages
 
+MAKERS = pytest.mark.parametrize("make", [huge_pages.empty, huge_pages.sparse])
 
+
+@MAKERS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("shape", [(3, 5), (2, 1024, 1025), (0, 4)])
-def test_it_has_the_shape_and_keeps_what_is_written(shape, dtype):
-    made = huge_pages.empty(shape, dtype)
+def test_it_has_the_shape_and_keeps_what_is_written(make, shape, dtype):
+    made = make(shape, dtype)
     assert made.shape == shape
     assert made.dtype == dtype
     assert made.is_contiguous()
@@ -54,7 +57,8 @@ def test_a_forked_child_writes_into_a_copy():
     assert made[0] == 1
 
 
-def test_without_huge_pages_it_is_an_ordinary_tensor(monkeypatch):
+@MAKERS
+def test_without_huge_pages_it_is_an_ordinary_tensor(make, monkeypatch):
     def refuse(*args):
         raise OSError(22, "Invalid argument")
 
@@ -62,5 +66,5 @@ def test_without_huge_pages_it_is_an_ordinary_tensor(monkeypatch):
         madvise = refuse
 
     monkeypatch.setattr(mmap, "mmap", Plain)
-    made = huge_pages.empty((huge_pages.WORTH,), torch.float32)
+    made = make((huge_pages.WORTH,), torch.float32)
     assert made.shape == (huge_pages.WORTH,)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from llavakit.model.catalog import CATALOG, PLANNED_TOKENS, CatalogEntry
+from llavakit.engine import memory
+from llavakit.model.catalog import CATALOG, PLANNED_TOKENS, RUNTIME, Bits, CatalogEntry
 
 TYPICAL_PICTURES = {"photograph": (1024, 768), "screenshot": (1920, 1080), "A4 page": (1240, 1754)}
 """Widths and heights for which image tokens are told."""
+
+ALL_BITS: tuple[Bits, ...] = (16, 8, 4)
 
 
 def models(
@@ -27,30 +30,85 @@ def models(
 ) -> None:
     """List the models that have a short name, with the memory that they need.
 
-    Memory is that of the weights in 16, 8 or 4 bit and of one conversation of 4,096 tokens.
-    Any other LLaVA checkpoint works by its directory or hub id.
+    Memory is that of the weights in 16, 8 or 4 bit and of one conversation of 4,096 tokens on a
+    GPU; in main memory it is somewhat more (--json tells it). "Fits here" is what this machine has
+    room for now. Any other LLaVA checkpoint works by its directory or hub id.
     """
-    if json_output:
-        print(json.dumps([_as_dict(entry) for entry in CATALOG], indent=2))
-        return
-    if markdown:
+    if markdown and not json_output:
         print(markdown_table())
         return
-    table = Table(caption=f"Memory: weights and one conversation of {PLANNED_TOKENS:,} tokens.")
+    machine = Machine.this()
+    if json_output:
+        print(json.dumps([_as_dict(entry, machine) for entry in CATALOG], indent=2))
+        return
+    table = Table(caption=_caption(machine), caption_justify="left")
     table.add_column("name", no_wrap=True)
     for heading in ("parameters", "16 bit", "8 bit", "4 bit", "context"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("original", no_wrap=True)
+    if machine.gpu is not None:
+        table.add_column("fits GPU", no_wrap=True)
+    table.add_column("fits RAM" if machine.gpu is not None else "fits here", no_wrap=True)
+    table.add_column("original", overflow="fold")
     for entry in CATALOG:
         table.add_row(
             entry.name,
             _scaled(entry.parameters, "", "M", "B"),
             *_memory(entry),
             f"{entry.context_length:,}",
+            *(_words(fits) for fits in machine.fits(entry).values() if fits is not None),
             entry.original_id or "bundled",
         )
     # Piped, nobody knows a width: lines are better long than cut.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What is free on this machine now, in bytes.
+
+    Attributes:
+        ram: of main memory, within the limit of a container.
+        whole: main memory in all; None if the system does not say it.
+        gpu: of the GPU that has most; None without one.
+    """
+
+    ram: int
+    whole: int | None
+    gpu: int | None
+
+    @staticmethod
+    def this() -> Machine:
+        """As it is now."""
+        return Machine(memory.available(), memory.total(), max(memory.gpus(), default=None))
+
+    def fits(self, entry: CatalogEntry) -> dict[str, dict[Bits, bool] | None]:
+        """For each kind of memory and each number of bits; None where there is no such memory."""
+        gpu = self.gpu
+        return {
+            "gpu": None if gpu is None else {bits: entry.fits(bits, gpu=gpu) for bits in ALL_BITS},
+            "ram": {bits: entry.fits(bits, ram=self.ram) for bits in ALL_BITS},
+        }
+
+
+def _words(fits: dict[Bits, bool]) -> str:
+    good = [str(bits) for bits in ALL_BITS if fits[bits]]
+    return f"{', '.join(good)} bit" if good else "too large"
+
+
+def _caption(machine: Machine) -> str:
+    whole = "" if machine.whole is None else f" of {_scaled(machine.whole, ' ', 'MB', 'GB')}"
+    free = f"{_scaled(machine.ram, ' ', 'MB', 'GB')}{whole} of RAM"
+    if machine.gpu is None:
+        found = f"{free}, no GPU that nvidia-smi knows"
+    else:
+        found = f"{_scaled(machine.gpu, ' ', 'MB', 'GB')} on one GPU, {free}"
+    return (
+        f"Memory: weights and one conversation of {PLANNED_TOKENS:,} tokens.\n"
+        f"Free here: {found}.\n"
+        f"A model fits if {_scaled(RUNTIME, ' ', 'MB', 'GB')} is left for what runs beside it. "
+        "On a processor, 16 bit is dtype bfloat16, and 8 and 4 bit keep\n"
+        "embeddings, keys and values in 32 bit."
+    )
 
 
 def markdown_table() -> str:
@@ -79,14 +137,22 @@ def _image_tokens(entry: CatalogEntry) -> dict[str, int]:
 
 
 def _memory(entry: CatalogEntry) -> list[str]:
-    return [_scaled(entry.memory(bits), " ", "MB", "GB") for bits in (16, 8, 4)]
+    return [_scaled(entry.memory(bits), " ", "MB", "GB") for bits in ALL_BITS]
 
 
-def _as_dict(entry: CatalogEntry) -> dict[str, object]:
+def _as_dict(entry: CatalogEntry, machine: Machine) -> dict[str, object]:
     known = {field.name: getattr(entry, field.name) for field in fields(entry)}
     del known["layout"]
-    memory = {f"{bits}bit": entry.memory(bits) for bits in (16, 8, 4)}
-    return {**known, "memory_bytes": memory, "image_tokens": _image_tokens(entry)}
+    return {
+        **known,
+        "memory_bytes": {f"{bits}bit": entry.memory(bits) for bits in ALL_BITS},
+        "memory_in_ram_bytes": {f"{bits}bit": entry.memory_in_ram(bits) for bits in ALL_BITS},
+        "fits": {
+            place: None if fits is None else {f"{bits}bit": fits[bits] for bits in ALL_BITS}
+            for place, fits in machine.fits(entry).items()
+        },
+        "image_tokens": _image_tokens(entry),
+    }
 
 
 def _scaled(value: float, space: str, million: str, billion: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llavakit.engine import memory
 from llavakit.engine.answer import Answer
 from llavakit.engine.arena import KVArena
 from llavakit.engine.config import EngineConfig
@@ -34,7 +35,6 @@ from llavakit.values import Image, Request
 log = logging.getLogger(__name__)
 
 OpenPicture = Callable[[Image], Picture]
-GIB = 1 << 30
 
 
 class Engine:
@@ -185,16 +185,18 @@ def kv_budget(model: Llava, config: EngineConfig, context_length: int) -> int:
     each = KVArena.bytes_per_token(model.layers, model.kv_heads, model.head_dim, model.dtype)
     if config.kv_cache_bytes != "auto":
         return max(1, config.kv_cache_bytes // each)
-    # Few fill their context, so a whole one for each leaves much for what is kept of others.
-    wanted = max(4, config.max_concurrency) * context_length
+    # The fullest device decides for all layers, by the share of them that lies there.
     layers = Counter(model.layer_devices)
-    room = min(_free_bytes(device) * model.layers // n for device, n in layers.items()) // each
-    return max(context_length, min(wanted, room))
+    room = min(_free_bytes(device, model) * model.layers // n for device, n in layers.items())
+    return memory.kv_slots(room // each, context_length, config.max_concurrency)
 
 
-def _free_bytes(device: torch.device) -> int:
+def _free_bytes(device: torch.device, model: Llava) -> int:
+    """What keys and values may take on a device, the weights being there already."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # Activations of a prefill chunk and of the vision tower need the rest.
         return int(0.85 * free)
-    return 4 * GIB
+    weights = [weight for weight in model.hf.parameters() if weight.device.type == "cpu"]
+    stretches = ((weight.data_ptr(), weight.nbytes) for weight in weights)
+    return memory.kv_room(memory.available() - memory.in_files(stretches))

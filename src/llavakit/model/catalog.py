@@ -29,6 +29,14 @@ PLANNED_TOKENS = 4096
 # QLoRA, section 3); 8-bit rows carry one float scale each, which is under 0.1%.
 _BITS = {16: 16.0, 8: 8.0, 4: 4.127}
 
+# Groups of 32 weights share a scale of 16 bits where layers are packed for a processor.
+_PACKED_BITS = {16: 16.0, 8: 8.5, 4: 4.5}
+
+RUNTIME = 1_000_000_000
+"""Bytes beside the model: Python with torch, activations, and what CUDA takes for itself."""
+
+Bits = Literal[16, 8, 4]
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
@@ -74,7 +82,7 @@ class CatalogEntry:
         """Bytes of keys and values of one token, in 16 bit."""
         return 2 * self.layers * self.kv_heads * self.head_dim * 2
 
-    def memory(self, bits: Literal[16, 8, 4] = 16) -> int:
+    def memory(self, bits: Bits = 16) -> int:
         """Bytes that one conversation takes: weights, and keys and values in 16 bit.
 
         The conversation has :data:`PLANNED_TOKENS` tokens, or the whole context where that is
@@ -83,10 +91,27 @@ class CatalogEntry:
         embeddings and the output head. Not counted: activations (some hundred MB, more for
         long prompts) and what CUDA takes for itself (about 0.5 GB).
         """
-        quantised = (self.parameters - self.embeddings) * _BITS[bits] / 8
-        kept = self.embeddings * 2
+        return self._memory(_BITS[bits], 2)
+
+    def memory_in_ram(self, bits: Bits = 16) -> int:
+        """The same on a processor.
+
+        16 bit is ``dtype="bfloat16"``. Packed layers are computed in fp32 unless a ``dtype`` is
+        given, and embeddings, keys and values are then fp32 too.
+        """
+        return self._memory(_PACKED_BITS[bits], 2 if bits == 16 else 4)
+
+    def fits(self, bits: Bits, gpu: int | None = None, ram: int | None = None) -> bool:
+        """Whether one conversation fits into so many free bytes of a GPU, or of main memory."""
+        if gpu is not None and self.memory(bits) + RUNTIME <= gpu:
+            return True
+        return ram is not None and self.memory_in_ram(bits) + RUNTIME <= ram
+
+    def _memory(self, bits: float, width: int) -> int:
+        quantised = (self.parameters - self.embeddings) * bits / 8
         tokens = min(self.context_length, PLANNED_TOKENS)
-        return round(quantised + kept) + tokens * self.kv_bytes_per_token
+        keys_and_values = tokens * self.kv_bytes_per_token * width // 2
+        return round(quantised + self.embeddings * width) + keys_and_values
 
 
 _CLIP = FixedLayout(576)  # 24 x 24 patches of 14 pixels in 336

@@ -1,0 +1,180 @@
+"""Memory that is free to use, read from the operating system. Knows no torch and no models.
+
+Files are named by arguments, so that a test can bring its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+
+UNKNOWN = 8 << 30
+"""Bytes that are taken for available where the system does not say (Windows)."""
+
+KV_SHARE = 2
+"""Keys and values take at most one part in so many of what is free."""
+
+LEAST_CONTEXTS = 4
+"""An automatic arena may hold so many, however few requests run at once."""
+
+
+def available(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Bytes that can still be used without swapping: of the machine, and of its container.
+
+    Linux says it in ``/proc/meminfo``; control groups (version 1 and 2) may limit it further.
+    Elsewhere it is what ``os.sysconf`` counts as free, or half of all memory, or ``UNKNOWN``.
+
+    Args:
+        proc: where ``meminfo`` and ``self/cgroup`` lie.
+        cgroups: where control groups are mounted.
+    """
+    machine = _meminfo(proc, "MemAvailable")
+    if machine is None:
+        machine = _sysconf("SC_AVPHYS_PAGES")
+    if machine is None:
+        whole = _sysconf("SC_PHYS_PAGES")
+        machine = UNKNOWN if whole is None else whole // 2
+    return max(0, min([machine, *_groups_room(proc, cgroups)]))
+
+
+def total(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+    """Bytes of all main memory, or of what the container may use; None if unknown."""
+    machine = _meminfo(proc, "MemTotal") or _sysconf("SC_PHYS_PAGES")
+    limits = [limit for limit, _, _ in _groups(proc, cgroups)]
+    return min([*limits, *([] if machine is None else [machine])], default=None)
+
+
+def gpus() -> list[int]:
+    """Free bytes of each NVIDIA GPU, as ``nvidia-smi`` tells them; empty where there is none.
+
+    Asking torch would load it, and take memory on the GPU.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return []
+    query = [program, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        run = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [int(line) << 20 for line in run.stdout.split() if line.isdigit()]
+
+
+def in_files(stretches: Iterable[tuple[int, int]], proc: Path = PROC) -> int:
+    """How many of these bytes are pages of mapped files.
+
+    The system counts such pages as available, since it can drop and read them again; weights that
+    are read for every token must not be dropped.
+
+    Args:
+        stretches: address and number of bytes of each; they may repeat.
+        proc: where ``self/maps`` lies.
+    """
+    try:
+        lines = (proc / "self" / "maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return 0
+    files = []
+    for line in lines:
+        addresses, _, _, _, inode, *_ = line.split()
+        if inode != "0":
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            files.append((first, last))
+    found = 0
+    for start, size in set(stretches):
+        found += sum(max(0, min(start + size, last) - max(start, first)) for first, last in files)
+    return found
+
+
+def kv_room(free: int) -> int:
+    """Bytes that keys and values may take of what is free: half of it, none if it is negative."""
+    return max(0, free) // KV_SHARE
+
+
+def kv_slots(affordable: int, context_length: int, max_concurrency: int) -> int:
+    """Slots of an automatic arena: at least one context, and no more than can be used.
+
+    Few requests fill their context, so a whole one for each leaves much for what is kept of
+    earlier ones; for the same reason there are four contexts where fewer requests run at once.
+
+    Args:
+        affordable: slots that there is room for.
+        context_length: slots of one context.
+        max_concurrency: most sequences that run at once.
+    """
+    usable = max(LEAST_CONTEXTS, max_concurrency) * context_length
+    return max(context_length, min(usable, affordable))
+
+
+def _meminfo(proc: Path, name: str) -> int | None:
+    try:
+        lines = (proc / "meminfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key == name and value.split()[:1] and value.split()[0].isdigit():
+            return int(value.split()[0]) << 10
+    return None
+
+
+def _sysconf(pages: str) -> int | None:
+    try:
+        found = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on this system
+        return None
+    return found if found > 0 else None
+
+
+def _groups_room(proc: Path, cgroups: Path) -> list[int]:
+    # Pages of files in use are counted as used by the group and can be dropped, as in MemAvailable.
+    return [limit - used + files for limit, used, files in _groups(proc, cgroups)]
+
+
+def _groups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int, int]]:
+    """Limit, use, and use by files, of every control group above this process that has a limit."""
+    try:
+        text = (proc / "self" / "cgroup").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if not controllers:
+            names, root = ("memory.max", "memory.current", ""), cgroups
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            root = cgroups / "memory"
+        else:
+            continue
+        # Inside a container the group is often mounted as the root, whatever its name is outside.
+        inner = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(inner), -1, -1):
+            group = root.joinpath(*inner[:depth])
+            limit, used = _number(group / names[0]), _number(group / names[1])
+            if limit is not None and used is not None:
+                yield limit, used, _files(group / "memory.stat", names[2])
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None if there is none ("max" is no limit)."""
+    try:
+        text = file.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _files(stat: Path, prefix: str) -> int:
+    try:
+        lines = stat.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    counts = dict(line.split()[:2] for line in lines if len(line.split()) >= 2)
+    names = (f"{prefix}active_file", f"{prefix}inactive_file")
+    return sum(int(counts.get(name, "0")) for name in names if counts.get(name, "0").isdigit())
