@@ -4,6 +4,7 @@ import gc
 import mmap
 import os
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,3 +69,38 @@ def test_without_huge_pages_it_is_an_ordinary_tensor(make, monkeypatch):
     monkeypatch.setattr(mmap, "mmap", Plain)
     made = make((huge_pages.WORTH,), torch.float32)
     assert made.shape == (huge_pages.WORTH,)
+
+
+def resident_files():
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    found, ours = 0, False
+    for line in lines:
+        if not line.split()[0].endswith(":"):
+            ours = line.endswith("weights.bin")
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1]) << 10
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux counts resident pages")
+def test_forgotten_weights_of_a_mapped_file_take_no_memory_and_their_neighbours_stay(tmp_path):
+    file = tmp_path / "weights.bin"
+    file.write_bytes(bytes([1]) * (8 << 20))
+    storage = torch.UntypedStorage.from_file(str(file), False, 8 << 20)
+    mapped = torch.empty(0, dtype=torch.uint8).set_(storage)
+    before, packed, behind = mapped[:5000], mapped[5000 : 6 << 20], mapped[6 << 20 :]
+    behind[:10] = 7  # written weights, which the file does not hold
+    assert int(mapped.sum(dtype=torch.int64)) == (8 << 20) + 60
+    assert resident_files() >= 8 << 20
+    huge_pages.forget(packed)
+    assert resident_files() <= (2 << 20) + 3 * mmap.PAGESIZE
+    assert bool((before == 1).all()) and behind[:11].tolist() == [7] * 10 + [1]
+    assert bool((packed == 1).all())
+
+
+@pytest.mark.parametrize("size", [0, 10, 5000])
+def test_forgetting_little_or_nothing_harms_nobody(size):
+    around = torch.ones(5000 + size, dtype=torch.uint8)
+    huge_pages.forget(around[2500 : 2500 + size])
+    huge_pages.forget(torch.empty(4, device="meta"))
+    assert bool((around[:2500] == 1).all()) and bool((around[2500 + size :] == 1).all())

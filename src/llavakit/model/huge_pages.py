@@ -8,9 +8,13 @@ ever be used is better on small ones.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 import mmap
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -53,3 +57,33 @@ def _mapped(shape: Sequence[int], dtype: torch.dtype, advice: str, least: int) -
         memory.close()
         return torch.empty(tuple(shape), dtype=dtype)
     return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
+
+
+def forget(tensor: Tensor) -> None:
+    """Let go of the memory under a tensor whose numbers are not needed any more.
+
+    For weights that were read out of a mapped checkpoint and copied or packed: the mapping lives
+    as long as any tensor of the file, and its pages count as this process's memory until then.
+    Reading the tensor afterwards gives what the file holds, or zeros; so no other tensor may see
+    the same numbers. Does nothing but on Linux's main memory.
+    """
+    advise = _madvise()
+    if advise is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        advise(first, last - first, mmap.MADV_DONTNEED)
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if sys.platform != "linux" or not hasattr(mmap, "MADV_DONTNEED"):
+        return None
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    function.restype = ctypes.c_int
+    return cast(Callable[[int, int, int], int], function)
