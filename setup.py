@@ -10,7 +10,15 @@ import sys
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-COMMON = ["-O3", "-std=c++17", "-ffp-contract=fast", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
+COMMON = [
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+    "-g0",
+]
 SETS = {"any": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     avx2 = ["-mavx2", "-mfma", "-mf16c"]

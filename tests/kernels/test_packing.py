@@ -88,3 +88,20 @@ def test_weights_beyond_fp16_are_refused_and_not_packed_as_infinity():
 
 def test_packed_weights_are_values():
     assert isinstance(pack(random(2, 2), 4), Packed)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compiled_packing_is_the_same_bit_for_bit(bits, dtype, library):
+    weight = random(70, 333)
+    weight[0], weight[1], weight[2, :9] = 0, weight[1] * 1e-5, 1e-6
+    weight = weight.to(dtype)
+    plain, compiled = pack(weight, bits), pack(weight, bits, library)
+    assert torch.equal(plain.data, compiled.data) and torch.equal(plain.scales, compiled.scales)
+
+
+def test_compiled_packing_refuses_what_is_not_finite_or_too_large(library):
+    with pytest.raises(ValueError, match="not finite"):
+        pack(torch.full((2, 32), float("nan")), 4, library)
+    with pytest.raises(ValueError, match="too large"):
+        pack(torch.full((2, 32), 1e9), 8, library)

@@ -56,6 +56,7 @@ class Engine:
             dtype=config.dtype,
             quantization=config.quantization,
             device_map=config.device_map,
+            room=memory.available(),
         )
         self.reader = reader
         self.config = config

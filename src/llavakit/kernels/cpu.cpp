@@ -271,6 +271,79 @@ inline float half_to_float(uint16_t h) {
   return x;
 }
 
+inline uint16_t float_to_half(float x) {  // to the nearest, halves to even
+#if defined(__F16C__)
+  return uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
+  const float size = std::fabs(x);
+  if (!(size < 65520.0f)) return sign | (size == size ? 0x7c00 : 0x7e00);
+  if (size < 6.103515625e-5f)  // below the normal numbers: steps of 2^-24
+    return sign | uint16_t(std::nearbyint(size * 16777216.0f));
+  bits &= 0x7fffffff;
+  bits += 0xfff + ((bits >> 13) & 1);
+  return sign | uint16_t((bits - (112u << 23)) >> 13);
+#endif
+}
+
+// Values of one group and their scale; see packing.py, which says why it is rounded so.
+inline float round8(const float* x, int8_t* values) {
+  float largest = 0;
+  for (int64_t i = 0; i < GROUP; i++) largest = std::max(largest, std::fabs(x[i]));
+  const float scale = half_to_float(float_to_half(largest / 127.0f));
+  const float inverse = scale == 0 ? 0.0f : 1.0f / scale;
+  for (int64_t i = 0; i < GROUP; i++)
+    values[i] = int8_t(std::max(-127.0f, std::min(127.0f, std::nearbyint(x[i] * inverse))));
+  return scale;
+}
+
+inline float round4(const float* x, int8_t* values) {
+  constexpr float shares[] = {1.0f, 0.94f, 0.88f, 0.82f};
+  float extreme = 0, least = INFINITY, best = 0;
+  for (int64_t i = 0; i < GROUP; i++)
+    if (std::fabs(x[i]) > std::fabs(extreme)) extreme = x[i];
+  for (float share : shares) {
+    const float scale = half_to_float(float_to_half(extreme * (share / -8.0f)));
+    const float inverse = scale == 0 ? 0.0f : 1.0f / scale;
+    float rounded[GROUP], error = 0;
+    for (int64_t i = 0; i < GROUP; i++) {
+      rounded[i] = std::max(-8.0f, std::min(7.0f, std::nearbyint(x[i] * inverse)));
+      const float off = rounded[i] * scale - x[i];
+      error += off * off;
+    }
+    if (error < least || share == shares[0]) {
+      least = error;
+      best = scale;
+      for (int64_t i = 0; i < GROUP; i++) values[i] = int8_t(rounded[i]);
+    }
+  }
+  return best;
+}
+
+template <class T>
+void pack_panel(const T* w, int64_t rows, int64_t columns, int64_t groups, int bits, int64_t p,
+                uint8_t* data, uint16_t* scales) {
+  const int64_t size = bits == 8 ? 512 : 256;
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t n = 0; n < PANEL; n++) {
+      float x[GROUP] = {};
+      int8_t values[GROUP];
+      const int64_t row = p * PANEL + n, length = std::min(GROUP, columns - g * GROUP);
+      if (row < rows)
+        for (int64_t i = 0; i < length; i++) x[i] = one(w + row * columns + g * GROUP + i);
+      const float scale = bits == 8 ? round8(x, values) : round4(x, values);
+      scales[(p * groups + g) * PANEL + n] = float_to_half(scale);
+      uint8_t* out = data + (p * groups + g) * size + n * 4;
+      for (int c = 0; c < (bits == 8 ? 8 : 4); c++)
+        for (int i = 0; i < 4; i++)
+          out[c * 64 + i] = bits == 8 ? uint8_t(values[c * 4 + i])
+                                      : uint8_t((values[c * 4 + i] + 8) |
+                                                (values[c * 4 + 16 + i] + 8) << 4);
+    }
+}
+
 void quantise(const float* x, int64_t m, int64_t k, int64_t groups, int8_t* values, float* scales,
               int32_t* sums, int worker, int workers) {
   for (int64_t item = worker; item < m * groups; item += workers) {
@@ -925,6 +998,17 @@ void llavakit_attend(const Attention* a, const Units* u, int threads) {
     attend<float>(*a, *u, threads);
   else
     attend<uint16_t>(*a, *u, threads);
+}
+
+// Weights [rows, columns] in fp32 or bf16, all finite -> their panels and scales.
+void llavakit_pack(const void* w, int kind, int64_t rows, int64_t columns, int64_t groups, int bits,
+                   uint8_t* data, uint16_t* scales, int threads) {
+#pragma omp parallel for num_threads(threads_of(threads)) schedule(static)
+  for (int64_t p = 0; p < (rows + PANEL - 1) / PANEL; p++)
+    if (kind == FP32)
+      pack_panel(static_cast<const float*>(w), rows, columns, groups, bits, p, data, scales);
+    else
+      pack_panel(static_cast<const uint16_t*>(w), rows, columns, groups, bits, p, data, scales);
 }
 
 // Rows first to last of a quantised matrix as numbers, fp32 or bf16; first is a multiple of 16.

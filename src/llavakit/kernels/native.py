@@ -125,13 +125,14 @@ class Kernels:
             ],
             "attend": [POINTER(Attention), POINTER(Units), c_int],
             "unpack": [POINTER(Matrix), whole, whole, pointer, c_int, c_int],
+            "pack": [pointer, c_int, whole, whole, whole, c_int, pointer, pointer, c_int],
         }
         for name_, arguments in signatures.items():
             function = getattr(library, f"llavakit_{name_}")
             function.argtypes, function.restype = arguments, None
         self._linear, self._enter = library.llavakit_linear, library.llavakit_enter
         self._leave, self._unpack = library.llavakit_leave, library.llavakit_unpack
-        self._attend = library.llavakit_attend
+        self._attend, self._pack = library.llavakit_attend, library.llavakit_pack
 
     def linear(self, x: Tensor, weights: Matrix) -> Tensor:
         """``x @ weights.T + bias``: [M, columns] in fp32 -> [M, rows] in fp32."""
@@ -194,6 +195,18 @@ class Kernels:
     def attend(self, attention: Attention, units: Units) -> None:
         """Store keys and values, then attend; the result is where ``attention.out`` points."""
         self._attend(byref(attention), byref(units), threads())
+
+    def pack(self, weight: Tensor, bits: int, data: Tensor, scales: Tensor) -> None:
+        """Round weights [rows, columns], fp32 or bf16 and finite, into ``data`` and ``scales``.
+
+        These are those of :class:`llavakit.kernels.packing.Packed`, and are overwritten.
+        """
+        weight = weight.contiguous()
+        rows, columns = weight.shape
+        self._pack(
+            *(weight.data_ptr(), KINDS[weight.dtype], rows, columns, scales.shape[1], bits),
+            *(data.data_ptr(), scales.data_ptr(), threads()),
+        )
 
     def unpack(self, weights: Matrix, first: int, last: int, dtype: torch.dtype) -> Tensor:
         """Rows ``first`` (a multiple of 16) to ``last`` of quantised weights as numbers."""

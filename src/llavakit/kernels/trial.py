@@ -50,6 +50,8 @@ def _packed_products(kernels: Kernels, noise: torch.Generator) -> float:
     for bits in packing.BITS:
         weight = torch.randn(40, 100, generator=noise)
         packed = packing.pack(weight, bits)
+        again = packing.pack(weight, bits, kernels)
+        worst = max(worst, _deviation(packing.unpack(again), packing.unpack(packed).double()))
         view = Matrix(
             *(packed.data.data_ptr(), packed.scales.data_ptr(), None, 40, 100),
             *(packed.scales.shape[1], INT8 if bits == 8 else INT4),

@@ -93,6 +93,7 @@ def load_weights(
     dtype: str,
     quantization: Quantization | None = None,
     device_map: str | None = None,
+    room: int | None = None,
 ) -> Llava:
     """The model itself.
 
@@ -103,6 +104,7 @@ def load_weights(
         quantization: ``"4bit"``, ``"8bit"`` or None (see :mod:`llavakit.model.quantization`).
         device_map: how accelerate spreads layers over several GPUs, such as ``"auto"``; None
             puts the whole model on ``device``.
+        room: bytes of main memory that may be used; decides ``"auto"`` on a processor.
 
     Raises:
         CheckpointError: weights are missing or do not fit the configuration, or the model
@@ -115,9 +117,11 @@ def load_weights(
     from llavakit.model.llava import Llava
 
     place = torch.device(_device(device))
+    packs = quantization is not None and place.type == "cpu" and device_map is None
+    if dtype == "auto" and place.type == "cpu":
+        dtype = "float32" if packs else _type_on_processor(reader.config.text_config, room)
     kind = getattr(torch, _dtype(dtype, place.type))
     options: dict[str, Any] = {"dtype": kind}
-    packs = quantization is not None and place.type == "cpu" and device_map is None
     if quantization is not None:
         options["quantization_config"] = (
             packed_config(quantization) if packs else quantization_config(quantization, kind)
@@ -184,6 +188,26 @@ def _check_device(asked: str) -> None:
         ) from error
 
 
+LARGE = 4 << 30
+"""Bytes of a decoder in fp32 that is worth a smaller type where the processor computes it."""
+
+
+def _type_on_processor(text: Any, room: int | None) -> str:
+    """fp32, and bf16 where that is the only one that fits well, or gains much.
+
+    That is: bf16 if the decoder in fp32 would take more than half of ``room``, or more than 4 GiB
+    on a processor that multiplies bf16 itself. Elsewhere 16 bits save memory and no time.
+    """
+    from llavakit.kernels.products import computes_bf16
+
+    inner = int(getattr(text, "intermediate_size", 0) or 4 * text.hidden_size)
+    layer = 4 * int(text.hidden_size) ** 2 + 3 * int(text.hidden_size) * inner
+    embeddings = 2 * int(text.vocab_size) * int(text.hidden_size)
+    in_fp32 = 4 * (int(text.num_hidden_layers) * layer + embeddings)
+    too_large = room is not None and in_fp32 > room // 2
+    return "bfloat16" if too_large or (in_fp32 > LARGE and computes_bf16()) else "float32"
+
+
 def _dtype(asked: str, device: str) -> str:
     import torch
 
@@ -191,5 +215,4 @@ def _dtype(asked: str, device: str) -> str:
         return asked
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    # Without AVX512-BF16 or AMX, 16 bits are several times slower than 32 on a processor.
     return "float16" if device == "mps" else "float32"

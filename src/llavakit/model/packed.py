@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llavakit.errors import CheckpointError
+from llavakit.kernels.native import kernels
 from llavakit.kernels.packing import Packed, pack
 from llavakit.kernels.products import Weights
 
@@ -56,7 +57,7 @@ class PackedLinear(nn.Linear):
     def take(self, weight: Tensor) -> Tensor:
         """Pack weights; gives the placeholder that stands for them."""
         try:
-            self._packed = pack(weight, self.bits)
+            self._packed = pack(weight, self.bits, kernels())
         except ValueError as error:
             self.fault = str(error)
         return torch.empty(0, dtype=weight.dtype)
