@@ -1011,38 +1011,4 @@ void llavakit_pack(const void* w, int kind, int64_t rows, int64_t columns, int64
       pack_panel(static_cast<const uint16_t*>(w), rows, columns, groups, bits, p, data, scales);
 }
 
-// Rows first to last of a quantised matrix as numbers, fp32 or bf16; first is a multiple of 16.
-void llavakit_unpack(const Matrix* w, int64_t first, int64_t last, void* out, int to_bf16,
-                     int threads) {
-  const int64_t k = w->columns;
-#pragma omp parallel for num_threads(threads_of(threads)) schedule(static)
-  for (int64_t p = first / PANEL; p < (last + PANEL - 1) / PANEL; p++) {
-    const uint8_t* data =
-        static_cast<const uint8_t*>(w->data) + p * w->groups * (w->kind == INT8 ? 512 : 256);
-    for (int64_t g = 0; g < w->groups; g++)
-      for (int64_t n = 0; n < PANEL && p * PANEL + n < last; n++) {
-        const float scale = half_to_float(w->scales[(p * w->groups + g) * PANEL + n]);
-        float value[GROUP];
-        if (w->kind == INT8) {
-          const int8_t* bytes = reinterpret_cast<const int8_t*>(data) + g * 512 + n * 4;
-          for (int c = 0; c < 8; c++)
-            for (int i = 0; i < 4; i++) value[c * 4 + i] = scale * bytes[c * 64 + i];
-        } else {
-          const uint8_t* bytes = data + g * 256 + n * 4;
-          for (int c = 0; c < 4; c++)
-            for (int i = 0; i < 4; i++) {
-              value[c * 4 + i] = scale * (int(bytes[c * 64 + i] & 15) - 8);
-              value[c * 4 + 16 + i] = scale * (int(bytes[c * 64 + i] >> 4) - 8);
-            }
-        }
-        const int64_t at = (p * PANEL + n - first) * k + g * GROUP;
-        const int64_t length = std::min(GROUP, k - g * GROUP);
-        if (to_bf16)
-          for (int64_t i = 0; i < length; i++) put(static_cast<uint16_t*>(out) + at + i, value[i]);
-        else
-          std::memcpy(static_cast<float*>(out) + at, value, size_t(length) * 4);
-      }
-  }
-}
-
 }  // extern "C"

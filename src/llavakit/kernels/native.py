@@ -23,7 +23,8 @@ SWITCH = "LLAVAKIT_KERNELS"
 """Environment variable: ``0`` computes in torch, a set's name (``avx2``) takes that one."""
 
 MOST_ROWS = 32
-"""Rows of a product for which these kernels are made; more are work for a matrix library."""
+"""Rows of a product with plain weights for which these kernels are made; more are work for a matrix
+library. Packed weights have no other product, so that a row never depends on its neighbours."""
 
 FP32, BF16, INT8, INT4 = range(4)
 KINDS = {torch.float32: FP32, torch.bfloat16: BF16}
@@ -124,15 +125,14 @@ class Kernels:
                 *(POINTER(Matrix), pointer, pointer, c_int),
             ],
             "attend": [POINTER(Attention), POINTER(Units), c_int],
-            "unpack": [POINTER(Matrix), whole, whole, pointer, c_int, c_int],
             "pack": [pointer, c_int, whole, whole, whole, c_int, pointer, pointer, c_int],
         }
         for name_, arguments in signatures.items():
             function = getattr(library, f"llavakit_{name_}")
             function.argtypes, function.restype = arguments, None
         self._linear, self._enter = library.llavakit_linear, library.llavakit_enter
-        self._leave, self._unpack = library.llavakit_leave, library.llavakit_unpack
-        self._attend, self._pack = library.llavakit_attend, library.llavakit_pack
+        self._leave, self._attend = library.llavakit_leave, library.llavakit_attend
+        self._pack = library.llavakit_pack
 
     def linear(self, x: Tensor, weights: Matrix) -> Tensor:
         """``x @ weights.T + bias``: [M, columns] in fp32 -> [M, rows] in fp32."""
@@ -207,14 +207,6 @@ class Kernels:
             *(weight.data_ptr(), KINDS[weight.dtype], rows, columns, scales.shape[1], bits),
             *(data.data_ptr(), scales.data_ptr(), threads()),
         )
-
-    def unpack(self, weights: Matrix, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        """Rows ``first`` (a multiple of 16) to ``last`` of quantised weights as numbers."""
-        out = torch.empty((last - first, weights.columns), dtype=dtype)
-        self._unpack(
-            byref(weights), first, last, out.data_ptr(), int(dtype == torch.bfloat16), threads()
-        )
-        return out
 
 
 def threads() -> int:

@@ -1,4 +1,4 @@
-"""Weights and the product with them: compiled for few rows, a matrix library for many."""
+"""Weights and their product: compiled for few rows, and for packed weights always."""
 
 from __future__ import annotations
 
@@ -41,9 +41,13 @@ class Weights:
     def __call__(self, x: Tensor) -> Tensor:
         """``x @ W.T + bias``: [M, columns] of any float type -> [M, rows] in fp32."""
         compiled = kernels()
-        if compiled is not None and len(x) <= MOST_ROWS:
+        if compiled is not None and self.has_native(len(x)):
             return compiled.linear(x.float(), self.native)
         return self.many(x)
+
+    def has_native(self, rows: int) -> bool:
+        """Whether the compiled kernels are to multiply so many rows with it."""
+        return rows <= MOST_ROWS or isinstance(self.data, Packed)
 
     def many(self, x: Tensor) -> Tensor:
         """The same by a matrix library; weights that it does not read are unpacked in blocks."""
@@ -68,9 +72,6 @@ class Weights:
     def _numbers(self, first: int, last: int, kind: torch.dtype) -> Tensor:
         if isinstance(self.data, Tensor):
             return self.data[first:last].to(kind)
-        compiled = kernels()
-        if compiled is not None:
-            return compiled.unpack(self.native, first, last, kind)
         return packing.unpack(self.data, first, last).to(kind)
 
 

@@ -63,7 +63,6 @@ def _packed_products(kernels: Kernels, noise: torch.Generator) -> float:
             x[:, ::32] = 127
             right = F.linear(x.double(), numbers)
             worst = max(worst, _deviation(kernels.linear(x, view), right))
-        worst = max(worst, _deviation(kernels.unpack(view, 16, 40, torch.float32), numbers[16:40]))
     return worst
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llavakit.kernels.native import KINDS, MOST_ROWS, Kernels, kernels
+from llavakit.kernels.native import KINDS, Kernels, kernels
 from llavakit.kernels.packing import joined
 from llavakit.kernels.products import Weights
 from llavakit.model import huge_pages
@@ -116,11 +116,15 @@ class FusedDecoder:
     def __call__(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         cos, sin = self._cos[positions], self._sin[positions]
         hidden = embeddings.float() if self._wide else embeddings
-        library = kernels() if self._natively and len(hidden) <= MOST_ROWS else None
+        library = kernels() if self._natively and self._has_native(len(hidden)) else None
         run = self._in_torch if library is None else functools.partial(self._by_kernels, library)
         hidden = run(hidden, cos, sin, attend)
         normed = F.rms_norm(hidden, (hidden.shape[-1],), self._norm, self._eps)
         return normed.to(embeddings.dtype)
+
+    def _has_native(self, rows: int) -> bool:
+        native = self._layers[0].native if self._layers else None
+        return native is not None and native.qkv.has_native(rows)
 
     def _in_torch(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         for number, layer in enumerate(self._layers):

@@ -16,6 +16,7 @@ from llavakit.errors import CheckpointError
 from llavakit.kernels.native import kernels
 from llavakit.kernels.packing import Packed, pack
 from llavakit.kernels.products import Weights
+from llavakit.model import huge_pages
 
 METHOD = "llavakit"
 """Name of the method in transformers' register of quantizers."""
@@ -135,6 +136,8 @@ def _config_class() -> type:
                 if tuple(weight.shape) != wanted:
                     raise ValueError(f"{name} is {tuple(weight.shape)} and should be {wanted}")
                 result[name] = nn.Parameter(module.take(weight), requires_grad=False)
+                # The file stays mapped until all is read; what is packed need not stay in memory.
+                huge_pages.forget(weight)
             return result
 
     @register_quantizer(METHOD)
