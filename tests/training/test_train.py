@@ -157,14 +157,14 @@ def test_the_result_answers_as_other_programs_read_it(run: Run, picture: PILImag
 def loaded_elsewhere(run: Run) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    from llavakit.model.quantization import keep_unpackable, quantization_config
+    from llavakit.model.quantization import packed_config
 
     path = run.trained.out if run.base_path is None else run.base.path
     options: dict[str, Any] = {}
     if run.stage == "qlora":
-        options["quantization_config"] = quantization_config("4bit", torch.float32)
+        # The same packed weights: nf4, in which it was trained, is for CUDA.
+        options["quantization_config"] = packed_config("4bit")
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, **options)
-    keep_unpackable(model)
     if run.base_path is not None:
         from peft import PeftModel
 
