@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from benchmarks.bench_model import TEMPLATE
+from benchmarks.peers.work import TEMPLATE
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>"]
 # Byte-level BPE writes a space as Ġ and a line feed as Ċ.

@@ -14,6 +14,18 @@ IMAGES = 7
 TOGETHER = 16
 TURNS = 6
 
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ 'USER: ' if message['role'] == 'user' else ' ASSISTANT: ' }}"
+    "{% for part in message['content'] %}"
+    "{{ '<image>\\n' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}"
+    "{{ '' if message['role'] == 'user' else '</s>' }}"
+    "{% endfor %}"
+    " ASSISTANT:"
+)
+"""Each turn's prompt begins with the last one and its answer, so that caches can hold both."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -28,10 +40,10 @@ class Request:
         """Render the checkpoint's chat template, with ``image`` where the image belongs."""
         text = ""
         for number, question in enumerate(self.questions):
-            text += f"USER: {image}\n{question} " if number == 0 else f"USER: {question} "
+            text += f"USER: {image}\n{question}" if number == 0 else f"USER: {question}"
             if number < len(self.answers):
                 text += f" ASSISTANT: {self.answers[number]}</s>"
-        return f"{text}ASSISTANT:"
+        return f"{text} ASSISTANT:"
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_model import TEMPLATE
 from benchmarks.peers.checkpoint import SHAPES, words_of
 from benchmarks.peers.engines import find
 from benchmarks.peers.rounds import Contender, Table, run_rounds
 from benchmarks.peers.table import figures_of, lines_of
-from benchmarks.peers.work import Request, make_work
+from benchmarks.peers.work import TEMPLATE, Request, make_work
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +87,12 @@ def test_the_prompt_is_what_the_chat_template_renders():
         {"role": "user", "content": [{"type": "text", "text": "second"}]},
     ]
     assert request.prompt("<image>") == Template(TEMPLATE).render(messages=messages)
+
+
+def test_a_turn_of_a_chat_goes_on_from_the_last_prompt_and_its_answer():
+    first = Request(0, ["first one"], 4).prompt("<image>")
+    second = Request(0, ["first one", "second"], 4, answers=["an answer"]).prompt("<image>")
+    assert second.startswith(f"{first} an answer</s>")
 
 
 def test_the_work_is_the_same_each_time():
