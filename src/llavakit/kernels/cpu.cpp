@@ -931,8 +931,6 @@ void team_add(const float* a, float* b, int64_t count) {
 
 extern "C" {
 
-int llavakit_width() { return W; }
-
 // y [m, rows] = x [m, columns] w^T + bias.
 void llavakit_linear(const float* x, int64_t m, const Matrix* w, float* y, int threads) {
   static thread_local Quantised kept;
@@ -986,10 +984,6 @@ void llavakit_leave(const float* hidden, const float* seen, int64_t m, const Mat
     barrier();
     team_add(normed, result, m * size);
   }
-}
-
-void llavakit_norm(const float* x, int64_t m, int64_t k, const float* weight, float eps, float* y) {
-  team_norm(x, m, k, weight, eps, y);
 }
 
 // Stores keys and values of a packed pass, then attends.

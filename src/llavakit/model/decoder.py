@@ -64,7 +64,11 @@ def _fits(model: Any) -> bool:
     # must be called.
     return (
         len({type(part) for part in linear}) == 1
-        and type(linear[0]) in (nn.Linear, PackedLinear)
+        and (
+            type(linear[0]) is nn.Linear
+            # Packed layers are merged for the kernels, which know no fp16.
+            or (type(linear[0]) is PackedLinear and model.norm.weight.dtype in KINDS)
+        )
         and len({part.weight.device for part in linear}) == 1
         and not any(hasattr(module, "_hf_hook") for module in model.modules())
     )
