@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from llavakit.engine import attention
 from llavakit.engine.arena import KVArena
-from llavakit.engine.attention import Row, SegmentAttention
+from llavakit.engine.attention import Row, attention_of
 from llavakit.engine.extents import Extent
 
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def check_rows(rows, short, shape, tokens_first) -> None:
     total = sum(row.count for row in made)
     query = torch.randn(total, heads, DIM)
     key, value = torch.randn(total, kv_heads, DIM), torch.randn(total, kv_heads, DIM)
-    out = SegmentAttention(arena, made)(0, query, key, value, 0.3)
+    out = attention_of(arena, made)(0, query, key, value, 0.3)
     position = 0
     for row in made:
         part = slice(position, position + row.count)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llavakit.engine.arena import KVArena
-from llavakit.engine.attention import Row, SegmentAttention
+from llavakit.engine.attention import Row, attention_of
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.decode import MOST_PIECES, StaticDecode
 from llavakit.engine.engine import Engine
@@ -55,7 +55,7 @@ ROWS = [Row((Extent(900, 300), Extent(1300, 20)), 0, 5, 1), Row((), 320, 40, 1)]
 
 def eager(llava: Llava, arena: KVArena, rows: list[Row], tokens: list[int]) -> torch.Tensor:
     places = torch.tensor([row.seen for row in rows])
-    hidden = llava.decode(llava.embed(torch.tensor(tokens)), places, SegmentAttention(arena, rows))
+    hidden = llava.decode(llava.embed(torch.tensor(tokens)), places, attention_of(arena, rows))
     return llava.logits(hidden)
 
 

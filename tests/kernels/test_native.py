@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from typing import Any
 
@@ -29,6 +30,8 @@ class Faulty:
             found = call(*args)
             if isinstance(found, torch.Tensor):
                 found.view(-1)[-1] *= 1.001
+            else:
+                ctypes.cast(args[0].out, ctypes.POINTER(ctypes.c_float))[0] *= 1.001
             return found
 
         return spoilt
@@ -38,7 +41,7 @@ def test_kernels_pass_their_trial(library: Kernels):
     assert error_of(library) is None
 
 
-@pytest.mark.parametrize("name", ["linear", "enter", "leave"])
+@pytest.mark.parametrize("name", ["linear", "attend", "decode"])
 def test_one_number_that_is_a_thousandth_off_is_found(name, library: Kernels):
     assert error_of(Faulty(library, name)) is not None  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ from torch import nn
 import llavakit
 from llavakit import Image, Message, SamplingParams
 from llavakit.engine.arena import KVArena
-from llavakit.engine.attention import Row, SegmentAttention
+from llavakit.engine.attention import Row, attention_of
 from llavakit.errors import CheckpointError, MissingDependencyError
 from llavakit.kernels.native import SWITCH, kernels
 from llavakit.local import LocalBackend
@@ -155,7 +155,7 @@ def test_the_engine_computes_what_the_packed_weights_say(wide: TinyModel, kind: 
             rows = [Row((), 0, start, count)]
             part = ids[start : start + count]
             places = torch.arange(start, start + count)
-            hidden = llava.decode(llava.embed(part), places, SegmentAttention(arena, rows))
+            hidden = llava.decode(llava.embed(part), places, attention_of(arena, rows))
             found.append(llava.logits(hidden))
         right = model(input_ids=ids[None]).logits[0]
     # Few tokens meet the weights in int8 of their own, many do not: 0.4% a product.

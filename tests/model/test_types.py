@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llavakit.engine.arena import KVArena
-from llavakit.engine.attention import Row, SegmentAttention
+from llavakit.engine.attention import Row, attention_of
 from llavakit.kernels import products
 from llavakit.model.loader import _type_on_processor, load_reader, load_weights
 from tests.tiny import TinyModel, tiny_llava
@@ -39,7 +39,7 @@ def test_bf16_logits_are_as_near_to_fp32_as_transformers_own_in_bf16(wide: TinyM
         start = 0
         for count in (40, *[1] * 20):
             places = torch.arange(start, start + count)
-            attend = SegmentAttention(arena, [Row((), 0, start, count)])
+            attend = attention_of(arena, [Row((), 0, start, count)])
             hidden = llava.decode(llava.embed(ids[places]), places, attend)
             found.append(llava.logits(hidden))
             start += count

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from llavakit.kernels.attention import Caches
+from llavakit.kernels.native import KINDS
 from llavakit.model import huge_pages
 
 SHORT_BYTES = 128 << 10
@@ -60,6 +63,14 @@ class KVArena:
         self.values = [slots(device) for device in devices]
         self.scratch = tokens
         self.short = max(1, SHORT_BYTES // (2 * kv_heads * head_dim * dtype.itemsize))
+
+    @functools.cached_property
+    def caches(self) -> Caches | None:
+        """How the compiled kernels read it; None if it lies elsewhere or is of another type."""
+        for one in (*self.keys, *self.values):
+            if one.device.type != "cpu" or one.dtype not in KINDS or one.stride(2) != 1:
+                return None
+        return Caches(self.keys, self.values)
 
     @staticmethod
     def bytes_per_token(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

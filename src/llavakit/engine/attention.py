@@ -19,8 +19,8 @@ from torch import Tensor
 from llavakit.engine.arena import KVArena
 from llavakit.engine.extents import Extent
 from llavakit.engine.transfer import to_device
-from llavakit.kernels import attention as compiled
-from llavakit.kernels.native import KINDS, kernels
+from llavakit.kernels.attention import Pass
+from llavakit.kernels.native import kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +50,35 @@ class Row:
         return sum(extent.length for extent in self.prefix) + self.start
 
 
-class SegmentAttention:
-    """Stores keys and values of a packed pass, then attends (see ``model.decoder``).
+def attention_of(arena: KVArena, rows: Sequence[Row]) -> Pass | SegmentAttention:
+    """What attends in a packed pass (see ``model.decoder``): compiled where that is possible.
 
     Args:
         arena: where keys and values lie.
         rows: the sequences of the pass, packed in this order.
     """
+    library = kernels() if arena.caches is not None else None
+    if library is None or arena.caches is None:
+        return SegmentAttention(arena, rows)
+    stretches = [
+        (tuple((e.start, e.length) for e in row.prefix), row.slot, row.start, row.count)
+        for row in rows
+    ]
+    return Pass(library, arena.caches, stretches)
+
+
+class SegmentAttention:
+    """The same in torch: stores keys and values of a packed pass, then attends."""
 
     def __init__(self, arena: KVArena, rows: Sequence[Row]) -> None:
         self._arena = arena
         self._rows = rows
         self._packed: dict[torch.device, _Packed] = {}
-        self._step: compiled.Step | None = None
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         keys, values = self._arena.keys[layer], self._arena.values[layer]
-        library = kernels() if keys.device.type == "cpu" and keys.dtype in KINDS else None
-        if library is not None:
-            if self._step is None:
-                self._step = _step_of(self._rows, query.shape[1] // len(keys))
-            return compiled.attend(
-                library, self._step, query, key, value, keys, values, scaling
-            ).to(query.dtype)
         packed = self._packed.get(keys.device)
         if packed is None:
             packed = _Packed(self._rows, self._arena.short, keys.device)
@@ -82,16 +86,6 @@ class SegmentAttention:
         packed.store(keys, key)
         packed.store(values, value)
         return packed.attend(query, keys, values, scaling)
-
-
-def _step_of(rows: Sequence[Row], group: int) -> compiled.Step:
-    return compiled.Step(
-        [
-            (tuple((e.start, e.length) for e in row.prefix), row.slot, row.start, row.count)
-            for row in rows
-        ],
-        group,
-    )
 
 
 class _Packed:

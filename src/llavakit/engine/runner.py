@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llavakit.engine.arena import KVArena
-from llavakit.engine.attention import Row, SegmentAttention
+from llavakit.engine.attention import Row, attention_of
 from llavakit.engine.decode import StaticDecode
 from llavakit.engine.scheduler import Plan, Work
 from llavakit.engine.sequence import ImageSpan, Sequence
@@ -139,7 +139,7 @@ class ModelRunner:
             position += one.count
         rows = [_row(one) for one in work]
         positions = to_device(torch.from_numpy(places), device)
-        return self.model.decode(embeddings, positions, SegmentAttention(self.arena, rows))
+        return self.model.decode(embeddings, positions, attention_of(self.arena, rows))
 
 
 def _row(work: Work) -> Row:

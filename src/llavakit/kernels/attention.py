@@ -3,7 +3,7 @@
 A pass is cut into *units*: tokens that read the same stretches, each followed by a stretch of its
 own. Sequences that decode behind a shared prefix are one unit; a prefill is several, whose tokens
 share all that lies before them and end with the triangle among themselves. Whatever is mixed in a
-pass, it is one call a layer.
+pass, it is one call a layer, or one for all layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llavakit.kernels.native import KINDS, Attention, Kernels, Units
+from llavakit.kernels.native import KINDS, Attention, Cache, Kernels, Units
 
 Stretch = tuple[int, int]
 """First slot, and number of slots."""
@@ -105,45 +105,79 @@ class Step:
         ]
 
 
-def attend(
-    kernels: Kernels,
-    step: Step,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    scaling: float,
-) -> Tensor:
-    """Store a pass's keys and values, then attend.
+class Caches:
+    """Keys and values of all layers as the kernels read them; the tensors must outlive it.
+
+    Args:
+        keys, values: of each layer, [kv_heads, slots, dim] in fp32 or bf16, in main memory.
+
+    Attributes:
+        native: an array of them.
+        kind: their type.
+    """
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        self.native = (Cache * len(keys))(*map(_cache, keys, values))
+        self.kind = KINDS[keys[0].dtype]
+
+    def __len__(self) -> int:
+        return len(self.native)
+
+
+def _cache(keys: Tensor, values: Tensor) -> Cache:
+    assert keys.stride(2) == values.stride(2) == 1 and keys.dtype == values.dtype
+    return Cache(
+        *(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1)),
+        *(values.stride(0), values.stride(1)),
+    )
+
+
+class Pass:
+    """Stores a packed pass's keys and values, then attends, a layer at a time.
+
+    A decoder that knows it may instead give it all layers at once, see
+    :mod:`llavakit.kernels.decoding`.
 
     Args:
         kernels: compiled.
-        step: what reads what.
-        query: [T, heads, dim].
-        key, value: [T, kv_heads, dim].
-        keys, values: the arena of one layer, [kv_heads, slots, dim] in fp32 or bf16.
-        scaling: of the scores.
-
-    Returns:
-        [T, heads, dim] in fp32.
+        caches: where keys and values lie.
+        rows: the sequences, packed in this order.
     """
-    query, key, value = (_heads_adjacent(one) for one in (query, key, value))
-    count, heads, dim = query.shape
-    assert count == step.tokens and keys.stride(2) == values.stride(2) == 1
-    out = torch.empty((count, heads, dim), dtype=torch.float32)
-    kernels.attend(
-        Attention(
-            *(query.data_ptr(), key.data_ptr(), value.data_ptr()),
-            *(query.stride(0), key.stride(0), value.stride(0)),
-            *(keys.data_ptr(), values.data_ptr()),
-            *(keys.stride(0), keys.stride(1), values.stride(0), values.stride(1)),
-            *(step.slots, count, heads, len(keys), dim, scaling, KINDS[keys.dtype]),
-            out.data_ptr(),
-        ),
-        step.units,
-    )
-    return out
+
+    def __init__(self, kernels: Kernels, caches: Caches, rows: Sequence[RowOf]) -> None:
+        self.kernels = kernels
+        self.caches = caches
+        self._rows = rows
+        self._step: Step | None = None
+
+    def step(self, group: int) -> Step:
+        """What reads what, where so many query heads share a key head."""
+        if self._step is None:
+            self._step = Step(self._rows, group)
+        return self._step
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """[T, heads, dim], and keys and values of [T, kv_heads, dim] -> [T, heads, dim]."""
+        step = self.step(query.shape[1] // key.shape[1])
+        query_, key, value = (_heads_adjacent(one) for one in (query, key, value))
+        count, heads, dim = query.shape
+        assert count == step.tokens
+        out = torch.empty((count, heads, dim), dtype=torch.float32)
+        cache = self.caches.native[layer]
+        self.kernels.attend(
+            Attention(
+                *(query_.data_ptr(), key.data_ptr(), value.data_ptr()),
+                *(query_.stride(0), key.stride(0), value.stride(0)),
+                *(cache.keys, cache.values),
+                *(cache.key_head, cache.key_slot, cache.value_head, cache.value_slot),
+                *(step.slots, count, heads, key.shape[1], dim, scaling, self.caches.kind),
+                out.data_ptr(),
+            ),
+            step.units,
+        )
+        return out.to(query.dtype)
 
 
 def _heads_adjacent(one: Tensor) -> Tensor:

@@ -186,16 +186,19 @@ inline void block(const float* x, int64_t ldx, const T* w, int64_t ldw, int64_t 
       for (int c = 0; c < C; c++) total[r][c] += of_x * of_w[c];
     }
   }
-  for (int c = 0; c < C; c++) {
-    // In the same order for any R, so that a row's numbers do not depend on its neighbours.
-    float s[4];
-    four_sums(total[0][c], total[R > 1 ? 1 : 0][c], total[R > 2 ? 2 : 0][c], total[R > 3 ? 3 : 0][c],
-              s);
-    for (int r = 0; r < R; r++) {
-      for (int64_t j = k; j < length; j++) s[r] += x[r * ldx + j] * one(w + c * ldw + j);
-      y[r * ldy + c] += s[r];
+  // Four at a time: each sum's order is the same wherever it stands, so that a row's numbers do not
+  // depend on its neighbours.
+  const V* flat = &total[0][0];
+  float s[R * C + 3];
+  for (int i = 0; i < R * C; i += 4)
+    four_sums(flat[i], flat[std::min(i + 1, R * C - 1)], flat[std::min(i + 2, R * C - 1)],
+              flat[std::min(i + 3, R * C - 1)], s + i);
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) {
+      float rest = s[r * C + c];
+      for (int64_t j = k; j < length; j++) rest += x[r * ldx + j] * one(w + c * ldw + j);
+      y[r * ldy + c] += rest;
     }
-  }
 }
 
 template <class T, int C>
@@ -558,17 +561,24 @@ void make_room(Quantised& q, int64_t m, const Matrix& w) {
   }
 }
 
-void team_norm(const float* x, int64_t m, int64_t k, const float* weight, float eps, float* y) {
+// y = the norm of x + added; x becomes that sum. `added` may be null, or y.
+void team_norm(float* x, const float* added, int64_t m, int64_t k, const float* weight, float eps,
+               float* y) {
   for (int64_t r = place(); r < m; r += present()) {
-    const float* row = x + r * k;
+    float* row = x + r * k;
+    const float* more = added ? added + r * k : nullptr;
     V squares = V{};
     int64_t i = 0;
     for (; i + W <= k; i += W) {
       V v = load(row + i);
+      if (more) store(row + i, v = v + load(more + i));
       squares += v * v;
     }
     float total = sum(squares);
-    for (; i < k; i++) total += row[i] * row[i];
+    for (; i < k; i++) {
+      if (more) row[i] += more[i];
+      total += row[i] * row[i];
+    }
     const float factor = 1.0f / std::sqrt(total / float(k) + eps);
     for (i = 0; i + W <= k; i += W) store(y + r * k + i, load(row + i) * factor * load(weight + i));
     for (; i < k; i++) y[r * k + i] = row[i] * factor * weight[i];
@@ -878,31 +888,86 @@ void one_unit(const Attention& a, const Units& u, const Store<T>& keys, const St
 }
 
 template <class T>
+void team_attend(const Attention& a, const Units& u, const Store<T>& keys, const Store<T>& values) {
+  static thread_local Scratch scratch;
+#pragma omp for schedule(dynamic)
+  for (int64_t item = 0; item < u.count * a.kv_heads; item++)
+    one_unit(a, u, keys, values, item / a.kv_heads, item % a.kv_heads, scratch);
+}
+
+template <class T>
 void attend(const Attention& a, const Units& u, int threads) {
   const Store<T> keys{static_cast<T*>(a.keys), a.key_head, a.key_slot};
   const Store<T> values{static_cast<T*>(a.values), a.value_head, a.value_slot};
 #pragma omp parallel num_threads(threads_of(threads))
   {
-    static thread_local Scratch scratch;
     team_store(a, keys, values);
     barrier();
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < u.count * a.kv_heads; item++)
-      one_unit(a, u, keys, values, item / a.kv_heads, item % a.kv_heads, scratch);
+    team_attend(a, u, keys, values);
   }
 }
 
-void team_rotate(float* mixed, int64_t m, int64_t turned, int64_t row, int64_t dim, int64_t half,
-                 const float* cos, const float* sin) {
-  for (int64_t item = place(); item < m * turned; item += present()) {
-    const int64_t r = item / turned;
-    float* x = mixed + r * row + (item % turned) * dim;
-    const float *c = cos + r * half, *s = sin + r * half;
-    for (int64_t d = 0; d < half; d++) {
-      const float a = x[d], b = x[half + d];
-      x[d] = a * c[d] - b * s[d];
-      x[half + d] = b * c[d] + a * s[d];
-    }
+}  // namespace
+
+// ---------------------------------------------------------------- a decoder
+
+// One layer's keys and values in the arena.
+extern "C" struct Cache {
+  void *keys, *values;                                 // [kv_heads, slots, dim]
+  int64_t key_head, key_slot, value_head, value_slot;  // strides
+};
+
+extern "C" struct Layer {
+  const float *norm, *behind_norm;  // before and behind the attention
+  Matrix qkv, out, gate_up, down;
+  float scaling;  // of the scores
+};
+
+extern "C" struct Decode {
+  const Layer* layers;
+  const Cache* caches;
+  int64_t count;  // of layers
+  int64_t tokens, size, inner, heads, kv_heads, dim, half;
+  const float *cos, *sin;  // [tokens, half]
+  const int64_t* slot;     // [tokens]: where new keys and values belong
+  const float* norm;       // behind the last layer
+  float eps;
+  int32_t kind;    // of the arena: FP32 or BF16
+  float* hidden;   // [tokens, size]: embeddings, then each layer's result
+  float* scratch;  // tokens * (size + (2 heads + 2 kv_heads) dim + 3 inner) numbers
+  float* out;      // [tokens, size]: hidden states behind the last norm
+};
+
+namespace {
+
+inline void rotate(float* x, const float* cos, const float* sin, int64_t half) {
+  int64_t d = 0;
+  for (; d + W <= half; d += W) {
+    const V a = load(x + d), b = load(x + half + d), c = load(cos + d), s = load(sin + d);
+    store(x + d, a * c - b * s);
+    store(x + half + d, b * c + a * s);
+  }
+  for (; d < half; d++) {
+    const float a = x[d], b = x[half + d];
+    x[d] = a * cos[d] - b * sin[d];
+    x[half + d] = b * cos[d] + a * sin[d];
+  }
+}
+
+// Turns queries and keys by their places and stores keys and values.
+template <class T>
+void team_turn(const Decode& d, float* mixed, const Store<T>& keys, const Store<T>& values) {
+  const int64_t turned = d.heads + d.kv_heads, all = turned + d.kv_heads;
+  const int64_t items = d.tokens * all;
+  const int64_t first = items * place() / present(), last = items * (place() + 1) / present();
+  for (int64_t item = first; item < last; item++) {
+    const int64_t t = item / all, h = item % all;
+    float* x = mixed + item * d.dim;
+    if (h < turned) rotate(x, d.cos + t * d.half, d.sin + t * d.half, d.half);
+    if (h < d.heads) continue;
+    T* stored = h < turned ? keys.data + (h - d.heads) * keys.head + d.slot[t] * keys.slot
+                           : values.data + (h - turned) * values.head + d.slot[t] * values.slot;
+    for (int64_t i = 0; i < d.dim; i++) put(stored + i, x[i]);
   }
 }
 
@@ -922,9 +987,59 @@ void team_swiglu(const float* both, int64_t m, int64_t size, float* y) {
   }
 }
 
-void team_add(const float* a, float* b, int64_t count) {
-  const int64_t first = count * place() / present(), last = count * (place() + 1) / present();
-  for (int64_t i = first; i < last; i++) b[i] += a[i];
+// One decoder layer: norm, a product, rotary positions, attention, a product, norm, SwiGLU.
+// `part` is what the last layer adds to the hidden states (null before the first one), and becomes
+// what this one does.
+template <class T>
+void team_layer(const Decode& d, const Layer& layer, const Cache& cache, const Units& u,
+                const float* added, float* part, Quantised& q) {
+  const Store<T> keys{static_cast<T*>(cache.keys), cache.key_head, cache.key_slot};
+  const Store<T> values{static_cast<T*>(cache.values), cache.value_head, cache.value_slot};
+  const int64_t m = d.tokens, row = (d.heads + 2 * d.kv_heads) * d.dim;
+  float *mixed = part + m * d.size, *seen = mixed + m * row;
+  float *both = seen + m * d.heads * d.dim, *active = both + m * 2 * d.inner;
+  team_norm(d.hidden, added, m, d.size, layer.norm, d.eps, part);
+  barrier();
+  team_linear(part, m, layer.qkv, mixed, row, q);
+  barrier();
+  team_turn(d, mixed, keys, values);
+  barrier();
+  Attention a{};
+  a.query = mixed;
+  a.query_row = row;
+  a.heads = d.heads;
+  a.kv_heads = d.kv_heads;
+  a.dim = d.dim;
+  a.scaling = layer.scaling;
+  a.out = seen;
+  team_attend(a, u, keys, values);  // waits at its end
+  team_linear(seen, m, layer.out, part, d.size, q);
+  barrier();
+  team_norm(d.hidden, part, m, d.size, layer.behind_norm, d.eps, part);
+  barrier();
+  team_linear(part, m, layer.gate_up, both, 2 * d.inner, q);
+  barrier();
+  team_swiglu(both, m, d.inner, active);
+  barrier();
+  team_linear(active, m, layer.down, part, d.size, q);
+  barrier();
+}
+
+template <class T>
+void decode(const Decode& d, const Units& u, int threads) {
+  static thread_local Quantised kept;
+  Quantised& q = kept;
+  for (int64_t i = 0; i < d.count; i++) {
+    const Layer& one = d.layers[i];
+    for (const Matrix* w : {&one.qkv, &one.out, &one.gate_up, &one.down}) make_room(q, d.tokens, *w);
+  }
+#pragma omp parallel num_threads(threads_of(threads))
+  {
+    float* part = d.scratch;
+    for (int64_t i = 0; i < d.count; i++)
+      team_layer<T>(d, d.layers[i], d.caches[i], u, i ? part : nullptr, part, q);
+    team_norm(d.hidden, d.count ? part : nullptr, d.tokens, d.size, d.norm, d.eps, d.out);
+  }
 }
 
 }  // namespace
@@ -940,50 +1055,12 @@ void llavakit_linear(const float* x, int64_t m, const Matrix* w, float* y, int t
   team_linear(x, m, *w, y, w->rows, q);
 }
 
-// The half of a decoder layer before attention: norm, one product, rotary positions.
-// normed is scratch [m, columns]; mixed [m, (heads + 2 kv_heads) dim] is the result.
-void llavakit_enter(const float* hidden, int64_t m, const float* norm, float eps, const Matrix* w,
-                    const float* cos, const float* sin, int64_t turned, int64_t dim, int64_t half,
-                    float* normed, float* mixed, int threads) {
-  static thread_local Quantised kept;
-  Quantised& q = kept;
-  make_room(q, m, *w);
-#pragma omp parallel num_threads(threads_of(threads))
-  {
-    team_norm(hidden, m, w->columns, norm, eps, normed);
-    barrier();
-    team_linear(normed, m, *w, mixed, w->rows, q);
-    barrier();
-    team_rotate(mixed, m, turned, w->rows, dim, half, cos, sin);
-  }
-}
-
-// The half behind it: product, norm, SwiGLU, both added to the hidden states.
-// scratch holds m * (columns + 3 * inner) numbers; result [m, columns].
-void llavakit_leave(const float* hidden, const float* seen, int64_t m, const Matrix* out,
-                    const float* norm, float eps, const Matrix* gate_up, const Matrix* down,
-                    float* scratch, float* result, int threads) {
-  static thread_local Quantised kept;
-  Quantised& q = kept;
-  for (const Matrix* w : {out, gate_up, down}) make_room(q, m, *w);
-  const int64_t size = out->rows, inner = down->columns;
-  float *normed = scratch, *both = normed + m * size, *active = both + m * 2 * inner;
-#pragma omp parallel num_threads(threads_of(threads))
-  {
-    team_linear(seen, m, *out, result, size, q);
-    barrier();
-    team_add(hidden, result, m * size);
-    barrier();
-    team_norm(result, m, size, norm, eps, normed);
-    barrier();
-    team_linear(normed, m, *gate_up, both, 2 * inner, q);
-    barrier();
-    team_swiglu(both, m, inner, active);
-    barrier();
-    team_linear(active, m, *down, normed, size, q);
-    barrier();
-    team_add(normed, result, m * size);
-  }
+// All layers of a decoder and the norm behind them, in one parallel region.
+void llavakit_decode(const Decode* d, const Units* u, int threads) {
+  if (d->kind == FP32)
+    decode<float>(*d, *u, threads);
+  else
+    decode<uint16_t>(*d, *u, threads);
 }
 
 // Stores keys and values of a packed pass, then attends.

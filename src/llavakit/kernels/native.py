@@ -86,6 +86,59 @@ class Attention(ctypes.Structure):
     )
 
 
+class Cache(ctypes.Structure):
+    """One layer's keys and values in the arena; see ``cpu.cpp``."""
+
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_head", c_int64),
+        ("key_slot", c_int64),
+        ("value_head", c_int64),
+        ("value_slot", c_int64),
+    )
+
+
+class Layer(ctypes.Structure):
+    """One decoder layer's weights; see ``cpu.cpp``."""
+
+    _fields_ = (
+        ("norm", c_void_p),
+        ("behind_norm", c_void_p),
+        ("qkv", Matrix),
+        ("out", Matrix),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+        ("scaling", c_float),
+    )
+
+
+class Decode(ctypes.Structure):
+    """A pass through all layers of a decoder; see ``cpu.cpp``."""
+
+    _fields_ = (
+        ("layers", c_void_p),
+        ("caches", c_void_p),
+        ("count", c_int64),
+        ("tokens", c_int64),
+        ("size", c_int64),
+        ("inner", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+        ("half", c_int64),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("slot", c_void_p),
+        ("norm", c_void_p),
+        ("eps", c_float),
+        ("kind", c_int32),
+        ("hidden", c_void_p),
+        ("scratch", c_void_p),
+        ("out", c_void_p),
+    )
+
+
 def matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
     """A view of plain weights [rows, columns], fp32 or bf16; they must outlive it.
 
@@ -113,25 +166,18 @@ class Kernels:
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
         library = ctypes.CDLL(str(path))
-        pointer, whole, number = c_void_p, c_int64, c_float
+        pointer, whole = c_void_p, c_int64
         signatures: dict[str, list[Any]] = {
             "linear": [pointer, whole, POINTER(Matrix), pointer, c_int],
-            "enter": [
-                *(pointer, whole, pointer, number, POINTER(Matrix), pointer, pointer),
-                *(whole, whole, whole, pointer, pointer, c_int),
-            ],
-            "leave": [
-                *(pointer, pointer, whole, POINTER(Matrix), pointer, number, POINTER(Matrix)),
-                *(POINTER(Matrix), pointer, pointer, c_int),
-            ],
+            "decode": [POINTER(Decode), POINTER(Units), c_int],
             "attend": [POINTER(Attention), POINTER(Units), c_int],
             "pack": [pointer, c_int, whole, whole, whole, c_int, pointer, pointer, c_int],
         }
         for name_, arguments in signatures.items():
             function = getattr(library, f"llavakit_{name_}")
             function.argtypes, function.restype = arguments, None
-        self._linear, self._enter = library.llavakit_linear, library.llavakit_enter
-        self._leave, self._attend = library.llavakit_leave, library.llavakit_attend
+        self._linear, self._decode = library.llavakit_linear, library.llavakit_decode
+        self._attend = library.llavakit_attend
         self._pack = library.llavakit_pack
 
     def linear(self, x: Tensor, weights: Matrix) -> Tensor:
@@ -141,56 +187,9 @@ class Kernels:
         self._linear(x.data_ptr(), len(x), byref(weights), out.data_ptr(), threads())
         return out
 
-    def enter(
-        self,
-        hidden: Tensor,
-        norm: Tensor,
-        eps: float,
-        qkv: Matrix,
-        cos: Tensor,
-        sin: Tensor,
-        turned: int,
-        dim: int,
-    ) -> Tensor:
-        """Norm, one product, and rotary positions for its first ``turned`` heads.
-
-        Args:
-            hidden: [M, columns].
-            norm: [columns].
-            cos, sin: [M, half], contiguous.
-
-        Returns:
-            [M, rows].
-        """
-        count = len(hidden)
-        out = torch.empty((count, qkv.rows), dtype=torch.float32)
-        normed = torch.empty_like(hidden)
-        self._enter(
-            *(hidden.data_ptr(), count, norm.data_ptr(), eps, byref(qkv), cos.data_ptr()),
-            *(sin.data_ptr(), turned, dim, cos.shape[-1], normed.data_ptr(), out.data_ptr()),
-            threads(),
-        )
-        return out
-
-    def leave(
-        self,
-        hidden: Tensor,
-        seen: Tensor,
-        out: Matrix,
-        norm: Tensor,
-        eps: float,
-        gate_up: Matrix,
-        down: Matrix,
-    ) -> Tensor:
-        """The layer's other half: attention's product and SwiGLU, both added to ``hidden``."""
-        count, size = hidden.shape
-        result = torch.empty_like(hidden)
-        scratch = torch.empty(count * (size + 3 * down.columns), dtype=torch.float32)
-        self._leave(
-            *(hidden.data_ptr(), seen.data_ptr(), count, byref(out), norm.data_ptr(), eps),
-            *(byref(gate_up), byref(down), scratch.data_ptr(), result.data_ptr(), threads()),
-        )
-        return result
+    def decode(self, decode: Decode, units: Units) -> None:
+        """Run all layers and the norm behind them; the result is where ``decode.out`` points."""
+        self._decode(byref(decode), byref(units), threads())
 
     def attend(self, attention: Attention, units: Units) -> None:
         """Store keys and values, then attend; the result is where ``attention.out`` points."""

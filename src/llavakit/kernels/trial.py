@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llavakit.kernels import packing
+from llavakit.kernels.attention import Caches, Pass
+from llavakit.kernels.decoding import Layers, LayerWeights
 from llavakit.kernels.native import INT4, INT8, Kernels, Matrix, matrix
+from llavakit.kernels.products import Weights
 
 FP32_ERROR = 1e-5
 """Relative to the largest number; right kernels stay below a tenth of it."""
@@ -17,7 +20,7 @@ def error_of(kernels: Kernels) -> str | None:
     """What is wrong with the kernels on this machine, or None."""
     noise = torch.Generator().manual_seed(0)
     try:
-        for trial in (_products, _packed_products, _halves, _attention):
+        for trial in (_products, _packed_products, _attention, _decoder):
             worst = trial(kernels, noise)
             if not worst < FP32_ERROR:
                 return f"{trial.__name__.strip('_').replace('_', ' ')}: error {worst:.1e}"
@@ -66,43 +69,72 @@ def _packed_products(kernels: Kernels, noise: torch.Generator) -> float:
     return worst
 
 
-def _halves(kernels: Kernels, noise: torch.Generator) -> float:
-    """A layer's two halves."""
-    size, inner, heads, dim, count = 48, 70, 3, 16, 3
+def _decoder(kernels: Kernels, noise: torch.Generator) -> float:
+    """Two layers over three tokens: two of one prompt, and one of another."""
+    size, inner, heads, kv_heads, dim = 48, 70, 4, 2, 16
 
     def some(*shape: int) -> Tensor:
         return torch.randn(shape, generator=noise)
 
-    hidden, norm, angles = some(count, size), some(size), some(count, dim // 2)
+    row = (heads + 2 * kv_heads) * dim
+    layers = [
+        LayerWeights(
+            norm=some(size),
+            behind_norm=some(size),
+            qkv=Weights(some(row, size), some(row)),
+            out=Weights(some(size, heads * dim)),
+            gate_up=Weights(some(2 * inner, size)),
+            down=Weights(some(size, inner)),
+            scaling=0.3,
+        )
+        for _ in range(2)
+    ]
+    norm, hidden, angles = some(size), some(3, size), some(3, dim // 2)
     cos, sin = angles.cos(), angles.sin()
-    qkv = some(heads * dim, size)
-    found = kernels.enter(hidden, norm, 1e-5, matrix(qkv), cos, sin, 2, dim)
-    wide = hidden.double()
-    normed = F.rms_norm(wide, (size,), norm.double(), 1e-5)
-    mixed = F.linear(normed, qkv.double()).view(count, heads, dim)
-    first, second = mixed[:, :2].chunk(2, dim=-1)
-    c, s = cos.double()[:, None], sin.double()[:, None]
-    turned = torch.cat((first * c - second * s, second * c + first * s), dim=-1)
-    right = torch.cat((turned, mixed[:, 2:]), dim=1).flatten(1)
-    worst = _deviation(found, right)
-    seen, out, gate_up, down = (
-        some(count, 32),
-        some(size, 32),
-        some(2 * inner, size),
-        some(size, inner),
+    stores = [some(kv_heads, 20, dim) for _ in range(4)]
+    keys, values = stores[:2], stores[2:]
+    attend = Pass(kernels, Caches(keys, values), [((), 3, 0, 2), ((), 9, 0, 1)])
+    found = Layers(layers, norm, 1e-5, heads, kv_heads, dim)(hidden.clone(), cos, sin, attend)
+    right = hidden.double()
+    for layer in layers:
+        right = _layer(right, layer, cos.double()[:, None], sin.double()[:, None], (heads, dim))
+    return _deviation(found, F.rms_norm(right, (size,), norm.double(), 1e-5))
+
+
+def _layer(
+    hidden: Tensor, layer: LayerWeights, cos: Tensor, sin: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    """A layer in fp64; the second token sees the first, the third itself alone."""
+    heads, dim = shape
+    mixed = _product(_normed(hidden, layer.norm), layer.qkv).view(3, -1, dim)
+    kv_heads = (mixed.shape[1] - heads) // 2
+    first, second = mixed[:, : heads + kv_heads].chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    query = turned[:, :heads]
+    key, value = (
+        one.repeat_interleave(heads // kv_heads, dim=1)
+        for one in (turned[:, heads:], mixed[:, heads + kv_heads :])
     )
-    found = kernels.leave(hidden, seen, matrix(out), norm, 1e-5, matrix(gate_up), matrix(down))
-    middle = wide + F.linear(seen.double(), out.double())
-    gate, up = F.linear(F.rms_norm(middle, (size,), norm.double(), 1e-5), gate_up.double()).chunk(
-        2, dim=-1
-    )
-    right = middle + F.linear(F.silu(gate) * up, down.double())
-    return max(worst, _deviation(found, right))
+    scores = torch.einsum("thd,shd->hts", query, key) * layer.scaling
+    hidden_from = torch.tensor([[0, 1, 1], [0, 0, 1], [1, 1, 0]], dtype=torch.bool)
+    weights = scores.masked_fill(hidden_from, float("-inf")).softmax(dim=-1)
+    seen = torch.einsum("hts,shd->thd", weights, value).flatten(1)
+    hidden = hidden + _product(seen, layer.out)
+    gate, up = _product(_normed(hidden, layer.behind_norm), layer.gate_up).chunk(2, dim=-1)
+    return hidden + _product(F.silu(gate) * up, layer.down)
+
+
+def _normed(hidden: Tensor, norm: Tensor) -> Tensor:
+    return F.rms_norm(hidden, hidden.shape[-1:], norm.double(), 1e-5)
+
+
+def _product(x: Tensor, weights: Weights) -> Tensor:
+    assert isinstance(weights.data, Tensor)
+    bias = None if weights.bias is None else weights.bias.double()
+    return F.linear(x, weights.data.double(), bias)
 
 
 def _attention(kernels: Kernels, noise: torch.Generator) -> float:
-    from llavakit.kernels.attention import Step, attend
-
     worst = 0.0
     for heads, kv_heads, dim in ((4, 4, 64), (8, 2, 40)):
 
@@ -113,14 +145,14 @@ def _attention(kernels: Kernels, noise: torch.Generator) -> float:
         # Two that share a stretch, one alone, and a prefill of five tokens behind a stretch.
         rows = [(((10, 130),), 200, 5, 1), (((10, 130),), 210, 0, 1), ((), 220, 70, 1)]
         rows.append((((150, 9), (10, 66)), 300, 3, 5))
-        step = Step(rows, heads // kv_heads)
-        total = step.tokens
+        attend = Pass(kernels, Caches([keys], [values]), rows)
+        total = sum(row[3] for row in rows)
         query, key, value = (
             some(total, heads, dim),
             some(total, kv_heads, dim),
             some(total, kv_heads, dim),
         )
-        out = attend(kernels, step, query, key, value, keys, values, 0.3)
+        out = attend(0, query, key, value, 0.3)
         place = 0
         for prefix, slot, start, count in rows:
             seen = [s for a, n in prefix for s in range(a, a + n)]

@@ -11,16 +11,16 @@ through HF.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llavakit.kernels.native import KINDS, Kernels, kernels
+from llavakit.kernels.attention import Pass
+from llavakit.kernels.decoding import Layers, LayerWeights
+from llavakit.kernels.native import KINDS
 from llavakit.kernels.packing import joined
 from llavakit.kernels.products import Weights
 from llavakit.model import huge_pages
@@ -91,8 +91,8 @@ def device_of(module: Any) -> torch.device:
 class FusedDecoder:
     """Merged weights, one table of rotary cosines; the HF modules keep views of the weights.
 
-    On a processor the halves of a layer are compiled kernels where few tokens are computed, and
-    activations are fp32 whatever the weights are, unless it computes in bf16 itself.
+    On a processor all layers are one compiled call where few tokens are computed, and activations
+    are fp32 whatever the weights are, unless it computes in bf16 itself.
 
     Attributes:
         heads: of the queries.
@@ -103,59 +103,41 @@ class FusedDecoder:
         self.heads = int(config.num_attention_heads)
         self._layers = [_FusedLayer(layer, config) for layer in model.layers]
         self._norm = model.norm.weight
-        self._wide = self._norm.device.type == "cpu" and self._norm.dtype in KINDS
+        self._eps = float(config.rms_norm_eps)
+        native = [layer.native for layer in self._layers if layer.native is not None]
+        self._wide = bool(native)
         if self._wide:
             self._norm = self._norm.detach().float()
-        self._eps = float(config.rms_norm_eps)
-        positions = torch.arange(config.max_position_embeddings, device=self._norm.device)
-        with torch.inference_mode():
-            cos, sin = model.rotary_emb(self._norm[None, None], position_ids=positions[None])
-        half = cos.shape[-1] // 2  # both halves of the channels turn by the same angles
-        self._cos, self._sin = cos[0, :, None, :half].clone(), sin[0, :, None, :half].clone()
-        if self._wide:
-            self._cos, self._sin = self._cos.float(), self._sin.float()
+        self._cos, self._sin = self._table(model)
+        self._native = (
+            Layers(native, self._norm, self._eps, *self._layers[0].shape) if native else None
+        )
         self._enter, self._leave = _enter, _leave
-        self._natively = self._wide
+
+    def _table(self, model: Any) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each place: [places, 1, dim / 2]."""
+        positions = torch.arange(model.config.max_position_embeddings, device=self._norm.device)
+        like = model.norm.weight[None, None]
+        with torch.inference_mode():
+            cos, sin = model.rotary_emb(like, position_ids=positions[None])
+        half = cos.shape[-1] // 2  # both halves of the channels turn by the same angles
+        cos, sin = cos[0, :, None, :half].clone(), sin[0, :, None, :half].clone()
+        return (cos.float(), sin.float()) if self._wide else (cos, sin)
 
     def __call__(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         cos, sin = self._cos[positions], self._sin[positions]
+        if self._native and isinstance(attend, Pass) and self._native.read(len(embeddings)):
+            # They compute in place, and the embeddings are the caller's.
+            hidden = embeddings.float().contiguous()
+            hidden = hidden.clone() if hidden is embeddings else hidden
+            return self._native(hidden, cos, sin, attend).to(embeddings.dtype)
         hidden = embeddings.float() if self._wide else embeddings
-        library = kernels() if self._natively and self._has_native(len(hidden)) else None
-        run = self._in_torch if library is None else functools.partial(self._by_kernels, library)
-        hidden = run(hidden, cos, sin, attend)
-        normed = F.rms_norm(hidden, (hidden.shape[-1],), self._norm, self._eps)
-        return normed.to(embeddings.dtype)
-
-    def _has_native(self, rows: int) -> bool:
-        native = self._layers[0].native if self._layers else None
-        return native is not None and native.qkv.has_native(rows)
-
-    def _in_torch(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         for number, layer in enumerate(self._layers):
             query, key, value = self._enter(hidden, cos, sin, *layer.before)
             seen = attend(number, query, key, value, layer.scaling)
             hidden = self._leave(hidden, seen, *layer.behind)
-        return hidden
-
-    def _by_kernels(
-        self, library: Kernels, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
-    ) -> Tensor:
-        hidden, cos, sin = (one.contiguous() for one in (hidden, cos, sin))
-        for number, layer in enumerate(self._layers):
-            native = layer.native
-            assert native is not None, "weights that are computed in fp32 have a native view"
-            _, eps, _, _, heads, kv_heads, dim = layer.before
-            turned = heads + kv_heads
-            mixed = library.enter(
-                hidden, native.norm, eps, native.qkv.native, cos, sin, turned, dim
-            ).view(len(hidden), -1, dim)
-            query, key, value = mixed[:, :heads], mixed[:, heads:turned], mixed[:, turned:]
-            seen = attend(number, query, key, value, layer.scaling).contiguous()
-            hidden = library.leave(
-                *(hidden, seen, native.out.native, native.behind_norm, eps),
-                *(native.gate_up.native, native.down.native),
-            )
-        return hidden
+        normed = F.rms_norm(hidden, (hidden.shape[-1],), self._norm, self._eps)
+        return normed.to(embeddings.dtype)
 
     def compiled(self, compile: Callable[[Any], Any]) -> FusedDecoder:
         """The same decoder, weights shared, with both halves of a layer compiled.
@@ -169,7 +151,7 @@ class FusedDecoder:
         """
         twin = copy.copy(self)
         twin._enter, twin._leave = compile(_enter), compile(_leave)
-        twin._natively = False
+        twin._native = None
         return twin
 
 
@@ -177,14 +159,18 @@ class _FusedLayer:
     """One decoder layer: what its halves before and behind the attention read.
 
     Attributes:
+        shape: heads, key heads, channels of a head.
         native: the same for the compiled kernels; None on other devices.
     """
 
     def __init__(self, layer: Any, config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         eps = float(config.rms_norm_eps)
-        heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
-        shape = (heads, kv_heads, int(attention.head_dim))
+        self.shape = (
+            int(config.num_attention_heads),
+            int(config.num_key_value_heads),
+            int(attention.head_dim),
+        )
         parts = (
             (attention.q_proj, attention.k_proj, attention.v_proj),
             (attention.o_proj,),
@@ -193,28 +179,19 @@ class _FusedLayer:
         )
         norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
         self.scaling = float(attention.scaling)
-        self.native: _Native | None = None
+        self.native: LayerWeights | None = None
         pairs: list[tuple[Any, Tensor | None]]
         if norms[0].device.type == "cpu" and norms[0].dtype in KINDS:
             norms = (norms[0].detach().float(), norms[1].detach().float())
             weights = [_weights(*one) for one in parts]
-            self.native = _Native(norms[0], norms[1], *weights)
+            qkv, out, gate_up, down = weights
+            self.native = LayerWeights(*norms, qkv, out, gate_up, down, self.scaling)
             pairs = [_for_torch(one) for one in weights]
         else:
             pairs = [_merge(*one) for one in parts]
-        qkv, out, gate_up, down = pairs
-        self.before = (norms[0], eps, *qkv, *shape)
-        self.behind = (*out, norms[1], eps, *gate_up, *down)
-
-
-@dataclass(frozen=True, slots=True)
-class _Native:
-    norm: Tensor
-    behind_norm: Tensor
-    qkv: Weights
-    out: Weights
-    gate_up: Weights
-    down: Weights
+        first, second, third, fourth = pairs
+        self.before = (norms[0], eps, *first, *self.shape)
+        self.behind = (*second, norms[1], eps, *third, *fourth)
 
 
 def _weights(*parts: Any) -> Weights:
