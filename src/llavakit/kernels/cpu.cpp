@@ -239,17 +239,21 @@ void plain(const float* x, int64_t m, const Matrix& w, float* y, int64_t ldy, in
     const int64_t end = std::min(n + CHUNK, last);
     for (int64_t r = 0; r < m; r++)
       for (int64_t c = n; c < end; c++) y[r * ldy + c] = w.bias ? w.bias[c] : 0.0f;
-    for (int64_t from = 0; from < k; from += COLUMNS) {
-      const int64_t length = std::min(COLUMNS, k - from);
-      for (int64_t r = 0; r < m; r += MR)
-        for (int64_t c = n; c < end; c += NR) {
-          // The first pass asks for the lines that the next chunk reads.
-          const int64_t ahead = r == 0 && c + CHUNK + NR <= last ? CHUNK * k : 0;
-          dispatch<T>(std::min<int64_t>(MR, m - r), std::min<int64_t>(NR, end - c),
-                      x + r * k + from, k, data + c * k + from, k, length, y + r * ldy + c, ldy,
-                      ahead);
-        }
+    const auto some = [&](int64_t r, int64_t c, int64_t from, int64_t ahead) {
+      dispatch<T>(std::min<int64_t>(MR, m - r), std::min<int64_t>(NR, end - c), x + r * k + from, k,
+                  data + c * k + from, k, std::min(COLUMNS, k - from), y + r * ldy + c, ldy, ahead);
+    };
+    if (m <= MR) {
+      // Each row of w is read once, and from end to end: so the processor fetches it ahead.
+      for (int64_t c = n; c < end; c += NR)
+        for (int64_t from = 0; from < k; from += COLUMNS) some(0, c, from, 0);
+      continue;
     }
+    for (int64_t from = 0; from < k; from += COLUMNS)
+      for (int64_t r = 0; r < m; r += MR)
+        for (int64_t c = n; c < end; c += NR)
+          // The first pass asks for the lines that the next chunk reads.
+          some(r, c, from, r == 0 && c + CHUNK + NR <= last ? CHUNK * k : 0);
   }
 }
 

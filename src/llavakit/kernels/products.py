@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llavakit.kernels import packing
-from llavakit.kernels.native import INT4, INT8, MOST_ROWS, Matrix, kernels, matrix
+from llavakit.kernels.native import INT4, INT8, MOST_ROWS, Matrix, kernels, matrix, threads
 from llavakit.kernels.packing import Packed
 
 _BLOCK_BYTES = 16 << 20
@@ -28,6 +29,7 @@ class Weights:
     """
 
     def __init__(self, data: Tensor | Packed, bias: Tensor | None = None) -> None:
+        self.limit_rows({})
         self.data = data
         self.bias = None if bias is None else bias.detach().float().contiguous()
         if isinstance(data, Packed):
@@ -47,7 +49,21 @@ class Weights:
 
     def has_native(self, rows: int) -> bool:
         """Whether the compiled kernels are to multiply so many rows with it."""
-        return rows <= MOST_ROWS or isinstance(self.data, Packed)
+        if rows <= self._surely or isinstance(self.data, Packed):
+            return True
+        # Asked for at each call, because threads may be set anew at any time.
+        return rows <= self._limits.get(threads(), MOST_ROWS)
+
+    def limit_rows(self, limits: Mapping[int, int]) -> None:
+        """Say for how many rows the compiled kernels are the faster way; packed ones know no other.
+
+        Args:
+            limits: number of threads -> rows; the default holds for numbers that are missing.
+                See :mod:`llavakit.kernels.calibration`.
+        """
+        self._limits = limits
+        # A step that decodes has few rows, and is told without asking torch for its threads.
+        self._surely = min((MOST_ROWS, *limits.values()))
 
     def many(self, x: Tensor) -> Tensor:
         """The same by a matrix library; weights that it does not read are unpacked in blocks."""

@@ -139,6 +139,12 @@ class FusedDecoder:
         normed = F.rms_norm(hidden, (hidden.shape[-1],), self._norm, self._eps)
         return normed.to(embeddings.dtype)
 
+    @property
+    def matrices(self) -> list[tuple[Weights, ...]]:
+        """Each layer's weights, where compiled kernels read them."""
+        native = [layer.native for layer in self._layers if layer.native is not None]
+        return [(one.qkv, one.out, one.gate_up, one.down) for one in native]
+
     def compiled(self, compile: Callable[[Any], Any]) -> FusedDecoder:
         """The same decoder, weights shared, with both halves of a layer compiled.
 

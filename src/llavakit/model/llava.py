@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llavakit.kernels.calibration import calibrate
 from llavakit.kernels.native import KINDS
 from llavakit.kernels.products import Weights
 from llavakit.model.decoder import Attend, FusedDecoder, decoder_of, device_of
@@ -43,6 +44,7 @@ class Llava:
         )
         self.vocab_size = int(text.vocab_size)
         self._head = _head(model.lm_head)
+        calibrate(self.matrices)
         skip_unread_vision_layers(model)
 
     @property
@@ -59,6 +61,12 @@ class Llava:
     def fused(self) -> FusedDecoder | None:
         """The decoder, if it is one whose steps can be compiled and captured."""
         return self._decoder if isinstance(self._decoder, FusedDecoder) else None
+
+    @property
+    def matrices(self) -> list[tuple[Weights, ...]]:
+        """Weights that compiled kernels read, in groups that a step multiplies the same way."""
+        groups = [] if self.fused is None else self.fused.matrices
+        return [*groups, (self._head,)] if isinstance(self._head, Weights) else groups
 
     @property
     def dtype(self) -> torch.dtype:
