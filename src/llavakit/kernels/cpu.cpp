@@ -243,17 +243,18 @@ void plain(const float* x, int64_t m, const Matrix& w, float* y, int64_t ldy, in
       dispatch<T>(std::min<int64_t>(MR, m - r), std::min<int64_t>(NR, end - c), x + r * k + from, k,
                   data + c * k + from, k, std::min(COLUMNS, k - from), y + r * ldy + c, ldy, ahead);
     };
+    // Asks for the lines that the next chunk reads.
+    const auto next = [&](int64_t c) { return c + CHUNK + NR <= last ? CHUNK * k : 0; };
     if (m <= MR) {
-      // Each row of w is read once, and from end to end: so the processor fetches it ahead.
+      // Each row of w is read once and from end to end: long ones the processor fetches itself.
+      const bool asks = m > 1 && k <= COLUMNS;
       for (int64_t c = n; c < end; c += NR)
-        for (int64_t from = 0; from < k; from += COLUMNS) some(0, c, from, 0);
+        for (int64_t from = 0; from < k; from += COLUMNS) some(0, c, from, asks ? next(c) : 0);
       continue;
     }
     for (int64_t from = 0; from < k; from += COLUMNS)
       for (int64_t r = 0; r < m; r += MR)
-        for (int64_t c = n; c < end; c += NR)
-          // The first pass asks for the lines that the next chunk reads.
-          some(r, c, from, r == 0 && c + CHUNK + NR <= last ? CHUNK * k : 0);
+        for (int64_t c = n; c < end; c += NR) some(r, c, from, r == 0 ? next(c) : 0);
   }
 }
 
