@@ -30,7 +30,7 @@ ReadBase = Callable[[Path, str | None], Reader]
 """(directory, conv_mode) -> the reader of a whole checkpoint."""
 
 # Names of transformers' classes before version 4.52.
-_OLD_NAMES = (
+OLD_NAMES = (
     (re.compile(r"^model\.language_model\."), "language_model.model."),
     (re.compile(r"^model\.(multi_modal_projector|vision_tower|image_newline)"), r"\1"),
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
@@ -131,7 +131,7 @@ def merge_into(model: Any, path: Path) -> None:
     owners: dict[str, Any] = {}
     for name, weight in weights.items():
         stored = Stored(tuple(weight.shape), lambda weight=weight: weight.detach().cpu())  # type: ignore[misc]
-        for one in {name, *(p.sub(to, name) for p, to in _OLD_NAMES)}:
+        for one in {name, *(p.sub(to, name) for p, to in OLD_NAMES)}:
             tensors[one], owners[one] = stored, weight
     merged = merge_lora(tensors, path)
     for name, stored in merged.items():

@@ -46,14 +46,18 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
         special=special_tokens(tokenizer, config, generation, prompts.stop_strings),
         context_length=context_length(config.text_config),
         revision=revision,
-        build=lambda options: _build(path, options),
+        build=lambda options: _build(path, config, options),
         describe=lambda reader, out: copy_description(path, reader, out),
     )
 
 
-def _build(path: Path, options: dict[str, Any]) -> Any:
+def _build(path: Path, config: Any, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForImageTextToText
 
+    from llavakit.model.packed_checkpoint import build_packed, stored_quantization
+
+    if stored_quantization(config) is not None:
+        return build_packed(path, config, options)
     return built(
         path,
         lambda: AutoModelForImageTextToText.from_pretrained(

@@ -21,7 +21,7 @@ from llavakit.model.quantization import (
     packed_config,
     quantization_config,
 )
-from llavakit.model.reader import Reader
+from llavakit.model.reader import Reader, without_bar
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,7 @@ def load_weights(
         device: ``"auto"``, or a torch device.
         dtype: ``"auto"``, or the name of a torch type.
         quantization: ``"4bit"``, ``"8bit"`` or None (see :mod:`llavakit.model.quantization`).
+            A packed checkpoint is loaded as it is, on a processor.
         device_map: how accelerate spreads layers over several GPUs, such as ``"auto"``; None
             puts the whole model on ``device``.
         room: bytes of main memory that may be used; decides ``"auto"`` on a processor.
@@ -110,12 +111,18 @@ def load_weights(
         CheckpointError: weights are missing or do not fit the configuration, or the model
             fits into no GPU.
         MissingDependencyError: quantization on a GPU without bitsandbytes.
+        ParameterError: there is no such device, or the checkpoint is packed and other bits or
+            another device are asked for.
     """
     import torch
-    from transformers.utils import logging as hf_logging
 
     from llavakit.model.llava import Llava
+    from llavakit.model.packed_checkpoint import stored_quantization
 
+    stored = stored_quantization(reader.config)
+    if stored is not None:
+        _check_stored(reader.path, stored, quantization, device, device_map)
+        device, quantization = "cpu", stored
     place = torch.device(_device(device))
     packs = quantization is not None and place.type == "cpu" and device_map is None
     if dtype == "auto" and place.type == "cpu":
@@ -131,13 +138,8 @@ def load_weights(
     elif quantization is not None and not packs:
         # Layers are quantised where they are loaded; a quantised model is not moved any more.
         options["device_map"] = {"": place}
-    bar_was_on = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
+    with without_bar():
         model = reader.build(options)
-    finally:
-        if bar_was_on:
-            hf_logging.enable_progress_bar()
     if packs:
         from llavakit.model.packed import finish
 
@@ -151,6 +153,23 @@ def load_weights(
         model = model.to(place)
     log.info("loaded %s on %s as %s", reader.path.name, device_map or place, quantization or kind)
     return Llava(model)
+
+
+def _check_stored(
+    path: Path, stored: Quantization, asked: Quantization | None, device: str, spread: str | None
+) -> None:
+    """Raise a ``ParameterError`` where a packed checkpoint is asked for as something else."""
+    if asked not in (None, stored):
+        raise ParameterError(
+            f"{path} is packed ({stored}) and cannot be loaded in quantization={asked!r}; leave "
+            "quantization out, or take the checkpoint that it was made of."
+        )
+    if device.partition(":")[0] not in ("auto", "cpu") or spread is not None:
+        elsewhere = f"device_map={spread!r}" if spread is not None else f"device={device!r}"
+        raise ParameterError(
+            f"{path} is packed ({stored}) for a processor and cannot be loaded with {elsewhere}; "
+            'use device="cpu", or take the checkpoint that it was made of.'
+        )
 
 
 def _check_spread(model: Any, place: torch.device) -> None:

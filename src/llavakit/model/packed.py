@@ -7,6 +7,7 @@ matrix only until it is packed, so that the peak of memory is the packed model a
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ METHOD = "llavakit"
 
 HEAD_BITS = 8
 """Of the output layer, whatever the others have: it decides every token."""
+
+Change = Callable[[str, Tensor], Tensor]
+"""(full name of a weight, weight) -> what is packed instead, such as its sum with an adapter's."""
 
 
 class PackedLinear(nn.Linear):
@@ -44,6 +48,7 @@ class PackedLinear(nn.Linear):
         self.fault: str | None = None
         self._packed: Packed | None = None
         self._weights: Weights | None = None
+        self._in_file = False
 
     @property
     def packed(self) -> Packed:
@@ -63,8 +68,17 @@ class PackedLinear(nn.Linear):
             self.fault = str(error)
         return torch.empty(0, dtype=weight.dtype)
 
+    def hold(self, packed: Packed) -> None:
+        """Take weights that were packed before and lie in a mapped file."""
+        self._packed, self._in_file = packed, True
+        self.weight = nn.Parameter(torch.empty(0, dtype=self.weight.dtype), requires_grad=False)
+
     def give_up(self) -> None:
         """Drop the weights: a larger matrix holds them now."""
+        if self._in_file:
+            # The file stays mapped for what is read in place; these pages need not stay.
+            huge_pages.forget(self.packed.data)
+            huge_pages.forget(self.packed.scales)
         self._packed = self._weights = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,8 +91,17 @@ class PackedLinear(nn.Linear):
         return f"{super().extra_repr()}, bits={self.bits}"
 
 
-def replace_linear(model: nn.Module, bits: int, kept: tuple[str, ...]) -> None:
-    """Put empty packed layers in the place of all linear ones but those below ``kept``."""
+def replace_linear(
+    model: nn.Module, bits: int, kept: tuple[str, ...], *, stored: bool = False
+) -> None:
+    """Put empty packed layers in the place of all linear ones but those below ``kept``.
+
+    Args:
+        model: with weights on the meta device.
+        bits: 8 or 4.
+        kept: modules that keep their precision, by their full names.
+        stored: whether the weights are packed already, so that no others are to be read.
+    """
     for name, module in list(model.named_modules()):
         if type(module) is not nn.Linear:
             continue
@@ -86,7 +109,15 @@ def replace_linear(model: nn.Module, bits: int, kept: tuple[str, ...]) -> None:
             continue
         parent = model.get_submodule(name.rpartition(".")[0])
         own = HEAD_BITS if name == "lm_head" else bits
-        setattr(parent, name.rpartition(".")[2], PackedLinear(module, own))
+        layer = PackedLinear(module, own)
+        if stored:
+            layer.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+        setattr(parent, name.rpartition(".")[2], layer)
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
+    """Give all packed layers of a model by their full names."""
+    return {name: one for name, one in model.named_modules() if isinstance(one, PackedLinear)}
 
 
 def finish(model: nn.Module) -> None:
@@ -95,8 +126,7 @@ def finish(model: nn.Module) -> None:
     Raises:
         CheckpointError: a layer has none, or such as cannot be packed.
     """
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, PackedLinear)]
-    for name, module in layers:
+    for name, module in packed_layers(model).items():
         weight = module.weight
         if module.empty and module.fault is None and weight.numel():
             if weight.device.type == "meta":
@@ -120,11 +150,22 @@ def _config_class() -> type:
 
     @register_quantization_config(METHOD)
     class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
-        def __init__(self, bits: int = 8, kept: tuple[str, ...] = (), **unused: Any) -> None:
+        def __init__(
+            self,
+            bits: int = 8,
+            kept: tuple[str, ...] = (),
+            stored: bool = False,
+            change: Change | None = None,
+            **unused: Any,
+        ) -> None:
             self.quant_method = METHOD
             self.bits, self.kept = bits, tuple(kept)
+            self.stored, self.change = stored, change
 
     class Pack(ConversionOps):  # type: ignore[misc]
+        def __init__(self, change: Change | None) -> None:
+            self.change = change
+
         def convert(
             self, input_dict: dict[str, Any], *args: Any, model: Any = None, **kwargs: Any
         ) -> dict[str, Any]:
@@ -135,7 +176,8 @@ def _config_class() -> type:
                 wanted = (module.out_features, module.in_features)
                 if tuple(weight.shape) != wanted:
                     raise ValueError(f"{name} is {tuple(weight.shape)} and should be {wanted}")
-                result[name] = nn.Parameter(module.take(weight), requires_grad=False)
+                changed = weight if self.change is None else self.change(name, weight)
+                result[name] = nn.Parameter(module.take(changed), requires_grad=False)
                 # The file stays mapped until all is read; what is packed need not stay in memory.
                 huge_pages.forget(weight)
             return result
@@ -145,16 +187,18 @@ def _config_class() -> type:
         requires_calibration = False
 
         def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+            if self.quantization_config.stored:
+                return False
             module, _, name = param_name.rpartition(".")
             return name == "weight" and isinstance(model.get_submodule(module), PackedLinear)
 
         def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
             config = self.quantization_config
-            replace_linear(model, config.bits, config.kept)
+            replace_linear(model, config.bits, config.kept, stored=config.stored)
             return model
 
         def get_quantize_ops(self) -> Any:
-            return Pack()
+            return Pack(self.quantization_config.change)
 
         def is_serializable(self) -> bool:
             return False
@@ -166,11 +210,15 @@ def _config_class() -> type:
     return PackedConfig
 
 
-def packed_config(bits: int, kept: tuple[str, ...]) -> Any:
-    """The configuration for ``from_pretrained``.
+def packed_config(
+    bits: int, kept: tuple[str, ...], *, stored: bool = False, change: Change | None = None
+) -> Any:
+    """Make the configuration for ``from_pretrained``.
 
     Args:
         bits: 8 or 4.
         kept: modules that keep their precision, by their full names.
+        stored: whether the weights are packed already and put in afterwards.
+        change: what happens to each weight before it is packed.
     """
-    return _config_class()(bits=bits, kept=kept)
+    return _config_class()(bits=bits, kept=kept, stored=stored, change=change)

@@ -2,7 +2,8 @@
 
 Only the linear layers of the language model are quantised. The vision tower and the
 projector are small and read every picture, so they keep their precision. The head decides
-every token: bitsandbytes leaves it alone, and on a processor it has 8 bits.
+every token: bitsandbytes leaves it alone, and on a processor it has 8 bits. A checkpoint may
+also hold weights that were packed before (:mod:`llavakit.model.packed_checkpoint`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llavakit.errors import CheckpointError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from llavakit.model.packed import Change
 
 Quantization = Literal["4bit", "8bit"]
 
@@ -25,11 +29,17 @@ BITS = {"4bit": 4, "8bit": 8}
 _PACKED_ROWS = 32
 
 
-def packed_config(kind: Quantization) -> Any:
-    """The configuration for ``from_pretrained`` on a processor (see ``model.packed``)."""
+def packed_config(kind: Quantization, *, stored: bool = False, change: Change | None = None) -> Any:
+    """Make the configuration for ``from_pretrained`` on a processor (see ``model.packed``).
+
+    Args:
+        kind: ``"4bit"`` or ``"8bit"``.
+        stored: whether the weights are packed already and put in afterwards.
+        change: what happens to each weight before it is packed.
+    """
     from llavakit.model import packed
 
-    return packed.packed_config(BITS[kind], KEPT[:2])
+    return packed.packed_config(BITS[kind], KEPT[:2], stored=stored, change=change)
 
 
 def bitsandbytes() -> Any:

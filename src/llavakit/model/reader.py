@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,15 @@ class Reader:
     describe: Callable[[Reader, Path], None]
 
 
-def built(path: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Any:
-    """The HF model that ``load`` gives, with every weight.
+def built(
+    path: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]], exact: bool = False
+) -> Any:
+    """Build the HF model that ``load`` gives, with every weight.
 
     Args:
         path: the checkpoint's directory, for messages.
         load: a ``from_pretrained`` with ``output_loading_info``.
+        exact: whether tensors that the model has no place for are an error, too.
 
     Raises:
         CheckpointError: weights are missing, damaged, or do not fit the configuration.
@@ -73,7 +77,37 @@ def built(path: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Any:
             f"{path} lacks {len(missing)} tensors, among them {missing[0]}; "
             "its files are incomplete, download or copy them again."
         )
+    if exact:
+        _check_exact(path, report)
     return model
+
+
+def _check_exact(path: Path, report: Mapping[str, Any]) -> None:
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"{path} holds {name} as {list(found)}, and its config.json asks for {list(wanted)}; "
+            "its files are not those of one checkpoint."
+        )
+    left = sorted(report["unexpected_keys"])
+    if left:
+        raise CheckpointError(
+            f"{path} holds {len(left)} tensors that its model has no place for, among them "
+            f"{left[0]}; its files are not those of one checkpoint."
+        )
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar of progress."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def context_length(text: Any) -> int:
