@@ -93,11 +93,8 @@ class Spec:
         )
 
 
-SPECS = (
-    Spec("llava-1.5-7b", "llava", 4096, 11008, 32, 32, 32, 32064),
-    Spec("llava-1.5-13b", "llava", 5120, 13824, 40, 40, 40, 32064),
-    Spec("llava-v1.6-34b", "llava_next", 7168, 20480, 60, 56, 8, 64064),
-)
+SEVEN = Spec("llava-1.5-7b", "llava", 4096, 11008, 32, 32, 32, 32064)
+LARGE = Spec("llava-v1.6-34b", "llava_next", 7168, 20480, 60, 56, 8, 64064)
 
 
 def save_without_weights(spec: Spec, path: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Speed and correctness on one GPU, in one command: ``python -m benchmarks.gpu --out FOLDER``."""
