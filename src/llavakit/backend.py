@@ -117,6 +117,20 @@ class Backend(ABC):
     def close(self) -> None:
         """End every request with an error and free the weights; safe to call twice."""
 
+    def warm_up(  # noqa: B027  # most backends have nothing to do
+        self, progress: Callable[[int, int, str], None] | None = None
+    ) -> None:
+        """Load the model and do now what would keep the first requests waiting.
+
+        Once it is done, it costs nothing to ask for it again. Only errors of loading are raised:
+        what cannot be prepared is a warning, and is left to the requests. Where the model is
+        another process's (a server) there is nothing to do.
+
+        Args:
+            progress: told after each piece of work how many are done, of how many, and the last
+                one's name; on any thread.
+        """
+
     def stream(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> AnswerStream:

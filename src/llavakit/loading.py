@@ -41,6 +41,7 @@ def load(
     quantization: str | None = None,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
+    warm_up: bool = False,
     base_url: str | None = None,
     api_key: str | None = None,
     dialect: str | None = None,
@@ -51,8 +52,9 @@ def load(
 ) -> Backend:
     """The backend of a model: the same object for the same configuration in one process.
 
-    Nothing heavy happens here. The weights are loaded at the first use, once, and freed when
-    the last holder of the backend lets go of it or calls ``close()``.
+    Nothing heavy happens here, unless ``warm_up`` asks for it. The weights are loaded at the
+    first use, once, and freed when the last holder of the backend lets go of it or calls
+    ``close()``.
 
     Args:
         model: an alias (``"demo"``), a local directory, or a hub id; with ``base_url`` the
@@ -63,6 +65,9 @@ def load(
         dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
         quantization: ``"4bit"``, ``"8bit"`` or None; ``load_in_4bit`` and ``load_in_8bit``
             are understood too.
+        warm_up: load the model now, run a first request, and compile and capture what steps
+            need, which would otherwise happen while requests wait. Its progress is logged; for
+            more, call ``warm_up(progress)`` of the backend.
         base_url: address of an OpenAI-compatible server that runs the model, with or without
             ``/v1``. Of all other settings, it takes those below and ``context_length``.
         api_key: the server's key; None reads ``LLAVAKIT_API_KEY``, ``""`` is none.
@@ -76,6 +81,7 @@ def load(
 
     Raises:
         ParameterError: settings that contradict each other or do not exist.
+        ModelError: with ``warm_up``, the model cannot be loaded.
     """
     from llavakit.sources import SourcePolicy
 
@@ -91,6 +97,7 @@ def load(
     )
     kind("load_in_4bit", load_in_4bit, bool, "True or False")
     kind("load_in_8bit", load_in_8bit, bool, "True or False")
+    kind("warm_up", warm_up, bool, "True or False")
     policy = source_policy or SourcePolicy()
     if base_url is not None:
         here = {
@@ -101,6 +108,7 @@ def load(
             "quantization": quantization,
             "load_in_4bit": load_in_4bit or None,
             "load_in_8bit": load_in_8bit or None,
+            "warm_up": warm_up or None,
             **settings,
         }
         how = {"dialect": dialect, "max_retries": max_retries, "timeout": timeout}
@@ -129,7 +137,10 @@ def load(
 
         return LocalBackend(config, policy)
 
-    return shared((config, policy), build)
+    backend = shared((config, policy), build)
+    if warm_up:
+        backend.warm_up()
+    return backend
 
 
 def _remote(

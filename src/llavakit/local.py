@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
@@ -96,6 +96,9 @@ class LocalBackend(Backend):
         turns = to_turns(to_request(messages, tools=tools), answerable=False)
         tokens, _ = encode(self._get_reader(), turns, self._open_unfetched)
         return len(tokens)
+
+    def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:
+        self._get_engine().warm_up(progress)
 
     def stats(self) -> dict[str, Any]:
         engine = self._engine

@@ -28,9 +28,9 @@ _DEFAULT_POLICY = SourcePolicy()
 class ModelSettings(BaseModel):
     """Which model answers, and how. None is "not set": the default of llavakit.
 
-    Nothing is loaded by construction. The backend is asked from :func:`llavakit.load` at
-    first use, so that all objects of one configuration share one model; a copy or a pickle
-    of the object asks anew.
+    Nothing is loaded by construction, unless ``warm_up`` asks for it. The backend is asked
+    from :func:`llavakit.load` at first use, so that all objects of one configuration share one
+    model; a copy or a pickle of the object asks anew.
     """
 
     # pydantic's errors would quote all arguments, the key among them.
@@ -81,13 +81,16 @@ class ModelSettings(BaseModel):
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     context_length: int | None = None
-    max_concurrency: int | None = None
+    max_concurrency: int | Literal["auto"] | None = None
     max_waiting: int | None = None
     prefill_chunk: int | None = None
     kv_cache_bytes: int | Literal["auto"] | None = None
     image_cache_bytes: int | None = None
     static_decode: bool | Literal["auto"] | None = None
+    lookahead: bool | Literal["auto"] | None = None
     compile: bool | Literal["auto"] | None = None
+    warm_up: bool = False
+    """Load the model and get it ready by construction, and not at first use."""
     source_policy: SourcePolicy | None = Field(default=None, repr=False)
     """Which files and addresses pictures may come from."""
     max_pages: int = Field(default=16, ge=1)
@@ -122,11 +125,13 @@ class ModelSettings(BaseModel):
         if self.base_url is not None:
             normalized(self.base_url)
         if self.backend is not None:
-            unused = sorted(self._load_settings())
+            unused = [*sorted(self._load_settings()), *(["warm_up"] if self.warm_up else [])]
             if unused:
                 raise ParameterError(
                     f"{unused[0]} has no effect on a backend that exists; give it to llavakit.load."
                 )
+        if self.warm_up:  # here and not at first use, which may be on an event loop
+            self._loaded(self.model, warm_up=True)
         return self
 
     def backend_for(self, model: str | None = None) -> Backend:
@@ -137,12 +142,15 @@ class ModelSettings(BaseModel):
         """
         if self.backend is not None and model in (None, self.model):
             return self.backend
-        settings = self._load_settings()
+        return self._loaded(model or self.model)
+
+    def _loaded(self, model: str, **more: Any) -> Backend:
+        settings = self._load_settings() | more
         if self.base_url is not None:
             settings["api_key"] = "" if self.api_key is None else self.api_key.get_secret_value()
             if "max_retries" in self.model_fields_set:
                 settings["max_retries"] = self.max_retries
-        backend = llavakit.load(model or self.model, **settings)
+        backend = llavakit.load(model, **settings)
         self._held.keep(backend)
         return backend
 

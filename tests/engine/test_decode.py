@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,10 @@ def eager(llava: Llava, arena: KVArena, rows: list[Row], tokens: list[int]) -> t
     places = torch.tensor([row.seen for row in rows])
     hidden = llava.decode(llava.embed(torch.tensor(tokens)), places, attention_of(arena, rows))
     return llava.logits(hidden)
+
+
+VARLEN_LIKE = replace(GATHERED, name="varlen-like", padded=False)
+"""Takes pieces of any length without a bucket for it, as flash attention does."""
 
 
 def refuse(step: Step) -> Step:
@@ -123,6 +128,7 @@ def test_bucket_whose_capture_fails_goes_on_uncaptured(
         assert one is not None
         assert torch.equal(one, results[0])
     assert caplog.text.count("cannot be captured") == 1
+    assert decode.capture_refused == "RuntimeError: no graphs here"
 
 
 def test_what_cannot_be_compiled_is_captured_as_it_is(
@@ -136,6 +142,7 @@ def test_what_cannot_be_compiled_is_captured_as_it_is(
     decode(ROWS[:1], [9])
     assert decode.steps == {"captured": 2}
     assert caplog.text.count("compiling is left out") == 1
+    assert decode.compile_refused == "RuntimeError: no Triton"
 
 
 def test_step_that_fails_is_left_to_the_eager_pass(
@@ -166,6 +173,42 @@ def test_static_step_never_asks_the_device_for_a_number(tiny: TinyModel, kernel:
     assert (logits.device.type, tuple(logits.shape)) == ("meta", (2, llava.vocab_size))
 
 
+def test_token_that_only_the_device_knows_is_read_there(llava: Llava, arena: KVArena) -> None:
+    decode = StaticDecode(llava, arena, GATHERED)
+    known = decode(ROWS, [9, 40])
+    assert known is not None
+    drawn = torch.tensor([77, 40, 9])
+    ahead = decode(ROWS, [0, 40], [2, -1], drawn)
+    assert torch.equal(known.clone(), ahead)
+    stale = decode(ROWS, [0, 40], [0, -1], drawn)
+    assert not torch.equal(known, stale)
+
+
+def test_warm_up_captures_every_usual_shape_once_and_touches_no_sequence(
+    llava: Llava, arena: KVArena
+) -> None:
+    captured: list[Step] = []
+
+    def capture(step: Step) -> Step:
+        captured.append(step)
+        step()
+        return step
+
+    before = [slots[:, : arena.scratch].clone() for slots in (*arena.keys, *arena.values)]
+    decode = StaticDecode(llava, arena, VARLEN_LIKE, capture=capture, after=16, fill=64)
+    told: list[tuple[int, int, str]] = []
+    decode.warm_up(20, lambda *one: told.append(one))
+    assert len(captured) == len(told) == told[-1][0] == told[-1][1]
+    assert told[-1][2].startswith("1 rows")
+    for old, slots in zip(before, (*arena.keys, *arena.values), strict=True):
+        assert torch.equal(old, slots[:, : arena.scratch])
+    for count in (1, 2, 7, 20):
+        for prefix in ((), (Extent(900, 300),)):
+            decode([Row(prefix, 100 * n, 90, 1) for n in range(count)], [7] * count)
+    assert decode.steps["captured"] == 8, "no step waited for a capture"
+    assert len(captured) == len(told)
+
+
 def test_tree_that_is_too_deep_is_left_to_the_eager_pass(llava: Llava, arena: KVArena) -> None:
     deep = Row(tuple(Extent(900 + place, 1) for place in range(MOST_PIECES)), 0, 0, 1)
     assert StaticDecode(llava, arena, GATHERED)([deep], [9]) is None
@@ -190,13 +233,13 @@ def test_compiled_halves_have_no_graph_breaks_and_are_not_compiled_again(
         torch.testing.assert_close(
             logits, eager(llava, arena, rows, [9, start]), rtol=1e-4, atol=1e-4
         )
-    assert decode.steps == {"captured": 20}
-    # The half before the attention, the merge, and the half behind it: for all layers once.
-    assert len(graphs) == 3
+    assert decode.steps == {"captured": 20, "compiled": 20}
+    # The half before the attention and the one behind it: for all layers once.
+    assert len(graphs) == 2
     # More batch sizes than torch.compile specialises a function for of itself.
     for count in (1, 4, 8, 16, 24, 32, 48, 64, 80):
         decode([Row((), 20 * place, 3, 1) for place in range(count)], [7] * count)
-    assert decode.steps == {"captured": 29}
+    assert decode.steps == {"captured": 29, "compiled": 28}, "80 rows are not worth compiling"
     torch._dynamo.reset()
 
 

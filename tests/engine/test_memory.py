@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llavakit.engine import memory
 from llavakit.engine.arena import KVArena
 from llavakit.engine.config import EngineConfig
-from llavakit.engine.engine import kv_budget
+from llavakit.engine.engine import concurrency, kv_budget
 
 GIB = 1 << 30
 MEMINFO = f"MemTotal: {16 << 20} kB\nMemFree: 100 kB\nMemAvailable: {8 << 20} kB\n"
@@ -159,3 +159,66 @@ def test_sixteen_bits_hold_twice_the_slots(monkeypatch: pytest.MonkeyPatch) -> N
 def test_given_bytes_are_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 0)
     assert kv_budget(fake_model(), EngineConfig("m", kv_cache_bytes=10 * EACH), 4096) == 10
+
+
+@given(slots=st.integers(1, 1 << 22), context=st.integers(1, 40_000))
+def test_concurrency_of_a_gpu_is_what_the_arena_holds(slots: int, context: int) -> None:
+    found = memory.concurrency(slots, context, on_gpu=True)
+    assert memory.LEAST_CONCURRENCY <= found <= memory.MOST_CONCURRENCY
+    if found > memory.LEAST_CONCURRENCY:
+        assert found * min(context, memory.TYPICAL_TOKENS) <= slots
+    assert memory.concurrency(slots, context, on_gpu=False) == 32
+
+
+@pytest.mark.parametrize(
+    ("gib", "bytes_per_slot", "context", "expected"),
+    [
+        (1, 512 << 10, 4096, 8),  # a 7B where nearly nothing is left: fewer run at once
+        (8, 512 << 10, 4096, 16),  # a 7B on 24 GB
+        (56, 512 << 10, 4096, 112),  # on 80 GB
+        (106, 512 << 10, 4096, 212),  # on 141 GB
+        (106, 128 << 10, 32768, 256),  # with grouped heads
+        (8, 512 << 10, 512, 32),  # no request takes more than its context
+    ],
+)
+def test_concurrency_of_usual_gpus(
+    gib: int, bytes_per_slot: int, context: int, expected: int
+) -> None:
+    slots = memory.kv_slots(
+        (gib << 30) // bytes_per_slot, context, memory.planned_contexts(context, on_gpu=True)
+    )
+    assert memory.concurrency(slots, context, on_gpu=True) == expected
+
+
+@given(context=st.integers(1, 40_000))
+def test_an_arena_may_grow_until_the_most_requests_fit(context: int) -> None:
+    contexts = memory.planned_contexts(context, on_gpu=True)
+    slots = memory.kv_slots(1 << 40, context, contexts)
+    assert memory.concurrency(slots, context, on_gpu=True) == memory.MOST_CONCURRENCY
+    assert slots >= memory.CONCURRENCY * context
+    assert memory.planned_contexts(context, on_gpu=False) == memory.CONCURRENCY
+
+
+def on_cuda() -> Any:
+    model = fake_model(torch.bfloat16)
+    model.layer_devices = [torch.device("cuda", 0)] * 2
+    return model
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 40),
+        ({"max_concurrency": 5}, 5),
+        ({"kv_cache_bytes": 20 * 1024 * EACH // 2}, 20),
+    ],
+)
+def test_asked_concurrency_goes_before_that_of_the_memory(
+    settings: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 40 * 1024 * EACH // 2 / 0.85 + 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    config = EngineConfig("m", **settings)
+    slots = kv_budget(on_cuda(), config, 4096)
+    assert concurrency(on_cuda(), config, slots, 4096) == expected
+    assert concurrency(fake_model(), config, slots, 4096) == settings.get("max_concurrency", 32)

@@ -82,6 +82,14 @@ def llava_in_static_shapes(path: Path) -> Pair:
     return Pair(tiny_llava(path, context=512), 24, static_decode=True, **SMALL)
 
 
+def llava_ahead(path: Path) -> Pair:
+    return Pair(tiny_llava(path, context=512), 24, lookahead=True, **SMALL)
+
+
+def llava_ahead_in_static_shapes(path: Path) -> Pair:
+    return Pair(tiny_llava(path, context=512), 24, lookahead=True, static_decode=True, **SMALL)
+
+
 def llava_in_torch(path: Path) -> Pair:
     """As where no compiled kernels are (see the fixture)."""
     return llava(path)
@@ -106,6 +114,8 @@ KINDS = [
     llava,
     llava_next,
     llava_in_static_shapes,
+    llava_ahead,
+    llava_ahead_in_static_shapes,
     llava_in_torch,
     llava_on_two_threads,
     demo,

@@ -8,19 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavakit.engine.arena import KVArena
-from llavakit.engine.attention import Row, SegmentAttention
-from llavakit.engine.decode import Shape, batch_bucket, table_of
+from llavakit.engine.attention import ArenaAttention, Row, SegmentAttention
+from llavakit.engine.decode import Shape, _tables, batch_bucket, table_of
 from llavakit.engine.extents import Extent
-from llavakit.engine.pieces import (
-    GATHERED,
-    LEAST_PIECE,
-    VARLEN,
-    PieceAttention,
-    Pieces,
-    merge,
-    pieces_of,
-    working_kernel,
-)
+from llavakit.engine.layout import LEAST_PIECE, pieces_of
+from llavakit.engine.pieces import GATHERED, LOOPED, VARLEN, Call, working_kernel
 
 CPU = torch.device("cpu")
 DIM, SLOTS = 8, 4000
@@ -52,8 +44,9 @@ def inputs(rows: int, heads: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
 
 def in_pieces(arena: KVArena, rows: list[Row], shape: Shape, given) -> torch.Tensor:
     table = torch.from_numpy(table_of(rows, [7] * len(rows), shape, arena.scratch))
-    starts, lengths = table[3 : 3 + shape.pieces], table[3 + shape.pieces :]
-    attend = PieceAttention(arena, table[2].long(), starts, lengths, shape.longest, GATHERED)
+    starts, lengths = table[4 : 4 + shape.pieces], table[4 + shape.pieces :]
+    tables = _tables(table[2].long(), starts, lengths, shape)
+    attend = ArenaAttention(arena, lambda device: tables, GATHERED)
     padded = [torch.cat([one, torch.randn(shape.rows - len(one), *one.shape[1:])]) for one in given]
     return attend(0, *padded, 0.3)
 
@@ -99,14 +92,6 @@ def test_padding_rows_write_to_the_scratch_slot_alone():
     assert changed.tolist() == [105, arena.scratch]
 
 
-@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), float("-inf"), 0.0])
-def test_piece_of_length_zero_counts_for_nothing_whatever_the_kernel_gives(garbage):
-    out, lse = torch.randn(2 * 3, 4, DIM), torch.randn(4, 2 * 3)
-    out[3:], lse[:, 3:] = garbage, garbage
-    lengths = torch.tensor([[5, 1, 9], [0, 0, 0]], dtype=torch.int32)
-    torch.testing.assert_close(merge(out, lse, lengths), out[:3])
-
-
 def test_rows_that_run_beside_each_other_do_not_change_each_other():
     torch.manual_seed(0)
     arena = noisy_arena(2)
@@ -128,17 +113,86 @@ def test_self_test_takes_the_first_kernel_that_is_right_here():
 
 
 def test_self_test_refuses_a_kernel_that_takes_starts_for_running_totals():
-    def by_totals(query, keys, values, pieces, scaling):
-        lengths = pieces.starts.diff().clamp(min=1, max=pieces.longest)
-        return GATHERED.attend(query, keys, values, replace(pieces, lengths=lengths), scaling)
+    def by_totals(query, keys, values, call, scaling):
+        lengths = call.starts.diff().clamp(min=1, max=call.longest)
+        return GATHERED.attend(query, keys, values, replace(call, lengths=lengths), scaling)
 
     wrong = replace(GATHERED, name="by totals", attend=by_totals)
-    assert working_kernel(4, 4, DIM, torch.float32, CPU, (wrong, GATHERED)) is GATHERED
+    refused: dict[str, str] = {}
+    found = working_kernel(4, 4, DIM, torch.float32, CPU, (wrong, GATHERED), refused)
+    assert found is GATHERED
+    assert "gives wrong numbers here" in refused["by totals"]
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 128), (40, 40, 128), (56, 8, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [GATHERED, LOOPED], ids=lambda kernel: kernel.name)
+def test_self_test_takes_what_is_right_in_the_shapes_of_large_models(kernel, dtype, shape):
+    assert working_kernel(*shape, dtype, CPU, (kernel,)) is kernel
+
+
+def by_looped(alter):
+    """LOOPED with its call, or its result, altered."""
+
+    def attend(query, keys, values, call, scaling):
+        return alter(query, keys, values, call, scaling)
+
+    return replace(LOOPED, name="altered", attend=attend)
+
+
+def shifted(column, number):
+    def alter(query, keys, values, call, scaling):
+        stretches = call.stretches.clone()
+        stretches[:, column] += number
+        return LOOPED.attend(query, keys, values, replace(call, stretches=stretches), scaling)
+
+    return alter
+
+
+def without_lse(query, keys, values, call, scaling):
+    out, lse = LOOPED.attend(query, keys, values, call, scaling)
+    return out, torch.zeros_like(lse)
+
+
+def reversed_heads(query, keys, values, call, scaling):
+    out, lse = LOOPED.attend(query, keys, values, call, scaling)
+    return out.flip(1), lse
+
+
+def unscaled(query, keys, values, call, scaling):
+    return LOOPED.attend(query, keys, values, call, 1.0)
+
+
+def neighbour(query, keys, values, call, scaling):
+    out, lse = LOOPED.attend(query, keys, values, call, scaling)
+    return out.roll(1, 0), lse
+
+
+def not_causal(query, keys, values, call, scaling):
+    return LOOPED.attend(query, keys, values, replace(call, causal=False), scaling)
+
+
+FAULTS = {
+    "own token unseen": shifted(3, -1),
+    "start one slot late": shifted(2, 1),
+    "log-sum-exp ignored": without_lse,
+    "heads reversed": reversed_heads,
+    "no scaling": unscaled,
+    "a row's neighbour read": neighbour,
+    "tokens to come seen": not_causal,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_self_test_refuses_planted_faults(fault, dtype):
+    wrong = by_looped(FAULTS[fault])
+    assert working_kernel(8, 2, 64, dtype, CPU, (wrong, LOOPED)) is LOOPED
 
 
 def test_self_test_refuses_a_kernel_whose_log_sum_exp_is_laid_out_otherwise():
-    def turned(query, keys, values, pieces, scaling):
-        out, lse = GATHERED.attend(query, keys, values, pieces, scaling)
+    def turned(query, keys, values, call, scaling):
+        out, lse = GATHERED.attend(query, keys, values, call, scaling)
         return out, lse.T.reshape(lse.shape)
 
     assert (
@@ -149,11 +203,11 @@ def test_self_test_refuses_a_kernel_whose_log_sum_exp_is_laid_out_otherwise():
 def test_gathered_attention_gives_the_log_sum_exp_of_the_scores():
     torch.manual_seed(0)
     keys, values, query = torch.randn(50, 1, DIM), torch.randn(50, 1, DIM), torch.randn(1, 1, DIM)
-    ints = {"dtype": torch.int32}
-    pieces = Pieces(
-        torch.tensor([0, 1], **ints), torch.tensor([20, 20], **ints), torch.tensor([7], **ints), 64
+    queries, starts, lengths = (
+        torch.tensor(one, dtype=torch.int32) for one in ([0, 1], [20, 20], [7])
     )
-    _, lse = GATHERED.attend(query, keys, values, pieces, 0.5)
+    call = Call(queries, starts, lengths, most=1, longest=64, causal=True)
+    _, lse = GATHERED.attend(query, keys, values, call, 0.5)
     expected = (keys[20:27, 0] @ query[0, 0] * 0.5).logsumexp(0)
     torch.testing.assert_close(lse, expected.view(1, 1))
 

@@ -359,6 +359,16 @@ def test_a_setting_that_is_off_is_handed_on(loads):
     assert loads == [("demo", {"static_decode": False, "compile": False})]
 
 
+def test_warming_up_loads_by_construction_and_once(loads):
+    model = ChatLLaVA(model="demo", max_concurrency="auto", warm_up=True)
+    assert loads == [("demo", {"max_concurrency": "auto", "warm_up": True})]
+    model.invoke("q")
+    assert loads[1:] == [("demo", {"max_concurrency": "auto"})]
+    assert "warm_up" not in model.identity()
+    with pytest.raises(ValidationError, match="warm_up has no effect on a backend that exists"):
+        ChatLLaVA(backend=FakeBackend(), warm_up=True)
+
+
 def test_the_model_can_be_changed_for_one_call(loads):
     model = ChatLLaVA(model="one")
     answer = model.invoke("q", model="two")

@@ -10,6 +10,7 @@ import llavakit
 from llavakit.cli import serve as command
 from llavakit.cli.app import app
 from llavakit.serving import Server
+from llavakit.serving.cluster import ClusterSettings
 from llavakit.serving.settings import MIB
 from llavakit.testing import FakeBackend
 
@@ -40,6 +41,8 @@ def test_the_defaults_are_safe(run):
     assert not settings.allow_urls and not settings.policy().allow_files
     assert "localhost" in settings.allowed_hosts
     assert served["load"]["source_policy"] == settings.policy()
+    assert served["load"]["max_concurrency"] == "auto"
+    assert settings.warm_up is True
     assert result.stderr == ""
 
 
@@ -121,6 +124,56 @@ def test_keys_that_cannot_be_read_are_an_error_and_nothing_is_served(run, tmp_pa
     result, served = run("demo", "--api-key-file", tmp_path / "none")
     assert (result.exit_code, served) == (2, {})
     assert "cannot be read" in result.stderr
+
+
+def test_warming_up_can_be_switched_off_and_the_model_is_loaded_all_the_same(run):
+    _, served = run("demo", "--no-warm-up")
+    assert served["settings"].warm_up == "load"
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "many", "1.5", ""])
+def test_a_number_of_answers_at_once_that_is_none_is_refused(run, number):
+    result, served = run("demo", "--max-concurrency", number)
+    assert (result.exit_code, served) == (2, {})
+    assert "--max-concurrency is" in result.stderr and "or auto" in result.stderr
+
+
+def test_replicas_whose_concurrency_is_not_known_are_busy_at_32():
+    assert ClusterSettings(busy="auto").busy == 32
+    assert ClusterSettings(busy=5).busy == 5
+
+
+@pytest.mark.enable_socket
+def test_the_warm_up_is_told_before_it_is_ready(monkeypatch):
+    class Warming(FakeBackend):
+        def warm_up(self, progress=None):
+            for done in (1, 2, 3):
+                progress(done, 3, "[a batch]")
+
+    monkeypatch.setattr(llavakit, "load", lambda model, **settings: Warming())
+    servers = []
+    init = Server.__init__
+
+    def remembered(self, *arguments, **options):
+        init(self, *arguments, **options)
+        servers.append(self)
+
+    monkeypatch.setattr(Server, "__init__", remembered)
+    note = command.note
+
+    def noted(text):
+        note(text)
+        if text.endswith("is ready"):
+            servers[0].should_exit = True
+
+    monkeypatch.setattr(command, "note", noted)
+    result = CliRunner().invoke(app, ["serve", "demo", "--port", "0"])
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "listening" not in line]
+    assert lines == [
+        "llavakit: warming up, 1 of 3 ([a batch])",
+        "llavakit: demo is ready",
+    ], "a log is told every ten seconds, at most"
 
 
 @pytest.mark.enable_socket

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import llavakit
-from llavakit.errors import CheckpointError, ParameterError
+from llavakit.errors import CheckpointError, EngineClosedError, ParameterError
 from llavakit.serving import ServerSettings, create_app
 from llavakit.serving.settings import read_keys
 from llavakit.testing import FakeBackend
@@ -94,9 +94,11 @@ def test_keys_that_are_none_are_refused_and_not_told(keys):
     assert "first-key" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["allow_urls", "warm_up"])
-def test_a_switch_that_is_neither_on_nor_off_is_refused(name):
-    with pytest.raises(ParameterError, match=f"{name} is 'no'; it must be True or False"):
+@pytest.mark.parametrize(
+    ("name", "switch"), [("allow_urls", "True or False"), ("warm_up", 'True, False or "load"')]
+)
+def test_a_switch_that_is_neither_on_nor_off_is_refused(name, switch):
+    with pytest.raises(ParameterError, match=f"{name} is 'no'; it must be {switch}"):
         ServerSettings(**{name: "no"})
 
 
@@ -168,6 +170,71 @@ async def test_it_is_ready_only_when_the_model_is_loaded(client):
         assert (await http.post(CHAT, json=saying())).status_code == 200
     assert told == [None]
     assert service.readiness.state == "stopping"
+
+
+class Warming(FakeBackend):
+    """Warms up, in two pieces, when it is told to."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.go = threading.Event()
+        self.loaded = threading.Event()
+        self.error = error
+
+    def warm_up(self, progress=None):
+        progress(1, 2, "a question")
+        self.loaded.set()
+        assert self.go.wait(30)
+        if self.error is not None:
+            raise self.error
+        progress(2, 2, "a batch")
+
+
+async def test_it_is_ready_only_when_the_model_is_warm(client):
+    backend = Warming()
+    told, pieces = [], []
+    app = create_app(
+        backend, ServerSettings(), loaded=told.append, progress=lambda *a: pieces.append(a)
+    )
+    service = app.state.service
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http,
+    ):
+        assert await asyncio.to_thread(backend.loaded.wait, 30)
+        assert len(backend.requests) == 1, "first of all it has to answer"
+        assert (await http.get("/health")).status_code == 503
+        assert (await http.post(CHAT, json=saying())).status_code == 503
+        assert (told, pieces) == ([], [(1, 2, "a question")])
+        backend.go.set()
+        eventually(lambda: service.readiness.state, lambda state: state == "ready")
+        assert (await http.post(CHAT, json=saying())).status_code == 200
+    assert told == [None]
+    assert pieces[1:] == [(2, 2, "a batch")]
+
+
+@pytest.mark.parametrize(("how", "asked"), [("load", 1), (False, 0)])
+async def test_warming_up_can_be_left_out(how, asked):
+    backend = Warming(AssertionError("nobody asked for it"))
+    service = create_app(backend, ServerSettings(warm_up=how)).state.service
+    service.readiness.begin()
+    eventually(lambda: service.readiness.state, lambda state: state != "loading")
+    assert (service.readiness.state, len(backend.requests)) == ("ready", asked)
+    assert not backend.loaded.is_set()
+
+
+def test_a_server_that_is_stopped_while_it_warms_up_tells_of_no_error():
+    backend = Warming(EngineClosedError("The engine was closed."))
+    told = []
+    service = create_app(
+        backend, ServerSettings(), loaded=told.append, progress=lambda *a: None
+    ).state.service
+    service.readiness.begin()
+    assert backend.loaded.wait(30)
+    service.stop()
+    backend.go.set()
+    service.readiness._thread.join(30)
+    assert (told, service.readiness.state) == ([], "stopping")
 
 
 async def test_a_model_that_cannot_be_loaded_is_told_without_its_path(client):

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
+import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 
 import llavakit
 from llavakit.cli import options
 from llavakit.cli.cluster import cluster_of, run_cluster
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors
+from llavakit.errors import ParameterError
 from llavakit.serving.settings import MIB, ServerSettings, read_keys
 
 _SERVER = "Server"
 _LIMITS = "Limits"
 _CLUSTER = "Cluster"
+_QUIET_SECONDS = 10.0
+"""Between two lines about the warm-up in a log."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -105,11 +114,14 @@ def serve(
         ),
     ] = 1024,
     max_concurrency: Annotated[
-        int,
+        str,
         typer.Option(
-            "--max-concurrency", min=1, help="Answers computed at once.", rich_help_panel=_LIMITS
+            "--max-concurrency",
+            metavar="INTEGER",
+            help="Answers computed at once; auto: 32, and on CUDA what the memory holds.",
+            rich_help_panel=_LIMITS,
         ),
-    ] = 32,
+    ] = "auto",
     request_timeout: Annotated[
         float,
         typer.Option(
@@ -149,19 +161,28 @@ def serve(
     load_4bit: options.Load4Bit = False,
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up/--no-warm-up",
+            help="Compile and capture what steps need before it is ready.",
+            rich_help_panel="Model",
+        ),
+    ] = True,
     debug: options.Debug = False,
 ) -> None:
     """Serve a model to any client of OpenAI's chat completions.
 
     llavakit serve demo --port 8000
 
-    Requests are answered once the model is loaded; /health tells when. The first SIGTERM or
-    Ctrl-C lets running answers finish, the second ends at once.
+    Requests are answered once the model is loaded and warm; /health tells when. The first SIGTERM
+    or Ctrl-C lets running answers finish, the second ends at once.
     """
     cluster = cluster_of(ray, replicas, autoscale, ray_address)
     with told_errors(debug):
         settings = ServerSettings(
             model_name=served_model_name or _name(model),
+            warm_up=warm_up or "load",
             api_keys=() if api_key_file is None else read_keys(api_key_file),
             allow_urls=allow_urls,
             allowed_hosts=_LOOPBACK if api_key_file is None and is_loopback(host) else (),
@@ -180,7 +201,7 @@ def serve(
             "load_in_4bit": load_4bit,
             "load_in_8bit": load_8bit,
             "max_waiting": max_waiting,
-            "max_concurrency": max_concurrency,
+            "max_concurrency": _whole_or_auto("--max-concurrency", max_concurrency),
             "source_policy": settings.policy(),
         }
         if api_key_file is None and not is_loopback(host):
@@ -211,7 +232,10 @@ def _run(
     log_to_stderr(logging.DEBUG if debug else logging.INFO if access_log else logging.WARNING)
     failure: list[BaseException] = []
 
+    told = WarmingUp()
+
     def loaded(error: BaseException | None) -> None:
+        told.over()
         if error is None:
             note(f"llavakit: {settings.model_name} is ready")
         else:
@@ -222,7 +246,7 @@ def _run(
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     backend = llavakit.load(model, **load)
     server = Server(
-        create_app(backend, settings, loaded=loaded),
+        create_app(backend, settings, loaded=loaded, progress=told),
         grace,
         access_log,
         lambda: note(f"llavakit: listening on {address}, loading {model}"),
@@ -230,11 +254,45 @@ def _run(
     try:
         server.run(sockets=[listener])
     finally:
+        told.over()
         backend.close()
     if failure:
         reason = failure[0]
         note(f"llavakit: {sentence(reason) if isinstance(reason, Exception) else reason}")
         raise typer.Exit(FAILED)
+
+
+class WarmingUp:
+    """Tells of the warm-up on stderr: a line that changes, or where nobody watches, a few lines."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+        self._told = -math.inf
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """A piece of work is done; on any thread."""
+        text = f"llavakit: warming up, {done} of {total} ({what})"
+        if sys.stderr.isatty():
+            if self._status is None:
+                self._status = Console(stderr=True).status("")
+                self._status.start()
+            self._status.update(escape(text))
+        elif time.monotonic() - self._told > _QUIET_SECONDS:
+            self._told = time.monotonic()
+            note(text)
+
+    def over(self) -> None:
+        """Take the line away; safe to call twice."""
+        if self._status is not None:
+            self._status.stop()
+
+
+def _whole_or_auto(option: str, text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not (text.isdecimal() and int(text) > 0):
+        raise ParameterError(f"{option} is {text!r}; it must be a whole number from 1 on, or auto.")
+    return int(text)
 
 
 def is_loopback(host: str) -> bool:

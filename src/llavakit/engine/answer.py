@@ -29,6 +29,8 @@ class Answer:
         draw: how its tokens are drawn.
         tokens: how many were drawn.
         finish_reason: None while it goes on.
+        looks_back: whether what may be drawn next depends on the tokens so far in a way that
+            the host works out.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Answer:
     ) -> None:
         self.draw = Draw(request.params)
         self.matcher = matcher
+        self.looks_back = matcher is not None or request.params.repetition_penalty != 1.0
         self.tokens = 0
         self.finish_reason: FinishReason | None = None
         self._stops = stops

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llavakit.kernels import huge_pages
 from llavakit.kernels.attention import Caches
 from llavakit.kernels.native import KINDS
-from llavakit.model import huge_pages
-
-SHORT_BYTES = 128 << 10
-"""Keys and values of so many bytes in a layer are gathered sooner than read one by one."""
 
 
 class KVArena:
@@ -37,7 +34,6 @@ class KVArena:
 
     Attributes:
         scratch: a slot behind the others, which no sequence owns: padding is written there.
-        short: an own segment of so many tokens is short (see ``SHORT_BYTES``).
     """
 
     def __init__(
@@ -62,7 +58,6 @@ class KVArena:
         self.keys = [slots(device) for device in devices]
         self.values = [slots(device) for device in devices]
         self.scratch = tokens
-        self.short = max(1, SHORT_BYTES // (2 * kv_heads * head_dim * dtype.itemsize))
 
     @functools.cached_property
     def caches(self) -> Caches | None:

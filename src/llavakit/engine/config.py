@@ -30,7 +30,8 @@ class EngineConfig:
         device_map: how layers are spread over several GPUs, such as ``"auto"`` (accelerate);
             None puts the whole model on ``device``.
         context_length: tokens of prompt and answer; None takes the model's own limit.
-        max_concurrency: most sequences that run in one batch.
+        max_concurrency: most sequences that run in one batch; ``"auto"``: 32, and on CUDA as many
+            as the memory for keys and values holds (8 to 256, see ``engine.memory``).
         max_waiting: most requests that wait; one more raises ``QueueFullError``.
         prefill_chunk: most prompt tokens that one step computes.
         kv_cache_bytes: bytes for keys and values, running and kept; ``"auto"`` sizes it by
@@ -41,6 +42,9 @@ class EngineConfig:
         compile: whether such steps are compiled (``torch.compile``); ``"auto"``: on CUDA, if
             Triton is there. Each batch size is compiled when it is first worth it, while
             requests wait.
+        lookahead: whether a step is launched before the tokens of the one before are read on
+            the host; ``"auto"``: on CUDA. A processor computes nothing meanwhile, and would
+            pay for the step too many behind each answer.
     """
 
     model: str
@@ -52,13 +56,14 @@ class EngineConfig:
     quantization: Quantization | None = None
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     context_length: int | None = None
-    max_concurrency: int = 32
+    max_concurrency: int | Literal["auto"] = "auto"
     max_waiting: int = 1024
     prefill_chunk: int = 2048
     kv_cache_bytes: int | Literal["auto"] = "auto"
     image_cache_bytes: int = 256 * MIB
     static_decode: bool | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    lookahead: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         kind("device", self.device, str, "the name of a device, such as cuda:0")
@@ -72,7 +77,7 @@ class EngineConfig:
             raise ParameterError(
                 f'dtype is {self.dtype!r}; use "auto", "float32", "float16" or "bfloat16".'
             )
-        for name in ("static_decode", "compile"):
+        for name in ("static_decode", "compile", "lookahead"):
             if getattr(self, name) not in (True, False, "auto"):
                 raise ParameterError(
                     f'{name} is {getattr(self, name)!r}; use True, False or "auto".'
@@ -83,8 +88,10 @@ class EngineConfig:
             raise ParameterError(
                 f"device_map is {self.device_map!r}; use {', '.join(DEVICE_MAPS)} or None."
             )
-        for name in ("max_concurrency", "max_waiting", "prefill_chunk"):
+        for name in ("max_waiting", "prefill_chunk"):
             whole(name, getattr(self, name), least=1)
+        if self.max_concurrency != "auto":
+            whole("max_concurrency", self.max_concurrency, least=1)
         whole("image_cache_bytes", self.image_cache_bytes, least=0)
         if self.context_length is not None:
             whole("context_length", self.context_length, least=1)

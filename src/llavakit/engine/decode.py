@@ -22,17 +22,11 @@ import torch
 from torch import Tensor
 
 from llavakit.engine.arena import KVArena
-from llavakit.engine.attention import Row
+from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.graphs import Capture, CudaGraphs, Step, as_it_is
-from llavakit.engine.pieces import (
-    LEAST_PIECE,
-    Kernel,
-    PieceAttention,
-    merge,
-    pieces_of,
-    working_kernel,
-)
+from llavakit.engine.layout import Row, pieces_of
+from llavakit.engine.pieces import Call, Kernel, working_kernel
 from llavakit.engine.transfer import to_device
 from llavakit.model.decoder import FusedDecoder
 from llavakit.model.llava import Llava
@@ -40,6 +34,10 @@ from llavakit.model.llava import Llava
 log = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 4, 8, 16, 24, 32)
+"""Rows that are captured; larger batches are multiples of 16."""
+COMPILED_ROWS = 64
+"""Of a batch. In larger ones products are nearly all the time, and they are cuBLAS's either way."""
+MOST_ROWS = 1024
 MOST_PIECES = 32
 """Of a row. A tree that is deeper is left to the eager pass."""
 MOST_CUTS = 16
@@ -74,6 +72,7 @@ class _Bucket:
     table: Tensor
     uses: int = 0
     replay: Step | None = None
+    compiled: bool = False
     settled: bool = False
     """Whether it was tried to capture it."""
 
@@ -91,7 +90,11 @@ class StaticDecode:
         fill: how many (piece, key head) pairs make the device busy; 0 cuts nothing.
 
     Attributes:
-        steps: how often a step was ``"captured"`` or ``"static"``, that is, run as it is.
+        kernel: attends.
+        steps: how often a step was ``"captured"``, ``"compiled"`` (and captured) or
+            ``"static"``, that is, run as it is.
+        compile_refused, capture_refused: why nothing more is compiled, or a bucket was not
+            captured; None while there is no reason.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class StaticDecode:
         assert model.fused is not None, "only a fused decoder runs in static shapes"
         self._model = model
         self._arena = arena
-        self._kernel = kernel
+        self.kernel = kernel
         self._capture = capture
         self._decoder = model.fused
         self._compile = compile
@@ -116,9 +119,23 @@ class StaticDecode:
         self._fill = fill
         self._buckets: dict[Shape, _Bucket] = {}
         self._broken: set[Shape] = set()
+        self._drawn = torch.zeros(MOST_ROWS, dtype=torch.long, device=model.device)
         self.steps: Counter[str] = Counter()
+        self.compile_refused: str | None = None
+        self.capture_refused: str | None = None
 
-    def __call__(self, rows: Sequence[Row], tokens: Sequence[int]) -> Tensor | None:
+    @property
+    def compiles(self) -> bool:
+        """Whether buckets are compiled, as far as is known yet."""
+        return self._compile is not None
+
+    def __call__(
+        self,
+        rows: Sequence[Row],
+        tokens: Sequence[int],
+        sources: Sequence[int] = (),
+        drawn: Tensor | None = None,
+    ) -> Tensor | None:
         """Logits [N, vocab] in fp32, or None if these rows are for the eager pass.
 
         The result is overwritten by the next step.
@@ -126,12 +143,20 @@ class StaticDecode:
         Args:
             rows: one new token each.
             tokens: those tokens.
+            sources: for each row the place of its token in ``drawn``, -1 if it is in ``tokens``;
+                empty if all are.
+            drawn: tokens that only the device knows yet, [D].
         """
         shape = self.shape(rows)
         if shape is None or shape in self._broken:
             return None
+        if drawn is not None:
+            if len(drawn) > MOST_ROWS:
+                return None
+            self._drawn[: len(drawn)].copy_(drawn)
         try:
-            return self._run(shape, table_of(rows, tokens, shape, self._arena.scratch))[: len(rows)]
+            table = table_of(rows, tokens, shape, self._arena.scratch, sources)
+            return self._run(shape, table)[: len(rows)]
         except Exception:
             # The eager pass writes the same slots again and meets the same error if it is not
             # of this path's making; there it is told to the right request.
@@ -144,93 +169,165 @@ class StaticDecode:
         """The bucket of these rows; None if their tree is too deep."""
         batch = batch_bucket(len(rows))
         depth = max(len(row.prefix) for row in rows) + 1
-        if depth > MOST_PIECES:
+        if depth > MOST_PIECES or batch > MOST_ROWS:
             return None
-        seen = max(row.seen for row in rows) + 1
-        wanted = -(-self._fill // (batch * self._model.kv_heads))
-        count = _power_of_two(max(depth, min(MOST_CUTS, wanted, seen // LEAST_PIECE)))
+        count = self._pieces(batch, depth)
         longest = self._arena.scratch
-        if self._kernel.padded:
-            pieces = (piece for row in rows for piece in pieces_of(row, count))
-            longest = _power_of_two(max(SHORTEST_PAD, *(piece.length for piece in pieces)))
-        return Shape(batch, count, longest)
+        if self.kernel.padded:
+            longest = max(piece.length for row in rows for piece in pieces_of(row, count))
+        return Shape(batch, count, self._rounded(longest))
 
     def _run(self, shape: Shape, table: npt.NDArray[np.int32]) -> Tensor:
         values = torch.from_numpy(table)
         bucket = self._buckets.get(shape)
         if bucket is None:
-            bucket = self._buckets[shape] = _Bucket(to_device(values, self._model.device))
+            bucket = self._bucket(shape, values)
         elif bucket.table.is_cuda:
             bucket.table.copy_(values.pin_memory(), non_blocking=True)
         else:
             bucket.table.copy_(values)
         bucket.uses += 1
         if bucket.uses > self._after and not bucket.settled:
-            bucket.settled = True
-            bucket.replay = self._captured(shape, bucket.table)
+            self._settle(shape, bucket)
         if bucket.replay is None:
             self.steps["static"] += 1
             return self._step(bucket.table, shape)
         self.steps["captured"] += 1
+        if bucket.compiled:
+            self.steps["compiled"] += 1
         return bucket.replay()
 
-    def _captured(self, shape: Shape, table: Tensor) -> Step | None:
-        """A form of the step that is fast to run again; None if there is none."""
-        step = functools.partial(self._step, table, shape)
-        if self._compile is not None:
+    def _bucket(self, shape: Shape, table: Tensor) -> _Bucket:
+        bucket = self._buckets[shape] = _Bucket(to_device(table, self._model.device))
+        return bucket
+
+    def warm_up(self, max_rows: int, progress: Callable[[int, int, str], None]) -> None:
+        """Capture and compile what steps of up to ``max_rows`` rows need, before they come.
+
+        Runs on the thread that steps run on. Padding rows alone are computed, which write to the
+        scratch slot.
+
+        Args:
+            max_rows: of a step.
+            progress: is told how many shapes are done, of how many, and the name of the last one.
+        """
+        shapes = self.usual_shapes(max_rows)
+        # The largest first: the smaller ones then find room in the memory that graphs share.
+        for done, shape in enumerate(reversed(shapes), start=1):
+            bucket = self._buckets.get(shape)
+            if bucket is None:
+                table = table_of((), (), shape, self._arena.scratch)
+                bucket = self._bucket(shape, torch.from_numpy(table))
+            if not bucket.settled:
+                self._settle(shape, bucket)
+            progress(done, len(shapes), f"{shape.rows} rows, {shape.pieces} pieces")
+
+    def usual_shapes(self, max_rows: int) -> list[Shape]:
+        """Shapes of sequences with and without a prefix."""
+        rows = [batch for batch in BATCHES if batch <= max_rows]
+        rows += range(BATCHES[-1] + 16, batch_bucket(max_rows) + 1, 16)
+        if batch_bucket(max_rows) not in rows:
+            rows.append(batch_bucket(max_rows))
+        counts = {(batch, self._pieces(batch, depth)) for batch in rows for depth in (1, 2)}
+        longest = self._rounded(self._arena.scratch)
+        return [Shape(*one, longest) for one in sorted(counts)]
+
+    def _pieces(self, batch: int, depth: int) -> int:
+        # However short the rows are: an empty piece costs nearly nothing, another shape a capture.
+        wanted = -(-self._fill // (batch * self._model.kv_heads))
+        return _power_of_two(max(depth, min(MOST_CUTS, wanted)))
+
+    def _rounded(self, longest: int) -> int:
+        return _power_of_two(max(SHORTEST_PAD, longest)) if self.kernel.padded else longest
+
+    def _settle(self, shape: Shape, bucket: _Bucket) -> None:
+        """Find a form of the bucket's step that is fast to run again, if there is one."""
+        bucket.settled = True
+        step = functools.partial(self._step, bucket.table, shape)
+        if self._compile is not None and shape.rows <= COMPILED_ROWS:
             try:
                 compile = self._compile(shape.rows)
-                fast = functools.partial(
-                    step, decoder=self._decoder.compiled(compile), merge=compile(merge)
-                )
+                fast = functools.partial(step, decoder=self._decoder.compiled(compile))
                 with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
-                    return self._capture(fast)
-            except Exception:
+                    bucket.replay = self._capture(fast)
+                bucket.compiled = True
+                return
+            except Exception as error:
                 log.warning(
                     "decode cannot be compiled and captured here; compiling is left out",
                     exc_info=True,
                 )
                 self._compile = None
+                self.compile_refused = _said(error)
         try:
-            return self._capture(step)
-        except Exception:
+            bucket.replay = self._capture(step)
+        except Exception as error:
             log.warning("decode of %s cannot be captured and is not", shape, exc_info=True)
-            return None
+            self.capture_refused = _said(error)
 
-    def _step(
-        self,
-        table: Tensor,
-        shape: Shape,
-        decoder: FusedDecoder | None = None,
-        merge: Callable[[Tensor, Tensor, Tensor], Tensor] = merge,
-    ) -> Tensor:
+    def _step(self, table: Tensor, shape: Shape, decoder: FusedDecoder | None = None) -> Tensor:
         """From the table (see :func:`table_of`) to logits [rows, vocab]; waits for nothing."""
-        tokens, positions, slots = table[:3].long().unbind(0)
-        starts, lengths = table[3 : 3 + shape.pieces], table[3 + shape.pieces :]
-        attend = PieceAttention(
-            self._arena, slots, starts, lengths, shape.longest, self._kernel, merge
-        )
+        tokens, positions, slots, sources = table[:4].long().unbind(0)
+        tokens = torch.where(sources < 0, tokens, self._drawn[sources.clamp_min(0)])
+        tables = _tables(slots, table[4 : 4 + shape.pieces], table[4 + shape.pieces :], shape)
+        attend = ArenaAttention(self._arena, lambda device: tables, self.kernel)
         hidden = (decoder or self._decoder)(self._model.embed(tokens), positions, attend)
         return self._model.logits(hidden)
 
 
-def table_of(
-    rows: Sequence[Row], tokens: Sequence[int], shape: Shape, scratch: int
-) -> npt.NDArray[np.int32]:
-    """A step's integers, [3 + 2 * pieces, rows]: tokens, positions, slots, starts, lengths.
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
 
-    Padding rows write to the scratch slot and see that alone.
+
+def _tables(slots: Tensor, starts: Tensor, lengths: Tensor, shape: Shape) -> Tables:
+    """One call over all pieces [P, B]; rows with fewer have pieces of length 0."""
+    count, rows = starts.shape
+    device = starts.device
+    queries = torch.arange(count * rows + 1, dtype=torch.int32, device=device)
+    call = Call(
+        queries,
+        torch.cat((starts.flatten(), starts[-1, -1:])),
+        lengths.flatten(),
+        most=1,
+        longest=shape.longest,
+        causal=True,
+        gather=None if count == 1 else torch.arange(rows, device=device).repeat(count),
+    )
+    if count == 1:
+        return Tables(slots, (call,), None)
+    places = queries[:-1].view(count, rows)
+    return Tables(slots, (call,), torch.where(lengths > 0, places, -1).T.contiguous().long())
+
+
+def table_of(
+    rows: Sequence[Row],
+    tokens: Sequence[int],
+    shape: Shape,
+    scratch: int,
+    sources: Sequence[int] = (),
+) -> npt.NDArray[np.int32]:
+    """A step's integers, [4 + 2 * pieces, rows].
+
+    They are tokens, positions, slots, sources (see :meth:`StaticDecode.__call__`), starts and
+    lengths. Padding rows write to the scratch slot and see that alone.
     """
-    table = np.zeros((3 + 2 * shape.pieces, shape.rows), np.int32)
-    starts, lengths = table[3 : 3 + shape.pieces], table[3 + shape.pieces :]
-    table[2] = scratch
+    table = np.zeros((4 + 2 * shape.pieces, shape.rows), np.int32)
+    starts, lengths = table[4 : 4 + shape.pieces], table[4 + shape.pieces :]
+    table[2], table[3] = scratch, -1
     starts[:] = scratch
     lengths[0] = 1
-    for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-        table[:3, place] = token, row.seen, row.slot + row.start
-        pieces = pieces_of(row, shape.pieces)
-        starts[: len(pieces), place] = [piece.start for piece in pieces]
-        lengths[: len(pieces), place] = [piece.length for piece in pieces]
+    count = len(rows)
+    if count == 0:
+        return table
+    table[0, :count] = tokens
+    if sources:
+        table[3, :count] = sources
+    pieces = [pieces_of(row, shape.pieces) for row in rows]
+    table[1, :count] = [row.seen for row in rows]
+    table[2, :count] = [row.slot + row.start for row in rows]
+    for place, found in enumerate(pieces):
+        for number, piece in enumerate(found):
+            starts[number, place], lengths[number, place] = piece.start, piece.length
     return table
 
 
@@ -244,8 +341,17 @@ def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def static_decode(model: Llava, arena: KVArena, config: EngineConfig) -> StaticDecode | None:
-    """The static path that the configuration asks for and the device can run; None is eager."""
+def static_decode(
+    model: Llava, arena: KVArena, config: EngineConfig, refused: dict[str, str] | None = None
+) -> StaticDecode | None:
+    """The static path that the configuration asks for and the device can run; None is eager.
+
+    Args:
+        model: the loaded model.
+        arena: its keys and values.
+        config: what was asked.
+        refused: takes the names of kernels that were passed over, and why.
+    """
     device = model.device
     on_gpu = device.type == "cuda"
     asked = config.static_decode is True or config.compile is True
@@ -259,7 +365,8 @@ def static_decode(model: Llava, arena: KVArena, config: EngineConfig) -> StaticD
             "family than Llama, Mistral and Qwen2 decodes eagerly",
         )
         return None
-    kernel = working_kernel(model.fused.heads, model.kv_heads, model.head_dim, model.dtype, device)
+    shape = (model.fused.heads, model.kv_heads, model.head_dim)
+    kernel = working_kernel(*shape, model.dtype, device, refused=refused)
     if kernel is None:
         return None
     compiles = on_gpu and _has_triton() if config.compile == "auto" else config.compile

@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _BROKEN = "\ufffd"
+
+
+KEPT = 1 << 15
+"""Short windows whose text is kept, of each tokenizer: some megabytes."""
+
+Decode = Callable[[list[int]], str]
+
+
+class _Decoder:
+    """Ids to text by a compiled tokenizer; what one or two are, as nearly always, is kept.
+
+    A call lets other threads go on, and in a step of many rows each costs a turn of waiting for
+    them.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._decode = functools.partial(backend.decode, skip_special_tokens=True)
+        self._short = functools.lru_cache(KEPT)(lambda *ids: str(self._decode(ids)))
+
+    def __call__(self, ids: list[int]) -> str:
+        return self._short(*ids) if len(ids) < 3 else str(self._decode(ids))
+
+
+_decoders: weakref.WeakKeyDictionary[Any, _Decoder] = weakref.WeakKeyDictionary()
+
+
+def decoder_of(tokenizer: Any) -> Decode:
+    """``tokenizer.decode`` without special tokens and without any cleaning up.
+
+    That asks of every id whether it is a tensor, four times as long as decoding takes. Where it
+    only hands the ids to the tokenizer that is compiled, they go there directly.
+    """
+    kind, backend = type(tokenizer), getattr(tokenizer, "backend_tokenizer", None)
+    homes = [getattr(getattr(kind, name, None), "__module__", "") for name in ("decode", "_decode")]
+    if backend is None or homes != [
+        "transformers.tokenization_utils_base",
+        "transformers.tokenization_utils_tokenizers",
+    ]:
+        return functools.partial(
+            tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+    decoder = _decoders.get(tokenizer)
+    if decoder is None:  # it must not hold its key, or neither would ever go
+        decoder = _decoders[tokenizer] = _Decoder(backend)
+    return decoder
 
 
 class Detokenizer:
@@ -16,35 +63,30 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._start = 0  # the window that is decoded begins here
-        self._told = 0  # ids before this have been told
+        self._decode = decoder_of(tokenizer)
+        self._window: list[int] = []
+        self._told = 0  # ids of the window that have been told
+        self._before = ""  # their text
 
     def push(self, token: int) -> str:
         """The text that is certain now; empty while a character is incomplete."""
-        self._ids.append(token)
-        before = self._decode(self._ids[self._start : self._told])
-        now = self._decode(self._ids[self._start :])
-        if len(now) <= len(before) or now.endswith(_BROKEN):
+        self._window.append(token)
+        now = self._decode(self._window)
+        if len(now) <= len(self._before) or now.endswith(_BROKEN):
             return ""
-        self._start, self._told = self._told, len(self._ids)
-        return now[len(before) :]
+        return self._tell(now)
 
     def flush(self) -> str:
         """What is left at the end, even if it is an incomplete character."""
-        before = self._decode(self._ids[self._start : self._told])
-        now = self._decode(self._ids[self._start :])
-        self._start = self._told = len(self._ids)
-        return now[len(before) :]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        if not ids:
+        if self._told == len(self._window):
             return ""
-        text = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
+        return self._tell(self._decode(self._window))
+
+    def _tell(self, now: str) -> str:
+        text = now[len(self._before) :]
+        del self._window[: self._told]
+        self._told = len(self._window)
+        self._before = self._decode(self._window)
         return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import weakref
 from collections import Counter
@@ -16,6 +17,8 @@ import torch
 from llavakit.engine import memory
 from llavakit.engine.answer import Answer
 from llavakit.engine.arena import KVArena
+from llavakit.engine.attending import Attending
+from llavakit.engine.attention import pass_kernel
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.decode import static_decode
 from llavakit.engine.grammar import GrammarCompiler, grammar_of
@@ -24,8 +27,9 @@ from llavakit.engine.runner import ModelRunner
 from llavakit.engine.sampler import Sampler
 from llavakit.engine.scheduler import Scheduler
 from llavakit.engine.sequence import ImageSpan, Sequence
+from llavakit.engine.warm_up import Progress, warm_up
 from llavakit.errors import ContextLengthError, EngineClosedError
-from llavakit.images import Picture
+from llavakit.images import Picture, open_picture
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader, load_weights
 from llavakit.prompts.conversation import Turn, to_turns
@@ -64,18 +68,33 @@ class Engine:
             config.context_length or reader.context_length, reader.context_length
         )
         kv_tokens = kv_budget(model, config, self.context_length)
-        scheduler = Scheduler(kv_tokens, config.max_concurrency, config.prefill_chunk)
+        most = concurrency(model, config, kv_tokens, self.context_length)
+        scheduler = Scheduler(kv_tokens, most, config.prefill_chunk)
         arena = KVArena(
             model.layer_devices, kv_tokens, model.kv_heads, model.head_dim, dtype=model.dtype
         )
-        static = static_decode(model, arena, config)
-        runner = ModelRunner(model, arena, config.image_cache_bytes, static)
+        refused: dict[str, str] = {}
+        kernel = pass_kernel(arena, model.heads, model.kv_heads, model.head_dim, refused)
+        static = static_decode(model, arena, config, refused)
+        runner = ModelRunner(model, arena, config.image_cache_bytes, static, kernel)
+        self._attention = Attending(kernel, static, refused)
+        log.info("attends by %s", self._attention)
         sampler = Sampler(reader.special.forbidden, model.device)
         self._grammars = GrammarCompiler(
             reader.tokenizer.tokenizer, model.vocab_size, sorted(reader.special.stops)
         )
-        self._loop = EngineLoop(scheduler, runner, sampler, reader.path.name, config.max_waiting)
+        on_gpu = model.device.type == "cuda"
+        self._loop = EngineLoop(
+            scheduler,
+            runner,
+            sampler,
+            reader.path.name,
+            config.max_waiting,
+            lookahead=on_gpu if config.lookahead == "auto" else config.lookahead,
+        )
         self._process = os.getpid()
+        self._warming = threading.Lock()
+        self._warm = False
         self._finalizer = weakref.finalize(self, self._loop.stop)
         log.info("ready in %.1f s, %d KV slots", time.monotonic() - began, kv_tokens)
 
@@ -135,11 +154,12 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Figures of the moment and totals."""
         scheduler, runner = self._loop.scheduler, self._loop.runner
-        vision, static = runner.vision, runner.static
+        vision = runner.vision
         kept = scheduler.kept
         return {
             "running": len(scheduler.running),
             "waiting": self._loop.backlog,
+            "max_concurrency": scheduler.max_concurrency,
             "kv_tokens": scheduler.kv_tokens,
             "kv_tokens_live": scheduler.live_tokens,
             "kv_tokens_kept": sum(segment.extent.length for segment in kept),
@@ -150,10 +170,35 @@ class Engine:
             "images_encoded": vision.encoded,
             "halved_steps": runner.halved,
             "eager_steps": runner.eager,
-            "static_steps": 0 if static is None else static.steps["static"],
-            "captured_steps": 0 if static is None else static.steps["captured"],
+            **self._attention.stats(),
             **asdict(self._loop.counters),
         }
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Run, compile and capture what requests will need; once, whoever asks for it.
+
+        Requests that come meanwhile wait. What fails is a warning.
+
+        Args:
+            progress: told how many pieces of work are done, of how many, and the last one's name.
+
+        Raises:
+            EngineClosedError: the engine was closed.
+        """
+        with self._warming:  # whoever comes second waits for the first
+            if self._warm:
+                return
+            runner = self._loop.runner
+            warm_up(
+                lambda request: self.submit(request, lambda image: open_picture(image.source)),
+                self._loop,
+                runner.static,
+                max_rows=self._loop.scheduler.max_concurrency,
+                # On a processor a picture costs seconds and leaves nothing behind.
+                picture=runner.model.device.type != "cpu",
+                progress=progress,
+            )
+            self._warm = True
 
     def close(self) -> None:
         """End every request with an error and stop the thread."""
@@ -189,12 +234,27 @@ def kv_budget(model: Llava, config: EngineConfig, context_length: int) -> int:
     # The fullest device decides for all layers, by the share of them that lies there.
     layers = Counter(model.layer_devices)
     room = min(_free_bytes(device, model) * model.layers // n for device, n in layers.items())
-    return memory.kv_slots(room // each, context_length, config.max_concurrency)
+    contexts = config.max_concurrency
+    if contexts == "auto":
+        contexts = memory.planned_contexts(context_length, _on_gpu(model))
+    return memory.kv_slots(room // each, context_length, contexts)
+
+
+def concurrency(model: Llava, config: EngineConfig, kv_tokens: int, context_length: int) -> int:
+    """Most sequences of a batch: what was asked for, or what suits the device and the arena."""
+    if config.max_concurrency != "auto":
+        return config.max_concurrency
+    return memory.concurrency(kv_tokens, context_length, _on_gpu(model))
+
+
+def _on_gpu(model: Llava) -> bool:
+    return all(device.type == "cuda" for device in model.layer_devices)
 
 
 def _free_bytes(device: torch.device, model: Llava) -> int:
     """What keys and values may take on a device, the weights being there already."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what merged weights were made of
         free, _ = torch.cuda.mem_get_info(device)
         # Activations of a prefill chunk and of the vision tower need the rest.
         return int(0.85 * free)

@@ -1,4 +1,4 @@
-"""The one thread that owns the model. Every step is three verbs: schedule, run, commit.
+"""The one thread that owns the model. What it does in a step is in ``engine.steps``.
 
 Other threads talk to it through one inbox and hear from it through each request's channel;
 the one lock is for counting who comes in. Every request ends exactly once, whatever happens
@@ -10,30 +10,23 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from llavakit.engine.answer import Answer
-from llavakit.engine.grammar import allowed
-from llavakit.engine.runner import ModelRunner, Outcome
-from llavakit.engine.sampler import Drawn, Sampler
-from llavakit.engine.scheduler import Plan, Scheduler
+from llavakit.engine.launch import Launcher
+from llavakit.engine.runner import ModelRunner
+from llavakit.engine.sampler import Sampler
+from llavakit.engine.scheduler import Scheduler
 from llavakit.engine.sequence import Sequence
-from llavakit.errors import (
-    EngineClosedError,
-    EngineError,
-    LlavaKitError,
-    OutOfMemoryError,
-    QueueFullError,
-    RequestTimeoutError,
-)
-from llavakit.values import Chunk, Usage
+from llavakit.engine.steps import Counters, Steps
+from llavakit.errors import EngineClosedError, LlavaKitError, QueueFullError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +40,24 @@ class _Stop:
     """Asks the loop to end."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """Totals since the engine began."""
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[T]):
+    function: Callable[[], T]
+    result: Future[T]
 
-    requests: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    steps: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
+    def run(self) -> None:
+        if self.result.set_running_or_notify_cancel():
+            try:
+                self.result.set_result(self.function())
+            except BaseException as error:  # the caller's, whatever it is
+                self.result.set_exception(error)
+
+    def refuse(self, error: Exception) -> None:
+        if self.result.set_running_or_notify_cancel():
+            self.result.set_exception(error)
+
+
+_Item = Sequence | _Cancel | _Call[Any] | _Stop
 
 
 class EngineLoop:
@@ -70,6 +69,7 @@ class EngineLoop:
         sampler: draws the tokens.
         name: shown in the thread's name.
         max_waiting: most sequences that wait for their first step.
+        lookahead: whether a step is launched before the one before it is settled.
     """
 
     def __init__(
@@ -79,23 +79,32 @@ class EngineLoop:
         sampler: Sampler,
         name: str,
         max_waiting: int,
+        *,
+        lookahead: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self.counters = Counters()
-        self._sampler = sampler
+        self._launcher = Launcher(runner, sampler, name)
+        self._steps = Steps(scheduler, self._launcher, lookahead=lookahead)
         self._max_waiting = max_waiting
         self._door = threading.Lock()
         self._submitted = 0  # written behind the door
         self._taken_in = 0  # written by the loop's own thread
-        self._inbox: SimpleQueue[Sequence | _Cancel | _Stop] = SimpleQueue()
-        self._open: dict[int, Sequence] = {}
-        self._masks = ThreadPoolExecutor(1, f"llavakit-masks-{name}")
+        self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._dead = threading.Event()
         self._thread = threading.Thread(target=self._main, name=f"llavakit-{name}", daemon=True)
         self._thread.start()
 
     # Called from any thread
+
+    @property
+    def counters(self) -> Counters:
+        """Totals since the engine began."""
+        return self._steps.counters
+
+    @property
+    def _open(self) -> dict[int, Sequence]:
+        return self._steps.open
 
     @property
     def dead(self) -> bool:
@@ -134,6 +143,21 @@ class EngineLoop:
         """Free a sequence at the next step. Never blocks; safe in a finaliser."""
         self._inbox.put(_Cancel(sequence))
 
+    def run_between_steps(self, function: Callable[[], T]) -> Future[T]:
+        """Have a function run by the loop's own thread, with no step in flight.
+
+        It runs in ``torch.inference_mode``; what it raises is in the future.
+
+        Raises:
+            EngineClosedError: the engine was closed. If that happens later, it is in the future.
+        """
+        call: _Call[T] = _Call(function, Future())
+        with self._door:  # or the loop might end in between, and nobody would read the inbox
+            if self.dead:
+                raise EngineClosedError("The engine was closed.")
+            self._inbox.put(call)
+        return call.result
+
     def stop(self, timeout: float | None = 10.0) -> None:
         """End every request with an error and the thread with them."""
         self._dead.set()
@@ -143,12 +167,13 @@ class EngineLoop:
 
     # The loop's own thread
 
+    @torch.inference_mode()
     def _main(self) -> None:
         error: LlavaKitError = EngineClosedError("The engine was closed; the request was ended.")
         try:
             while self._take_in():
-                self._expire()
-                if not self.scheduler.idle:
+                self._steps.expire()
+                if not self._steps.idle:
                     self._step()
         except BaseException as reason:
             log.exception("the engine died")
@@ -158,17 +183,24 @@ class EngineLoop:
             )
         finally:
             self._dead.set()
-            self._masks.shutdown(wait=False)
+            self._launcher.close()
             self._end_all(error)
 
-    def _end_all(self, error: LlavaKitError) -> None:
-        left = [item for item in self._drain() if isinstance(item, Sequence)]
-        for sequence in itertools.chain(self._open.values(), left):
-            sequence.channel.fail(error)
-        self._open.clear()
+    def _step(self) -> None:
+        self._steps.step()
 
-    def _drain(self) -> Iterable[Sequence | _Cancel | _Stop]:
-        while True:
+    def _end_all(self, error: LlavaKitError) -> None:
+        self._steps.end_all(error)
+        with self._door:  # whoever has seen a living loop has put his call by now
+            left = list(self._drain())
+        for item in left:
+            if isinstance(item, Sequence):
+                item.channel.fail(error)
+            elif isinstance(item, _Call):
+                item.refuse(error)
+
+    def _drain(self) -> Iterable[_Item]:
+        while not self._inbox.empty():
             try:
                 yield self._inbox.get_nowait()
             except Empty:
@@ -176,119 +208,16 @@ class EngineLoop:
 
     def _take_in(self) -> bool:
         """Read the inbox, waiting while there is nothing to do; False when told to stop."""
-        first = [self._inbox.get()] if self.scheduler.idle else []
+        first = [self._inbox.get()] if self._steps.idle else []
         for item in itertools.chain(first, self._drain()):
             if isinstance(item, _Stop):
                 return False
             if isinstance(item, _Cancel):
-                if item.sequence.number in self._open:
-                    self.counters.cancelled += 1
-                    self._close(item.sequence)
+                self._steps.cancel(item.sequence)
+            elif isinstance(item, _Call):
+                self._steps.land()
+                item.run()
             else:
-                self._open[item.number] = item
-                self.counters.requests += 1
-                self.scheduler.add(item)
+                self._steps.admit(item)
                 self._taken_in += 1
         return True
-
-    def _close(self, sequence: Sequence, *, keep: bool = True) -> None:
-        # Still open while it is released: whoever dies here ends this one's channel too.
-        self.scheduler.release(sequence, keep=keep)
-        del self._open[sequence.number]
-
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
-        self.counters.failed += 1
-        self._close(sequence, keep=False)
-        sequence.channel.fail(_for_users(error))
-
-    def _expire(self) -> None:
-        now = time.monotonic()
-        for sequence in list(self._open.values()):
-            if sequence.deadline is not None and now > sequence.deadline:
-                timeout = sequence.request.timeout
-                self.counters.failed += 1
-                self._close(sequence)
-                sequence.channel.fail(
-                    RequestTimeoutError(f"The request did not finish within {timeout:g} seconds.")
-                )
-
-    @torch.inference_mode()
-    def _step(self) -> None:
-        plan = self.scheduler.schedule()
-        masks = [
-            (work, self._masks.submit(work.sequence.answer.matcher.fill))
-            for work in plan.work
-            if work.completes and work.sequence.answer.matcher is not None
-        ]
-        outcome = self.runner.run(plan)
-        failed = dict(outcome.failed)
-        for work, mask in masks:
-            if (error := mask.exception()) is not None:
-                failed[work.sequence] = (
-                    error if isinstance(error, Exception) else EngineError(str(error))
-                )
-        self._commit(plan, outcome, failed)
-
-    def _commit(self, plan: Plan, outcome: Outcome, failed: dict[Sequence, Exception]) -> None:
-        self.counters.steps += 1
-        plan.work = [work for work in plan.work if work.sequence not in failed]
-        for sequence, error in failed.items():
-            self._fail(sequence, error)
-        self.scheduler.commit(plan)
-        drawn = self._draw(outcome)
-        for work, one in zip(outcome.completed, drawn, strict=True):
-            if work.sequence not in failed:
-                self._advance(work.sequence, one)
-
-    def _draw(self, outcome: Outcome) -> list[Drawn]:
-        if outcome.logits is None:
-            return []
-        sequences = [work.sequence for work in outcome.completed]
-        draws = [sequence.answer.draw for sequence in sequences]
-        seen = [s.tokens if s.request.params.repetition_penalty != 1.0 else None for s in sequences]
-        masks = allowed([sequence.answer.matcher for sequence in sequences], outcome.logits)
-        return self._sampler(outcome.logits, draws, seen, masks)
-
-    def _advance(self, sequence: Sequence, drawn: Drawn) -> None:
-        """Add a drawn token to a sequence and tell what can be told."""
-        answer: Answer = sequence.answer
-        sequence.tokens.append(drawn.token)
-        self.counters.generated_tokens += 1
-        try:
-            chunk = answer.push(drawn)
-        except Exception as error:
-            self._fail(sequence, error)
-            return
-        if chunk is not None:
-            sequence.channel.put(chunk)
-        if answer.finish_reason is not None:
-            self._finish(sequence, answer)
-
-    def _finish(self, sequence: Sequence, answer: Answer) -> None:
-        self.counters.finished += 1
-        self.counters.prompt_tokens += sequence.prompt_length
-        self.counters.cached_tokens += sequence.cached
-        self._close(sequence)
-        usage = Usage(
-            prompt_tokens=sequence.prompt_length,
-            completion_tokens=answer.tokens,
-            cached_tokens=sequence.cached,
-            image_tokens=sequence.image_tokens,
-        )
-        sequence.channel.put(Chunk(finish_reason=answer.finish_reason, usage=usage))
-
-
-def _for_users(error: Exception) -> Exception:
-    """An error of llavakit's own tree, with the cause chained."""
-    if isinstance(error, LlavaKitError):
-        return error
-    result: Any
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        result = OutOfMemoryError(
-            "The device has no memory left for this request; lower max_tokens, kv_cache_bytes or "
-            "max_concurrency, or load the model in 4 bits."
-        )
-    else:
-        result = EngineError(f"The model failed on this request: {type(error).__name__}: {error}")
-    result.__cause__ = error
-    return result  # type: ignore[no-any-return]

@@ -23,6 +23,20 @@ KV_SHARE = 2
 LEAST_CONTEXTS = 4
 """An automatic arena may hold so many, however few requests run at once."""
 
+CONCURRENCY = 32
+"""Sequences that run at once where a batch is bound by computing: on a processor."""
+
+TYPICAL_TOKENS = 1024
+"""Slots of a usual request: one picture (576 tokens in LLaVA 1.5), a question, an answer.
+
+With 512 tokens, the default, reserved for the answer it is a little more. Whoever asks for more
+waits for room in the arena, whatever the number of sequences.
+"""
+
+LEAST_CONCURRENCY = 8
+MOST_CONCURRENCY = 256
+"""vLLM's default, too. Every batch size up to it is captured (see ``engine.decode``)."""
+
 
 def available(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Bytes that can still be used without swapping: of the machine, and of its container.
@@ -110,6 +124,39 @@ def kv_slots(affordable: int, context_length: int, max_concurrency: int) -> int:
     """
     usable = max(LEAST_CONTEXTS, max_concurrency) * context_length
     return max(context_length, min(usable, affordable))
+
+
+def planned_contexts(context_length: int, on_gpu: bool) -> int:
+    """How many contexts an automatic arena may hold where concurrency is automatic, too.
+
+    Concurrency follows the arena there, so that the arena cannot follow it: it may grow until as
+    many usual requests as ever run at once fit, or as many whole contexts as on a processor.
+
+    Args:
+        context_length: slots of one context.
+        on_gpu: whether the model runs on CUDA.
+    """
+    if not on_gpu:
+        return CONCURRENCY
+    slots = MOST_CONCURRENCY * min(TYPICAL_TOKENS, context_length)
+    return max(CONCURRENCY, -(-slots // context_length))
+
+
+def concurrency(slots: int, context_length: int, on_gpu: bool) -> int:
+    """Sequences that run at once by default: on CUDA as many usual requests as the arena holds.
+
+    A step of a GPU takes hardly longer for hundreds of sequences than for one, since it reads the
+    same weights. A processor is busy with computing long before.
+
+    Args:
+        slots: of the arena.
+        context_length: slots of one context; no request takes more.
+        on_gpu: whether the model runs on CUDA.
+    """
+    if not on_gpu:
+        return CONCURRENCY
+    fitting = slots // min(TYPICAL_TOKENS, context_length)
+    return min(MOST_CONCURRENCY, max(LEAST_CONCURRENCY, fitting))
 
 
 def _meminfo(proc: Path, name: str) -> int | None:

@@ -1,196 +1,174 @@
-"""Attention of one new token for each row, in static shapes: what a GPU can replay.
+"""Attention of a packed pass over pieces of the arena: the calls, and the kernels that take them.
 
-Everything a row sees lies in *pieces*, contiguous stretches of the arena: those of its
-prefix, and its own segment. A step's pieces form a table [P, B] of starts and lengths; short
-rows are filled up with pieces of length 0. One kernel attends to all P * B pieces at once and
-gives the log-sum-exp of each one's scores, by which the P results of a row are merged
-(flash-decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html). Long pieces may be
-cut for the same price, so that a small batch fills the device. Unlike ``attention``, rows that
-share a prefix read it each for itself.
+Everything a token sees lies in *pieces*, contiguous stretches of the arena (see ``layout``). A
+kernel attends to any number of stretches at once and gives the log-sum-exp of each result, by which
+those of a token are merged. Prefill, decode and mixtures of them go the same way.
+
+- ``VARLEN`` is flash attention, called below ``torch.nn.attention.varlen``, whose wrapper lacks
+  grouped heads and used lengths in torch 2.11.
+- ``GATHERED`` needs no library and can be captured, and takes stretches of one query.
+- ``LOOPED`` takes any, on any device, one stretch after the other; it reads the host's numbers and
+  is the plain definition of the other two.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from llavakit.engine.arena import KVArena
-from llavakit.engine.attention import Row
 from llavakit.engine.extents import Extent
+from llavakit.engine.layout import CallLayout, Row, lay_out
+from llavakit.engine.looped import attend_stretches
+from llavakit.engine.transfer import to_device
+from llavakit.kernels.fused import merge_parts
 
 log = logging.getLogger(__name__)
 
-LEAST_PIECE = 128
-"""Tokens. Shorter pieces are not worth a block of their own."""
-
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
-    """A step's pieces, N in all, as a kernel reads them.
+class Call:
+    """One attention call's stretches, N in all, as a kernel reads them.
 
     Attributes:
-        queries: [N + 1] of int32: 0 to N, where each piece's query begins.
+        queries: [N + 1] of int32, where each stretch's queries begin; the last one is their number.
         starts: [N + 1] of int32: slots, in any order; the last one is not read.
         lengths: [N] of int32.
-        longest: no piece is longer; a number of the host's.
+        most: queries that a stretch has at most; a number of the host's, as the next one.
+        longest: no stretch is longer.
+        causal: whether a stretch's last query sees all of it, the one before one slot less.
+        gather: [Q], the queries' places in the pass; None where they are the pass.
+        stretches: the same on the host, see :class:`llavakit.engine.layout.CallLayout`; None
+            where only the device knows.
     """
 
     queries: Tensor
     starts: Tensor
     lengths: Tensor
+    most: int
     longest: int
+    causal: bool
+    gather: Tensor | None = None
+    stretches: Tensor | None = None
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Call, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A way to attend to pieces.
+    """A way to attend to stretches.
 
     Attributes:
-        name: for the log.
-        attend: (query [N, heads, dim], keys [slots, kv_heads, dim], values, pieces, scaling)
-            -> (out [N, heads, dim], log-sum-exp [heads, N] in fp32). Pieces of length 0 may
+        name: for the log and ``stats()``.
+        attend: (query [Q, heads, dim], keys [slots, kv_heads, dim], values, call, scaling)
+            -> (out [Q, heads, dim], log-sum-exp [heads, Q] in fp32). Stretches of length 0 may
             give anything.
-        padded: whether it works in the shape of the longest piece.
+        padded: whether it works in the shape of the longest stretch.
+        static: whether it reads no number of the host's but bounds, and so can be captured.
+        several: whether a stretch may have several queries.
     """
 
     name: str
-    attend: Callable[[Tensor, Tensor, Tensor, Pieces, float], tuple[Tensor, Tensor]]
-    padded: bool
+    attend: Attend
+    padded: bool = False
+    static: bool = True
+    several: bool = True
+
+
+@functools.cache
+def _has_splits() -> bool:
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    return "num_splits" in [argument.name for argument in schema.arguments]
 
 
 def _varlen(
-    query: Tensor, keys: Tensor, values: Tensor, pieces: Pieces, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, call: Call, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    from torch.nn.attention.varlen import AuxRequest, varlen_attn
-
-    # Flash attention takes a sequence's place from cu_seq_k and, if it is given, its length
-    # from seqused_k alone. It does not say so: `working_kernel` tries it. Splitting is done
-    # here, by cutting pieces, because its own heuristic looks at the bound and not at lengths.
-    out: tuple[Tensor, Tensor] = varlen_attn(  # type: ignore[assignment]
-        query,
-        keys,
-        values,
-        pieces.queries,
-        pieces.starts,
-        1,
-        pieces.longest,
-        return_aux=AuxRequest(lse=True),
+    # A stretch's place is taken from cum_seq_k and its length from seqused_k alone, which is
+    # written nowhere: `error_of` tries it. Splitting is done by cutting pieces (see `layout`),
+    # because its own heuristic looks at the bound and not at lengths.
+    splits = {"num_splits": 1} if _has_splits() else {}
+    found = torch.ops.aten._flash_attention_forward(
+        *(query, keys, values, call.queries, call.starts, call.most, call.longest),
+        *(0.0, call.causal, False),
         scale=scaling,
-        enable_gqa=query.shape[1] != keys.shape[1],
-        seqused_k=pieces.lengths,
-        num_splits=1,
+        seqused_k=call.lengths,
+        **splits,
     )
-    return out
+    out: Tensor = found[0]
+    lse: Tensor = found[1]
+    return out, lse
 
 
 def _gathered(
-    query: Tensor, keys: Tensor, values: Tensor, pieces: Pieces, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, call: Call, scaling: float
 ) -> tuple[Tensor, Tensor]:
+    assert call.most == 1, "only stretches of one query are gathered"
     count, heads, dim = query.shape
-    places = torch.arange(pieces.longest, device=query.device)
-    behind = places >= pieces.lengths[:, None]
-    # A padded place reads the first slot of its piece, which was written, and is masked.
-    slots = pieces.starts[:-1, None] + torch.where(behind, 0, places)
+    places = torch.arange(call.longest, device=query.device)
+    behind = places >= call.lengths[:, None]
+    # A padded place reads the first slot of its stretch, which was written, and is masked.
+    slots = call.starts[:-1, None] + torch.where(behind, 0, places)
     grouped = (query * scaling).view(count, keys.shape[1], -1, dim)
-    scores = torch.einsum("nkgd,nskd->nkgs", grouped, keys[slots]).float()
+    scores = torch.einsum("nkgd,nskd->nkgs", grouped, keys[slots].to(query.dtype)).float()
     scores = scores.masked_fill(behind[:, None, None], float("-inf"))
     total = scores.logsumexp(dim=-1)
-    weights = torch.exp(scores - total[..., None]).to(values.dtype)
-    out = torch.einsum("nkgs,nskd->nkgd", weights, values[slots])
+    weights = torch.exp(scores - total[..., None]).to(query.dtype)
+    out = torch.einsum("nkgs,nskd->nkgd", weights, values[slots].to(query.dtype))
     return out.reshape(count, heads, dim), total.view(count, heads).T
 
 
-VARLEN = Kernel("varlen", _varlen, padded=False)
-"""Flash attention (``torch.nn.attention.varlen``): fp16 and bf16, NVIDIA Ampere or newer."""
-GATHERED = Kernel("gathered", _gathered, padded=True)
-"""Pieces gathered and padded: any device and type, and the plain definition of the others."""
+def _looped(
+    query: Tensor, keys: Tensor, values: Tensor, call: Call, scaling: float
+) -> tuple[Tensor, Tensor]:
+    assert call.stretches is not None, "these stretches are known to the device alone"
+    stretches, causal = call.stretches, call.causal
+    found: tuple[Tensor, Tensor] = attend_stretches(query, keys, values, stretches, causal, scaling)
+    return found
 
 
-def merge(out: Tensor, lse: Tensor, lengths: Tensor) -> Tensor:
-    """The attention over a row's pieces together, of that over each.
-
-    Args:
-        out: [P * B, heads, dim].
-        lse: [heads, P * B].
-        lengths: [P, B]; pieces of length 0 count for nothing, whatever their results are
-            (flash attention gives them +inf).
-
-    Returns:
-        [B, heads, dim].
-    """
-    count, rows = lengths.shape
-    empty = (lengths == 0)[..., None]
-    scores = lse.T.reshape(count, rows, -1).masked_fill(empty, float("-inf"))
-    weights = torch.softmax(scores, dim=0)[..., None]
-    parts = out.view(count, rows, *out.shape[1:]).float().masked_fill(empty[..., None], 0)
-    return (weights * parts).sum(dim=0).to(out.dtype)
+VARLEN = Kernel("flash (varlen)", _varlen)
+"""Flash attention: fp16 and bf16, NVIDIA Ampere or newer."""
+GATHERED = Kernel("gathered", _gathered, padded=True, several=False)
+"""Stretches gathered and padded: any device and type, for steps that only decode."""
+LOOPED = Kernel("looped", _looped, static=False)
+"""One stretch after the other: any device, type and pass."""
 
 
-class PieceAttention:
-    """Stores one token of each row, then attends to the rows' pieces (see ``model.decoder``).
-
-    Args:
-        arena: on one device.
-        slots: [B], where each row's new token belongs.
-        starts, lengths: [P, B] of int32; every row has at least one token in all.
-        longest: no piece is longer.
-        kernel: does the work.
-        merge: :func:`merge`, or a compiled form of it.
-    """
-
-    def __init__(
-        self,
-        arena: KVArena,
-        slots: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
-        longest: int,
-        kernel: Kernel,
-        merge: Callable[[Tensor, Tensor, Tensor], Tensor] = merge,
-    ) -> None:
-        self._arena = arena
-        self._slots = slots
-        self._lengths = lengths
-        self._kernel = kernel
-        self._merge = merge
-        self._pieces = Pieces(
-            torch.arange(starts.numel() + 1, dtype=torch.int32, device=starts.device),
-            torch.cat((starts.flatten(), starts[-1, -1:])),
-            lengths.flatten(),
-            longest,
-        )
-
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        keys = self._arena.keys[layer].transpose(0, 1)
-        values = self._arena.values[layer].transpose(0, 1)
-        keys.index_copy_(0, self._slots, key)
-        values.index_copy_(0, self._slots, value)
-        count = len(self._lengths)
-        if count > 1:
-            query = query.expand(count, *query.shape).flatten(0, 1)
-        out, lse = self._kernel.attend(query, keys, values, self._pieces, scaling)
-        return out if count == 1 else self._merge(out, lse, self._lengths)
+def call_of(layout: CallLayout, device: torch.device) -> Call:
+    """Put a call's integers on a device, in one copy."""
+    stretches = layout.stretches
+    count = len(stretches)
+    packed = np.empty(3 * count + 2, dtype=np.int32)
+    queries, starts, lengths = packed[: count + 1], packed[count + 1 : -count], packed[-count:]
+    queries[:-1], queries[-1] = stretches[:, 0], stretches[:, 1].sum()
+    starts[:-1], starts[-1] = stretches[:, 2], stretches[-1, 2]
+    lengths[:] = stretches[:, 3]
+    there = to_device(torch.from_numpy(packed), device)
+    gather = None
+    if layout.gather is not None:
+        gather = to_device(torch.from_numpy(layout.gather), device)
+    return Call(
+        *(there[: count + 1], there[count + 1 : -count], there[-count:]),
+        *(int(stretches[:, 1].max()), int(lengths.max()), layout.causal),
+        *(gather, torch.from_numpy(stretches)),
+    )
 
 
-def pieces_of(row: Row, count: int) -> list[Extent]:
-    """What a row sees, in at most ``count`` pieces if its tree allows: the longest are cut."""
-    pieces = [*row.prefix, Extent(row.slot, row.own)]
-    while len(pieces) < count:
-        longest = max(pieces, key=lambda piece: piece.length)
-        half = longest.length // 2
-        if half < LEAST_PIECE:
-            break
-        place = pieces.index(longest)
-        rest = Extent(longest.start + half, longest.length - half)
-        pieces[place : place + 1] = [Extent(longest.start, half), rest]
-    return pieces
+ROWS = (
+    Row((Extent(130, 300), Extent(5, 1)), 700, 8, 1),
+    Row((Extent(130, 300),), 450, 63, 1),
+    Row((), 720, 129, 1),
+)
+"""Of the self-test: in no order, one shared stretch, one of a single slot."""
+PREFILLS = (Row((), 20, 0, 37), Row((Extent(130, 35), Extent(5, 1)), 500, 11, 150))
+LARGEST_SLOT = 900
 
 
 def working_kernel(
@@ -200,62 +178,99 @@ def working_kernel(
     dtype: torch.dtype,
     device: torch.device,
     kernels: Sequence[Kernel] = (VARLEN, GATHERED),
+    refused: dict[str, str] | None = None,
 ) -> Kernel | None:
-    """The first kernel that gives the right numbers here; None if none does."""
+    """The first kernel that gives the right numbers here; None if none does.
+
+    Args:
+        heads, kv_heads, head_dim, dtype: of the model.
+        device: where it computes.
+        kernels: the best one first.
+        refused: takes the names of those that were passed over, and why.
+    """
     for kernel in kernels:
+        reason: str | None
         try:
-            errors = [
-                _error(kernel, rows, heads, kv_heads, head_dim, dtype, device) for rows in (1, 3)
-            ]
-        except Exception as reason:  # whatever an op says that does not exist for this device
-            log.info("%s attention does not run here: %s", kernel.name, str(reason)[:200])
-            continue
-        error = max(errors)
-        if error < 10 * torch.finfo(dtype).eps:
-            log.info("decode attends by %s, self-test error %.1e", kernel.name, error)
+            reason = _fault(kernel, heads, kv_heads, head_dim, dtype, device)
+            level = logging.WARNING
+        except Exception as error:  # whatever an op says that does not exist for this device
+            reason, level = f"does not run here: {str(error)[:200]}", logging.INFO
+        if reason is None:
             return kernel
-        log.warning("%s attention gives wrong numbers here (error %.1e)", kernel.name, error)
+        log.log(level, "%s attention %s", kernel.name, reason)
+        if refused is not None:
+            refused[kernel.name] = reason
     return None
 
 
-def _error(
+def _fault(
+    kernel: Kernel, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """What is wrong with a kernel's numbers, or None."""
+    limit = 1e-5 if dtype == torch.float32 else 10 * torch.finfo(dtype).eps
+    passes: list[Sequence[Row]] = [ROWS[:1], ROWS]
+    if kernel.several:
+        passes += [PREFILLS[:1], (*ROWS, *PREFILLS)]
+    for rows in passes:
+        error = error_of(kernel, rows, (heads, kv_heads, dim), dtype, device)
+        if not error < limit:
+            return f"gives wrong numbers here (error {error:.1e})"
+        log.info("%s attention, self-test error %.1e", kernel.name, error)
+    return None
+
+
+def error_of(
     kernel: Kernel,
-    rows: int,
-    heads: int,
-    kv_heads: int,
-    dim: int,
+    rows: Sequence[Row],
+    shape: tuple[int, int, int],
     dtype: torch.dtype,
     device: torch.device,
 ) -> float:
-    """The largest deviation from plain attention in fp32, for pieces in no order."""
-    pieces = [[(700, 9), (130, 300), (5, 1)], [(450, 64), (3, 0), (700, 130)]]  # [P][B]
-    extents = [level[:rows] for level in pieces]
-    starts, lengths = torch.tensor(extents, dtype=torch.int32, device=device).unbind(-1)
+    """The largest deviation from plain attention in fp64, as a share of the largest number.
+
+    Args:
+        kernel: to try.
+        rows: a pass.
+        shape: heads, key heads, channels of a head.
+        dtype, device: of keys and queries.
+    """
+    heads, kv_heads, dim = shape
     noise = torch.Generator().manual_seed(0)
+    total = sum(row.count for row in rows)
 
     def some(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=noise).to(device, dtype)
+        return torch.randn(shape, generator=noise).to(dtype)
 
-    slots = [int(start + length) - 1 for start, length in extents[0]]
-    arena = KVArena([device], 1000, kv_heads, dim, dtype=dtype)
-    arena.keys[0].copy_(some(kv_heads, 1001, dim))
-    arena.values[0].copy_(some(kv_heads, 1001, dim))
-    query, key, value = (some(rows, count, dim) for count in (heads, kv_heads, kv_heads))
-    places = torch.tensor(slots, device=device)
-    attend = PieceAttention(arena, places, starts, lengths, 512, kernel)
-    out = attend(0, query, key, value, dim**-0.5)
-    worst = 0.0
-    for row in range(rows):
-        seen = [s for a, n in (level[row] for level in extents) for s in range(a, a + n)]
-        worst = max(worst, _deviation(out[row], query[row], arena, seen, dim**-0.5))
-    return worst
-
-
-def _deviation(out: Tensor, query: Tensor, arena: KVArena, seen: Any, scaling: float) -> float:
-    group = len(query) // len(arena.keys[0])
-    keys = arena.keys[0][:, seen].float().repeat_interleave(group, dim=0)
-    values = arena.values[0][:, seen].float().repeat_interleave(group, dim=0)
-    weights = torch.softmax((keys @ query.float()[..., None])[..., 0] * scaling, dim=-1)
-    right = (weights[:, None] @ values)[:, 0]
-    error = float((out.float() - right).abs().max() / right.abs().max())
+    keys, values = some(LARGEST_SLOT, kv_heads, dim), some(LARGEST_SLOT, kv_heads, dim)
+    query = some(total, heads, dim)
+    layout = lay_out(rows)
+    asked, k, v = (one.to(device) for one in (query, keys, values))
+    results = []
+    for one in layout.calls:
+        call = call_of(one, device)
+        gathered = asked if call.gather is None else asked[call.gather]
+        results.append(kernel.attend(gathered, k, v, call, dim**-0.5))
+    out = torch.cat([one for one, _ in results])
+    if layout.parts is not None:
+        lse = torch.cat([one for _, one in results], dim=1)
+        out = merge_parts(out, lse, torch.from_numpy(layout.parts).to(device))
+    right = _right(query, keys, values, rows, dim**-0.5)
+    error = float((out.cpu().double() - right).abs().max() / right.abs().max())
     return error if error == error else float("inf")
+
+
+def _right(
+    query: Tensor, keys: Tensor, values: Tensor, rows: Sequence[Row], scaling: float
+) -> Tensor:
+    """Attention of each token in fp64, [T, heads, dim]."""
+    group = query.shape[1] // keys.shape[1]
+    keys, values = (one.double().repeat_interleave(group, dim=1) for one in (keys, values))
+    out, place = [], 0
+    for row in rows:
+        before = [slot for extent in row.prefix for slot in range(extent.start, extent.end)]
+        for number in range(row.count):
+            seen = [*before, *range(row.slot, row.slot + row.start + number + 1)]
+            scores = torch.einsum("shd,hd->hs", keys[seen], query[place].double()) * scaling
+            out.append(torch.einsum("hs,shd->hd", scores.softmax(dim=-1), values[seen]))
+            place += 1
+    return torch.stack(out)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import Row, attention_of
 from llavakit.engine.decode import StaticDecode
+from llavakit.engine.pieces import Kernel
 from llavakit.engine.scheduler import Plan, Work
 from llavakit.engine.sequence import ImageSpan, Sequence
 from llavakit.engine.transfer import to_device
@@ -46,6 +47,7 @@ class ModelRunner:
         arena: its keys and values.
         image_cache_bytes: budget of the feature cache.
         static: runs steps that only decode, if it can.
+        kernel: attends in all others; None leaves it to the processor's.
 
     Attributes:
         eager: how many passes were run eagerly.
@@ -58,43 +60,64 @@ class ModelRunner:
         arena: KVArena,
         image_cache_bytes: int,
         static: StaticDecode | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
         self.model = model
         self.arena = arena
         self.static = static
+        self._kernel = kernel
         self.eager = 0
         self.halved = 0
         self.vision = VisionEncoder(model.encode_images, image_cache_bytes)
 
-    def run(self, plan: Plan) -> Outcome:
-        """Run one step. One bad sequence never harms another."""
+    def run(self, plan: Plan, drawn: Tensor | None = None) -> Outcome:
+        """Launch one step. One bad sequence never harms another.
+
+        Args:
+            plan: the step.
+            drawn: [N] int64 on the device, what the step before drew; see ``Work.source``.
+        """
         outcome = Outcome()
-        features = self.vision.features([image for work in plan.work for image in _needed(work)])
-        work = []
-        for one in plan.work:
-            error = next(
-                (e for i in _needed(one) if isinstance(e := features[i.key], Exception)), None
-            )
-            if error is None:
-                work.append(one)
-            else:
-                outcome.failed[one.sequence] = error
-        good = {key: one for key, one in features.items() if isinstance(one, Tensor)}
-        rows = self._forward(work, good, outcome)
+        work = plan.work
+        needed = [image for one in work if one.sequence.images for image in _needed(one)]
+        features: dict[str, Tensor] = {}
+        if needed:
+            features, work = self._seen(needed, work, outcome)
+        rows = self._forward(work, features, drawn, outcome)
         if rows:
             outcome.logits = rows[0] if len(rows) == 1 else torch.cat(rows)
         return outcome
 
+    def _seen(
+        self, needed: Items[ImageSpan], work: Items[Work], outcome: Outcome
+    ) -> tuple[dict[str, Tensor], list[Work]]:
+        """Features of pictures by their key, and the works that lack none."""
+        features = self.vision.features(needed)
+        good = []
+        for one in work:
+            error = next(
+                (e for i in _needed(one) if isinstance(e := features[i.key], Exception)), None
+            )
+            if error is None:
+                good.append(one)
+            else:
+                outcome.failed[one.sequence] = error
+        return {key: one for key, one in features.items() if isinstance(one, Tensor)}, good
+
     def _forward(
-        self, work: Items[Work], features: dict[str, Tensor], outcome: Outcome
+        self,
+        work: Items[Work],
+        features: dict[str, Tensor],
+        drawn: Tensor | None,
+        outcome: Outcome,
     ) -> list[Tensor]:
         """Logits of the works that complete; halves the batch when it fails, down to one."""
         if not work:
             return []
         try:
-            logits = self._decoded(work)
+            logits = self._decoded(work, drawn)
             if logits is None:
-                logits = self._computed(work, features)
+                logits = self._computed(work, features, drawn)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
@@ -106,55 +129,86 @@ class ModelRunner:
                 "a step failed for %d sequences and is tried in halves", len(work), exc_info=True
             )
             middle = len(work) // 2
-            return self._forward(work[:middle], features, outcome) + self._forward(
-                work[middle:], features, outcome
-            )
+            halves = (work[:middle], work[middle:])
+            return [
+                rows for half in halves for rows in self._forward(half, features, drawn, outcome)
+            ]
         outcome.completed += [one for one in work if one.completes]
         return [] if logits is None else [logits]
 
-    def _decoded(self, work: Items[Work]) -> Tensor | None:
+    def _decoded(self, work: Items[Work], drawn: Tensor | None) -> Tensor | None:
         """Logits of a step that only decodes, where it can run in static shapes."""
         if self.static is None or not all(_decodes(one) for one in work):
             return None
-        tokens = [one.sequence.tokens[one.start] for one in work]
-        return self.static([_row(one) for one in work], tokens)
+        rows = [_row(one) for one in work]
+        sources = [one.source for one in work]
+        if drawn is None or max(sources) < 0:
+            return self.static(rows, [one.sequence.tokens[one.start] for one in work])
+        tokens = [one.sequence.tokens[one.start] if one.source < 0 else 0 for one in work]
+        return self.static(rows, tokens, sources, drawn)
 
-    def _computed(self, work: Items[Work], features: dict[str, Tensor]) -> Tensor | None:
+    def _computed(
+        self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
+    ) -> Tensor | None:
         """Logits of the works that complete, of any pass."""
         self.eager += 1
-        hidden = self._hidden(work, features)
-        ends = torch.tensor([one.count for one in work]).cumsum(0) - 1
-        last = ends[torch.tensor([one.completes for one in work])]
-        return self.model.logits(hidden[to_device(last, hidden.device)]) if len(last) else None
+        hidden = self._hidden(work, features, drawn)
+        if len(hidden) > len(work) or not all(one.completes for one in work):
+            ends = itertools.accumulate(one.count for one in work)
+            last = [end - 1 for end, one in zip(ends, work, strict=True) if one.completes]
+            if not last:
+                return None
+            hidden = hidden[to_device(torch.tensor(last), hidden.device)]
+        return self.model.logits(hidden)
 
-    def _hidden(self, work: Items[Work], features: dict[str, Tensor]) -> Tensor:
+    def _hidden(
+        self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
+    ) -> Tensor:
         device = self.model.device
-        ids = [token for one in work for token in _tokens(one)]
-        places = np.concatenate([np.arange(one.start, one.start + one.count) for one in work])
-        embeddings = self.model.embed(to_device(torch.tensor(ids), device))
+        embeddings = self.model.embed(_ids(work, drawn, device))
         position = 0
         for one in work:
             for image in _needed(one):
                 _place(embeddings[position : position + one.count], one.start, image, features)
             position += one.count
+        places = [place for one in work for place in range(one.start, one.start + one.count)]
         rows = [_row(one) for one in work]
-        positions = to_device(torch.from_numpy(places), device)
-        return self.model.decode(embeddings, positions, attention_of(self.arena, rows))
+        positions = to_device(torch.tensor(places), device)
+        return self.model.decode(
+            embeddings, positions, attention_of(self.arena, rows, self._kernel)
+        )
+
+
+def _ids(work: Items[Work], drawn: Tensor | None, device: torch.device) -> Tensor:
+    """Token ids of a pass, [T]; those that the host does not know yet are ``drawn``."""
+    sources = [one.source for one in work]
+    if drawn is not None and sources == list(range(len(drawn))):
+        return drawn  # the same sequences go on, as in most steps
+    tokens: list[int] = []
+    unknown: list[tuple[int, int]] = []
+    for one in work:
+        if one.source < 0:
+            tokens += one.sequence.tokens[one.start : one.start + one.count]
+        else:
+            unknown.append((len(tokens), one.source))
+            tokens.append(0)
+    ids = to_device(torch.tensor(tokens), device)
+    if unknown:
+        assert drawn is not None, "something is computed ahead of nothing"
+        places, found = to_device(torch.tensor(unknown).T.contiguous(), device)
+        ids[places] = drawn[found]
+    return ids
 
 
 def _row(work: Work) -> Row:
     segment = work.sequence.segment
     assert segment is not None, "only running sequences have work"
-    return Row(segment.prefix, segment.extent.start, work.start - segment.base, work.count)
+    return Row(work.sequence.prefix, segment.extent.start, work.start - segment.base, work.count)
 
 
 def _decodes(work: Work) -> bool:
     """Whether it is one token of text, behind which another one is drawn."""
     return work.count == 1 and work.completes and not _needed(work)
-
-
-def _tokens(work: Work) -> list[int]:
-    return work.sequence.tokens[work.start : work.start + work.count]
 
 
 def _needed(work: Work) -> list[ImageSpan]:

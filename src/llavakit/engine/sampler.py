@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +31,7 @@ class Draw:
         self.numbers = random.Random(self.params.seed)
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A drawn token, with log probabilities if they were asked for: (token, logprob) pairs."""
 
     token: int
@@ -39,8 +39,50 @@ class Drawn:
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Drawing:
+    """Tokens that are chosen on the device and on their way to the host.
+
+    Args:
+        tokens: [N] int64.
+        logprobs: [N, vocab], if a row asked for any; may be overwritten afterwards.
+        counts: how many alternatives each row asked for.
+
+    Attributes:
+        tokens: on the device, for the step that goes on behind them.
+    """
+
+    def __init__(
+        self, tokens: Tensor, logprobs: Tensor | None = None, counts: Sequence[int | None] = ()
+    ) -> None:
+        self.tokens = tokens
+        self._counts = counts
+        self._ids, self._values = tokens, None
+        if logprobs is not None:
+            ids, values = _alternatives(tokens, logprobs, max(count or 0 for count in counts))
+            self._ids, self._values = ids, _to_host(values)
+        self._ids = _to_host(self._ids)
+        self._copied: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            # Behind the copies, which go to pinned memory and hold nobody up.
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(tokens.device))
+
+    def read(self) -> list[Drawn]:
+        """The tokens, on the host; waits for the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        if self._values is None:
+            return [Drawn(token) for token in self._ids.tolist()]
+        return _with_logprobs(self._ids.tolist(), self._values.tolist(), self._counts)
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """A copy that is under way, or on other devices than CUDA the values themselves."""
+    return values.to("cpu", non_blocking=True) if values.is_cuda else values
+
+
 class Sampler:
-    """Draws tokens. The host waits for the device once: for the tokens themselves.
+    """Draws tokens; the host waits for the device only when it reads them.
 
     Args:
         forbidden: ids that are never drawn.
@@ -54,30 +96,39 @@ class Sampler:
         self,
         logits: Tensor,
         draws: Sequence[Draw],
-        seen: Sequence[Sequence[int] | None],
+        seen: Sequence[Sequence[int] | None] = (),
         allowed: Tensor | None = None,
     ) -> list[Drawn]:
-        """One token for each row.
+        """One token for each row, on the host (see :meth:`launch`)."""
+        return self.launch(logits, draws, seen, allowed).read()
+
+    def launch(
+        self,
+        logits: Tensor,
+        draws: Sequence[Draw],
+        seen: Sequence[Sequence[int] | None] = (),
+        allowed: Tensor | None = None,
+    ) -> Drawing:
+        """One token for each row; waits for nothing.
 
         Args:
             logits: [N, vocab] in fp32; changed in place.
             draws: how each row is drawn.
-            seen: for rows with a repetition penalty, the tokens so far.
+            seen: for rows with a repetition penalty, the tokens so far; empty if there is none.
             allowed: [N, vocab] of bool, what a grammar allows; rows without one are all True.
         """
         logits.index_fill_(-1, self._forbidden, NEVER)
-        asked = [draw.params.logprobs is not None for draw in draws]
+        counts = [draw.params.logprobs for draw in draws]
         # As in the OpenAI API, log probabilities are the model's, before any of its settings.
-        logprobs = torch.log_softmax(logits, dim=-1) if any(asked) else None
+        asked = any(count is not None for count in counts)
+        logprobs = torch.log_softmax(logits, dim=-1) if asked else None
         if allowed is not None:
             logits.masked_fill_(~allowed, NEVER)
-        for row, (draw, tokens) in enumerate(zip(draws, seen, strict=True)):
-            if tokens is not None and draw.params.repetition_penalty != 1.0:
-                _penalise(logits[row], tokens, draw.params.repetition_penalty)
-        chosen = _choose(logits, draws)
-        if logprobs is None:
-            return [Drawn(token) for token in chosen.tolist()]
-        return _with_logprobs(chosen, logprobs, [draw.params.logprobs for draw in draws])
+        for row, tokens in enumerate(seen):
+            penalty = draws[row].params.repetition_penalty
+            if tokens is not None and penalty != 1.0:
+                _penalise(logits[row], tokens, penalty)
+        return Drawing(_choose(logits, draws), logprobs, counts)
 
 
 def _penalise(scores: Tensor, tokens: Sequence[int], penalty: float) -> None:
@@ -173,13 +224,21 @@ def _index(rows: Sequence[int], like: Tensor) -> Tensor:
     return to_device(torch.tensor(rows), like.device)
 
 
-def _with_logprobs(tokens: Tensor, logprobs: Tensor, counts: Sequence[int | None]) -> list[Drawn]:
+def _alternatives(tokens: Tensor, logprobs: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Ids and log probabilities [N, 1 + most]: the drawn token's, then those of the likeliest."""
+    values, ids = logprobs.topk(most)
+    own = tokens[:, None]
+    return torch.cat((own, ids), dim=-1), torch.cat((logprobs.gather(-1, own), values), dim=-1)
+
+
+def _with_logprobs(
+    ids: Sequence[Sequence[int]],
+    values: Sequence[Sequence[float]],
+    counts: Sequence[int | None],
+) -> list[Drawn]:
     """The drawn tokens, each with as many log probabilities as were asked for."""
-    values, ids = logprobs.topk(max(count or 0 for count in counts))
-    values = torch.cat((logprobs.gather(-1, tokens[:, None]), values), dim=-1)
-    ids = torch.cat((tokens[:, None], ids), dim=-1)
     drawn = []
-    for count, places, scores in zip(counts, ids.tolist(), values.tolist(), strict=True):
+    for count, places, scores in zip(counts, ids, values, strict=True):
         top = tuple(zip(places[1:], scores[1:], strict=True))
         drawn.append(
             Drawn(places[0]) if count is None else Drawn(places[0], scores[0], top[:count])

@@ -1,10 +1,16 @@
 """What the next step computes. Pure: queues, integers and numpy ids; no torch, no threads.
 
 Contract: ``add`` and ``release`` may be called between steps only; ``schedule`` plans one
-step and reserves all that it needs; the caller runs the plan, then calls ``commit``. Nothing
-is ever preempted: a sequence is admitted only when its prompt *and* its longest answer have
-slots. When nothing runs, free slots and kept segments add up to the arena
+step and reserves all that it needs; the caller launches the plan, and calls ``commit`` when it
+was run. One further step may be planned in between: it goes on behind tokens that are being
+drawn. Nothing is ever preempted: a sequence is admitted only when its prompt *and* its longest
+answer have slots. When nothing runs, free slots and kept segments add up to the arena
 (``check_integrity``).
+
+A sequence may be released while a step in flight still writes its slots: whoever gets these
+slots next is computed by a later step, and steps run in the order in which they are launched
+(on CUDA, on one stream of each device). Nobody reads what a step in flight writes: only
+committed tokens are shared, so a step that fails leaves nothing void behind.
 """
 
 from __future__ import annotations
@@ -24,18 +30,24 @@ WORTH_SHARING = 16
 it would cost every decoding step a piece more to read, and part sequences that read together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
-    """Tokens ``start`` to ``start + count`` of a sequence are computed in this step."""
+    """Tokens ``start`` to ``start + count`` of a sequence are computed in this step.
+
+    Attributes:
+        source: -1 if they are known; else the place of the (one) token among those that the
+            step before draws.
+    """
 
     sequence: Sequence
     start: int
     count: int
+    source: int = -1
 
     @property
     def completes(self) -> bool:
         """Whether a token is drawn afterwards."""
-        return self.start + self.count == len(self.sequence.tokens)
+        return self.start + self.count >= self.sequence.prompt_length
 
 
 @dataclass(slots=True)
@@ -117,17 +129,25 @@ class Scheduler:
 
     def _plan_work(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         """Add the sequence's next tokens to the plan; returns what it took of the budget."""
-        left = len(sequence.tokens) - sequence.computed
-        if not sequence.prefilling:
-            plan.work.append(Work(sequence, sequence.computed, left))
+        start = sequence.launched
+        left = len(sequence.tokens) - start
+        if start >= sequence.prompt_length:
+            if left:
+                plan.work.append(Work(sequence, start, left))
+            elif start - sequence.prompt_length + 1 < sequence.max_tokens:
+                left = 1
+                plan.work.append(Work(sequence, start, left, sequence.place))
+            sequence.launched = start + left
             return 0
         count = min(left, budget)
-        if count > 0:
-            plan.work.append(Work(sequence, sequence.computed, count))
-        return max(count, 0)
+        if count <= 0:
+            return 0
+        plan.work.append(Work(sequence, start, count))
+        sequence.launched = start + count
+        return count
 
     def commit(self, plan: Plan) -> None:
-        """Note that the plan was run."""
+        """Note that the plan was run; plans are committed in their order."""
         for work in plan.work:
             work.sequence.computed = work.start + work.count
 
@@ -183,7 +203,8 @@ class Scheduler:
             segment = Segment(extent, shared, parent, sequence)
             self._tree.add(segment)
         sequence.segment = segment
-        sequence.computed = sequence.cached = shared
+        sequence.prefix = segment.prefix
+        sequence.computed = sequence.launched = sequence.cached = shared
         self.waiting.remove(sequence)
         self.running.append(sequence)
         return True

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llavakit.engine.extents import Extent
 from llavakit.engine.prefix import Segment, VirtualIds, image_ids
 from llavakit.streams import Channel
 from llavakit.values import Request
@@ -46,6 +47,10 @@ class Sequence:
     ``tokens`` are the prompt's ids (a picture's tokens all carry the model's image id),
     followed by the answer's. ``computed`` counts those whose keys and values lie in the
     arena. A sequence is *prefilling* while ``computed < len(prompt)`` and *decoding* after.
+
+    ``launched`` counts those too that a step in flight computes. Where that is all of them,
+    the step draws the next token, which is not among ``tokens`` yet: it is the one at
+    ``place`` among the tokens of that step.
     """
 
     tokens: list[int]
@@ -58,7 +63,11 @@ class Sequence:
     arrived: float = field(default_factory=time.monotonic)
     virtual: VirtualIds = field(default_factory=lambda: np.empty(0, np.int64))
     segment: Segment | None = None
+    prefix: tuple[Extent, ...] = ()
+    """Where the tokens before its own segment lie, once it runs."""
     computed: int = 0
+    launched: int = 0
+    place: int = -1
     cached: int = 0
     answer: Any = None
     """What is drawn so far and how (see ``engine.answer``); None until the first token."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llavakit.kernels import huge_pages
+
 if TYPE_CHECKING:
     from llavakit.kernels.native import Kernels
 
@@ -68,7 +70,9 @@ def pack(weight: Tensor, bits: int, compiled: Kernels | None = None) -> Packed:
     assert bits in BITS
     rows, columns = weight.shape
     panels, groups = -(-rows // PANEL), -(-columns // GROUP)
-    data = torch.empty((panels, groups, PANEL * GROUP * bits // 8), dtype=torch.uint8)
+    # Memory of its own: between what is allocated and freed meanwhile it would leave holes, which
+    # took as much again.
+    data = huge_pages.empty((panels, groups, PANEL * GROUP * bits // 8), torch.uint8)
     scales = torch.empty((panels, groups, PANEL), dtype=torch.float16)
     for first in range(0, rows, _ROWS_AT_ONCE):
         part = weight[first : first + _ROWS_AT_ONCE]
@@ -157,10 +161,17 @@ def unpack(packed: Packed, first: int = 0, last: int | None = None) -> Tensor:
 def joined(parts: list[Packed]) -> Packed:
     """The rows of several matrices of equal columns and bits below each other, bit for bit."""
     first = parts[0]
-    data = torch.cat([_by_rows(part.data, part.rows) for part in parts])
-    scales = torch.cat([_by_rows(part.scales, part.rows) for part in parts])
     rows = sum(part.rows for part in parts)
-    return Packed(_by_panels(data), _by_panels(scales), rows, first.columns, first.bits)
+    panels = -(-rows // PANEL)
+    data = huge_pages.empty((panels, *first.data.shape[1:]), torch.uint8)
+    scales = torch.empty((panels, *first.scales.shape[1:]), dtype=torch.float16)
+    if all(part.rows % PANEL == 0 for part in parts):
+        torch.cat([part.data for part in parts], out=data)
+        torch.cat([part.scales for part in parts], out=scales)
+    else:
+        data.copy_(_by_panels(torch.cat([_by_rows(part.data, part.rows) for part in parts])))
+        scales.copy_(_by_panels(torch.cat([_by_rows(part.scales, part.rows) for part in parts])))
+    return Packed(data, scales, rows, first.columns, first.bits)
 
 
 def _by_rows(stored: Tensor, rows: int) -> Tensor:

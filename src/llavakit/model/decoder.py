@@ -12,22 +12,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llavakit.kernels import huge_pages
 from llavakit.kernels.attention import Pass
 from llavakit.kernels.decoding import Layers, LayerWeights
 from llavakit.kernels.native import KINDS
 from llavakit.kernels.packing import joined
 from llavakit.kernels.products import Weights
-from llavakit.model import huge_pages
 from llavakit.model.packed import PackedLinear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, query [T, heads, dim], key [T, kv_heads, dim], value, scaling) -> [T, heads, dim]"""
+
+
+@runtime_checkable
+class TurningAttend(Protocol):
+    """An :data:`Attend` that can also turn queries and keys to their places itself."""
+
+    def turned(
+        self, layer: int, mixed: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float
+    ) -> Tensor:
+        """Queries, keys and values [T, heads + 2 kv_heads, dim] -> [T, heads, dim]."""
+
 
 ATTENTION = "llavakit"
 """Name under which the engine's attention is registered with transformers."""
@@ -132,9 +143,13 @@ class FusedDecoder:
             hidden = hidden.clone() if hidden is embeddings else hidden
             return self._native(hidden, cos, sin, attend).to(embeddings.dtype)
         hidden = embeddings.float() if self._wide else embeddings
+        turning = attend if isinstance(attend, TurningAttend) else None
         for number, layer in enumerate(self._layers):
-            query, key, value = self._enter(hidden, cos, sin, *layer.before)
-            seen = attend(number, query, key, value, layer.scaling)
+            mixed = self._enter(hidden, *layer.before)
+            if turning is not None:
+                seen = turning.turned(number, mixed, cos, sin, self.heads, layer.scaling)
+            else:
+                seen = attend(number, *_turned(mixed, cos, sin, layer.shape), layer.scaling)
             hidden = self._leave(hidden, seen, *layer.behind)
         normed = F.rms_norm(hidden, (hidden.shape[-1],), self._norm, self._eps)
         return normed.to(embeddings.dtype)
@@ -196,7 +211,7 @@ class _FusedLayer:
         else:
             pairs = [_merge(*one) for one in parts]
         first, second, third, fourth = pairs
-        self.before = (norms[0], eps, *first, *self.shape)
+        self.before = (norms[0], eps, *first, self.shape[2])
         self.behind = (*second, norms[1], eps, *third, *fourth)
 
 
@@ -223,20 +238,18 @@ def _for_torch(weights: Weights) -> tuple[Any, Tensor | None]:
 
 
 def _enter(
-    hidden: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    norm: Tensor,
-    eps: float,
-    weight: Any,
-    bias: Tensor | None,
-    heads: int,
-    kv_heads: int,
-    dim: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turned queries and keys, and values: [T, heads or kv_heads, dim]."""
+    hidden: Tensor, norm: Tensor, eps: float, weight: Any, bias: Tensor | None, dim: int
+) -> Tensor:
+    """Queries, keys and values, [T, heads + 2 kv_heads, dim]."""
     normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
-    mixed = _product(normed, weight, bias).view(len(hidden), -1, dim)
+    return _product(normed, weight, bias).view(len(hidden), -1, dim)
+
+
+def _turned(
+    mixed: Tensor, cos: Tensor, sin: Tensor, shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys turned to their places, and values: [T, heads or kv_heads, dim]."""
+    heads, kv_heads, _ = shape
     turned = _rotate(mixed[:, : heads + kv_heads], cos, sin)
     return turned[:, :heads], turned[:, heads:], mixed[:, heads + kv_heads :]
 

@@ -7,6 +7,7 @@ masks, output records), which the engine does itself. Callers run it under
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class Llava:
 
     Attributes:
         layers, kv_heads, head_dim: the shape of the decoder's keys and values.
+        heads: of its queries.
         vocab_size: rows of the output layer.
     """
 
@@ -38,6 +40,7 @@ class Llava:
         self._decoder = decoder_of(self._language_model)
         text = self.config.text_config
         self.layers = int(text.num_hidden_layers)
+        self.heads = int(text.num_attention_heads)
         self.kv_heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
         self.head_dim = int(
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -47,9 +50,9 @@ class Llava:
         calibrate(self.matrices)
         skip_unread_vision_layers(model)
 
-    @property
+    @functools.cached_property
     def device(self) -> torch.device:
-        """Where the decoder's inputs belong."""
+        """Where the decoder's inputs belong; the model stays where it was first used."""
         return device_of(self._language_model.embed_tokens)
 
     @property

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Reader", "load_reader", "load_weights"]
 
 log = logging.getLogger(__name__)
+
+_RESERVE = "caching_allocator_warmup"
 
 
 def load_reader(
@@ -133,12 +137,13 @@ def load_weights(
         options["quantization_config"] = (
             packed_config(quantization) if packs else quantization_config(quantization, kind)
         )
+    straight = device_map is None and quantization is None and reads_straight(place)
     if device_map is not None:
         options["device_map"] = device_map
-    elif quantization is not None and not packs:
+    elif straight or (quantization is not None and not packs):
         # Layers are quantised where they are loaded; a quantised model is not moved any more.
         options["device_map"] = {"": place}
-    with without_bar():
+    with without_bar(), _own_blocks() if straight else nullcontext():
         model = reader.build(options)
     if packs:
         from llavakit.model.packed import finish
@@ -149,10 +154,56 @@ def load_weights(
         keep_unpackable(model)
     if device_map is not None:
         _check_spread(model, place)
+    elif straight:
+        _remove_hooks(model)
     elif quantization is None:
         model = model.to(place)
     log.info("loaded %s on %s as %s", reader.path.name, device_map or place, quantization or kind)
-    return Llava(model)
+    loaded = Llava(model)
+    if packs:
+        from llavakit.kernels import huge_pages
+
+        huge_pages.trim()
+    return loaded
+
+
+def reads_straight(place: torch.device) -> bool:
+    """Whether each tensor goes to the device as it is read, and main memory never holds them all.
+
+    A processor's tensors are where they belong anyway, in the mapped file if that has their type.
+    """
+    return place.type == "cuda"
+
+
+@contextmanager
+def _own_blocks() -> Iterator[None]:
+    """Keep transformers from taking a GPU's memory for all weights in one block beforehand.
+
+    The fused decoder merges weights and drops their parts. Their holes in such a block would be
+    lost for keys and values, while blocks of their own are given back.
+    """
+    from transformers import modeling_utils
+
+    before = getattr(modeling_utils, _RESERVE, None)
+    if before is None:
+        yield
+        return
+    setattr(modeling_utils, _RESERVE, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(modeling_utils, _RESERVE, before)
+
+
+def _remove_hooks(model: Any) -> None:
+    """Make sure that accelerate wraps no module, for whose sake layers would not be fused.
+
+    transformers 5.23 has none wrapped on a single device; that is written nowhere.
+    """
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        from accelerate.hooks import remove_hook_from_submodules
+
+        remove_hook_from_submodules(model)
 
 
 def _check_stored(

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from llavakit.errors import CheckpointError
+from llavakit.kernels import huge_pages
 from llavakit.kernels.native import kernels
 from llavakit.kernels.packing import Packed, pack
 from llavakit.kernels.products import Weights
-from llavakit.model import huge_pages
 
 METHOD = "llavakit"
 """Name of the method in transformers' register of quantizers."""
+
+READ_AT_ONCE = 256 << 20
+"""Bytes of weights that are packed before the pages that they were read from are let go."""
 
 HEAD_BITS = 8
 """Of the output layer, whatever the others have: it decides every token."""
@@ -165,6 +168,7 @@ def _config_class() -> type:
     class Pack(ConversionOps):  # type: ignore[misc]
         def __init__(self, change: Change | None) -> None:
             self.change = change
+            self._read = 0
 
         def convert(
             self, input_dict: dict[str, Any], *args: Any, model: Any = None, **kwargs: Any
@@ -178,9 +182,15 @@ def _config_class() -> type:
                     raise ValueError(f"{name} is {tuple(weight.shape)} and should be {wanted}")
                 changed = weight if self.change is None else self.change(name, weight)
                 result[name] = nn.Parameter(module.take(changed), requires_grad=False)
-                # The file stays mapped until all is read; what is packed need not stay in memory.
-                huge_pages.forget(weight)
+                self._let_go(weight.nbytes)
             return result
+
+        def _let_go(self, size: int) -> None:
+            # Files stay mapped until all is read; what is packed need not stay in memory.
+            self._read += size
+            if self._read >= READ_AT_ONCE:
+                self._read = 0
+                huge_pages.forget_files()
 
     @register_quantizer(METHOD)
     class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -197,8 +207,12 @@ def _config_class() -> type:
             replace_linear(model, config.bits, config.kept, stored=config.stored)
             return model
 
-        def get_quantize_ops(self) -> Any:
+        @functools.cached_property
+        def _pack(self) -> Any:
             return Pack(self.quantization_config.change)
+
+        def get_quantize_ops(self) -> Any:
+            return self._pack  # one for all, which counts what was read
 
         def is_serializable(self) -> bool:
             return False

@@ -39,6 +39,7 @@ def create_app(
     settings: ServerSettings | None = None,
     *,
     loaded: Callable[[BaseException | None], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> FastAPI:
     """The server of a backend, to be run by any ASGI server.
 
@@ -52,9 +53,11 @@ def create_app(
         settings: names, keys and limits.
         loaded: told when the model is ready (None) or could not be loaded (the error); on
             another thread.
+        progress: told of the warm-up before that: how many pieces of work are done, of how many,
+            and the last one's name; on another thread.
     """
     settings = settings or ServerSettings()
-    service = Service(backend, settings, loaded)
+    service = Service(backend, settings, loaded, progress)
     keys = Keys(settings.api_keys)
 
     def known_host(request: Request) -> None:

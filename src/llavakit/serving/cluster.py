@@ -16,9 +16,10 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import llavakit
+from llavakit.engine.memory import CONCURRENCY
 from llavakit.errors import MissingDependencyError, ModelError, ParameterError
 from llavakit.serving.affinity import affinity_of
 from llavakit.serving.handles import DEPLOYMENT, RayReplicas
@@ -46,7 +47,8 @@ class ClusterSettings:
     Attributes:
         replicas: fewest, and how many there are at first.
         most: most replicas; as many as they are needed run. Equal to ``replicas``: always so many.
-        busy: requests under way at each replica at which another one is started.
+        busy: requests under way at each replica at which another one is started; ``"auto"``
+            starts it at 32, which every machine computes at once.
         address: of a Ray cluster that runs; None starts one on this machine, for this process.
         gpus: of each replica; None takes one where the cluster has any.
         cpus: of each replica; None shares out those of this machine, or takes one on a cluster.
@@ -56,7 +58,7 @@ class ClusterSettings:
 
     replicas: int = 1
     most: int = 0
-    busy: int = 16
+    busy: int | Literal["auto"] = 16
     address: str | None = None
     gpus: float | None = None
     cpus: float | None = None
@@ -65,6 +67,8 @@ class ClusterSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "most", self.most or self.replicas)
+        if self.busy == "auto":  # as the replicas' own concurrency, which nobody knows here
+            object.__setattr__(self, "busy", CONCURRENCY)
         if self.replicas < 1 or self.most < self.replicas:
             raise ParameterError(
                 f"A cluster of {self.replicas} to {self.most} replicas makes no sense; use "

@@ -22,9 +22,11 @@ class Readiness:
 
     Args:
         backend: whose model is loaded.
-        warm_up: answer one token, which loads the weights and shows that they work; False
-            asks the backend for its facts only.
-        told: called with the error, or with None when the model is ready; on another thread.
+        warm_up: answer one token, which loads the weights and shows that they work, and let the
+            backend warm up; ``"load"`` leaves out the last, and False asks for its facts only.
+        told: called with the error, or with None when the model is ready; on another thread,
+            and not if the server was stopped meanwhile.
+        progress: told of the warm-up as :meth:`~llavakit.backend.Backend.warm_up` tells of it.
 
     Attributes:
         state: how it stands.
@@ -36,12 +38,14 @@ class Readiness:
         self,
         backend: Backend,
         *,
-        warm_up: bool,
+        warm_up: bool | Literal["load"],
         told: Callable[[BaseException | None], None] | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self._backend = backend
         self._warm_up = warm_up
         self._told = told or _log
+        self._progress = progress
         self._thread: threading.Thread | None = None
         self.state: State = "loading"
         self.info: ModelInfo | None = None
@@ -83,12 +87,14 @@ class Readiness:
             self.info = self._backend.info
             if self._warm_up:
                 self._backend.generate("Hi", SamplingParams(max_tokens=1, temperature=0.0))
+            if self._warm_up is True:
+                self._backend.warm_up(self._progress)
         except BaseException as reason:
             error = reason
         self.since = int(time.time())
-        if self.state == "loading":
+        if self.state == "loading":  # else the end of the server is what ended it
             self.state = "ready" if error is None else "failed"
-        self._told(error)
+            self._told(error)
 
 
 def _log(error: BaseException | None) -> None:

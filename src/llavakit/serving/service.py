@@ -55,6 +55,7 @@ class Service:
         backend: who answers.
         settings: names and limits.
         loaded: told how loading ended.
+        progress: told how the warm-up goes on.
     """
 
     def __init__(
@@ -62,13 +63,16 @@ class Service:
         backend: Backend,
         settings: ServerSettings,
         loaded: Callable[[BaseException | None], None] | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self.backend = backend
         self.settings = settings
         self.name = settings.model_name or _short(backend.info.name)
         self.metrics = Metrics(self.name, backend.stats)
         self.gate = Gate(settings)
-        self.readiness = Readiness(backend, warm_up=settings.warm_up, told=loaded)
+        self.readiness = Readiness(
+            backend, warm_up=settings.warm_up, told=loaded, progress=progress
+        )
         self.answers = OpenAnswers()
         # Fetching waits, decoding computes.
         workers = 32 if settings.allow_urls else min(8, (os.cpu_count() or 1) + 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from llavakit._checks import kind, real, strings, whole
 from llavakit.errors import ParameterError
@@ -24,7 +25,8 @@ class ServerSettings:
         allowed_hosts: names that the ``Host`` header may have, without ports; empty takes
             any. Set for servers on loopback, it keeps web pages from reaching them through a
             name of their own (DNS rebinding).
-        warm_up: answer one token at start, which loads the model; False is ready at once.
+        warm_up: at start, load the model, answer one token, and compile and capture what steps
+            need; ``"load"`` leaves out the last, and False is ready at once.
         max_body_bytes: most bytes of a request.
         max_pictures: most pictures of a request.
         max_picture_bytes: most bytes of one picture.
@@ -45,7 +47,7 @@ class ServerSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allow_urls: bool = False
     allowed_hosts: tuple[str, ...] = ()
-    warm_up: bool = True
+    warm_up: bool | Literal["load"] = True
     max_body_bytes: int = 64 * MIB
     max_pictures: int = 16
     max_picture_bytes: int = 20 * MIB
@@ -76,8 +78,9 @@ class ServerSettings:
             real(name, getattr(self, name), above=0)
         if self.max_answer_tokens is not None:
             whole("max_answer_tokens", self.max_answer_tokens, least=1)
-        for name in ("allow_urls", "warm_up"):
-            kind(name, getattr(self, name), bool, "True or False")
+        kind("allow_urls", self.allow_urls, bool, "True or False")
+        if self.warm_up != "load":
+            kind("warm_up", self.warm_up, bool, 'True, False or "load"')
         for name, secret in (("api_keys", True), ("allowed_hosts", False)):
             value = strings(name, getattr(self, name), secret=secret)
             object.__setattr__(self, name, value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llavakit.model import huge_pages
+from llavakit.kernels import huge_pages
 
 MAKERS = pytest.mark.parametrize("make", [huge_pages.empty, huge_pages.sparse])
 
@@ -104,3 +104,32 @@ def test_forgetting_little_or_nothing_harms_nobody(size):
     huge_pages.forget(around[2500 : 2500 + size])
     huge_pages.forget(torch.empty(4, device="meta"))
     assert bool((around[:2500] == 1).all()) and bool((around[2500 + size :] == 1).all())
+
+
+def test_forgotten_files_leave_memory_and_are_read_again(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    file = tmp_path / "weights.safetensors"
+    made = torch.arange(4 << 20, dtype=torch.float32)
+    save_file({"weight": made}, file)
+    weight = load_file(file)["weight"]
+    assert float(weight.sum()) > 0  # reads all of it
+    before = resident_file_bytes()
+    huge_pages.forget_files()
+    assert before - resident_file_bytes() > weight.nbytes // 2
+    assert torch.equal(weight, made)
+
+
+def test_files_that_were_written_to_in_memory_are_not_forgotten(tmp_path):
+    file = tmp_path / "weights.bin"
+    file.write_bytes(bytes([1]) * (1 << 20))
+    storage = torch.UntypedStorage.from_file(str(file), False, 1 << 20)
+    mapped = torch.empty(0, dtype=torch.uint8).set_(storage)
+    mapped[5000:5010] = 7
+    huge_pages.forget_files()
+    assert int(mapped.sum(dtype=torch.int64)) == (1 << 20) + 60
+
+
+def resident_file_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile:"))

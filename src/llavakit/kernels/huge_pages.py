@@ -14,6 +14,7 @@ import math
 import mmap
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -74,6 +75,39 @@ def forget(tensor: Tensor) -> None:
     last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:
         advise(first, last - first, mmap.MADV_DONTNEED)
+
+
+def forget_files(suffixes: Sequence[str] = (".safetensors", ".bin")) -> None:
+    """Let go of all pages of mapped checkpoint files; they are read again where they are needed.
+
+    For a checkpoint whose tensors are converted as they are read: the copies are seen, and the
+    pages that they were read from are not. A mapping that somebody has written to keeps its pages,
+    because a file is mapped privately and does not hold what was written.
+    """
+    advise = _madvise()
+    if advise is None:
+        return
+    place: tuple[int, int] | None = None
+    for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
+        name, *rest = line.split(maxsplit=5)
+        if not name.endswith(":"):
+            first, _, last = name.partition("-")
+            ours = bool(rest) and rest[-1].endswith(tuple(suffixes))
+            place = (int(first, 16), int(last, 16)) if ours else None
+        elif name == "Anonymous:" and place is not None and rest[0] == "0":
+            advise(place[0], place[1] - place[0], mmap.MADV_DONTNEED)
+
+
+def trim() -> None:
+    """Give back what the allocator keeps of memory that was freed; glibc keeps much after loading.
+
+    A 7B packed to 4 bits left 1.9 GB so.
+    """
+    if sys.platform != "linux":
+        return
+    function = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if function is not None:
+        function(0)
 
 
 @functools.cache

@@ -1,0 +1,53 @@
+"""What an engine attends by, and why not by something better: for the log and ``stats()``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llavakit.engine.decode import StaticDecode
+from llavakit.engine.pieces import Kernel
+from llavakit.kernels.native import kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Attending:
+    """The ways that an engine has found.
+
+    Attributes:
+        kernel: of passes of any kind; None is the processor's compiled one.
+        static: runs steps that only decode, or None.
+        refused: kernels that were passed over, and why.
+    """
+
+    kernel: Kernel | None
+    static: StaticDecode | None
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        name = self._name()
+        if self.static is None:
+            return f"{name}; decode runs eagerly"
+        how = "captured and compiled" if self.static.compiles else "in static shapes"
+        return f"{name}; decode by {self.static.kernel.name}, {how}"
+
+    def _name(self) -> str:
+        if self.kernel is not None:
+            return self.kernel.name
+        library = kernels()
+        return "torch" if library is None else f"compiled ({library.name})"
+
+    def stats(self) -> dict[str, Any]:
+        """Names, counts of steps, and reasons, under the keys of ``Backend.stats``."""
+        static = self.static
+        steps = {} if static is None else static.steps
+        return {
+            "attention_kernel": self._name(),
+            "decode_kernel": self._name() if static is None else static.kernel.name,
+            "attention_refused": dict(self.refused),
+            "static_steps": steps.get("static", 0),
+            "captured_steps": steps.get("captured", 0),
+            "compiled_steps": steps.get("compiled", 0),
+            "compile_refused": None if static is None else static.compile_refused,
+            "capture_refused": None if static is None else static.capture_refused,
+        }

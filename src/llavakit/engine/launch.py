@@ -1,0 +1,107 @@
+"""Launches a step: a pass of the model and the drawing behind it, without waiting for either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from llavakit.engine.grammar import allowed
+from llavakit.engine.runner import ModelRunner
+from llavakit.engine.sampler import Drawing, Drawn, Sampler
+from llavakit.engine.scheduler import Plan, Work
+from llavakit.engine.sequence import Sequence
+from llavakit.errors import EngineError
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A step that was launched.
+
+    Attributes:
+        plan: what it computes.
+        completed: works behind which a token is drawn, in the order of the tokens.
+        drawing: those tokens; None if there are none.
+        failed: sequences that could not be launched, and why.
+        looks_back: whether the next step can only be launched when these tokens are known.
+    """
+
+    plan: Plan
+    completed: list[Work] = field(default_factory=list)
+    drawing: Drawing | None = None
+    failed: dict[Sequence, Exception] = field(default_factory=dict)
+    looks_back: bool = False
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """The drawn tokens on the device, [N]; None if there are none."""
+        return None if self.drawing is None else self.drawing.tokens
+
+    def read(self) -> list[Drawn]:
+        """The drawn tokens; waits for the device."""
+        return [] if self.drawing is None else self.drawing.read()
+
+
+class Launcher:
+    """Launches steps.
+
+    Args:
+        runner: computes logits.
+        sampler: draws the tokens.
+        name: shown in the name of the thread that works out what grammars allow.
+    """
+
+    def __init__(self, runner: ModelRunner, sampler: Sampler, name: str) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._masks = ThreadPoolExecutor(1, f"llavakit-masks-{name}")
+
+    def close(self) -> None:
+        """Let its thread go."""
+        self._masks.shutdown(wait=False)
+
+    def launch(self, plan: Plan, before: Flight | None = None) -> Flight:
+        """Launch a step, perhaps ahead of the tokens of the one before, which is in flight."""
+        masks = [
+            (work, self._masks.submit(work.sequence.answer.matcher.fill))
+            for work in plan.work
+            if work.sequence.answer.matcher is not None and work.completes
+        ]
+        outcome = self._runner.run(plan, None if before is None else before.tokens)
+        flight = Flight(plan, outcome.completed, failed=outcome.failed)
+        flight.failed.update(_failures(masks))
+        if outcome.logits is not None:
+            try:
+                self._draw(flight, outcome.logits)
+            except Exception as error:
+                flight.failed |= {work.sequence: error for work in flight.completed}
+                flight.completed = []
+        for place, work in enumerate(flight.completed):
+            work.sequence.place = place
+        return flight
+
+    def _draw(self, flight: Flight, logits: Tensor) -> None:
+        """Draw the tokens of a step behind its pass."""
+        answers = [work.sequence.answer for work in flight.completed]
+        draws = [answer.draw for answer in answers]
+        flight.looks_back = any(answer.looks_back for answer in answers)
+        if not flight.looks_back:
+            flight.drawing = self._sampler.launch(logits, draws)
+            return
+        seen = [
+            work.sequence.tokens if draw.params.repetition_penalty != 1.0 else None
+            for work, draw in zip(flight.completed, draws, strict=True)
+        ]
+        masks = allowed([answer.matcher for answer in answers], logits)
+        flight.drawing = self._sampler.launch(logits, draws, seen, masks)
+
+
+def _failures(masks: Iterable[tuple[Work, Future[None]]]) -> dict[Sequence, Exception]:
+    """Waits for masks; the sequences whose grammar gave up, and why."""
+    return {
+        work.sequence: error if isinstance(error, Exception) else EngineError(str(error))
+        for work, mask in masks
+        if (error := mask.exception()) is not None
+    }
