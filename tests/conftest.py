@@ -40,7 +40,8 @@ def demo_backend() -> Iterator[Backend]:
     """The bundled model; held for the whole run, so that it is loaded once."""
     import llavakit
 
-    backend = llavakit.load("demo")
+    # A configuration of its own: other tests close what they have loaded, which may be shared.
+    backend = llavakit.load("demo", max_waiting=1023)
     yield backend
     backend.close()
 

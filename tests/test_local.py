@@ -302,20 +302,20 @@ def test_request_that_breaks_the_model_fails_alone(backend: LocalBackend, monkey
     runner = backend._get_engine()._loop.runner
     hidden = runner._hidden
 
-    def break_on_poison(work, features):
+    def break_on_poison(work, features, drawn=None):
         if any(2 * [ord("X") + 5] == one.sequence.tokens[-3:-1] for one in work):
             raise RuntimeError("poison")
-        return hidden(work, features)
+        return hidden(work, features, drawn)
 
     monkeypatch.setattr(runner, "_hidden", break_on_poison)
     expected = backend.generate("hello", SHORT).text
     streams = [backend.stream(text, SHORT) for text in ("hello", "hello", "hello")]
     assert ["".join(c.text for c in s) for s in streams] == [expected] * 3
 
-    def always(work, features):
+    def always(work, features, drawn=None):
         if any(one.sequence.request.messages[0].text == "poison" for one in work):
             raise RuntimeError("poison")
-        return hidden(work, features)
+        return hidden(work, features, drawn)
 
     monkeypatch.setattr(runner, "_hidden", always)
     streams = [backend.stream(text, SHORT) for text in ("hello", "poison", "hello")]

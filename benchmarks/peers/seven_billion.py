@@ -56,7 +56,7 @@ def main() -> None:
     figures["llavakit"]["from 16 bits"] = _child(checkpoint, options.threads[-1])
     print(figures, flush=True)
     if not packed.exists():
-        export = ("-m", "llavakit", "export", checkpoint, packed, "--quantize", "4bit")
+        export = ("-m", "llavakit.cli", "export", checkpoint, packed, "--quantize", "4bit")
         subprocess.run([sys.executable, *map(str, export)], check=True)
     if rival is not None and not (options.folder / "q4_0.gguf").exists():
         write_q4_0(options.folder / "q4_0.gguf", SHAPE)

@@ -178,7 +178,7 @@ def test_the_host_cost_is_measured_with_all_steps_captured(capsys, monkeypatch):
     from benchmarks import host_cost
 
     monkeypatch.setattr(host_cost, "ROWS", (1, 3))
-    monkeypatch.setattr(sys, "argv", ["host_cost", "--rounds", "1"])
+    monkeypatch.setattr(sys, "argv", ["host_cost", "--rounds", "3"])
     host_cost.main()
     _, one, three, steps = capsys.readouterr().out.splitlines()
     assert float(one.split("|")[1]) > 0 and float(three.split("|")[1]) > 0

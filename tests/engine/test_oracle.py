@@ -86,7 +86,8 @@ def llava_ahead(path: Path) -> Pair:
     return Pair(tiny_llava(path, context=512), 24, lookahead=True, **SMALL)
 
 
-def llava_ahead_in_static_shapes(path: Path) -> Pair:
+def llava_on_a_devices_path(path: Path) -> Pair:
+    """As on a GPU, but for its kernels: no compiled ones of the processor (see the fixture)."""
     return Pair(tiny_llava(path, context=512), 24, lookahead=True, static_decode=True, **SMALL)
 
 
@@ -115,7 +116,7 @@ KINDS = [
     llava_next,
     llava_in_static_shapes,
     llava_ahead,
-    llava_ahead_in_static_shapes,
+    llava_on_a_devices_path,
     llava_in_torch,
     llava_on_two_threads,
     demo,
@@ -128,7 +129,7 @@ def pair(
 ) -> Iterator[Pair]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        if request.param is llava_in_torch:
+        if request.param in (llava_in_torch, llava_on_a_devices_path):
             patch.setenv(SWITCH, "0")
         kernels.cache_clear()
         if request.param is llava_on_two_threads:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from llavakit.engine.decode import StaticDecode
 from llavakit.engine.pieces import Kernel
+from llavakit.kernels.fused import computed_by
 from llavakit.kernels.native import kernels
 
 
@@ -18,11 +21,13 @@ class Attending:
         kernel: of passes of any kind; None is the processor's compiled one.
         static: runs steps that only decode, or None.
         refused: kernels that were passed over, and why.
+        device: of the model.
     """
 
     kernel: Kernel | None
     static: StaticDecode | None
     refused: dict[str, str]
+    device: torch.device
 
     def __str__(self) -> str:
         name = self._name()
@@ -45,6 +50,7 @@ class Attending:
             "attention_kernel": self._name(),
             "decode_kernel": self._name() if static is None else static.kernel.name,
             "attention_refused": dict(self.refused),
+            "fused_by": "" if self.kernel is None else computed_by(self.device),
             "static_steps": steps.get("static", 0),
             "captured_steps": steps.get("captured", 0),
             "compiled_steps": steps.get("compiled", 0),

@@ -77,7 +77,7 @@ class Engine:
         kernel = pass_kernel(arena, model.heads, model.kv_heads, model.head_dim, refused)
         static = static_decode(model, arena, config, refused)
         runner = ModelRunner(model, arena, config.image_cache_bytes, static, kernel)
-        self._attention = Attending(kernel, static, refused)
+        self._attention = Attending(kernel, static, refused, model.device)
         log.info("attends by %s", self._attention)
         sampler = Sampler(reader.special.forbidden, model.device)
         self._grammars = GrammarCompiler(

@@ -84,6 +84,11 @@ def merge_parts(out: Tensor, lse: Tensor, parts: Tensor) -> Tensor:
     return _merge_parts(out, lse, parts)  # type: ignore[no-any-return]
 
 
+def computed_by(device: torch.device) -> str:
+    """``"triton"`` or ``"torch"``: what these operators run in there, as far as is known yet."""
+    return "triton" if device.type == "cuda" and _Fastest.triton else "torch"
+
+
 def rotate_and_store_in_torch(
     mixed: Tensor,
     cos: Tensor,
