@@ -60,17 +60,17 @@ def main() -> None:
                 figures[title] = figures_of(results)
                 print(f"{title} (median of {options.rounds})")
                 print("\n".join(lines_of(figures[title])), "\n", flush=True)
-    if options.out:
-        saved = {
-            "versions": versions,
-            "skipped": skipped,
-            "failed": failures,
-            "cores": os.cpu_count(),
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "rounds": options.rounds,
-            "figures": figures,
-        }
-        options.out.write_text(json.dumps(saved, indent=1) + "\n")
+                if options.out:  # at once: who stops a long run keeps what it has
+                    saved = {
+                        "versions": versions,
+                        "skipped": skipped,
+                        "failed": failures,
+                        "cores": os.cpu_count(),
+                        "instructions": torch.backends.cpu.get_cpu_capability(),
+                        "rounds": options.rounds,
+                        "figures": figures,
+                    }
+                    options.out.write_text(json.dumps(saved, indent=1) + "\n")
     if failures:
         sys.exit(f"failed: {', '.join(failures)}")
 

@@ -114,9 +114,9 @@ def demo(path: Path) -> Pair:
 KINDS = [
     llava,
     llava_next,
-    llava_in_static_shapes,
-    llava_ahead,
-    llava_on_a_devices_path,
+    pytest.param(llava_in_static_shapes, marks=pytest.mark.slow),
+    pytest.param(llava_ahead, marks=pytest.mark.slow),
+    llava_on_a_devices_path,  # which is both, and more
     llava_in_torch,
     llava_on_two_threads,
     demo,
