@@ -208,13 +208,8 @@ def _ask_rival(engine: Any, folder: Path, threads: int) -> dict[str, float]:
             place = command.index("--mmproj")
             return command[:place] + command[place + 2 :]
 
-        def _body(self, request: Request) -> bytes:
-            body = json.loads(super()._body(request))
-            body["prompt"] = f"USER: {request.questions[0]} ASSISTANT:"
-            return json.dumps(body).encode()
-
-        def _image(self, request: Request) -> bytes:
-            return b""
+        def _prompt(self, request: Request) -> Any:
+            return f"USER: {request.questions[0]} ASSISTANT:"
 
     began = time.perf_counter()
     job = Job("llama_cpp", "q4_0", threads, 1, [], str(folder / "q4_0.gguf"), str(folder))

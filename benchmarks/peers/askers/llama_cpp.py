@@ -97,11 +97,13 @@ class LlamaServer:
         connection.request(method, path, body, {"Content-Type": "application/json"})
         return connection.getresponse()
 
-    def _body(self, request: Request) -> bytes:
+    def _prompt(self, request: Request) -> Any:
         image = base64.b64encode(self._job.image(request.image).read_bytes()).decode()
-        prompt = {"prompt_string": request.prompt(MARKER), "multimodal_data": [image]}
+        return {"prompt_string": request.prompt(MARKER), "multimodal_data": [image]}
+
+    def _body(self, request: Request) -> bytes:
         asked = {
-            "prompt": prompt,
+            "prompt": self._prompt(request),
             "n_predict": request.max_tokens,
             "temperature": 0,
             # No other sampler may take time from the engine.
