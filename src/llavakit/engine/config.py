@@ -26,7 +26,8 @@ class EngineConfig:
         revision: a branch, tag or commit on the hub.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
-        quantization: ``"4bit"``, ``"8bit"`` or None (bitsandbytes).
+        quantization: ``"4bit"``, ``"8bit"`` or None; packed by llavakit on a processor, by
+            bitsandbytes on CUDA.
         device_map: how layers are spread over several GPUs, such as ``"auto"`` (accelerate);
             None puts the whole model on ``device``.
         context_length: tokens of prompt and answer; None takes the model's own limit.
@@ -35,7 +36,7 @@ class EngineConfig:
         max_waiting: most requests that wait; one more raises ``QueueFullError``.
         prefill_chunk: most prompt tokens that one step computes.
         kv_cache_bytes: bytes for keys and values, running and kept; ``"auto"`` sizes it by
-            the device.
+            the memory that is free.
         image_cache_bytes: bytes for the features of pictures that were encoded before.
         static_decode: whether decoding runs in static shapes and, on CUDA, is captured as
             graphs; ``"auto"``: on CUDA.
