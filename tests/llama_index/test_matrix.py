@@ -79,14 +79,15 @@ def test_a_url_is_fetched_under_the_policy_and_is_the_same_picture(index_model, 
     assert backend.stats()["images_encoded"] <= before + 1
 
 
-def test_both_frameworks_load_one_set_of_weights(demo_backend):
+def test_both_frameworks_load_one_set_of_weights():
     from llavakit.engine.engine import Engine
 
+    shared = llavakit.load("demo")
     models = [ChatLLaVA(model="demo"), LLaVA(model="demo"), LLaVAMultiModal(model="demo")]
-    assert {id(model.backend_for()) for model in models} == {id(demo_backend)}
+    assert {id(model.backend_for()) for model in models} == {id(shared)}
     models[0].invoke("Hello")
     models[1].complete("Hello")
-    mine = demo_backend._engine
+    mine = shared._engine
     living = [one for one in gc.get_objects() if type(one) is Engine and not one.closed]
     assert [one for one in living if one.config == mine.config] == [mine]
     # Backends that differ only in their policy share the engine too.
