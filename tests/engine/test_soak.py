@@ -159,8 +159,8 @@ class Load:
         return "finished"
 
 
-@pytest.fixture
-def backend(tiny: TinyModel) -> Iterator[LocalBackend]:
+@pytest.fixture(params=[False, True], ids=["", "ahead"])
+def backend(tiny: TinyModel, request: pytest.FixtureRequest) -> Iterator[LocalBackend]:
     # Small on purpose: prefixes and pictures are evicted, the queue fills up.
     backend = llavakit.load(
         tiny.path,
@@ -169,6 +169,8 @@ def backend(tiny: TinyModel) -> Iterator[LocalBackend]:
         prefill_chunk=64,
         kv_cache_bytes=2400 * 2 * 2 * 2 * 8 * 4,
         image_cache_bytes=4 * 16 * 32 * 4,
+        lookahead=request.param,
+        static_decode=request.param,
     )
     assert isinstance(backend, LocalBackend)
     yield backend
