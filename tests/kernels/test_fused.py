@@ -116,12 +116,20 @@ def test_queries_are_turned_and_keys_and_values_kept(shape):
     check_rotation(rotate_and_store, *rotation(**shape))
 
 
+def as_transformers_does(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+    return heads * cos + rotate_half(heads) * sin
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_turns_bit_for_bit_as_the_decoder_does(dtype):
-    from llavakit.model.decoder import _rotate
+    from llavakit.model.decoder import rotate  # the very one: neither may drift
 
     mixed, cos, sin, keys, values, slots, heads = rotation(dtype=dtype, kept=dtype, angles=dtype)
-    right = _rotate(mixed[:, :6], cos, sin)
+    right = rotate(mixed[:, :6], cos, sin)
+    assert torch.equal(right, as_transformers_does(mixed[:, :6], cos, sin))
     query = rotate_and_store(mixed, cos, sin, keys, values, slots, heads)
     assert torch.equal(query, right[:, :4]) and torch.equal(keys[slots], right[:, 4:])
 

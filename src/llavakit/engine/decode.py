@@ -342,7 +342,11 @@ def _power_of_two(least: int) -> int:
 
 
 def static_decode(
-    model: Llava, arena: KVArena, config: EngineConfig, refused: dict[str, str] | None = None
+    model: Llava,
+    arena: KVArena,
+    config: EngineConfig,
+    refused: dict[str, str] | None = None,
+    tried: Kernel | None = None,
 ) -> StaticDecode | None:
     """The static path that the configuration asks for and the device can run; None is eager.
 
@@ -351,6 +355,7 @@ def static_decode(
         arena: its keys and values.
         config: what was asked.
         refused: takes the names of kernels that were passed over, and why.
+        tried: what attends in passes of any kind here, so that it is not tried again.
     """
     device = model.device
     on_gpu = device.type == "cuda"
@@ -366,7 +371,9 @@ def static_decode(
         )
         return None
     shape = (model.fused.heads, model.kv_heads, model.head_dim)
-    kernel = working_kernel(*shape, model.dtype, device, refused=refused)
+    kernel = tried
+    if kernel is None or not kernel.static:
+        kernel = working_kernel(*shape, model.dtype, device, refused=refused)
     if kernel is None:
         return None
     compiles = on_gpu and _has_triton() if config.compile == "auto" else config.compile

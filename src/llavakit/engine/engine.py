@@ -75,7 +75,7 @@ class Engine:
         )
         refused: dict[str, str] = {}
         kernel = pass_kernel(arena, model.heads, model.kv_heads, model.head_dim, refused)
-        static = static_decode(model, arena, config, refused)
+        static = static_decode(model, arena, config, refused, kernel)
         runner = ModelRunner(model, arena, config.image_cache_bytes, static, kernel)
         self._attention = Attending(kernel, static, refused, model.device)
         log.info("attends by %s", self._attention)

@@ -103,13 +103,13 @@ def rotate_and_store_in_torch(
     cos, sin = (angles.reshape(shape).to(mixed.dtype) for angles in (cos, sin))
     kept = keys.shape[1]
     query, key, value = torch.split(mixed, [heads, kept, kept], dim=1)
-    keys.index_copy_(0, slots, _rotate(key, cos, sin).to(keys.dtype))
+    keys.index_copy_(0, slots, rotate(key, cos, sin).to(keys.dtype))
     values.index_copy_(0, slots, value.to(values.dtype))
-    return _rotate(query, cos, sin)
+    return rotate(query, cos, sin)
 
 
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn [T, heads, dim] by each token's angles [T, 1, dim / 2]; as the decoder does it."""
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn [T, heads, dim] by each token's angles [T, 1, dim / 2]."""
     first, second = heads.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from llavakit.kernels import huge_pages
 from llavakit.kernels.attention import Pass
 from llavakit.kernels.decoding import Layers, LayerWeights
+from llavakit.kernels.fused import rotate
 from llavakit.kernels.native import KINDS
 from llavakit.kernels.packing import joined
 from llavakit.kernels.products import Weights
@@ -250,7 +251,7 @@ def _turned(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys turned to their places, and values: [T, heads or kv_heads, dim]."""
     heads, kv_heads, _ = shape
-    turned = _rotate(mixed[:, : heads + kv_heads], cos, sin)
+    turned = rotate(mixed[:, : heads + kv_heads], cos, sin)
     return turned[:, :heads], turned[:, heads:], mixed[:, heads + kv_heads :]
 
 
@@ -276,12 +277,6 @@ def _leave(
 def _product(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     """With plain weights, or with :class:`Weights`, which know their bias."""
     return F.linear(x, weight, bias) if isinstance(weight, Tensor) else weight.many(x)
-
-
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn [T, heads, dim] by each token's angles [T, 1, dim / 2]."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def _merge(*parts: nn.Linear) -> tuple[Tensor, Tensor | None]:
