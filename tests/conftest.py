@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 # Before torch is imported, here and in the processes that tests start: tests measure behaviour
 # and not speed, and several OpenMP threads starve at every barrier of a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """What collecting imported stays till the end: no garbage collection looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
@@ -46,6 +53,14 @@ def demo_backend() -> Iterator[Backend]:
     backend.close()
 
 
+@pytest.fixture(scope="module")
+def shared_demo() -> Backend:
+    """What every ``model="demo"`` of a module shares; held, or each test would load it anew."""
+    import llavakit
+
+    return llavakit.load("demo")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A random LLaVA-1.5 of a few thousand parameters, with its reference implementation."""
@@ -69,3 +84,24 @@ def _free_models() -> Iterator[None]:
     """Models of one module are freed before the next one begins."""
     yield
     gc.collect()
+
+
+def _loggers() -> Iterator[logging.Logger]:
+    """The root's, ours and the server's: those that programs set up for a process of their own."""
+    yield logging.root
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.startswith(("llavakit", "uvicorn")) and isinstance(logger, logging.Logger):
+            yield logger
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were() -> Iterator[None]:
+    """Commands decide what is logged in their process; here that would be any later test."""
+    before = {one.name: (one.level, one.handlers[:], one.propagate) for one in _loggers()}
+    yield
+    for logger in _loggers():
+        level, handlers, propagate = before.get(logger.name, (logging.NOTSET, [], True))
+        if logger.level != level:
+            logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate = propagate

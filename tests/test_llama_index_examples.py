@@ -3,47 +3,57 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.test_examples import ROOT, run
+import llavakit
+from tests.programs import ROOT, printed, python_blocks, started
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _model() -> Iterator[None]:
+    """Held, so that the examples share it."""
+    backend = llavakit.load("demo")
+    yield
+    backend.close()
 
 
 def test_chat_sees_the_picture_in_every_notation():
-    printed = run("examples/llama_index_chat.py")
-    assert re.search(r"turn 2: +red \(\d+ of \d+ tokens were known\)", printed)
-    assert re.search(r"template: +blue", printed)
-    assert re.search(r"complete: +green", printed)
+    told = printed("examples/llama_index_chat.py")
+    assert re.search(r"turn 2: +red \(\d+ of \d+ tokens were known\)", told)
+    assert re.search(r"template: +blue", told)
+    assert re.search(r"complete: +green", told)
 
 
 def test_query_engine_finds_the_picture_and_looks_at_it():
-    printed = run("examples/llama_index_query.py")
-    assert "What colour is the heart? red (heart.png)" in printed
-    assert "What is the title of the page? INVOICE (invoice.png)" in printed
+    told = printed("examples/llama_index_query.py")
+    assert "What colour is the heart? red (heart.png)" in told
+    assert "What is the title of the page? INVOICE (invoice.png)" in told
 
 
 def test_extraction_reads_the_invoice_and_every_page():
-    printed = run("examples/llama_index_extract.py")
-    assert "picture: title='INVOICE' number=2284 total=320" in printed
-    assert len(re.findall(r"page \d: +title='[A-Z]+' number=\d+ total=\d+", printed)) == 4
+    told = printed("examples/llama_index_extract.py")
+    assert "picture: title='INVOICE' number=2284 total=320" in told
+    assert len(re.findall(r"page \d: +title='[A-Z]+' number=\d+ total=\d+", told)) == 4
 
 
 def test_agent_uses_its_tools_and_sees():
-    printed = run("examples/llama_index_agent.py")
-    assert "called: multiply({'a': 6, 'b': 7})" in printed
-    assert "answer: The result is 42." in printed
-    assert "called: get_weather({'city': 'London'})" in printed
-    assert "answer: The result is rainy." in printed
-    assert "answer: blue" in printed
+    told = printed("examples/llama_index_agent.py")
+    assert "called: multiply({'a': 6, 'b': 7})" in told
+    assert "answer: The result is 42." in told
+    assert "called: get_weather({'city': 'London'})" in told
+    assert "answer: The result is rainy." in told
+    assert "answer: blue" in told
 
 
 @pytest.mark.slow  # `make demo`, whose test is not slow, runs it as well
 def test_ten_questions_are_answered_from_the_right_pages_by_a_new_process(tmp_path: Path):
-    printed = run("examples/llama_index_rag.py", "--db", str(tmp_path))
-    assert "36 pages read and indexed" in printed
-    assert "10 of 10 right, with the page cited" in printed and "BAD" not in printed
-    assert len(set(re.findall(r"invoices\.pdf p\. (\d+)$", printed, re.MULTILINE))) == 10
+    told = started("examples/llama_index_rag.py", "--db", str(tmp_path))
+    assert "36 pages read and indexed" in told
+    assert "10 of 10 right, with the page cited" in told and "BAD" not in told
+    assert len(set(re.findall(r"invoices\.pdf p\. (\d+)$", told, re.MULTILINE))) == 10
 
     wrong = (
         "import sys; sys.path.insert(0, 'examples')\n"
@@ -59,9 +69,8 @@ def test_ten_questions_are_answered_from_the_right_pages_by_a_new_process(tmp_pa
 
 
 def test_the_documentations_blocks_run_in_their_order(tmp_path: Path):
-    text = (ROOT / "docs" / "llama-index.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = python_blocks("docs/llama-index.md")
     assert len(blocks) >= 4
     script = tmp_path / "page.py"
     script.write_text("\n".join(blocks))
-    run(str(script))
+    printed(str(script))

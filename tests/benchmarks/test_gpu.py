@@ -147,6 +147,7 @@ def test_a_stage_that_raises_hangs_or_dies_is_a_line_and_no_end(tmp_path):
     assert "needed" in figures(tmp_path, "late")["skipped"]["error"]
 
 
+@pytest.mark.slow  # a fork, which is what is done elsewhere, is tested without
 def test_a_stage_runs_in_a_fresh_interpreter_where_a_fork_will_not_do(tmp_path):
     options = ["--fresh", "--only", "facts", "--out", str(tmp_path)]
     subprocess.run([*COMMAND, *options], cwd=ROOT, env=environment(), check=True)

@@ -25,6 +25,7 @@ def _no_peers(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
+@pytest.mark.slow  # what else is tested of it runs on invented contenders
 def test_a_tiny_comparison_of_llavakit_and_generate(tmp_path):
     out = tmp_path / "figures.json"
     options = "--tiny --rounds 1 --threads 1 --only llavakit generate"

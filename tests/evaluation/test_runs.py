@@ -9,7 +9,9 @@ import time
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from llavakit.cli.app import app
 from llavakit.errors import EngineClosedError, OutOfMemoryError, ParameterError, QueueFullError
 from llavakit.evaluation import Data, evaluate, open_benchmark, to_table
 from llavakit.testing import FakeBackend
@@ -68,8 +70,8 @@ def test_a_killed_program_goes_on_to_the_table_of_an_undisturbed_run(tmp_path, d
     for labels in (root / "coco").iterdir():
         labels.write_text(labels.read_text() * 4)
     out = tmp_path / "killed"
-    command = [sys.executable, "-c", "from llavakit.cli import main; main()", "eval", "pope"]
-    command += ["--data", str(root), "--out", str(out), "--window", "1"]
+    ask = ["eval", "pope", "--data", str(root), "--out", str(out), "--window", "1"]
+    command = [sys.executable, "-c", "from llavakit.cli import main; main()", *ask]
 
     killed = subprocess.Popen(command)
     answers = out / "answers.jsonl"
@@ -80,8 +82,8 @@ def test_a_killed_program_goes_on_to_the_table_of_an_undisturbed_run(tmp_path, d
     killed.wait(60)
     before = answers.read_bytes().count(b"\n")
     assert 0 < before < 48
-    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0, again.stderr
+    again = CliRunner().invoke(app, ask)
+    assert again.exit_code == 0, again.output
     assert f"{before} answers were there before" in again.stderr
 
     # The undisturbed run has another window, and an engine with a past.

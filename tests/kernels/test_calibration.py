@@ -32,7 +32,7 @@ from llavakit.kernels.native import MOST_ROWS, Kernels
 from llavakit.kernels.packing import pack
 from llavakit.kernels.products import Weights
 from llavakit.local import LocalBackend
-from tests.engine.test_oracle import submitted
+from tests.engine.oracle import submitted
 from tests.tiny import TinyModel
 
 MACHINE = {"processor": "one", "kernels": "avx2"}
@@ -291,7 +291,7 @@ def test_a_broken_file_is_no_error_and_is_replaced(text, caplog):
     path = path_of(MACHINE)
     path.parent.mkdir()
     path.write_bytes(text.replace(b"MACHINE", json.dumps(MACHINE).encode()))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="llavakit"):
         assert read(MACHINE) == {}
     assert "cannot be read" in caplog.text
     write(MACHINE, {"a": {1: 8}})
@@ -301,7 +301,7 @@ def test_a_broken_file_is_no_error_and_is_replaced(text, caplog):
 def test_a_folder_that_cannot_be_written_is_no_error(library: Kernels, folder, caplog):
     folder.write_text("no folder")
     one = group()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="llavakit"):
         calibrate([one], Measure(10))
     assert limit_of(one[0]) == 8 and "cannot be kept" in caplog.text
 

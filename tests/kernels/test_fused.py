@@ -343,7 +343,7 @@ def test_triton_that_fails_is_replaced_by_torch_with_one_warning(untried, monkey
     broken = types.SimpleNamespace(rotate_and_store=fail, merge_parts=fail)
     monkeypatch.setitem(sys.modules, "llavakit.kernels.fused_triton", broken)
     monkeypatch.setattr("llavakit.kernels.fused_triton", broken, raising=False)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="llavakit"):
         rotate = fused._Fastest("rotate_and_store", fused.rotate_and_store_in_torch)
         for _ in range(2):
             check_rotation(rotate, *rotation())
@@ -355,7 +355,7 @@ def test_triton_that_fails_is_replaced_by_torch_with_one_warning(untried, monkey
 def test_where_triton_is_not_built_nothing_is_warned_of(untried, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "llavakit.kernels.fused_triton", raising=False)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="llavakit"):
         check_merge(fused._Fastest("merge_parts", fused.merge_parts_in_torch), *merging())
     assert not caplog.records
 

@@ -84,7 +84,7 @@ def test_wrong_numbers_are_told_and_torch_computes(library: Kernels, monkeypatch
     monkeypatch.setattr(trial, "error_of", lambda found: "products: error 1.0e+00")
     kernels.cache_clear()
     try:
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="llavakit"):
             assert kernels() is None
         assert "give wrong numbers here (products: error 1.0e+00) and are not used" in caplog.text
     finally:
@@ -96,7 +96,7 @@ def test_without_kernels_the_log_says_once_that_it_is_slower(monkeypatch, caplog
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     kernels.cache_clear()
     try:
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="llavakit"):
             assert kernels() is None and kernels() is None
         assert caplog.text.count("no compiled kernels here: answers are the same and slower") == 1
     finally:
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_library_is_passed_over(monkeypatch, caplog, tmp_path)
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     kernels.cache_clear()
     try:
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="llavakit"):
             assert kernels() is None
         assert "the any kernels cannot be loaded" in caplog.text
     finally:

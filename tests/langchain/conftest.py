@@ -7,6 +7,11 @@ from PIL import Image as PILImage
 from llavakit.images import open_picture
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_model_for_all(shared_demo):
+    """Nothing is loaded where nothing is asked."""
+
+
 @pytest.fixture
 def pil():
     """A picture of four different quarters, so that no turn or flip looks the same."""

@@ -223,6 +223,27 @@ for result in chain.batch({questions!r}):
 """
 
 
+def test_an_index_in_lancedb_that_was_written_twice_is_opened_and_right(
+    documents, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from lance_store import LanceStore
+
+    folder = str(tmp_path / "index")
+    for _ in range(2):  # a second time changes nothing
+        in_lancedb(documents, folder)
+    store = LanceStore(folder, WordEmbeddings())
+    chain = page_question_chain(
+        store.as_retriever(search_kwargs={"k": 1}), ChatLLaVA(model="demo", temperature=0)
+    )
+    results = chain.batch(QUESTIONS)
+    check(results)
+    ids = {document.metadata["page"]: document.id for document in documents}
+    assert [one["documents"][0].id for one in results] == [ids[p] for _, p in TOTALS.values()]
+    assert len(store) == 4
+
+
+@pytest.mark.slow  # `make demo`, whose test is not slow, asks an index from another process as well
 def test_an_index_in_lancedb_is_opened_and_right_in_another_process(
     documents, tmp_path, monkeypatch
 ):

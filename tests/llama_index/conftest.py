@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llavakit.backend import Backend
 from llavakit.images import open_picture
 from llavakit.llama_index import LLaVA
 from llavakit.testing import FakeBackend
@@ -20,6 +21,11 @@ def _framework_leaves_connections_open() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_model_for_all(shared_demo: Backend) -> None:
+    """Nothing is loaded where nothing is asked."""
 
 
 @pytest.fixture(autouse=True)

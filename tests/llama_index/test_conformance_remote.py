@@ -30,6 +30,9 @@ class TestLLaVAMultiModalOnOurServer(LLMConformance):
         return LLaVAMultiModal(model=server.model, base_url=server.url, temperature=0)
 
 
+# Adapters do not know servers apart: what differs between them is asked of both in
+# `tests/remote/test_real_servers.py`, and by LangChain's suite.
+@pytest.mark.slow
 @pytest.mark.enable_socket
 class TestLLaVAOnTransformersServe(LLMConformance):
     @pytest.fixture

@@ -17,7 +17,7 @@ from llavakit.engine.attention import Row, attention_of, pass_kernel
 from llavakit.engine.extents import Extent
 from llavakit.kernels.native import SWITCH, kernels
 from llavakit.model.loader import load_reader, load_weights
-from tests.engine.test_oracle import submitted
+from tests.engine.oracle import submitted
 from tests.families import FAMILIES, TinyFamily, tiny_family
 from tests.model.test_families import CONVERSATIONS, messages
 from tests.tiny import TinyModel, tiny_llava

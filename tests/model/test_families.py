@@ -14,7 +14,7 @@ from llavakit import Image, Message, SamplingParams, Text
 from llavakit.model.catalog import CATALOG
 from llavakit.model.loader import load_reader
 from llavakit.prompts.conversation import Turn
-from tests.engine.test_oracle import submitted
+from tests.engine.oracle import submitted
 from tests.families import FAMILIES, TinyFamily, tiny_family
 
 Said = tuple[str, list[str | PILImage.Image]]

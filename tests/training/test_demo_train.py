@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,20 @@ from llavakit.training.progress import LOG, PLOT
 from llavakit.training.trainer import CHECKPOINTS
 from tests.training.demo import MIX
 
-REPEATS = next(one for one in PHASES if isinstance(one, RepeatPhase)).repeats
+REPEATS = tuple(
+    replace(one, rows=4)
+    for one in next(one for one in PHASES if isinstance(one, RepeatPhase)).repeats
+)
+TOKENS = 700
+"""Of a step: enough for lessons with pictures and without."""
 BESIDE = {"patch_weight": 0.2, "word_weight": 0.5}
 ALL: tuple[AnyPhase, ...] = (
     VisionPhase(name="vision", steps=2, seed=1, scenes=4, pages=4, pictures=6),
     RepeatPhase(name="repeats", steps=2, seed=2, repeats=REPEATS),
     LessonPhase(name="text", steps=1, seed=3, mix={"copying": 1.0}, tokens=500),
-    LessonPhase(name="joint-1", steps=4, seed=4, mix=MIX, tokens=1200, **BESIDE),
+    LessonPhase(name="joint-1", steps=2, seed=4, mix=MIX, tokens=TOKENS, **BESIDE),
     LessonPhase(
-        name="joint-2", steps=1, seed=5, mix=MIX, tokens=1200,
+        name="joint-2", steps=1, seed=5, mix=MIX, tokens=TOKENS,
         louder_positions=(2.0, 2.0), own_share=0.5,
     ),
 )  # fmt: skip
@@ -64,7 +70,7 @@ def work(tmp_path_factory: Any) -> Path:
     folder: Path = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         few_pictures(patch)
-        demo_train.train(ALL, folder, folder / "out", save_steps=2)
+        demo_train.train(ALL, folder, folder / "out", save_steps=1)
     return folder
 
 
@@ -134,16 +140,16 @@ def test_an_interrupted_phase_goes_on_to_the_same_weights(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     few_pictures(monkeypatch)
-    (checkpoint,) = (work / "joint-1" / CHECKPOINTS).glob("checkpoint-4")
-    for stop in (2, 4):
+    (checkpoint,) = (work / "joint-1" / CHECKPOINTS).glob("checkpoint-2")
+    for stop in (1, 2):
         workdir = tmp_path / str(stop)
-        if stop == 4:  # it was killed while the result was written
+        if stop == 2:  # it was killed while the result was written
             shutil.copytree(checkpoint, workdir / "joint-1" / CHECKPOINTS / checkpoint.name)
         else:
             interrupted(ALL[3], work / "text", workdir, stop)
         said: list[str] = []
         out = demo_train.run_phase(
-            ALL[3], work / "text", workdir, save_steps=2, told=said.append
+            ALL[3], work / "text", workdir, save_steps=1, told=said.append
         )  # fmt: skip
         assert any(f"checkpoint-{stop}" in line for line in said)
         expected, seen = weights(work / "joint-1"), weights(out)
@@ -164,13 +170,13 @@ def interrupted(phase: AnyPhase, before: Path, workdir: Path, stop: int) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_train, "PhaseTrainer", Broken)
         with pytest.raises(KeyboardInterrupt):
-            demo_train.run_phase(phase, before, workdir, save_steps=2, told=print)
+            demo_train.run_phase(phase, before, workdir, save_steps=1, told=print)
     assert reached and not (workdir / phase.name / "model.safetensors").exists()
 
 
 def test_a_checkpoint_can_be_trained_on(work: Path, tmp_path: Path, monkeypatch: Any):
     few_pictures(monkeypatch)
-    phase = LessonPhase(name="more", steps=1, seed=9, mix=MIX, tokens=1200, patch_weight=0.0)
+    phase = LessonPhase(name="more", steps=1, seed=9, mix=MIX, tokens=TOKENS, patch_weight=0.0)
     demo_train.train([phase], tmp_path, tmp_path / "out", start=work / "out")
     assert not (tmp_path / "start").exists()
     old, new = weights(work / "out"), weights(tmp_path / "out")
