@@ -15,13 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from llavakit import tracing
 from llavakit._checks import kind, known, real, whole
 from llavakit._threads import off_loop
 from llavakit.errors import MessageError, ParameterError
-from llavakit.streams import AnswerStream, Gathering, gather
+from llavakit.streams import AnswerStream, Gathering, agather, gather, gather_all
 from llavakit.values import (
     REQUEST_OPTIONS,
     Chunk,
@@ -87,7 +88,9 @@ class Backend(ABC):
 
     @abstractmethod
     def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        """Tokens of the prompt, pictures included; nothing is run and nothing is fetched.
+        """Tokens of the prompt, pictures included; nothing is run.
+
+        Of a picture at a URL, so much is fetched as tells its size, under the policy.
 
         A stretch of a conversation that could not be answered can be counted all the same.
         """
@@ -139,7 +142,8 @@ class Backend(ABC):
         Args:
             messages: a conversation, one message, or a plain question.
             params: how the answer is drawn.
-            **options: ``tools``, ``tool_choice``, ``parallel_tool_calls``, ``timeout``
+            **options: ``tools``, ``tool_choice``, ``parallel_tool_calls``, ``timeout``,
+                ``add_generation_prompt``, ``continue_final_message``
                 (see :class:`~llavakit.values.Request`).
         """
         return self.submit(to_request(messages, params, **options))
@@ -156,22 +160,36 @@ class Backend(ABC):
     ) -> list[Completion]:
         """Several answers to one request; its prompt is computed once for all of them.
 
+        Each has a usage of its own; :meth:`~llavakit.values.Usage.of_choices` counts the prompt
+        once, as OpenAI does.
+
         Args:
             messages: as in :meth:`stream`.
             params: with a seed, the i-th answer is drawn with ``seed + i``.
             n: how many answers.
             **options: as in :meth:`stream`.
+
+        Raises:
+            LlavaKitError: the first error of any of them; the others are cancelled.
         """
-        whole("n", n, least=1)
-        request = to_request(messages, params, **options)
-        first = request.params
-        with contextlib.ExitStack() as open_streams:
-            streams = []
-            for number in range(n):
-                seed = None if first.seed is None else first.seed + number
-                stream = self.submit(replace(request, params=replace(first, seed=seed)))
-                streams.append(open_streams.enter_context(stream))
-            return [gather(stream) for stream in streams]
+        requests = _requests(to_request(messages, params, **options), n)
+        streams = self._submit_all(requests)
+        try:
+            return gather_all(streams)
+        finally:
+            _close_all(streams)
+
+    def _submit_all(self, requests: Sequence[Request]) -> list[AnswerStream]:
+        """Queue requests of one prompt, whose pictures are read once; all of them or none."""
+        held = [_held(message, self.policy) for message in requests[0].messages]
+        streams: list[AnswerStream] = []
+        try:
+            for request in requests:
+                streams.append(self.submit(replace(request, messages=tuple(held))))
+        except BaseException:
+            _close_all(streams)
+            raise
+        return streams
 
     async def astream(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
@@ -193,6 +211,19 @@ class Backend(ABC):
                 gathering.add(chunk)
         return gathering.completion()
 
+    async def achoices(
+        self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Any
+    ) -> list[Completion]:
+        """As :meth:`choices`, never blocking the event loop; cancelling it cancels all."""
+        requests = _requests(to_request(messages, params, **options), n)
+        streams = await off_loop(_preparing_pool(), lambda: self._submit_all(requests), _close_all)
+        tasks = [asyncio.ensure_future(agather(stream)) for stream in streams]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            _close_all(streams)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def acount_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
         """As :meth:`count_tokens`, never blocking the event loop."""
         return await asyncio.to_thread(self.count_tokens, messages, tools=tools)
@@ -210,6 +241,37 @@ class Backend(ABC):
         return self.generate(question_about(image, question), SamplingParams(**params)).text
 
 
+def _requests(request: Request, n: int) -> list[Request]:
+    """A request for each of ``n`` answers; seeds count up."""
+    whole("n", n, least=1)
+    seed = request.params.seed
+    if seed is None:
+        return [request] * n
+    return [
+        replace(request, params=replace(request.params, seed=seed + number)) for number in range(n)
+    ]
+
+
+def _held(message: Message, policy: SourcePolicy) -> Message:
+    """The message with its pictures' bytes in place of their addresses, to be read no more."""
+    from llavakit.sources import read_source
+
+    if not any(isinstance(image.source, (str, Path)) for image in message.images):
+        return message
+    content = [
+        Image(read_source(part.source, policy, from_url_field=part.from_url_field))
+        if isinstance(part, Image) and isinstance(part.source, (str, Path))
+        else part
+        for part in message.content
+    ]
+    return replace(message, content=tuple(content))
+
+
+def _close_all(streams: Iterable[AnswerStream]) -> None:
+    for stream in streams:
+        stream.close()
+
+
 def _watched(
     submit: Callable[[Any, Request], AnswerStream],
 ) -> Callable[[Any, Request], AnswerStream]:
@@ -217,6 +279,7 @@ def _watched(
 
     @functools.wraps(submit)
     def submit_watched(self: Backend, request: Request) -> AnswerStream:
+        kind("request", request, Request, "a llavakit.Request")
         if not tracing.enabled():
             return submit(self, request)
         return tracing.traced(
@@ -247,6 +310,8 @@ def to_request(
     tool_choice: ToolChoice = "auto",
     parallel_tool_calls: bool = True,
     timeout: float | None = None,
+    add_generation_prompt: bool | None = None,
+    continue_final_message: bool = False,
     **unknown: Any,
 ) -> Request:
     """A :class:`Request` from what callers find natural to pass."""
@@ -259,6 +324,7 @@ def to_request(
         raise ParameterError(
             f"params is of type {type(params).__name__}; give SamplingParams(...)."
         )
+    kind("tools", tools, Iterable, "a list of llavakit.Tool objects")
     tools = tuple(tools)
     for tool in tools:
         if not isinstance(tool, Tool):
@@ -279,6 +345,7 @@ def to_request(
         raise ParameterError("tool_choice is 'required', but no tools were given.")
     if timeout is not None:
         real("timeout", timeout, above=0)
+    kind("continue_final_message", continue_final_message, bool, "True or False")
     return Request(
         conversation,
         params or SamplingParams(),
@@ -286,7 +353,35 @@ def to_request(
         tool_choice,
         parallel_tool_calls,
         timeout,
+        begins_a_turn(add_generation_prompt, continue_final_message),
+        continue_final_message,
     )
+
+
+def begins_a_turn(asked: bool | None, continues: bool) -> bool:
+    """Whether the answer is a turn of its own; where nobody says, unless it goes on with one.
+
+    Args:
+        asked: ``add_generation_prompt``, None if nobody says.
+        continues: ``continue_final_message``.
+
+    Raises:
+        ParameterError: it would be both, or neither.
+    """
+    if asked is None:
+        return not continues
+    kind("add_generation_prompt", asked, bool, "True or False")
+    if asked and continues:
+        raise ParameterError(
+            "add_generation_prompt and continue_final_message contradict each other: an answer "
+            "begins a turn or goes on with one; set only one of them."
+        )
+    if not asked and not continues:
+        raise ParameterError(
+            "add_generation_prompt=False leaves the answer no turn to stand in; set "
+            "continue_final_message=True to go on with the last message, or leave both out."
+        )
+    return asked
 
 
 def _conversation(messages: Messages) -> tuple[Message, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from llavakit.backend import Backend
 from llavakit.errors import ParameterError
 
 if TYPE_CHECKING:
+    import httpx
+
     from llavakit.engine.config import EngineConfig
     from llavakit.sources import SourcePolicy
 
@@ -41,12 +43,17 @@ def load(
     quantization: str | None = None,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
+    keep_alive: float | str | None = None,
     warm_up: bool = False,
     base_url: str | None = None,
     api_key: str | None = None,
     dialect: str | None = None,
     max_retries: int | None = None,
     timeout: float | None = None,
+    default_headers: Mapping[str, str] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
+    http_client: httpx.Client | httpx.AsyncClient | None = None,
+    client_kwargs: Mapping[str, Any] | None = None,
     source_policy: SourcePolicy | None = None,
     **settings: Any,
 ) -> Backend:
@@ -65,6 +72,10 @@ def load(
         dtype: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``.
         quantization: ``"4bit"``, ``"8bit"`` or None; ``load_in_4bit`` and ``load_in_8bit``
             are understood too.
+        keep_alive: how long the weights stay in memory when no request runs or waits: seconds, a
+            duration such as ``"5m"`` or ``"1h30m"``, 0 (not at all), -1 or None (for ever). The
+            next request loads them again, and waits for it. Backends of one configuration that
+            differ in this share the weights, and the longest wish of those in use counts.
         warm_up: load the model now, run a first request, and compile and capture what steps
             need, which would otherwise happen while requests wait. Its progress is logged; for
             more, call ``warm_up(progress)`` of the backend.
@@ -75,6 +86,11 @@ def load(
             ``"transformers"`` or ``"generic"``; None finds out (see ``docs/remote.md``).
         max_retries: most further attempts, where a server gave no answer; the default is 2.
         timeout: seconds for a whole answer of a server, for requests that name none.
+        default_headers: further headers of every request to a server.
+        extra_body: further fields of every chat completion that a server is asked for.
+        http_client: a client for the requests to a server, with the program's own proxy or
+            certificates; it is never closed here.
+        client_kwargs: arguments of ``httpx.AsyncClient`` for the client that is made instead.
         source_policy: which files and addresses pictures may come from.
         **settings: further fields of :class:`~llavakit.engine.config.EngineConfig`, such as
             ``device_map="auto"`` for a model that is spread over several GPUs.
@@ -83,11 +99,14 @@ def load(
         ParameterError: settings that contradict each other or do not exist.
         ModelError: with ``warm_up``, the model cannot be loaded.
     """
+    from llavakit.engine.keep_alive import seconds_of
     from llavakit.sources import SourcePolicy
 
     kind("model", model, (str, os.PathLike), "a name or a path")
     if not os.fspath(model):
         raise refused("model", model, "a name or a path")
+    kind("model_base", model_base, (str, os.PathLike, type(None)), "a name, a path or None")
+    kind("conv_mode", conv_mode, (str, type(None)), "the name of a template or None")
     kind("base_url", base_url, (str, type(None)), "a server's address or None")
     kind(
         "source_policy",
@@ -98,6 +117,7 @@ def load(
     kind("load_in_4bit", load_in_4bit, bool, "True or False")
     kind("load_in_8bit", load_in_8bit, bool, "True or False")
     kind("warm_up", warm_up, bool, "True or False")
+    seconds = seconds_of(keep_alive)
     policy = source_policy or SourcePolicy()
     if base_url is not None:
         here = {
@@ -108,16 +128,27 @@ def load(
             "quantization": quantization,
             "load_in_4bit": load_in_4bit or None,
             "load_in_8bit": load_in_8bit or None,
+            "keep_alive": keep_alive,
             "warm_up": warm_up or None,
             **settings,
         }
-        how = {"dialect": dialect, "max_retries": max_retries, "timeout": timeout}
+        how = {
+            "dialect": dialect,
+            "max_retries": max_retries,
+            "timeout": timeout,
+            "extra_body": extra_body,
+            "http": (default_headers, http_client, client_kwargs),
+        }
         return _remote(os.fspath(model), base_url, api_key, policy, how, here)
     of_servers = {
         "api_key": api_key,
         "dialect": dialect,
         "max_retries": max_retries,
         "timeout": timeout,
+        "default_headers": default_headers or None,
+        "extra_body": extra_body or None,
+        "http_client": http_client,
+        "client_kwargs": client_kwargs or None,
     }
     for name, value in of_servers.items():
         if value is not None:
@@ -135,9 +166,9 @@ def load(
     def build() -> Backend:
         from llavakit.local import LocalBackend
 
-        return LocalBackend(config, policy)
+        return LocalBackend(config, policy, seconds)
 
-    backend = shared((config, policy), build)
+    backend = shared((config, policy, seconds), build)
     if warm_up:
         backend.warm_up()
     return backend
@@ -153,6 +184,8 @@ def _remote(
 ) -> Backend:
     """The backend of a model on a server; ``here`` is what only a model in this process has."""
     from llavakit.remote.address import RemoteConfig, normalized
+    from llavakit.remote.fields import to_extra_body
+    from llavakit.remote.http_client import ClientSettings
 
     limit = here.pop("context_length", None)
     given = sorted(name for name, value in here.items() if value is not None)
@@ -160,6 +193,11 @@ def _remote(
         raise ParameterError(
             f"{given[0]} has no effect on a server (base_url); set it where the server is started."
         )
+    headers, client, arguments = how.pop("http")
+    kind("default_headers", headers, (Mapping, type(None)), "a dict of names and values or None")
+    kind("client_kwargs", arguments, (Mapping, type(None)), "a dict of arguments or None")
+    how["http"] = ClientSettings(headers or {}, client, arguments or {})
+    how["extra_body"] = to_extra_body(how["extra_body"])
     key = os.environ.get("LLAVAKIT_API_KEY") if api_key is None else api_key
     config = RemoteConfig(
         model=model,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.engine.config import EngineConfig
-from llavakit.errors import EngineClosedError, SourceNotAllowedError
-from llavakit.images import Picture, open_picture
+from llavakit.engine.keep_alive import FOREVER, Stay
+from llavakit.errors import EngineClosedError
+from llavakit.images import Picture, open_picture, picture_size
 from llavakit.prompts.conversation import to_turns
 from llavakit.sources import SourcePolicy
 from llavakit.streams import AnswerStream
@@ -61,11 +62,17 @@ class LocalBackend(Backend):
     Args:
         config: which model, and how the engine is set up.
         policy: where pictures may come from. Backends that differ only in it share an engine.
+        keep_alive: seconds that the model stays in memory when it is idle. They share it too if
+            they differ in this, and the longest counts.
     """
 
-    def __init__(self, config: EngineConfig, policy: SourcePolicy) -> None:
+    def __init__(
+        self, config: EngineConfig, policy: SourcePolicy, keep_alive: float = FOREVER
+    ) -> None:
         self.config = config
+        self.keep_alive = keep_alive
         self._policy = policy
+        self._stay: Stay | None = None
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._reader: Reader | None = None
@@ -91,11 +98,10 @@ class LocalBackend(Backend):
         return self._get_engine().submit(request, self._open)
 
     def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        from llavakit.engine.engine import encode
+        from llavakit.engine.engine import count
 
         turns = to_turns(to_request(messages, tools=tools), answerable=False)
-        tokens, _ = encode(self._get_reader(), turns, self._open_unfetched)
-        return len(tokens)
+        return count(self._get_reader(), turns, self._size)
 
     def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:
         self._get_engine().warm_up(progress)
@@ -107,21 +113,15 @@ class LocalBackend(Backend):
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            engine, self._engine = self._engine, None
+            engine, self._engine, self._stay = self._engine, None, None
         if engine is not None:
             engine.close()
 
     def _open(self, image: Image) -> Picture:
         return open_picture(image.source, self.policy, from_url_field=image.from_url_field)
 
-    def _open_unfetched(self, image: Image) -> Picture:
-        source = image.source
-        if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
-            raise SourceNotAllowedError(
-                "Counting tokens fetches nothing: open the picture first "
-                "(llavakit.images.open_picture) and count with that."
-            )
-        return self._open(image)
+    def _size(self, image: Image) -> tuple[int, int]:
+        return picture_size(image.source, self.policy, from_url_field=image.from_url_field)
 
     def _get_reader(self) -> Reader:
         with self._lock:
@@ -155,6 +155,7 @@ class LocalBackend(Backend):
                 raise EngineClosedError("This backend was closed; llavakit.load gives a fresh one.")
             if self._engine is None or self._engine.closed:
                 self._engine = _shared_engine(self._reader_locked(), self.config)
+                self._stay = self._engine.stay(self.keep_alive)
             return self._engine
 
 

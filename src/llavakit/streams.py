@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
 from llavakit.errors import LlavaKitError, RequestCancelledError
-from llavakit.values import Chunk, Completion, TokenLogprob, ToolCall, Usage
+from llavakit.values import Chunk, Completion, CutCall, TokenLogprob, ToolCall, Usage
 
 
 class Channel:
@@ -35,10 +35,10 @@ class Channel:
         self._ended = False
         self._changed = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
-        self._watcher: Callable[[Chunk | BaseException], None] | None = None
+        self._watchers: tuple[Callable[[Chunk | BaseException], None], ...] = ()
 
     def watch(self, watcher: Callable[[Chunk | BaseException], None]) -> None:
-        """Tells one watcher of all chunks, those that wait to be taken too, and of an error.
+        """Tells a watcher of all chunks, those that wait to be taken too, and of an error.
 
         It is called by whoever puts them, and must neither block nor raise.
         """
@@ -47,7 +47,7 @@ class Channel:
                 watcher(chunk)
             if self._error is not None:
                 watcher(self._error)
-            self._watcher = watcher
+            self._watchers += (watcher,)
 
     @property
     def ended(self) -> bool:
@@ -61,8 +61,8 @@ class Channel:
                 return
             self._chunks.append(chunk)
             self._ended = chunk.finish_reason is not None
-            if self._watcher is not None:
-                self._watcher(chunk)
+            for watcher in self._watchers:
+                watcher(chunk)
             self._wake()
 
     def fail(self, error: BaseException) -> None:
@@ -72,8 +72,8 @@ class Channel:
                 return
             self._error = error
             self._ended = True
-            if self._watcher is not None:
-                self._watcher(error)
+            for watcher in self._watchers:
+                watcher(error)
             self._wake()
 
     def _wake(self) -> None:
@@ -192,18 +192,16 @@ class Gathering:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._calls: dict[int, _GrowingCall] = {}
+        self._calls: list[ToolCall] = []
+        self._cut: list[CutCall] = []
         self._last: Chunk | None = None
 
     def add(self, chunk: Chunk) -> None:
         """Take in the next chunk."""
         self._text.append(chunk.text)
         self._logprobs.extend(chunk.logprobs)
-        for piece in chunk.tool_calls:
-            call = self._calls.setdefault(piece.index, _GrowingCall())
-            call.id = piece.id or call.id
-            call.name = piece.name or call.name
-            call.arguments += piece.arguments
+        self._calls.extend(chunk.tool_calls)
+        self._cut.extend(chunk.cut_calls)
         if chunk.finish_reason is not None:
             self._last = chunk
 
@@ -211,41 +209,38 @@ class Gathering:
         """The whole answer; raises if the stream broke off before its end."""
         if self._last is None or self._last.finish_reason is None:
             raise LlavaKitError("The answer broke off before its end.")
-        calls = [call for _, call in sorted(self._calls.items())]
-        # A call that the token limit cut is no call; what there is of it stays in the text.
-        cut = "".join(call.raw for call in calls if not call.complete)
         return Completion(
-            text="".join(self._text) + cut,
-            tool_calls=tuple(call.done() for call in calls if call.complete),
+            text="".join(self._text),
+            tool_calls=tuple(self._calls),
             finish_reason=self._last.finish_reason,
             usage=self._last.usage or Usage(),
             logprobs=tuple(self._logprobs),
+            cut_calls=tuple(self._cut),
         )
 
 
-class _GrowingCall:
-    """A tool call of which more may come."""
+def gather_all(streams: Sequence[AnswerStream]) -> list[Completion]:
+    """All answers whole; the first error of any is raised at once, and the others go on."""
+    said: SimpleQueue[tuple[int, Chunk | BaseException]] = SimpleQueue()
+    for index, stream in enumerate(streams):
+        stream.watch(lambda one, index=index: said.put((index, one)))  # type: ignore[misc]
+    gatherings = [Gathering() for _ in streams]
+    left = len(streams)
+    while left:
+        index, one = said.get()
+        if isinstance(one, BaseException):
+            raise one
+        gatherings[index].add(one)
+        left -= one.finish_reason is not None
+    return [gathering.completion() for gathering in gatherings]
 
-    def __init__(self) -> None:
-        self.id = ""
-        self.name = ""
-        self.arguments = ""
 
-    @property
-    def raw(self) -> str:
-        """The call as text."""
-        return f"{self.name}({self.arguments}"
-
-    @property
-    def complete(self) -> bool:
-        """Whether the arguments are a whole JSON object."""
-        try:
-            return isinstance(json.loads(self.arguments), dict)
-        except ValueError:
-            return False
-
-    def done(self) -> ToolCall:
-        return ToolCall(self.id, self.name, json.loads(self.arguments))
+async def agather(stream: AnswerStream) -> Completion:
+    """As :func:`gather`, without blocking the event loop."""
+    gathering = Gathering()
+    async for chunk in stream:
+        gathering.add(chunk)
+    return gathering.completion()
 
 
 def gather(chunks: Iterable[Chunk]) -> Completion:

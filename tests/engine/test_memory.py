@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llavakit.engine import memory
 from llavakit.engine.arena import KVArena
 from llavakit.engine.config import EngineConfig
-from llavakit.engine.engine import concurrency, kv_budget
+from llavakit.engine.resident import concurrency, kv_budget
 
 GIB = 1 << 30
 MEMINFO = f"MemTotal: {16 << 20} kB\nMemFree: 100 kB\nMemAvailable: {8 << 20} kB\n"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavakit import SamplingParams
-from llavakit.engine.sampler import Draw, Drawn, Sampler, _choose
+from llavakit.engine.sampler import Draw, Drawn, Sampler, Seen, _choose
 
 Floats = npt.NDArray[np.float64]
 CPU = torch.device("cpu")
@@ -22,11 +22,18 @@ SEEN = [0, 3, 3, 9]
 
 
 def reference(logits: npt.ArrayLike, params: SamplingParams, seen: list[int]) -> Floats:
-    """Each token's probability, by the definitions, one after the other."""
+    """Each token's probability, by the definitions, one after the other.
+
+    ``seen`` is the prompt, and without its first token the answer.
+    """
     scores = np.asarray(logits, dtype=np.float64).copy()
+    for token, bias in params.logit_bias:
+        scores[token] += bias
     for token in set(seen):
         penalty = params.repetition_penalty
         scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+    for token in set(seen[1:]):
+        scores[token] -= params.presence_penalty + params.frequency_penalty * seen[1:].count(token)
     if params.temperature == 0:
         return np.eye(len(scores))[int(scores.argmax())]
     powers = np.exp((scores - scores.max()) / params.temperature)
@@ -54,7 +61,8 @@ def draw(
 ) -> list[Drawn]:
     logits = torch.tensor(np.asarray(rows), dtype=torch.float32)
     sampler = Sampler(forbidden, CPU)
-    return sampler(logits, [Draw(one) for one in params], [seen] * len(params), allowed)
+    tokens = None if seen is None else Seen(seen, seen[1:])
+    return sampler(logits, [Draw(one) for one in params], [tokens] * len(params), allowed)
 
 
 def test_choosing_never_asks_the_device_for_a_number():
@@ -83,6 +91,16 @@ SETTINGS = [
     {"repetition_penalty": 1.8},
     {"repetition_penalty": 0.6, "temperature": 0.7},
     {"temperature": 1.4, "top_k": 6, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.3},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": -0.8, "temperature": 0.7},
+    {"logit_bias": {0: 2.5, 4: -100, 9: -1}},
+    {
+        "logit_bias": {3: 4, 5: 1},
+        "repetition_penalty": 1.7,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.9,
+        "top_k": 8,
+    },
 ]
 
 

@@ -161,6 +161,16 @@ def serve(
     load_4bit: options.Load4Bit = False,
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-alive",
+            metavar="DURATION",
+            help="How long an idle model stays in memory: 5m, 1h30m, seconds, or -1 (for ever).",
+            show_default="for ever",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     warm_up: Annotated[
         bool,
         typer.Option(
@@ -200,6 +210,7 @@ def serve(
             "device": device,
             "load_in_4bit": load_4bit,
             "load_in_8bit": load_8bit,
+            "keep_alive": keep_alive,
             "max_waiting": max_waiting,
             "max_concurrency": _whole_or_auto("--max-concurrency", max_concurrency),
             "source_policy": settings.policy(),
@@ -242,9 +253,9 @@ def _run(
             failure.append(error)
             server.should_exit = True
 
+    backend = llavakit.load(model, **load)  # first: settings are wrong before a port is taken
     listener = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    backend = llavakit.load(model, **load)
     server = Server(
         create_app(backend, settings, loaded=loaded, progress=told),
         grace,

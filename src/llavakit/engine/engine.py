@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
-import time
 import weakref
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from llavakit.engine import memory
 from llavakit.engine.answer import Answer
-from llavakit.engine.arena import KVArena
-from llavakit.engine.attending import Attending
-from llavakit.engine.attention import pass_kernel
 from llavakit.engine.config import EngineConfig
-from llavakit.engine.decode import static_decode
-from llavakit.engine.grammar import GrammarCompiler, grammar_of
+from llavakit.engine.grammar import grammar_of
+from llavakit.engine.keep_alive import FOREVER, Stay, Stays
 from llavakit.engine.loop import EngineLoop
-from llavakit.engine.runner import ModelRunner
-from llavakit.engine.sampler import Sampler
-from llavakit.engine.scheduler import Scheduler
+from llavakit.engine.resident import Resident
 from llavakit.engine.sequence import ImageSpan, Sequence
+from llavakit.engine.steps import Counters
 from llavakit.engine.warm_up import Progress, warm_up
-from llavakit.errors import ContextLengthError, EngineClosedError
+from llavakit.errors import ContextLengthError, EngineClosedError, ParameterError
 from llavakit.images import Picture, open_picture
+from llavakit.kernels.huge_pages import trim
 from llavakit.model.llava import Llava
-from llavakit.model.loader import Reader, load_weights
+from llavakit.model.loader import Reader
+from llavakit.model.preprocess import seen_size
 from llavakit.prompts.conversation import Turn, to_turns
 from llavakit.streams import AnswerStream, Channel
-from llavakit.values import Image, Request
+from llavakit.values import Image, Request, SamplingParams
 
 log = logging.getLogger(__name__)
 
 OpenPicture = Callable[[Image], Picture]
+
+_loading = threading.Lock()
+"""One model is loaded at a time: transformers changes torch meanwhile, and memory is counted."""
+
+
+def _forget_lock() -> None:
+    # A thread of the parent may have held it when this process was forked.
+    global _loading
+    _loading = threading.Lock()
+
+
+_PATIENCE = 10.0
+"""Seconds for a thread that ends."""
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
 
 
 class Engine:
@@ -47,99 +60,106 @@ class Engine:
     Args:
         reader: the half of the checkpoint that reads prompts.
         config: how it is set up.
-        model: the weights, where they are loaded already (or were never in a file).
+        model: the weights, where they are loaded already (or were never in a file). Then the
+            engine keeps them.
 
-    Weights are loaded here. Dropping the last reference stops the thread and frees them.
+    Weights are loaded here. If all who use the engine wish so (:meth:`stay`), they leave when it
+    is idle, and are loaded again by the next request. Dropping the last reference stops the thread
+    and frees them.
     """
 
     def __init__(self, reader: Reader, config: EngineConfig, model: Llava | None = None) -> None:
-        began = time.monotonic()
-        model = model or load_weights(
-            reader,
-            device=config.device,
-            dtype=config.dtype,
-            quantization=config.quantization,
-            device_map=config.device_map,
-            room=memory.available(),
-        )
         self.reader = reader
         self.config = config
         self.context_length = min(
             config.context_length or reader.context_length, reader.context_length
         )
-        kv_tokens = kv_budget(model, config, self.context_length)
-        most = concurrency(model, config, kv_tokens, self.context_length)
-        scheduler = Scheduler(kv_tokens, most, config.prefill_chunk)
-        arena = KVArena(
-            model.layer_devices, kv_tokens, model.kv_heads, model.head_dim, dtype=model.dtype
-        )
-        refused: dict[str, str] = {}
-        kernel = pass_kernel(arena, model.heads, model.kv_heads, model.head_dim, refused)
-        static = static_decode(model, arena, config, refused, kernel)
-        runner = ModelRunner(model, arena, config.image_cache_bytes, static, kernel)
-        self._attention = Attending(kernel, static, refused, model.device)
-        log.info("attends by %s", self._attention)
-        sampler = Sampler(reader.special.forbidden, model.device)
-        self._grammars = GrammarCompiler(
-            reader.tokenizer.tokenizer, model.vocab_size, sorted(reader.special.stops)
-        )
-        on_gpu = model.device.type == "cuda"
-        self._loop = EngineLoop(
-            scheduler,
-            runner,
-            sampler,
-            reader.path.name,
-            config.max_waiting,
-            lookahead=on_gpu if config.lookahead == "auto" else config.lookahead,
-        )
         self._process = os.getpid()
-        self._warming = threading.Lock()
-        self._warm = False
-        self._finalizer = weakref.finalize(self, self._loop.stop)
-        log.info("ready in %.1f s, %d KV slots", time.monotonic() - began, kv_tokens)
+        self._closed = False
+        self._counters = Counters()
+        self._stays = Stays(_nudging(weakref.ref(self)))
+        self._keeper = None if model is None else self._stays.add(FOREVER)
+        self._state = threading.Lock()  # over what follows, and never held for long
+        self._resident: Resident | None = None
+        self._leaving: threading.Thread | None = None
+        self._finalizer: weakref.finalize[..., Engine] | None = None
+        self._load(model)
 
     @property
     def closed(self) -> bool:
         """Whether it takes no more requests: closed, dead, or left behind by a fork."""
-        return self._loop.dead or self._process != os.getpid()
+        if self._closed or self._process != os.getpid():
+            return True
+        resident = self._resident
+        return resident is not None and resident.loop.dead and not resident.loop.retired
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        resident = self._resident
+        return resident is not None and not resident.loop.retired
+
+    @property
+    def _loop(self) -> EngineLoop:
+        """Of the model that is loaded."""
+        assert self._resident is not None, "the model has left"
+        return self._resident.loop
+
+    def stay(self, seconds: float) -> Stay:
+        """Wish that the model stays in memory for so long when it is idle.
+
+        Of several wishes the longest counts. This one holds while the caller keeps what it gets.
+
+        Args:
+            seconds: 0 lets it leave at once; ``math.inf`` keeps it for ever.
+        """
+        return self._stays.add(seconds)
 
     def submit(self, request: Request, open_picture: OpenPicture) -> AnswerStream:
-        """Queue a request.
+        """Queue a request; loads the model if it has left.
 
         Everything that can be wrong with it is found here, on the caller's thread.
 
         Raises:
             InputError: pictures, messages, grammar or length.
+            ModelError: the model cannot be loaded again.
             QueueFullError: too many requests wait.
             EngineClosedError: the engine was closed.
         """
-        if self.closed:
-            raise EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
-        self._loop.check_room()  # before any work is done for it
-        grammar = grammar_of(request, self._grammars.spell)
-        tokens, images = encode(self.reader, to_turns(request), open_picture)
-        max_tokens = self._room(request, len(tokens))
-        matcher = None if grammar is None else self._grammars.matcher(grammar)
-        cache = self._loop.runner.vision.cache
-        for image in images:
-            if image.key not in cache:
-                image.pixels.inputs()  # here rather than on the thread that runs the model
-        channel = Channel()
-        sequence = Sequence(tokens, images, request, channel, max_tokens)
-        sequence.answer = Answer(
-            request,
-            self.reader.tokenizer.tokenizer,
-            self.reader.special.stops,
-            max_tokens,
-            matcher,
-            self.reader.tokenizer.stop_strings,
-        )
-        self._loop.submit(sequence)
-        return AnswerStream(channel, lambda: self._loop.cancel(sequence))
+        with _Lease(self) as held:
+            held.model.loop.check_room()  # before any work is done for it
+            _check_biases(request.params, held.model.vocab_size)
+            grammar = grammar_of(request, held.model.grammars.spell)
+            tokens, images = encode(self.reader, to_turns(request), open_picture)
+            max_tokens = self._room(request, len(tokens), held.model.loop.scheduler.kv_tokens)
+            matcher = None if grammar is None else held.model.grammars.matcher(grammar, request)
+            for image in images:
+                if image.key not in held.model.loop.runner.vision.cache:
+                    image.pixels.inputs()  # here rather than on the thread that runs the model
+            channel = Channel()
+            sequence = Sequence(tokens, images, request, channel, max_tokens)
+            sequence.answer = Answer(
+                request,
+                self.reader.tokenizer.tokenizer,
+                self.reader.special.stops,
+                max_tokens,
+                matcher,
+                self.reader.tokenizer.stop_strings,
+                tokens,
+            )
+            held.model.loop.submit(sequence)
+            loop = weakref.ref(held.model.loop)
 
-    def _room(self, request: Request, prompt: int) -> int:
+        def cancel(keep: Engine = self) -> None:  # an open stream keeps its engine
+            living = loop()
+            if living is not None:
+                living.cancel(sequence)
+
+        return AnswerStream(channel, cancel)
+
+    def _room(self, request: Request, prompt: int, kv_tokens: int) -> int:
         """Tokens left for the answer: what was asked, or what the context has room for."""
-        limit = min(self.context_length, self._loop.scheduler.kv_tokens)
+        limit = min(self.context_length, kv_tokens)
         asked = request.params.max_tokens
         if prompt >= limit:
             raise ContextLengthError(
@@ -152,27 +172,10 @@ class Engine:
         return min(asked, limit - prompt)
 
     def stats(self) -> dict[str, Any]:
-        """Figures of the moment and totals."""
-        scheduler, runner = self._loop.scheduler, self._loop.runner
-        vision = runner.vision
-        kept = scheduler.kept
-        return {
-            "running": len(scheduler.running),
-            "waiting": self._loop.backlog,
-            "max_concurrency": scheduler.max_concurrency,
-            "kv_tokens": scheduler.kv_tokens,
-            "kv_tokens_live": scheduler.live_tokens,
-            "kv_tokens_kept": sum(segment.extent.length for segment in kept),
-            "kept_prefixes": len(kept),
-            "image_cache_entries": len(vision.cache),
-            "image_cache_bytes": vision.cache.bytes,
-            "image_cache_hits": vision.cache.hits,
-            "images_encoded": vision.encoded,
-            "halved_steps": runner.halved,
-            "eager_steps": runner.eager,
-            **self._attention.stats(),
-            **asdict(self._loop.counters),
-        }
+        """Figures of the moment and totals; of a model that has left, the totals alone."""
+        resident = self._resident if self.loaded else None
+        figures = {"running": 0, "waiting": 0} if resident is None else resident.stats()
+        return {**figures, "loaded": resident is not None, **asdict(self._counters)}
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Run, compile and capture what requests will need; once, whoever asks for it.
@@ -185,25 +188,154 @@ class Engine:
         Raises:
             EngineClosedError: the engine was closed.
         """
-        with self._warming:  # whoever comes second waits for the first
-            if self._warm:
+        with _Lease(self) as held, held.model.warming:  # whoever comes second waits for the first
+            if held.model.warm:
                 return
-            runner = self._loop.runner
+            loop = held.model.loop
             warm_up(
                 lambda request: self.submit(request, lambda image: open_picture(image.source)),
-                self._loop,
-                runner.static,
-                max_rows=self._loop.scheduler.max_concurrency,
+                loop,
+                loop.runner.static,
+                max_rows=loop.scheduler.max_concurrency,
                 # On a processor a picture costs seconds and leaves nothing behind.
-                picture=runner.model.device.type != "cpu",
+                picture=loop.runner.model.device.type != "cpu",
                 progress=progress,
             )
-            self._warm = True
+            held.model.warm = True
 
     def close(self) -> None:
         """End every request with an error and stop the thread."""
-        self._finalizer.detach()
-        self._loop.stop()
+        self._closed = True
+        finalizer, resident, leaving = self._finalizer, self._resident, self._leaving
+        if finalizer is not None:
+            finalizer.detach()
+        if resident is not None:
+            resident.loop.stop()
+        elif leaving is not None and leaving is not threading.current_thread():
+            leaving.join(_PATIENCE)
+
+    def _entered(self) -> Resident:
+        """The model, kept from leaving until its loop is left; loaded if it has left.
+
+        Raises:
+            EngineClosedError: the engine was closed.
+            ModelError: it cannot be loaded.
+        """
+        while True:
+            with self._state:
+                if self.closed:
+                    raise EngineClosedError(
+                        "The engine was closed; llavakit.load gives a fresh one."
+                    )
+                if self._resident is not None and self._resident.loop.enter():
+                    return self._resident
+            self._load()
+
+    def _load(self, model: Llava | None = None) -> None:
+        """Load the model if it is not there, once the one before has left the memory."""
+        with _loading:
+            if self.closed or self.loaded:
+                return
+            with self._state:
+                self._forget()
+                leaving = self._leaving
+            if leaving is not None:
+                leaving.join()
+            resident = Resident(
+                self.reader,
+                self.config,
+                model,
+                self.context_length,
+                self._counters,
+                lambda stays=self._stays: stays.longest,  # type: ignore[misc]
+                _ending(weakref.ref(self)),
+            )
+            with self._state:
+                self._resident = resident
+                self._finalizer = weakref.finalize(self, resident.loop.stop)
+            if self._closed:  # meanwhile, by somebody who found nothing to stop
+                self.close()
+
+    def _forget(self) -> None:
+        """Let go of a model that has left; its thread may still have to end."""
+        if self._resident is None or not self._resident.loop.retired:
+            return
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._leaving = self._resident.loop.thread
+        self._resident = self._finalizer = None
+
+    def _ended(self) -> None:
+        """The thread of a model that has left is over."""
+        with self._state:
+            self._forget()
+
+
+class _Lease:
+    """The model of an engine while somebody needs it, which keeps it from leaving.
+
+    Nothing else refers to the model meanwhile: an error keeps the variables of all functions that
+    it has passed, and whoever kept the error would keep the weights.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._model: Resident | None = None
+
+    @property
+    def model(self) -> Resident:
+        """The model."""
+        assert self._model is not None
+        return self._model
+
+    def __enter__(self) -> _Lease:
+        self._model = self._engine._entered()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        model, self._model = self._model, None
+        if model is not None:
+            model.loop.leave()
+
+
+def _nudging(engine: weakref.ref[Engine]) -> Callable[[], None]:
+    """Has an engine's loop ask again how long it may wait; takes no lock."""
+
+    def nudge() -> None:
+        living = engine()
+        resident = None if living is None else getattr(living, "_resident", None)
+        if resident is not None:
+            resident.loop.nudge()
+
+    return nudge
+
+
+def _ending(engine: weakref.ref[Engine]) -> Callable[[bool], None]:
+    """What is done when a loop's thread is over: the memory is given back."""
+
+    def ended(retired: bool) -> None:
+        if not retired:  # closed or dead: whoever has the engine lets go of it
+            return
+        living = engine()
+        if living is not None:
+            living._ended()
+        del living
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        trim()
+        log.info("the model has left the memory")
+
+    return ended
+
+
+def _check_biases(params: SamplingParams, vocab_size: int) -> None:
+    for token in dict(params.logit_bias):
+        if token >= vocab_size:
+            raise ParameterError(
+                f"logit_bias names the token {token}; this model's vocabulary ends at "
+                f"{vocab_size - 1}."
+            )
 
 
 def encode(
@@ -226,38 +358,9 @@ def encode(
     return tokens, tuple(images)
 
 
-def kv_budget(model: Llava, config: EngineConfig, context_length: int) -> int:
-    """Slots of the KV arena: what the budget buys, at least one context if it is automatic."""
-    each = KVArena.bytes_per_token(model.layers, model.kv_heads, model.head_dim, model.dtype)
-    if config.kv_cache_bytes != "auto":
-        return max(1, config.kv_cache_bytes // each)
-    # The fullest device decides for all layers, by the share of them that lies there.
-    layers = Counter(model.layer_devices)
-    room = min(_free_bytes(device, model) * model.layers // n for device, n in layers.items())
-    contexts = config.max_concurrency
-    if contexts == "auto":
-        contexts = memory.planned_contexts(context_length, _on_gpu(model))
-    return memory.kv_slots(room // each, context_length, contexts)
-
-
-def concurrency(model: Llava, config: EngineConfig, kv_tokens: int, context_length: int) -> int:
-    """Most sequences of a batch: what was asked for, or what suits the device and the arena."""
-    if config.max_concurrency != "auto":
-        return config.max_concurrency
-    return memory.concurrency(kv_tokens, context_length, _on_gpu(model))
-
-
-def _on_gpu(model: Llava) -> bool:
-    return all(device.type == "cuda" for device in model.layer_devices)
-
-
-def _free_bytes(device: torch.device, model: Llava) -> int:
-    """What keys and values may take on a device, the weights being there already."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # what merged weights were made of
-        free, _ = torch.cuda.mem_get_info(device)
-        # Activations of a prefill chunk and of the vision tower need the rest.
-        return int(0.85 * free)
-    weights = [weight for weight in model.hf.parameters() if weight.device.type == "cpu"]
-    stretches = ((weight.data_ptr(), weight.nbytes) for weight in weights)
-    return memory.kv_room(memory.available() - memory.in_files(stretches))
+def count(reader: Reader, turns: list[Turn], size_of: Callable[[Image], tuple[int, int]]) -> int:
+    """Tokens of a prompt, told by the pictures' sizes (width, height) alone."""
+    parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
+    sizes = [seen_size(size_of(part)) for part in parts]
+    pictures = sum(reader.layout.tokens(size, len(sizes)) for size in sizes)
+    return len(reader.tokenizer.encode(turns)) - len(sizes) + pictures

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llavakit.engine.grammar import allowed
 from llavakit.engine.runner import ModelRunner
-from llavakit.engine.sampler import Drawing, Drawn, Sampler
+from llavakit.engine.sampler import Drawing, Drawn, Sampler, Seen
 from llavakit.engine.scheduler import Plan, Work
 from llavakit.engine.sequence import Sequence
 from llavakit.errors import EngineError
@@ -91,11 +91,16 @@ class Launcher:
             flight.drawing = self._sampler.launch(logits, draws)
             return
         seen = [
-            work.sequence.tokens if draw.params.repetition_penalty != 1.0 else None
+            _seen(work.sequence) if draw.penalises else None
             for work, draw in zip(flight.completed, draws, strict=True)
         ]
         masks = allowed([answer.matcher for answer in answers], logits)
         flight.drawing = self._sampler.launch(logits, draws, seen, masks)
+
+
+def _seen(sequence: Sequence) -> Seen:
+    answer = sequence.prompt_length
+    return Seen(sequence.tokens[:answer], sequence.tokens[answer:])
 
 
 def _failures(masks: Iterable[tuple[Work, Future[None]]]) -> dict[Sequence, Exception]:

@@ -3,13 +3,18 @@
 Other threads talk to it through one inbox and hear from it through each request's channel;
 the one lock is for counting who comes in. Every request ends exactly once, whatever happens
 to the others.
+
+A model that may leave when it is idle (``patience``) leaves by this thread's own decision, behind
+the same lock: whoever has entered before has it, and whoever comes later is told that it is gone.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -40,6 +45,10 @@ class _Stop:
     """Asks the loop to end."""
 
 
+class _Nudge:
+    """Has the loop look again how long it may wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Call(Generic[T]):
     function: Callable[[], T]
@@ -57,7 +66,7 @@ class _Call(Generic[T]):
             self.result.set_exception(error)
 
 
-_Item = Sequence | _Cancel | _Call[Any] | _Stop
+_Item = Sequence | _Cancel | _Call[Any] | _Stop | _Nudge
 
 
 class EngineLoop:
@@ -70,6 +79,14 @@ class EngineLoop:
         name: shown in the thread's name.
         max_waiting: most sequences that wait for their first step.
         lookahead: whether a step is launched before the one before it is settled.
+        counters: totals, which go on where an earlier loop ended.
+        patience: seconds that it waits for the next request before it retires; asked again and
+            again, on its own thread.
+        ended: called by its thread at the very end, when that holds nothing of the loop any more,
+            with whether it has retired.
+
+    Attributes:
+        retired: whether it has ended because it was idle.
     """
 
     def __init__(
@@ -81,18 +98,27 @@ class EngineLoop:
         max_waiting: int,
         *,
         lookahead: bool = False,
+        counters: Counters | None = None,
+        patience: Callable[[], float] = lambda: math.inf,
+        ended: Callable[[bool], None] = lambda retired: None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
+        self.retired = False
         self._launcher = Launcher(runner, sampler, name)
-        self._steps = Steps(scheduler, self._launcher, lookahead=lookahead)
+        self._steps = Steps(scheduler, self._launcher, counters, lookahead=lookahead)
         self._max_waiting = max_waiting
+        self._patience = patience
+        self._inside = 0  # who has entered and not left; written behind the door
+        self._left_at: float | None = None  # when the last one left
         self._door = threading.Lock()
         self._submitted = 0  # written behind the door
         self._taken_in = 0  # written by the loop's own thread
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._dead = threading.Event()
-        self._thread = threading.Thread(target=self._main, name=f"llavakit-{name}", daemon=True)
+        self._thread = threading.Thread(
+            target=_live, args=([self], ended), name=f"llavakit-{name}", daemon=True
+        )
         self._thread.start()
 
     # Called from any thread
@@ -110,6 +136,31 @@ class EngineLoop:
     def dead(self) -> bool:
         """Whether it takes no more requests."""
         return self._dead.is_set()
+
+    @property
+    def thread(self) -> threading.Thread:
+        """Its own."""
+        return self._thread
+
+    def enter(self) -> bool:
+        """Keep it from retiring until :meth:`leave`; False if it takes no more requests."""
+        with self._door:
+            if self.dead:
+                return False
+            self._inside += 1
+            return True
+
+    def leave(self) -> None:
+        """The end of what :meth:`enter` began."""
+        with self._door:
+            self._inside -= 1
+            self._left_at = time.monotonic()
+        if self._patience() < math.inf:
+            self.nudge()
+
+    def nudge(self) -> None:
+        """Have it ask for its patience again. Never blocks; safe in a finaliser."""
+        self._inbox.put(_Nudge())
 
     @property
     def backlog(self) -> int:
@@ -208,8 +259,10 @@ class EngineLoop:
 
     def _take_in(self) -> bool:
         """Read the inbox, waiting while there is nothing to do; False when told to stop."""
-        first = [self._inbox.get()] if self._steps.idle else []
+        first = [self._wait()] if self._steps.idle else []
         for item in itertools.chain(first, self._drain()):
+            if isinstance(item, _Nudge):
+                continue
             if isinstance(item, _Stop):
                 return False
             if isinstance(item, _Cancel):
@@ -221,3 +274,46 @@ class EngineLoop:
                 self._steps.admit(item)
                 self._taken_in += 1
         return True
+
+    def _wait(self) -> _Item:
+        """The next item, if it comes before the patience is at its end."""
+        began = time.monotonic()
+        while True:
+            try:
+                item = self._inbox.get(timeout=self._left(began))
+            except Empty:
+                if self._retire(began):
+                    return _Stop()
+                continue
+            if not isinstance(item, _Nudge):
+                return item
+
+    def _left(self, began: float) -> float | None:
+        """Seconds that it still waits, being idle since ``began``; None waits for ever.
+
+        Before its first request it is not idle but new: whoever had it loaded is on his way.
+        """
+        patience = self._patience()
+        left_at = self._left_at
+        if patience == math.inf or left_at is None or self._inside:
+            return None  # whoever leaves nudges
+        left = max(began, left_at) + patience - time.monotonic()
+        return min(max(left, 0.0), threading.TIMEOUT_MAX)
+
+    def _retire(self, began: float) -> bool:
+        """Take no more requests, unless somebody has entered meanwhile."""
+        with self._door:
+            if self._left(began) != 0 or not self._inbox.empty():
+                return False
+            self.retired = True
+            self._dead.set()
+            return True
+
+
+def _live(owned: list[EngineLoop], ended: Callable[[bool], None]) -> None:
+    """A loop's thread, which holds nothing of it when it says that it is over."""
+    loop = owned.pop()
+    loop._main()
+    retired = loop.retired
+    del loop
+    ended(retired)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,9 +27,26 @@ class Draw:
 
     params: SamplingParams
     numbers: random.Random = field(init=False)
+    biases: dict[int, float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.numbers = random.Random(self.params.seed)
+        self.biases = dict(self.params.logit_bias)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the tokens so far change what is drawn next."""
+        params = self.params
+        return bool(
+            params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+        )
+
+
+class Seen(NamedTuple):
+    """The tokens so far of a sequence whose next one depends on them."""
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
 
 
 class Drawn(NamedTuple):
@@ -96,7 +114,7 @@ class Sampler:
         self,
         logits: Tensor,
         draws: Sequence[Draw],
-        seen: Sequence[Sequence[int] | None] = (),
+        seen: Sequence[Seen | None] = (),
         allowed: Tensor | None = None,
     ) -> list[Drawn]:
         """One token for each row, on the host (see :meth:`launch`)."""
@@ -106,15 +124,18 @@ class Sampler:
         self,
         logits: Tensor,
         draws: Sequence[Draw],
-        seen: Sequence[Sequence[int] | None] = (),
+        seen: Sequence[Seen | None] = (),
         allowed: Tensor | None = None,
     ) -> Drawing:
         """One token for each row; waits for nothing.
 
+        The order is vLLM's, but for the grammar, which has the last word: biases, the repetition
+        penalty, the two additive penalties, the temperature, and what cuts the distribution.
+
         Args:
             logits: [N, vocab] in fp32; changed in place.
             draws: how each row is drawn.
-            seen: for rows with a repetition penalty, the tokens so far; empty if there is none.
+            seen: for rows that penalise, the tokens so far; empty if there is no such row.
             allowed: [N, vocab] of bool, what a grammar allows; rows without one are all True.
         """
         logits.index_fill_(-1, self._forbidden, NEVER)
@@ -122,18 +143,45 @@ class Sampler:
         # As in the OpenAI API, log probabilities are the model's, before any of its settings.
         asked = any(count is not None for count in counts)
         logprobs = torch.log_softmax(logits, dim=-1) if asked else None
+        _add(logits, [draw.biases for draw in draws])
+        if seen:
+            _penalise(logits, draws, seen)
         if allowed is not None:
             logits.masked_fill_(~allowed, NEVER)
-        for row, tokens in enumerate(seen):
-            penalty = draws[row].params.repetition_penalty
-            if tokens is not None and penalty != 1.0:
-                _penalise(logits[row], tokens, penalty)
         return Drawing(_choose(logits, draws), logprobs, counts)
 
 
-def _penalise(scores: Tensor, tokens: Sequence[int], penalty: float) -> None:
+def _penalise(logits: Tensor, draws: Sequence[Draw], seen: Sequence[Seen | None]) -> None:
+    """Apply the penalties of all rows, [N, vocab], in place."""
+    amounts: list[dict[int, float]] = [{} for _ in draws]
+    for row, (draw, tokens) in enumerate(zip(draws, seen, strict=True)):
+        if tokens is None:
+            continue
+        params = draw.params
+        if params.repetition_penalty != 1.0:
+            _divide(logits[row], {*tokens.prompt, *tokens.answer}, params.repetition_penalty)
+        if params.presence_penalty or params.frequency_penalty:
+            amounts[row] = {
+                token: -(params.presence_penalty + params.frequency_penalty * count)
+                for token, count in Counter(tokens.answer).items()
+            }
+    _add(logits, amounts)
+
+
+def _add(logits: Tensor, amounts: Sequence[Mapping[int, float]]) -> None:
+    """Add to the logits of some tokens of each row, [N, vocab], in place."""
+    places = [(row, token) for row, of_row in enumerate(amounts) for token in of_row]
+    if not places:
+        return
+    values = [amount for of_row in amounts for amount in of_row.values()]
+    rows, tokens = to_device(torch.tensor(places).T.contiguous(), logits.device)
+    # No place comes twice, so that nothing has to be accumulated.
+    logits[rows, tokens] += to_device(torch.tensor(values, dtype=logits.dtype), logits.device)
+
+
+def _divide(scores: Tensor, tokens: Iterable[int], penalty: float) -> None:
     """Keskar et al. 2019 (CTRL): positive scores are divided, negative ones multiplied."""
-    ids = to_device(torch.tensor(sorted(set(tokens)), dtype=torch.long), scores.device)
+    ids = to_device(torch.tensor(sorted(tokens), dtype=torch.long), scores.device)
     old = scores[ids]
     most = torch.finfo(scores.dtype).max
     # What is never drawn stays so; everything else stays finite, or a row would have no best.

@@ -48,6 +48,7 @@ class Steps:
     Args:
         scheduler: decides what each step computes.
         launcher: launches it.
+        counters: totals to go on from; None begins at 0.
         lookahead: whether a step is launched before the one before it is settled.
 
     Attributes:
@@ -55,9 +56,16 @@ class Steps:
         counters: totals.
     """
 
-    def __init__(self, scheduler: Scheduler, launcher: Launcher, *, lookahead: bool) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        launcher: Launcher,
+        counters: Counters | None = None,
+        *,
+        lookahead: bool,
+    ) -> None:
         self.scheduler = scheduler
-        self.counters = Counters()
+        self.counters = Counters() if counters is None else counters
         self.open: dict[int, Sequence] = {}
         self._timed: dict[int, Sequence] = {}  # those of them that have a deadline
         self._launcher = launcher

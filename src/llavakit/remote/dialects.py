@@ -29,6 +29,8 @@ class Dialect:
         title: as errors call it.
         samples: how ``top_k``, ``min_p`` and ``repetition_penalty`` are sent: as fields of
             their own, inside ``generation_config``, or not at all.
+        penalises: whether it takes ``presence_penalty`` and ``frequency_penalty``.
+        biases: whether it takes ``logit_bias``.
         stops: whether the server ends answers at ``stop``; else the client does.
         logprobs: whether it tells log probabilities.
         enforces: whether it takes ``tools`` and ``response_format``; else they are told in the
@@ -38,11 +40,14 @@ class Dialect:
         stream_options: whether usage must be asked for.
         keeps_turns: whether it puts turns together itself, as llavakit does.
         counts: what ``/tokenize`` counts: everything, text alone, or nothing.
+        continues: whether it knows ``continue_final_message``.
     """
 
     name: str
     title: str
     samples: Literal["fields", "generation_config", "no"] = "no"
+    penalises: bool = True
+    biases: bool = True
     stops: bool = True
     logprobs: bool = True
     enforces: bool = True
@@ -51,6 +56,7 @@ class Dialect:
     stream_options: bool = True
     keeps_turns: bool = False
     counts: Literal["all", "text", "no"] = "no"
+    continues: bool = False
 
 
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
@@ -65,6 +71,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 done=True,
                 keeps_turns=True,
                 counts="all",
+                continues=True,
             ),
             Dialect(
                 "vllm",
@@ -73,18 +80,20 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 grammar="structured_outputs",
                 done=True,
                 counts="text",
+                continues=True,
             ),
             Dialect("sglang", "SGLang", samples="fields", grammar="regex", done=True),
             Dialect(
                 "transformers",
                 "transformers serve",
                 samples="generation_config",
+                penalises=False,  # it makes a repetition penalty of one, and refuses the other
                 stops=False,
                 logprobs=False,
                 enforces=False,
                 stream_options=False,
             ),
-            Dialect("generic", "OpenAI-compatible"),
+            Dialect("generic", "OpenAI-compatible", biases=False),  # Ollama ignores them
         )
     }
 )
@@ -115,11 +124,20 @@ def to_fields(dialect: Dialect, request: Request) -> dict[str, Any]:
         fields["seed"] = params.seed
     if params.stop and dialect.stops:
         fields["stop"] = list(params.stop)
-    fields |= _sampling(dialect, params) | _logprobs(dialect, params)
+    fields |= _sampling(dialect, params) | _shifts(dialect, params) | _logprobs(dialect, params)
     fields |= _constraint(dialect, params)
     if dialect.enforces:
         fields |= _tools(request)
-    return fields
+    return fields | _continuation(dialect, request)
+
+
+def _continuation(dialect: Dialect, request: Request) -> dict[str, Any]:
+    """Nothing where the answer is a new turn, as it is for every server that is not told."""
+    if not request.continue_final_message:
+        return {}
+    if not dialect.continues:
+        raise _refused("continue_final_message", dialect)
+    return {"add_generation_prompt": False, "continue_final_message": True}
 
 
 def _sampling(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
@@ -141,6 +159,22 @@ def _sampling(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
         if getattr(params, name) != getattr(neutral, name):
             raise _refused(name, dialect)
     return {}
+
+
+def _shifts(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
+    """What is added to logits. No checkpoint sets it, so that it is sent only where it is set."""
+    fields: dict[str, Any] = {}
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(params, name):
+            if not dialect.penalises:
+                raise _refused(name, dialect)
+            fields[name] = getattr(params, name)
+    if params.logit_bias:
+        if not dialect.biases:
+            raise _refused("logit_bias", dialect)
+        # As floats: transformers refuses whole numbers.
+        fields["logit_bias"] = {str(t): float(bias) for t, bias in dict(params.logit_bias).items()}
+    return fields
 
 
 def _logprobs(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import llavakit
-from llavakit.backend import Backend
+from llavakit._checks import checked
+from llavakit.documents.reading import Model
 from llavakit.serving.auth import Keys, check_host
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.limits import linger
@@ -34,8 +35,9 @@ from llavakit.serving.settings import ServerSettings
 _READING = (400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504)
 
 
+@checked
 def create_app(
-    backend: Backend,
+    backend: Model,
     settings: ServerSettings | None = None,
     *,
     loaded: Callable[[BaseException | None], None] | None = None,
@@ -147,7 +149,7 @@ def _guarded_routes(service: Service) -> APIRouter:
         openapi_extra=json_body(TokenizeRequest),
     )
     async def tokenize(request: Request) -> Response:
-        """Counts the tokens of a prompt, pictures included; nothing is run or fetched."""
+        """Counts the tokens of a prompt, pictures included; nothing is run."""
         return await service.tokenize(request)
 
     @router.get("/v1/models", response_model=ModelsReply, responses=errors(401, 403, 503))

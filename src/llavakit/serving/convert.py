@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from llavakit.arguments import from_openai, to_options, to_params
-from llavakit.backend import to_request
+from llavakit.backend import begins_a_turn, to_request
 from llavakit.errors import (
     ContextLengthError,
     LlavaKitError,
@@ -19,6 +19,7 @@ from llavakit.errors import (
     SourceNotAllowedError,
 )
 from llavakit.images import Picture, open_picture
+from llavakit.prompts.conversation import check_answerable
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.messages import (
     AssistantMessage,
@@ -46,10 +47,15 @@ _SAMPLING = (
     "top_p",
     "min_p",
     "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
     "seed",
     "logprobs",
     "top_logprobs",
     "parallel_tool_calls",
+    "add_generation_prompt",
+    "continue_final_message",
 )
 LONGEST_TOKEN = 256
 """More characters than any token of a vocabulary has."""
@@ -82,7 +88,11 @@ def to_requests(
         if settings.max_answer_tokens is not None:
             params = replace(params, max_tokens=min(params.max_tokens, settings.max_answer_tokens))
     messages = to_messages(body.messages, settings.policy(), settings.max_pictures, opened)
+    continues = bool(body.continue_final_message)
+    with _blamed("add_generation_prompt"):
+        begins_a_turn(body.add_generation_prompt, continues)
     with _blamed("messages"):
+        check_answerable(messages, continues=continues)
         check_length(messages, tools, params.json_schema, context_length)
     with _blamed("tool_choice"):
         first = to_request(messages, params, **options)

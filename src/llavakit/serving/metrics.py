@@ -26,6 +26,7 @@ _WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 240, 480, 960)
 
 # Figures of Backend.stats() -> (name, what it says, whether it only grows).
 _ENGINE: dict[str, tuple[str, str, bool]] = {
+    "loaded": ("engine_loaded", "Whether the model is in memory (1) or has left it (0).", False),
     "running": ("num_requests_running", "Requests that the engine computes.", False),
     "waiting": ("num_requests_waiting", "Requests that wait for their first step.", False),
     "prompt_tokens": ("prefix_cache_queries", "Prompt tokens looked up in the cache.", True),

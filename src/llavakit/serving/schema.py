@@ -144,6 +144,16 @@ class ChatRequest(Strict):
         default=None, description="Beyond OpenAI; vLLM's name and form."
     )
 
+    add_generation_prompt: bool | None = Field(
+        default=None,
+        description="Beyond OpenAI; vLLM's name. The answer is a new turn, whoever spoke last.",
+    )
+    continue_final_message: bool | None = Field(
+        default=None,
+        description="Beyond OpenAI; vLLM's name. The answer goes on with the last message, "
+        "which is the assistant's.",
+    )
+
     user: str | None = Field(default=None, description="Has no effect on the answer.")
     store: bool | None = Field(default=None, description="Has no effect: nothing is stored.")
     metadata: dict[str, str] | None = Field(default=None, description="Has no effect.")
@@ -153,13 +163,11 @@ class ChatRequest(Strict):
     )
     service_tier: Literal["auto", "default"] | None = None
 
-    frequency_penalty: float | None = Field(
-        default=None, ge=0, le=0, description="Only 0; use repetition_penalty."
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = Field(
+        default=None, description="Token ids, as strings of digits, to -100..100."
     )
-    presence_penalty: float | None = Field(
-        default=None, ge=0, le=0, description="Only 0; use repetition_penalty."
-    )
-    logit_bias: dict[str, float] | None = Field(default=None, max_length=0)
     modalities: list[Literal["text"]] | None = Field(default=None, min_length=1, max_length=1)
 
 

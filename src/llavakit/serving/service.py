@@ -201,7 +201,7 @@ class Service:
             )
         messages = [Message("user", asked.prompt or "")]
         if asked.messages is not None:
-            policy = self.settings.policy(fetching=False)
+            policy = self.settings.policy()
             most = self.settings.max_pictures
             messages = to_messages(asked.messages, policy, most, _charged(share))
         tools = to_tools(asked.tools)
@@ -214,6 +214,7 @@ class Service:
     ) -> AsyncGenerator[bytes, None]:
         wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         usages: dict[int, Usage] = {}
+        calls = [0] * len(streams)
 
         def piece(*args: Any, **rest: Any) -> bytes:
             made = told.piece(*args, **rest)
@@ -229,7 +230,8 @@ class Service:
                         continue
                     index, chunk = said
                     clock.chunk(index, chunk)
-                    change = delta(chunk)
+                    change = delta(chunk, calls[index])
+                    calls[index] += len(chunk.tool_calls)
                     if change or chunk.logprobs:
                         yield piece(index, change, logprobs=chunk.logprobs)
                     if chunk.finish_reason is not None:

@@ -85,16 +85,12 @@ class ServerSettings:
             value = strings(name, getattr(self, name), secret=secret)
             object.__setattr__(self, name, value)
 
-    def policy(self, *, fetching: bool = True) -> SourcePolicy:
-        """What may be opened for a client.
-
-        Args:
-            fetching: False where nothing may be fetched whatever the settings say.
-        """
+    def policy(self) -> SourcePolicy:
+        """What may be opened for a client."""
         return SourcePolicy(
             roots=(),
             allow_files=False,
-            allow_urls=self.allow_urls and fetching,
+            allow_urls=self.allow_urls,
             max_bytes=self.max_picture_bytes,
             max_pixels=self.max_picture_pixels,
         )
