@@ -8,7 +8,7 @@ import pytest
 
 from llavakit.errors import EngineError, RequestCancelledError
 from llavakit.streams import AnswerStream, Channel, gather
-from llavakit.values import Chunk, ToolCallChunk, Usage
+from llavakit.values import Chunk, CutCall, ToolCall, Usage
 
 END = Chunk(finish_reason="stop", usage=Usage(1, 2))
 
@@ -98,25 +98,21 @@ def test_reader_in_a_closed_event_loop_does_no_harm():
     assert channel.take() == END
 
 
-def test_pieces_of_tool_calls_are_put_together():
+def test_calls_are_gathered_in_their_order():
+    one, two = ToolCall("c1", "add", {"a": 1}), ToolCall("c2", "add", {"a": 2})
     completion = gather(
         [
-            Chunk(tool_calls=(ToolCallChunk(0, "c1", "add"),)),
-            Chunk(tool_calls=(ToolCallChunk(0, arguments='{"a":'),)),
-            Chunk(tool_calls=(ToolCallChunk(0, arguments="1}"),)),
+            Chunk(tool_calls=(one,)),
+            Chunk(tool_calls=(two,)),
             Chunk(finish_reason="tool_calls", usage=Usage()),
         ]
     )
-    (call,) = completion.tool_calls
-    assert (call.id, call.name, call.arguments) == ("c1", "add", {"a": 1})
+    assert completion.tool_calls == (one, two)
 
 
-def test_cut_tool_call_is_no_call_but_is_not_lost():
-    completion = gather(
-        [
-            Chunk(tool_calls=(ToolCallChunk(0, "c1", "add", '{"a":'),)),
-            Chunk(finish_reason="length", usage=Usage()),
-        ]
-    )
-    assert completion.tool_calls == ()
-    assert completion.text == 'add({"a":'
+def test_a_cut_call_is_no_call_no_text_and_not_lost():
+    cut = CutCall("pay", '{"amount": 345')
+    completion = gather([Chunk(cut_calls=(cut,)), Chunk(finish_reason="length", usage=Usage())])
+    assert completion.tool_calls == () and completion.text == ""
+    assert completion.cut_calls == (cut,)
+    assert "'pay'" in cut.reason and "max_tokens" in cut.reason

@@ -14,10 +14,9 @@ from typing import Any, TypeAlias
 
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.errors import EngineClosedError
-from llavakit.prompts.tools import compact_json
 from llavakit.sources import SourcePolicy
 from llavakit.streams import AnswerStream, Channel
-from llavakit.values import Chunk, Completion, Request, Tool, ToolCallChunk, Usage
+from llavakit.values import Chunk, Completion, Request, Tool, Usage
 
 Answer: TypeAlias = str | Completion | BaseException
 IMAGE_TOKENS = 64
@@ -90,10 +89,10 @@ class FakeBackend(Backend):
         words = _words(completion.text)
         for word in words:
             channel.put(Chunk(text=word))
-        for index, call in enumerate(completion.tool_calls):
-            channel.put(Chunk(tool_calls=(ToolCallChunk(index, call.id, call.name),)))
-            arguments = compact_json(call.arguments)
-            channel.put(Chunk(tool_calls=(ToolCallChunk(index, arguments=arguments),)))
+        for call in completion.tool_calls:
+            channel.put(Chunk(tool_calls=(call,)))
+        if completion.cut_calls:
+            channel.put(Chunk(cut_calls=completion.cut_calls))
         if self._hang:
             return
         reason = "tool_calls" if completion.tool_calls else completion.finish_reason

@@ -8,11 +8,11 @@ over); :mod:`llavakit.images` opens it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from llavakit._checks import kind, real, refused, strings, whole
+from llavakit._checks import kind, members, real, refused, strings, whole
 from llavakit.errors import MessageError, ParameterError, SchemaError, UnsupportedContentError
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class Message:
             raise MessageError(f"Unknown role {role!r}; use one of {', '.join(ROLES)}.")
         object.__setattr__(self, "role", role)
         object.__setattr__(self, "content", _parts(content))
+        kind("tool_calls", tool_calls, Iterable, "a list of llavakit.ToolCall objects")
         calls = tuple(tool_calls)
         if not all(isinstance(call, ToolCall) for call in calls):
             raise MessageError("tool_calls holds llavakit.ToolCall objects.")
@@ -194,6 +195,10 @@ def _parts(content: str | Part | Sequence[str | Part]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+LogitBias: TypeAlias = Mapping[Any, float] | tuple[tuple[int, float], ...]
+"""What is added to which token's logit; pairs once a :class:`SamplingParams` holds it."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the answer is drawn from the model.
@@ -210,6 +215,11 @@ class SamplingParams:
         logprobs: None, or the number of alternatives to report for each token (0..20).
         json_schema: a JSON schema (mapping), or True for any JSON object.
         grammar: a regular expression, or a Lark grammar that begins with ``start:``.
+        presence_penalty: taken from the logit of each token that the answer has, -2..2 (OpenAI).
+        frequency_penalty: the same, once for each time that the answer has it, -2..2 (OpenAI).
+        logit_bias: what is added to the logits of tokens, -100..100, by their ids (int, or digits
+            as in JSON); 100 all but forces a token, and -100 all but forbids it. Kept as sorted
+            pairs. A grammar is obeyed whatever it says.
     """
 
     max_tokens: int = 512
@@ -223,6 +233,9 @@ class SamplingParams:
     logprobs: int | None = None
     json_schema: Mapping[str, Any] | Literal[True] | None = None
     grammar: str | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: LogitBias = ()
 
     def __post_init__(self) -> None:
         for name, value in {
@@ -237,6 +250,11 @@ class SamplingParams:
             "logprobs": None
             if self.logprobs is None
             else whole("logprobs", self.logprobs, least=0, most=20),
+            "presence_penalty": real("presence_penalty", self.presence_penalty, least=-2, most=2),
+            "frequency_penalty": real(
+                "frequency_penalty", self.frequency_penalty, least=-2, most=2
+            ),
+            "logit_bias": _biases(self.logit_bias),
         }.items():
             object.__setattr__(self, name, value)
         schema, grammar = self.json_schema, self.grammar
@@ -253,6 +271,41 @@ class SamplingParams:
         return tuple(f.name for f in fields(cls))
 
 
+_MOST_DIGITS = 18
+"""Of a token id; Python itself refuses to read numbers of thousands."""
+
+
+def _biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """A ``logit_bias`` as pairs, sorted by the token; None is none.
+
+    Raises:
+        ParameterError: it is no such thing, or names a token twice.
+    """
+    if given is None:
+        return ()
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not (isinstance(pairs, (list, tuple)) and all(map(_is_pair, pairs))):
+        raise refused("logit_bias", given, "a mapping of token ids to numbers from -100 to 100")
+    biases: dict[int, float] = {}
+    for token, bias in pairs:
+        number = whole("A token id of logit_bias", _token_id(token), least=0)
+        if number in biases:
+            raise ParameterError(f"logit_bias names the token {number} twice; give it one value.")
+        biases[number] = real(f"logit_bias of the token {number}", bias, least=-100, most=100)
+    return tuple(sorted(biases.items()))
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2
+
+
+def _token_id(token: Any) -> Any:
+    """The number of digits, which JSON has for keys; anything else as it is."""
+    if isinstance(token, str) and token.isdecimal() and len(token) <= _MOST_DIGITS:
+        return int(token)
+    return token
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """All that one answer depends on.
@@ -264,6 +317,10 @@ class Request:
         tool_choice: see :data:`ToolChoice`.
         parallel_tool_calls: whether one answer may hold several calls.
         timeout: seconds until the request is given up, queueing included; None waits.
+        add_generation_prompt: the answer is a new turn of the assistant, whoever spoke last.
+        continue_final_message: the answer goes on with the last message, which is the
+            assistant's, instead; a schema or grammar holds for what is new. Both names are
+            vLLM's, and one of the two is true.
     """
 
     messages: tuple[Message, ...]
@@ -272,6 +329,8 @@ class Request:
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     timeout: float | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 REQUEST_OPTIONS = tuple(f.name for f in fields(Request) if f.name not in ("messages", "params"))
@@ -292,6 +351,13 @@ class Usage:
         """Prompt and answer together."""
         return self.prompt_tokens + self.completion_tokens
 
+    @classmethod
+    def of_choices(cls, usages: Iterable[Usage]) -> Usage:
+        """Of several answers to one prompt, which counts once (as OpenAI counts ``n``)."""
+        counted: list[Usage] = members("usages", usages, Usage) or [Usage()]
+        answers = sum(one.completion_tokens for one in counted)
+        return replace(counted[0], completion_tokens=answers)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -302,28 +368,44 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallChunk:
-    """A piece of a tool call while it streams.
+CUT_CALLS = "cut_tool_calls"
+"""The field in which llavakit's server tells of cut calls, beside what OpenAI's notation has."""
 
-    ``id`` and ``name`` come once, with the first piece; ``arguments`` is a piece of JSON text.
+
+@dataclass(frozen=True, slots=True)
+class CutCall:
+    """A tool call that the end of the answer cut: never to be run, and never to be completed.
+
+    What is missing cannot be guessed: ``{"amount": 345`` may have been about to say 3456.
+
+    Attributes:
+        name: the tool's name, as far as it came.
+        arguments: the JSON of the arguments, as far as it came.
     """
 
-    index: int
-    id: str | None = None
-    name: str | None = None
+    name: str
     arguments: str = ""
+
+    @property
+    def reason(self) -> str:
+        """One sentence that says why it is no call, and what to do."""
+        return (
+            f"The call of {self.name or 'a tool'!r} was cut before its arguments were complete and "
+            "was not run; raise max_tokens."
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of an answer. The last one has ``finish_reason`` and ``usage``, and only that.
 
-    ``tool_calls`` has at most one piece of each call.
+    Calls are told when they are whole, so that nobody completes a part of one; what a limit cut
+    is told once, before the last chunk, as ``cut_calls``.
     """
 
     text: str = ""
-    tool_calls: tuple[ToolCallChunk, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    cut_calls: tuple[CutCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -338,3 +420,4 @@ class Completion:
     finish_reason: FinishReason = "stop"
     usage: Usage = Usage()
     logprobs: tuple[TokenLogprob, ...] = ()
+    cut_calls: tuple[CutCall, ...] = ()

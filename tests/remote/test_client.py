@@ -29,7 +29,7 @@ from llavakit.errors import (
     SourceNotAllowedError,
 )
 from llavakit.sources import SourcePolicy
-from llavakit.values import Usage
+from llavakit.values import CutCall, Usage
 from tests.loopback import PNG
 from tests.remote.scripted import (
     USAGE,
@@ -595,7 +595,27 @@ def test_a_named_tool_is_demanded_in_openais_notation(peer, remote):
 def test_a_call_that_the_limit_cut_is_no_call(peer, remote):
     peer.says(called(("add", '{"a": 1, "b'), finish="length"))
     answer = remote().generate("q", tools=[ADD])
-    assert (answer.tool_calls, answer.finish_reason) == ((), "length")
+    assert (answer.tool_calls, answer.finish_reason, answer.text) == ((), "length", "")
+    assert answer.cut_calls == (CutCall("add", '{"a": 1, "b'),)
+
+
+def test_a_call_that_our_server_says_was_cut_is_known_here(peer, remote):
+    cut = {"cut_tool_calls": [{"name": "add", "arguments": '{"a": 1'}]}
+    piece_ = {"choices": [{"index": 0, "delta": cut, "finish_reason": None}]}
+    peer.says(events(piece_, piece(finish="length"), "[DONE]"))
+    answer = remote(dialect="llavakit").generate("q", tools=[ADD])
+    assert (answer.tool_calls, answer.cut_calls) == ((), (CutCall("add", '{"a": 1'),))
+
+
+def test_no_piece_of_a_call_is_told_before_all_of_it_is_there(peer, remote):
+    pieces = ['{"a": 34', '5, "b": 1', "}"]
+    told = [
+        {"index": 0, "id": "x", "function": {"name": "add", "arguments": pieces[0]}},
+        *({"index": 0, "function": {"arguments": one}} for one in pieces[1:]),
+    ]
+    peer.says(events(*(piece(tool_calls=[c]) for c in told), piece(finish="stop"), "[DONE]"))
+    calls = [c for chunk in remote().stream("q", tools=[ADD]) for c in chunk.tool_calls]
+    assert [dict(call.arguments) for call in calls] == [{"a": 345, "b": 1}]
 
 
 @pytest.mark.parametrize("arguments", ["", None, {}])
@@ -731,7 +751,7 @@ def test_tokens_are_counted_by_the_server_or_not_at_all(peer, remote):
         remote().count_tokens([picture])
     with pytest.raises(RemoteError, match="does not tell tokens"):
         remote(dialect="generic").count_tokens("How many?")
-    with pytest.raises(LlavaKitError, match="fetches nothing"):
+    with pytest.raises(LlavaKitError, match="not a public address"):
         remote(dialect="llavakit").count_tokens(
             Message("user", [llavakit.Image("http://127.0.0.1:1/x.png")])
         )

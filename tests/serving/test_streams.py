@@ -7,7 +7,7 @@ import pytest
 
 from llavakit.errors import EngineError, RequestCancelledError
 from llavakit.serving.answering import Listener
-from llavakit.values import Chunk, Completion
+from llavakit.values import Chunk, Completion, CutCall
 from tests.loopback import PNG, reply
 from tests.serving.asgi import Call
 from tests.serving.conftest import CHAT, Neighbourly, Scripted, begun, figures, saying
@@ -245,7 +245,22 @@ async def test_a_refused_choice_takes_its_sisters_along(client):
     assert backend.cancelled == 1
 
 
-async def test_an_answer_cut_in_a_call_streams_what_there_is(client):
-    app = client([Completion("cut", finish_reason="length")])
+CUT = Completion("So", finish_reason="length", cut_calls=(CutCall("pay", '{"amount": 345'),))
+
+
+async def test_of_a_call_that_was_cut_no_client_gets_a_part_that_it_would_complete(client):
+    app = client([CUT])
     call = await Call(app.app, CHAT, saying(stream=True)).end()
+    deltas = [choice["delta"] for event in call.events[:-1] for choice in event["choices"]]
     assert call.events[-2]["choices"][0]["finish_reason"] == "length"
+    assert not any("tool_calls" in delta for delta in deltas)
+    assert "345" not in "".join(delta.get("content") or "" for delta in deltas)
+    told = [delta["cut_tool_calls"] for delta in deltas if "cut_tool_calls" in delta]
+    assert told == [[{"name": "pay", "arguments": '{"amount": 345'}]]
+
+
+async def test_a_whole_answer_with_a_cut_call_tells_it_apart(client):
+    (choice,) = (await client([CUT]).post(CHAT, json=saying())).json()["choices"]
+    assert choice["finish_reason"] == "length" and choice["message"]["content"] == "So"
+    assert "tool_calls" not in choice["message"]
+    assert choice["message"]["cut_tool_calls"][0]["name"] == "pay"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llavakit.engine.detokenizer import Detokenizer, StopStrings
@@ -12,6 +13,9 @@ from llavakit.prompts.tool_calls import ToolCallReader
 from llavakit.values import Chunk, FinishReason, Request, TokenLogprob
 
 TokenText = Callable[[int], str]
+
+_CONTEXT = 8
+"""Ids of the words that an answer goes on with: a character may have several."""
 
 
 class Answer:
@@ -24,6 +28,7 @@ class Answer:
         max_tokens: most tokens that it may have.
         matcher: the grammar that it must follow, if any.
         stop_strings: strings that end it, besides those of the request.
+        prompt: the ids before it.
 
     Attributes:
         draw: how its tokens are drawn.
@@ -41,20 +46,22 @@ class Answer:
         max_tokens: int,
         matcher: Matcher | None = None,
         stop_strings: Sequence[str] = (),
+        prompt: Sequence[int] = (),
     ) -> None:
         self.draw = Draw(request.params)
         self.matcher = matcher
-        self.looks_back = matcher is not None or request.params.repetition_penalty != 1.0
+        self.looks_back = matcher is not None or self.draw.penalises
         self.tokens = 0
         self.finish_reason: FinishReason | None = None
         self._stops = stops
         self._max_tokens = max_tokens
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer)
+        continues = request.continue_final_message
+        self._detokenizer = Detokenizer(tokenizer, prompt[-_CONTEXT:] if continues else ())
         self._stop_strings = StopStrings((*request.params.stop, *stop_strings))
         offers_tools = bool(request.tools) and request.tool_choice != "none"
         self._calls = ToolCallReader() if offers_tools else None
-        self._begun = False
+        self._begun = continues  # its first space is its own
         self._logprobs: list[TokenLogprob] = []
 
     def push(self, drawn: Drawn) -> Chunk | None:
@@ -94,19 +101,23 @@ class Answer:
         if self._calls is None:
             return self._told(Chunk(text=text))
         pieces = self._calls.push(text)
-        told, calls = pieces.text, pieces.calls
+        told = Chunk(text=pieces.text, tool_calls=pieces.calls)
         if last:
-            told += self._calls.flush().text
+            # A grammar ends behind a whole call: whatever ends inside one was cut.
+            rest = self._calls.flush(cut=True)
+            calls = (*pieces.calls, *rest.calls)
+            told = Chunk(text=pieces.text + rest.text, tool_calls=calls, cut_calls=rest.cut)
             if self._calls.count and self.finish_reason == "stop":
                 self.finish_reason = "tool_calls"
-        return self._told(Chunk(text=told, tool_calls=calls))
+        return self._told(told)
 
     def _told(self, chunk: Chunk) -> Chunk | None:
         """The chunk with the log probabilities of its tokens; None if there is nothing to tell."""
-        if not (chunk.text or chunk.tool_calls or (self._logprobs and self.finish_reason)):
+        said = chunk.text or chunk.tool_calls or chunk.cut_calls
+        if not (said or (self._logprobs and self.finish_reason)):
             return None
         logprobs, self._logprobs = tuple(self._logprobs), []
-        return Chunk(text=chunk.text, tool_calls=chunk.tool_calls, logprobs=logprobs)
+        return replace(chunk, logprobs=logprobs)
 
     def _logprob(self, drawn: Drawn) -> TokenLogprob:
         assert drawn.logprob is not None

@@ -6,51 +6,122 @@ finish reason, usage) goes into exactly one of them: the last.
 
 from __future__ import annotations
 
+import re
+import uuid
+from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall
 from langchain_core.messages import ToolCall as LangChainToolCall
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from llavakit.values import Chunk, Completion, TokenLogprob, Usage
+from llavakit.prompts.tools import compact_json
+from llavakit.values import Chunk, Completion, CutCall, TokenLogprob, Usage
 
 PROVIDER = "llavakit"
+_CUT = re.compile(r"\((The call of .*? raise max_tokens\.)\) (.*)", re.DOTALL)
 
 
-def to_generation_chunk(chunk: Chunk, model: str) -> ChatGenerationChunk:
-    """One piece of a streamed answer of the model named ``model``."""
-    metadata = _logprobs(chunk.logprobs)
-    last = chunk.finish_reason is not None
-    if chunk.finish_reason is not None:
-        metadata |= _metadata(model, chunk.finish_reason)
-    message = AIMessageChunk(
-        content=chunk.text,
-        tool_call_chunks=[
-            tool_call_chunk(name=call.name, args=call.arguments, id=call.id, index=call.index)
-            for call in chunk.tool_calls
-        ],
-        response_metadata=metadata,
-        usage_metadata=None if chunk.usage is None else to_usage(chunk.usage),
-        chunk_position="last" if last else None,
-    )
-    return ChatGenerationChunk(message=message)
+class Streamed:
+    """The pieces of one streamed answer.
+
+    Args:
+        model: the model's name.
+        usage: whether the last piece tells the tokens.
+    """
+
+    def __init__(self, model: str, *, usage: bool = True) -> None:
+        self._model = model
+        self._usage = usage
+        self._calls = 0
+
+    def piece(self, chunk: Chunk) -> ChatGenerationChunk:
+        """The next piece."""
+        metadata = _logprobs(chunk.logprobs)
+        if chunk.finish_reason is not None:
+            metadata |= _metadata(self._model, chunk.finish_reason)
+        told = [(c.id, c.name, compact_json(c.arguments)) for c in chunk.tool_calls]
+        told += [(_new_id(), c.name, uncompletable(c)) for c in chunk.cut_calls]
+        message = AIMessageChunk(
+            content=chunk.text,
+            tool_call_chunks=[
+                tool_call_chunk(name=name, args=arguments, id=call_id, index=index)
+                for index, (call_id, name, arguments) in enumerate(told, self._calls)
+            ],
+            response_metadata=metadata,
+            usage_metadata=to_usage(chunk.usage) if chunk.usage and self._usage else None,
+            chunk_position=None if chunk.finish_reason is None else "last",
+        )
+        self._calls += len(told)
+        return ChatGenerationChunk(message=message)
+
+
+def uncompletable(call: CutCall) -> str:
+    """The arguments of a cut call as text that no parser takes for arguments.
+
+    LangChain completes what begins as JSON, and would run the tool with what it made up. What
+    begins as none it calls invalid, and keeps; merging chunks keeps nothing else of a call.
+    """
+    return f"({call.reason}) {call.arguments}"
+
+
+def written(arguments: str | None) -> tuple[str, str | None]:
+    """The arguments of an invalid call as the model wrote them, and why they are no call's."""
+    found = _CUT.fullmatch(arguments or "")
+    return (arguments or "", None) if found is None else (found[2], found[1])
+
+
+def with_cut_calls(result: ChatResult) -> ChatResult:
+    """The result, with cut calls that were streamed told as those that were not."""
+    for generation in result.generations:
+        message = generation.message
+        if not isinstance(message, AIMessage):
+            continue
+        for call in message.invalid_tool_calls:
+            arguments, reason = written(call["args"])
+            if reason is not None:
+                call["args"], call["error"] = arguments, reason
+    return result
 
 
 def to_result(completion: Completion, model: str) -> ChatResult:
     """A whole answer of the model named ``model``."""
+    return ChatResult(generations=[_generation(completion, model)])
+
+
+def to_results(completions: Sequence[Completion], model: str) -> ChatResult:
+    """Several answers to one prompt, of the model named ``model``."""
+    return ChatResult(generations=[_generation(completion, model) for completion in completions])
+
+
+def _generation(completion: Completion, model: str) -> ChatGeneration:
     message = AIMessage(
         content=completion.text,
         tool_calls=[
             LangChainToolCall(name=call.name, args=dict(call.arguments), id=call.id)
             for call in completion.tool_calls
         ],
+        invalid_tool_calls=[
+            InvalidToolCall(
+                type="invalid_tool_call",
+                name=call.name,
+                args=call.arguments,
+                id=_new_id(),
+                error=call.reason,
+            )
+            for call in completion.cut_calls
+        ],
         response_metadata=_metadata(model, completion.finish_reason)
         | _logprobs(completion.logprobs),
         usage_metadata=to_usage(completion.usage),
     )
-    return ChatResult(generations=[ChatGeneration(message=message)])
+    return ChatGeneration(message=message)
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def to_usage(usage: Usage) -> UsageMetadata:

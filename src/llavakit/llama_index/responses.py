@@ -7,8 +7,9 @@ counter looks for them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -21,23 +22,31 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.llms.utils import parse_partial_json
 
 from llavakit.errors import LlavaKitError
 from llavakit.prompts.tools import compact_json
 from llavakit.streams import Gathering
-from llavakit.values import Chunk, Completion, TokenLogprob, Usage
+from llavakit.values import CUT_CALLS, Chunk, Completion, TokenLogprob, ToolCall, Usage
+
+_Called: TypeAlias = tuple[str, str, dict[str, Any]]
 
 
 def to_response(completion: Completion, model: str, delta: str | None = None) -> ChatResponse:
     """A whole answer of the model named ``model``; ``delta`` where it ends a stream."""
-    calls = [(call.id, call.name, dict(call.arguments)) for call in completion.tool_calls]
     usage = _usage(completion.usage)
+    cut = [
+        {"name": call.name, "arguments": call.arguments, "error": call.reason}
+        for call in completion.cut_calls
+    ]
     return ChatResponse(
-        message=_message(completion.text, calls),
+        message=_message(completion.text, _called(completion.tool_calls)),
         delta=delta,
         raw={"model": model, "finish_reason": completion.finish_reason, "usage": usage},
-        additional_kwargs={**usage, "finish_reason": completion.finish_reason},
+        additional_kwargs={
+            **usage,
+            "finish_reason": completion.finish_reason,
+            **({CUT_CALLS: cut} if cut else {}),
+        },
         logprobs=_logprobs(completion.logprobs),
     )
 
@@ -60,27 +69,17 @@ class Growing:
         self._model = model
         self._gathering = Gathering()
         self._text = ""
-        self._calls: dict[int, tuple[str, str, str]] = {}
+        self._calls: list[_Called] = []
 
     def add(self, chunk: Chunk) -> ChatResponse:
         """The answer with this chunk."""
         self._gathering.add(chunk)
         if chunk.finish_reason is not None:
-            completion = self._gathering.completion()
-            # A call that the token limit cut comes back as text.
-            delta = completion.text[len(self._text) :]
-            return to_response(completion, self._model, delta)
+            return to_response(self._gathering.completion(), self._model, delta="")
         self._text += chunk.text
-        for piece in chunk.tool_calls:
-            call_id, name, arguments = self._calls.get(piece.index, ("", "", ""))
-            self._calls[piece.index] = (
-                piece.id or call_id,
-                piece.name or name,
-                arguments + piece.arguments,
-            )
-        calls = [call for _, call in sorted(self._calls.items())]
+        self._calls += _called(chunk.tool_calls)
         return ChatResponse(
-            message=_message(self._text, calls),
+            message=_message(self._text, self._calls),
             delta=chunk.text,
             logprobs=_logprobs(chunk.logprobs),
         )
@@ -94,8 +93,12 @@ def to_selections(response: ChatResponse, *, required: bool) -> list[ToolSelecti
         required: whether no call at all is an error.
 
     Raises:
-        LlavaKitError: there is none.
+        LlavaKitError: there is none, or one was cut. An agent would take what came before for
+            the whole answer.
     """
+    cut = response.additional_kwargs.get(CUT_CALLS)
+    if cut:
+        raise LlavaKitError(cut[0]["error"])
     blocks = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
     if required and not blocks:
         raise LlavaKitError(
@@ -112,18 +115,26 @@ def to_selections(response: ChatResponse, *, required: bool) -> list[ToolSelecti
 
 
 def _arguments(arguments: dict[str, Any] | str) -> dict[str, Any]:
+    """The arguments of a whole call; text stands there in messages that others made."""
     if not isinstance(arguments, str):
         return arguments
     try:
-        parsed = parse_partial_json(arguments)
-    except ValueError:  # nothing that can be completed yet
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
+        parsed = json.loads(arguments or "{}")
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise LlavaKitError(
+            f"The arguments of a tool call are no JSON object ({arguments[:60]!r}); it cannot be "
+            "run."
+        )
+    return parsed
 
 
-def _message(
-    text: str, calls: Sequence[tuple[str, str, str] | tuple[str, str, dict[str, Any]]]
-) -> ChatMessage:
+def _called(calls: Sequence[ToolCall]) -> list[_Called]:
+    return [(call.id, call.name, dict(call.arguments)) for call in calls]
+
+
+def _message(text: str, calls: Sequence[_Called]) -> ChatMessage:
     blocks: list[ContentBlock] = [TextBlock(text=text)] if text or not calls else []
     blocks += [
         ToolCallBlock(tool_call_id=call_id, tool_name=name, tool_kwargs=arguments)
@@ -134,8 +145,8 @@ def _message(
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
 
 
-def _openai_call(call_id: str, name: str, arguments: str | dict[str, Any]) -> dict[str, Any]:
-    told = arguments if isinstance(arguments, str) else compact_json(arguments)
+def _openai_call(call_id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    told = compact_json(arguments)
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": told}}
 
 

@@ -1,16 +1,25 @@
-"""Reading tool calls out of an answer while it is being written (see ``prompts.tools``)."""
+"""Reading tool calls out of an answer while it is being written (see ``prompts.tools``).
+
+A call is told once it is whole: a framework that sees a part of one may complete it, and run a
+tool with a number that nobody wrote.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llavakit.prompts.tools import CALL_END, CALL_START
-from llavakit.values import ToolCallChunk
+from llavakit.values import CutCall, ToolCall
 
-_HEAD = '{"name":'
-_MIDDLE = ',"arguments":'
+_BEGUN = re.compile(
+    r'\s*\{\s*"name"\s*:\s*"(?P<name>(?:[^"\\]|\\.)*)'
+    r'(?:"\s*(?:,\s*"arguments"\s*:\s*(?P<arguments>.*))?)?',
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,121 +27,130 @@ class Pieces:
     """What a piece of text turned out to be."""
 
     text: str = ""
-    calls: tuple[ToolCallChunk, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+    cut: tuple[CutCall, ...] = ()
+
+
+class NotACallError(ValueError):
+    """What stands between the marks of a call is none; happens where nothing enforces them."""
 
 
 class ToolCallReader:
-    """Splits an answer into free text and pieces of calls.
+    """Splits an answer into free text and whole calls.
 
-    Relies on the notation that constrained decoding enforces: compact JSON, ``name`` first.
-    The arguments' JSON is passed on as it comes, without the brace that closes the call.
+    Args:
+        one: nothing is read behind the first call.
 
     Attributes:
         count: calls that were completed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, one: bool = False) -> None:
         self.count = 0
+        self._one = one
         self._buffer = ""
         self._in_call = False
-        self._named = False
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
+
+    @property
+    def full(self) -> bool:
+        """Whether no more calls are wanted."""
+        return self._one and self.count > 0
 
     def push(self, text: str) -> Pieces:
-        """Take in more of the answer; gives what is certain by now."""
+        """Take in more of the answer; gives what is certain by now.
+
+        Raises:
+            NotACallError: a call was written that is none.
+        """
         self._buffer += text
         told: list[str] = []
-        # One piece of each call: frameworks put pieces together by their index, but only those
-        # of different chunks.
-        calls: dict[int, ToolCallChunk] = {}
-        while self._step(told, calls):
+        calls: list[ToolCall] = []
+        while not self.full and self._step(told, calls):
             pass
-        return Pieces("".join(told), tuple(calls.values()))
+        return Pieces("".join(told), tuple(calls))
 
-    def flush(self) -> Pieces:
-        """The rest, when nothing more comes; a call that was cut stays as it was told."""
+    def flush(self, *, cut: bool) -> Pieces:
+        """The rest, when nothing more comes.
+
+        Args:
+            cut: the answer was ended from outside (a limit, a stop string); a call that is not
+                whole is then a cut one.
+
+        Raises:
+            NotACallError: it was not, and ended inside a call.
+        """
         rest, self._buffer = self._buffer, ""
-        return Pieces("" if self._in_call else rest)
-
-    def _step(self, told: list[str], calls: dict[int, ToolCallChunk]) -> bool:
-        """Make one step of progress; False when more text is needed."""
+        if self.full:
+            return Pieces()
         if not self._in_call:
-            return self._read_text(told)
-        if not self._named:
-            return self._read_name(calls)
-        return self._read_arguments(calls)
+            return Pieces(rest)
+        if not cut:
+            return Pieces(calls=(self._read(rest),))
+        rest = rest[: len(rest) - _begun(rest, CALL_END)]
+        begun = _cut_call(rest)
+        if begun.arguments:
+            # The arguments may be whole, and only the notation around them not.
+            for ending in ("", "}"):
+                with contextlib.suppress(NotACallError):
+                    return Pieces(calls=(self._read(rest + ending),))
+        return Pieces(cut=(begun,))
 
-    def _read_text(self, told: list[str]) -> bool:
-        place = self._buffer.find(CALL_START)
-        if place >= 0:
-            told.append(self._buffer[:place])
-            self._buffer = self._buffer[place + len(CALL_START) :]
-            self._in_call, self._named = True, False
+    def _step(self, told: list[str], calls: list[ToolCall]) -> bool:
+        """Make one step of progress; False when more text is needed."""
+        mark = CALL_END if self._in_call else CALL_START
+        before, found, behind = self._parted(mark)
+        if found:
+            self._buffer = behind
+            if self._in_call:
+                calls.append(self._read(before))
+            else:
+                told.append(before)
+            self._in_call = not self._in_call
             return True
-        safe = len(self._buffer)
-        for length in range(min(safe, len(CALL_START) - 1), 0, -1):
-            if self._buffer.endswith(CALL_START[:length]):
-                safe -= length
-                break
-        told.append(self._buffer[:safe])
-        self._buffer = self._buffer[safe:]
+        if not self._in_call:
+            safe = len(self._buffer) - _begun(self._buffer, mark)
+            told.append(self._buffer[:safe])
+            self._buffer = self._buffer[safe:]
         return False
 
-    def _read_name(self, calls: dict[int, ToolCallChunk]) -> bool:
-        place = self._buffer.find(_MIDDLE)
+    def _parted(self, mark: str) -> tuple[str, str, str]:
+        """The buffer around a mark; the end of a call is none inside a string of its JSON."""
+        if not self._in_call:
+            return self._buffer.partition(mark)
+        place = self._buffer.find(mark)
+        while place >= 0 and _in_string(self._buffer[:place]):
+            place = self._buffer.find(mark, place + 1)
         if place < 0:
-            return False
-        name = json.loads(self._buffer[len(_HEAD) : place])
-        self._buffer = self._buffer[place + len(_MIDDLE) :]
-        self._named = True
-        self._depth, self._in_string, self._escaped = 0, False, False
-        call_id = f"call_{uuid.uuid4().hex[:24]}"
-        calls[self.count] = ToolCallChunk(self.count, id=call_id, name=name)
-        return True
+            return self._buffer, "", ""
+        return self._buffer[:place], mark, self._buffer[place + len(mark) :]
 
-    def _read_arguments(self, calls: dict[int, ToolCallChunk]) -> bool:
-        end = self._end_of_arguments()
-        if end is None:
-            if self._buffer:
-                self._tell(calls, self._buffer)
-                self._buffer = ""
-            return False
-        if end:
-            self._tell(calls, self._buffer[:end])
-            self._buffer = self._buffer[end:]
-            self._depth = -1  # complete: only the call's own end is left
-        closing = "}" + CALL_END
-        if len(self._buffer) < len(closing):
-            return False
-        self._buffer = self._buffer[len(closing) :]
-        self._in_call = False
+    def _read(self, text: str) -> ToolCall:
+        try:
+            call = json.loads(text)
+            name, arguments = call["name"], call.get("arguments") or {}
+            valid = isinstance(name, str) and isinstance(arguments, dict)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            valid = False
+        if not valid:
+            raise NotACallError(text)
         self.count += 1
-        return True
+        return ToolCall(f"call_{uuid.uuid4().hex[:24]}", name, arguments)
 
-    def _tell(self, calls: dict[int, ToolCallChunk], arguments: str) -> None:
-        piece = calls.get(self.count, ToolCallChunk(self.count))
-        calls[self.count] = replace(piece, arguments=piece.arguments + arguments)
 
-    def _end_of_arguments(self) -> int | None:
-        """Index behind the closing brace of the arguments; 0 if they are complete already."""
-        if self._depth < 0:
-            return 0
-        for index, character in enumerate(self._buffer):
-            if self._in_string:
-                if self._escaped:
-                    self._escaped = False
-                elif character == "\\":
-                    self._escaped = True
-                elif character == '"':
-                    self._in_string = False
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    return index + 1
-        return None
+def _cut_call(text: str) -> CutCall:
+    begun = _BEGUN.match(text)
+    if begun is None:
+        return CutCall("")
+    return CutCall(begun["name"], begun["arguments"] or "")
+
+
+def _in_string(text: str) -> bool:
+    """Whether a string of JSON is open at the end of ``text``."""
+    quotes = re.sub(r"\\.", "", text, flags=re.DOTALL).count('"')
+    return quotes % 2 == 1
+
+
+def _begun(text: str, mark: str) -> int:
+    """Length of the longest end of ``text`` that begins ``mark``."""
+    lengths = range(min(len(text), len(mark) - 1), 0, -1)
+    return next((length for length in lengths if text.endswith(mark[:length])), 0)

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llavakit.engine.detokenizer import StopStrings
 from llavakit.errors import RemoteError
+from llavakit.prompts.tool_calls import NotACallError, Pieces, ToolCallReader
 from llavakit.prompts.tools import compact_json
 from llavakit.remote.address import RemoteConfig
-from llavakit.remote.checks import AnswerChecks
+from llavakit.remote.checks import AnswerChecks, CalledText
 from llavakit.remote.dialects import Dialect
 from llavakit.remote.failures import error_status, refusal
-from llavakit.remote.spoken_calls import SpokenCalls
-from llavakit.values import Chunk, FinishReason, Request, TokenLogprob, ToolCallChunk, Usage
+from llavakit.values import (
+    CUT_CALLS,
+    Chunk,
+    CutCall,
+    FinishReason,
+    Request,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 
 DONE = "[DONE]"
 _FINISHES: Mapping[str, FinishReason] = {
@@ -55,11 +64,12 @@ class RemoteAnswer:
         self._stops = StopStrings(() if dialect.stops else request.params.stop)
         offered = bool(request.tools) and request.tool_choice != "none"
         spoken = offered and not dialect.enforces
-        self._spoken = SpokenCalls(one=not request.parallel_tool_calls) if spoken else None
+        self._spoken = ToolCallReader(one=not request.parallel_tool_calls) if spoken else None
         self._calls = _Calls()
+        self._cut: tuple[CutCall, ...] = ()
         self._checks = AnswerChecks(request, dialect)
         self._text: list[str] = []
-        self._begun = False
+        self._begun = request.continue_final_message  # its first space is its own
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None
         self._done = False
@@ -96,19 +106,23 @@ class RemoteAnswer:
                 f"The server at {self._config.address} ended the stream without {lacks}: the "
                 "answer broke off. Ask again."
             )
+        cut = finish == "length"
         if self._stops.hit is None:
             yield from self._heard(self._stops.flush(), (), ())
         if self._spoken is not None:
-            rest = self._spoken.flush(cut=finish == "length")
-            yield from self._told(rest.text, self._calls.push(rest.calls), ())
-        yield from self._told("", self._calls.completed(cut=finish == "length"), ())
-        calls = self._calls.whole(cut=finish == "length")
+            rest = self._read_spoken("", end=True, cut=cut)
+            self._cut += rest.cut
+            yield from self._told(rest.text, self._calls.add(rest.calls), ())
+        yield from self._told("", self._calls.completed(cut=cut), ())
+        calls = self._calls.all(cut=cut)
         if calls and finish == "stop":
             finish = "tool_calls"
         elif finish == "tool_calls" and not calls:
             finish = "stop"
         self._checks.check("".join(self._text), calls, finish)
         self._check_logprobs()
+        if cut_calls := (*(self._calls.cut() if cut else ()), *self._cut):
+            yield Chunk(cut_calls=cut_calls)
         yield Chunk(finish_reason=finish, usage=self._usage)
 
     def _event(self, data: str) -> Mapping[str, Any]:
@@ -133,6 +147,7 @@ class RemoteAnswer:
         self._told_logprobs = self._told_logprobs or bool(logprobs)
         text = delta.get("content") or delta.get("refusal") or ""
         calls = self._calls.push(_pieces(delta.get("tool_calls") or ()))
+        self._cut += _cut_calls(delta.get(CUT_CALLS) or ())
         yield from self._chunk(_as_text(text), calls, logprobs)
         reason = choice.get("finish_reason")
         if reason and self._finish is None:
@@ -149,7 +164,7 @@ class RemoteAnswer:
     def _chunk(
         self,
         text: str,
-        calls: tuple[ToolCallChunk, ...],
+        calls: tuple[ToolCall, ...],
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> Iterator[Chunk]:
         yield from self._heard(self._stops.push(text), calls, logprobs)
@@ -157,7 +172,7 @@ class RemoteAnswer:
             self._finish, self.complete = self._finish or "stop", True
 
     def _heard(
-        self, text: str, calls: tuple[ToolCallChunk, ...], logprobs: tuple[TokenLogprob, ...]
+        self, text: str, calls: tuple[ToolCall, ...], logprobs: tuple[TokenLogprob, ...]
     ) -> Iterator[Chunk]:
         """Text behind the stop strings: without the space it begins with, and without calls."""
         if not self._begun:
@@ -165,12 +180,23 @@ class RemoteAnswer:
             text = text.lstrip()
             self._begun = bool(text)
         if self._spoken is not None:
-            pieces = self._spoken.push(text)
-            text, calls = pieces.text, (*calls, *self._calls.push(pieces.calls))
+            pieces = self._read_spoken(text)
+            text, calls = pieces.text, (*calls, *self._calls.add(pieces.calls))
         yield from self._told(text, calls, logprobs)
 
+    def _read_spoken(self, text: str, *, end: bool = False, cut: bool = False) -> Pieces:
+        assert self._spoken is not None
+        try:
+            return self._spoken.flush(cut=cut) if end else self._spoken.push(text)
+        except NotACallError as error:
+            raise RemoteError(
+                f"The model began a tool call and wrote {str(error).strip()[:120]!r}, which is "
+                "none; this server does not hold it to the notation. Ask again, or use one that "
+                "does (llavakit serve, vLLM)."
+            ) from None
+
     def _told(
-        self, text: str, calls: tuple[ToolCallChunk, ...], logprobs: tuple[TokenLogprob, ...]
+        self, text: str, calls: tuple[ToolCall, ...], logprobs: tuple[TokenLogprob, ...]
     ) -> Iterator[Chunk]:
         if self._checks.needs_text:
             self._text.append(text)
@@ -190,14 +216,25 @@ class RemoteAnswer:
 class _Growing:
     """A call of which more may come."""
 
-    index: int
     id: str
     name: str
     arguments: str = ""
+    told: bool = False
+
+    @property
+    def value(self) -> dict[str, Any] | None:
+        """The arguments, once they are whole: behind the brace that closes them nothing comes."""
+        if not self.arguments.rstrip().endswith("}"):
+            return None
+        try:
+            value = json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
 
 
 class _Calls:
-    """Pieces of calls under running numbers, each with an id and a name at its first piece."""
+    """Calls put together from their pieces; each is told once, when it is whole."""
 
     def __init__(self) -> None:
         self._calls: list[_Growing] = []
@@ -207,56 +244,75 @@ class _Calls:
     def count(self) -> int:
         return len(self._calls)
 
-    def push(self, pieces: tuple[ToolCallChunk, ...]) -> tuple[ToolCallChunk, ...]:
-        told: dict[int, ToolCallChunk] = {}
+    def push(self, pieces: Sequence[_Piece]) -> tuple[ToolCall, ...]:
+        """Take in pieces; gives the calls that are whole by now."""
         for piece in pieces:
             call = self._at.get(piece.index)
             # Some servers number every call 0 and tell them apart by their ids.
             new = call is None or (piece.id and piece.name and piece.id != call.id)
             if new or call is None:
                 identity = piece.id or f"call_{uuid.uuid4().hex[:24]}"
-                call = _Growing(len(self._calls), identity, piece.name or "")
+                call = _Growing(identity, piece.name or "")
                 self._calls.append(call)
                 self._at[piece.index] = call
             call.arguments += piece.arguments
-            before = told.get(call.index)
-            arguments = (before.arguments if before else "") + piece.arguments
-            if new:
-                told[call.index] = ToolCallChunk(call.index, call.id, call.name, arguments)
-            elif before is not None:
-                told[call.index] = ToolCallChunk(call.index, before.id, before.name, arguments)
-            else:
-                told[call.index] = ToolCallChunk(call.index, arguments=arguments)
-        return tuple(told.values())
+        return self._whole()
 
-    def completed(self, *, cut: bool) -> tuple[ToolCallChunk, ...]:
+    def add(self, calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+        """Take in calls that are whole."""
+        for call in calls:
+            arguments = compact_json(call.arguments)
+            self._calls.append(_Growing(call.id, call.name, arguments, told=True))
+        return tuple(calls)
+
+    def completed(self, *, cut: bool) -> tuple[ToolCall, ...]:
         """Calls of tools without arguments may come without any; JSON has ``{}`` for that."""
-        finished = self._calls[:-1] if cut else self._calls
-        empty = [call for call in finished if not call.arguments.strip()]
-        for call in empty:
-            call.arguments = "{}"
-        return tuple(ToolCallChunk(call.index, arguments="{}") for call in empty)
+        for call in self._calls[:-1] if cut else self._calls:
+            if not call.arguments.strip():
+                call.arguments = "{}"
+        return self._whole()
 
-    def whole(self, *, cut: bool) -> list[ToolCallChunk]:
-        """All calls; without those that the token limit cut, if it did."""
+    def cut(self) -> tuple[CutCall, ...]:
+        """Calls that never became whole."""
+        return tuple(CutCall(call.name, call.arguments) for call in self._calls if not call.told)
+
+    def all(self, *, cut: bool) -> list[CalledText]:
+        """All calls as they were written; without those that the token limit cut, if it did."""
         return [
-            ToolCallChunk(call.index, call.id, call.name, call.arguments)
-            for call in self._calls
-            if not (cut and not _is_object(call.arguments))
+            CalledText(call.name, call.arguments) for call in self._calls if call.told or not cut
         ]
 
+    def _whole(self) -> tuple[ToolCall, ...]:
+        whole: list[ToolCall] = []
+        for call in self._calls:
+            value = None if call.told else call.value
+            if value is not None:
+                call.told = True
+                whole.append(ToolCall(call.id, call.name, value))
+        return tuple(whole)
 
-def _pieces(calls: Any) -> tuple[ToolCallChunk, ...]:
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece of a call, as servers stream them."""
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+def _pieces(calls: Any) -> tuple[_Piece, ...]:
     return tuple(_piece(call, number) for number, call in enumerate(calls))
 
 
-def _piece(call: Mapping[str, Any], number: int) -> ToolCallChunk:
+def _piece(call: Mapping[str, Any], number: int) -> _Piece:
     function = call.get("function") or {}
     arguments = function.get("arguments") or ""
     if isinstance(arguments, Mapping):
         arguments = compact_json(arguments)
     index = call.get("index")
-    return ToolCallChunk(
+    return _Piece(
         number if index is None else int(index),
         call.get("id") or None,
         function.get("name") or None,
@@ -264,11 +320,8 @@ def _piece(call: Mapping[str, Any], number: int) -> ToolCallChunk:
     )
 
 
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+def _cut_calls(told: Any) -> tuple[CutCall, ...]:
+    return tuple(CutCall(str(call["name"]), str(call["arguments"])) for call in told)
 
 
 def _as_text(content: Any) -> str:

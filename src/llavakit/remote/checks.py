@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from llavakit.engine.schema_faults import schema_named, tool_named
 from llavakit.errors import RemoteError, SchemaError
 from llavakit.remote.dialects import Dialect, is_lark
 from llavakit.remote.validation import check_schema, faults
-from llavakit.values import FinishReason, Request, ToolCallChunk
+from llavakit.values import FinishReason, Request
 
 _ADVICE = "ask again, or use a server that enforces it (llavakit serve, vLLM, SGLang)"
 
@@ -22,11 +24,19 @@ def check_request(request: Request) -> None:
     """
     schema = request.params.json_schema
     if schema is not None and schema is not True:
-        check_schema(schema)
+        check_schema(schema, schema_named(schema))
     for tool in request.tools:
-        check_schema(tool.parameters)
+        check_schema(tool.parameters, tool_named(tool.name))
     if request.params.grammar is not None:
         _matcher(request.params.grammar)
+
+
+@dataclass(frozen=True, slots=True)
+class CalledText:
+    """A call as a server wrote it; the arguments should be JSON."""
+
+    name: str
+    arguments: str
 
 
 class AnswerChecks:
@@ -43,7 +53,7 @@ class AnswerChecks:
         params = request.params
         self.needs_text = params.json_schema is not None or params.grammar is not None
 
-    def check(self, text: str, calls: Sequence[ToolCallChunk], finish: FinishReason) -> None:
+    def check(self, text: str, calls: Sequence[CalledText], finish: FinishReason) -> None:
         """Judges the whole answer.
 
         Args:
@@ -61,7 +71,7 @@ class AnswerChecks:
         except RecursionError as error:
             raise SchemaError("The schema refers to itself without end.") from error
 
-    def _check_calls(self, calls: Sequence[ToolCallChunk], finish: FinishReason) -> None:
+    def _check_calls(self, calls: Sequence[CalledText], finish: FinishReason) -> None:
         request = self._request
         choice = request.tool_choice
         if not request.tools and calls:
@@ -76,7 +86,7 @@ class AnswerChecks:
         for call in calls:
             self._check_call(call)
 
-    def _check_call(self, call: ToolCallChunk) -> None:
+    def _check_call(self, call: CalledText) -> None:
         choice = self._request.tool_choice
         tools = {tool.name: tool for tool in self._request.tools}
         if call.name not in tools:

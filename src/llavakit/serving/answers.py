@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llavakit.values import Chunk, Completion, TokenLogprob, Usage
+from llavakit.values import CUT_CALLS, Chunk, Completion, CutCall, TokenLogprob, ToolCall, Usage
 
 _LOWEST = -9999.0
 """Told for a token of no probability: JSON knows no infinity."""
@@ -65,37 +65,36 @@ class Envelope:
         }
 
 
-def delta(chunk: Chunk) -> dict[str, Any]:
-    """What a chunk adds to the message."""
+def delta(chunk: Chunk, calls: int) -> dict[str, Any]:
+    """What a chunk adds to the message.
+
+    A call is told whole, in one event. OpenAI's notation cannot say that a call was cut, and its
+    clients complete a part of one, so that a cut call is told only in a field of llavakit's own.
+
+    Args:
+        chunk: of the answer.
+        calls: how many were told before.
+    """
     result: dict[str, Any] = {}
     if chunk.text:
         result["content"] = chunk.text
     if chunk.tool_calls:
         result["tool_calls"] = [
-            {
-                "index": piece.index,
-                **({} if piece.id is None else {"id": piece.id, "type": "function"}),
-                "function": {
-                    **({} if piece.name is None else {"name": piece.name}),
-                    "arguments": piece.arguments,
-                },
-            }
-            for piece in chunk.tool_calls
+            {"index": index, **_call(call)} for index, call in enumerate(chunk.tool_calls, calls)
         ]
-    return result
+    return result | _cut(chunk.cut_calls)
 
 
 def usage(usages: Sequence[Usage]) -> dict[str, Any]:
     """The tokens of all choices; their one prompt counts once."""
-    first = usages[0]
-    completion = sum(one.completion_tokens for one in usages)
+    total = Usage.of_choices(usages)
     return {
-        "prompt_tokens": first.prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": first.prompt_tokens + completion,
+        "prompt_tokens": total.prompt_tokens,
+        "completion_tokens": total.completion_tokens,
+        "total_tokens": total.total_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": first.cached_tokens,
-            "image_tokens": first.image_tokens,
+            "cached_tokens": total.cached_tokens,
+            "image_tokens": total.image_tokens,
         },
     }
 
@@ -112,20 +111,27 @@ def _choice(index: int, completion: Completion, logprobs: bool) -> dict[str, Any
         "refusal": None,
     }
     if completion.tool_calls:
-        message["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": to_json(call.arguments).decode()},
-            }
-            for call in completion.tool_calls
-        ]
+        message["tool_calls"] = [_call(call) for call in completion.tool_calls]
     return {
         "index": index,
-        "message": message,
+        "message": message | _cut(completion.cut_calls),
         "logprobs": _logprobs(completion.logprobs) if logprobs else None,
         "finish_reason": completion.finish_reason,
     }
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": to_json(call.arguments).decode()},
+    }
+
+
+def _cut(calls: Sequence[CutCall]) -> dict[str, Any]:
+    if not calls:
+        return {}
+    return {CUT_CALLS: [{"name": call.name, "arguments": call.arguments} for call in calls]}
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -39,6 +39,13 @@ class CallReply(BaseModel):
     function: CalledFunctionReply
 
 
+class CutCallReply(BaseModel):
+    """A call that the end of the answer cut, as far as it came; it must not be run."""
+
+    name: str
+    arguments: str
+
+
 class MessageReply(BaseModel):
     """The answer."""
 
@@ -46,6 +53,7 @@ class MessageReply(BaseModel):
     content: str | None
     refusal: None = None
     tool_calls: list[CallReply] | None = None
+    cut_tool_calls: list[CutCallReply] | None = None
 
 
 class Alternative(BaseModel):
