@@ -60,13 +60,17 @@ class Detokenizer:
 
     Decodes a short window again and again instead of single tokens, because a token's text
     may depend on its neighbours (byte tokens, leading spaces).
+
+    Args:
+        tokenizer: an HF tokenizer.
+        before: ids that the answer goes on with; they are not told.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._decode = decoder_of(tokenizer)
-        self._window: list[int] = []
-        self._told = 0  # ids of the window that have been told
-        self._before = ""  # their text
+        self._window = list(before)
+        self._told = len(before)  # ids of the window that have been told
+        self._before = self._decode(self._window) if before else ""  # their text
 
     def push(self, token: int) -> str:
         """The text that is certain now; empty while a character is incomplete."""

@@ -17,6 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llavakit.engine.schema_faults import (
+    grammar_fault,
+    place_of_no_json,
+    schema_fault,
+    schema_named,
+    tool_named,
+)
 from llavakit.engine.schemas import closed, is_combined
 from llavakit.engine.transfer import to_device
 from llavakit.errors import SchemaError
@@ -50,13 +57,14 @@ def grammar_of(request: Request, spell: Callable[[str], str] = _quoted) -> str |
     if request.tools and request.tool_choice != "none":
         return _tool_grammar(request, spell)
     if params.json_schema is not None:
-        return f"start: / ?/ answer\nanswer: {_json(_schema(request))}\n"
+        return f"start: / ?/ answer\nanswer: {_answer(request)}\n"
     return None
 
 
-def _schema(request: Request) -> Mapping[str, Any]:
+def _answer(request: Request) -> str:
     schema = request.params.json_schema
-    return schema if isinstance(schema, Mapping) else {"type": "object"}
+    known = schema if isinstance(schema, Mapping) else {"type": "object"}
+    return _json(known, schema_named(known))
 
 
 def _regex(expression: str) -> str:
@@ -68,13 +76,15 @@ def _regex(expression: str) -> str:
     return f"/(?:{inner})/"
 
 
-def _json(schema: Mapping[str, Any]) -> str:
+def _json(schema: Mapping[str, Any], who: str) -> str:
     try:
-        return f"%json {json.dumps({'x-guidance': _COMPACT, **closed(schema)})}"
-    except (TypeError, ValueError, RecursionError) as error:
+        limited = {"x-guidance": _COMPACT, **closed(schema)}
+        return f"%json {json.dumps(limited, allow_nan=False)}"
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        place = place_of_no_json(schema)
         raise SchemaError(
-            f"The schema is not JSON ({error}); it may hold dicts with string keys, lists, "
-            "strings, numbers, booleans and None."
+            f"{who}{f', at {place}' if place else ''}: this is not JSON ({error}); a schema holds "
+            "dicts with string keys, lists, strings, numbers, booleans and None."
         ) from error
 
 
@@ -94,7 +104,7 @@ def _tool_grammar(request: Request, spell: Callable[[str], str]) -> str:
         *(f"c{number}: {_call(tool)}" for number, tool in enumerate(tools)),
     ]
     if choice == "auto" and request.params.json_schema is not None:
-        lines.append(f"text: {_json(_schema(request))}")
+        lines.append(f"text: {_answer(request)}")
     elif choice == "auto":
         lines += ["text: TEXT", f"TEXT: /(?s:.*)/ & ~/(?s:.*{CALL_START}.*)/"]
     return "\n".join(lines) + "\n"
@@ -106,7 +116,11 @@ def _call(tool: Tool) -> str:
     if not (parameters.get("properties") or is_combined(parameters)):
         # A tool without arguments; an object without properties would otherwise admit any.
         parameters["additionalProperties"] = False
-    return f'{_quoted(head)} {_json(parameters)} "}}"'
+    return f'{_quoted(head)} {_json(parameters, tool_named(tool.name))} "}}"'
+
+
+class _RefusedError(Exception):
+    """What llguidance says of a grammar: a reason, and all of the grammar."""
 
 
 class GrammarCompiler:
@@ -135,13 +149,35 @@ class GrammarCompiler:
         added = {str(token): number for number, token in self._source.added_tokens_decoder.items()}
         return f"<[{added[marker]}]>" if marker in added else _quoted(marker)
 
-    def matcher(self, grammar: str) -> Matcher:
+    def matcher(self, grammar: str, request: Request | None = None) -> Matcher:
         """A fresh matcher.
+
+        Args:
+            grammar: from :func:`grammar_of`.
+            request: what it was made of, which errors then can name.
 
         Raises:
             SchemaError: the grammar cannot be compiled.
         """
-        return Matcher(self._compiled(grammar).deep_copy(), self._vocab_size)
+        try:
+            return Matcher(self._compiled(grammar).deep_copy(), self._vocab_size)
+        except _RefusedError as error:
+            raise SchemaError(self._fault(grammar, str(error), request)) from None
+
+    def _fault(self, grammar: str, message: str, request: Request | None) -> str:
+        given = None if request is None else request.params.grammar
+        if given is not None:
+            return grammar_fault(given, message, lark=bool(_START_RULE.search(given)))
+        found = None if request is None else schema_fault(request, self._reason)
+        return found or grammar_fault(grammar, message, lark=True)
+
+    def _reason(self, schema: Mapping[str, Any]) -> str | None:
+        """Why a schema is refused, if it is."""
+        try:
+            self._compile(f"start: {_json(schema, 'The schema')}\n")
+        except _RefusedError as error:
+            return str(error)
+        return None
 
     def _compile(self, grammar: str) -> Any:
         import llguidance
@@ -156,7 +192,7 @@ class GrammarCompiler:
         # Its warnings go to stderr and quote what the model wrote; errors are asked for instead.
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise SchemaError(f"The schema or grammar cannot be used: {_reason(matcher)}")
+            raise _RefusedError(str(matcher.get_error()))
         return matcher
 
 

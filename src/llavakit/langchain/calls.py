@@ -15,6 +15,7 @@ from llavakit.documents.message import OpenAttachment
 from llavakit.errors import ParameterError
 from llavakit.langchain.messages import check_order, not_opened, to_messages
 from llavakit.langchain.tools import to_tools
+from llavakit.prompts.conversation import check_answerable
 
 _FRAMEWORK = ("stream",)  # LangChain's own; it has done its work when the arguments come here
 
@@ -46,4 +47,5 @@ def to_call(
     options = to_options(given, tools)
     conversation = to_messages(messages, open_document)
     check_order(conversation)
+    check_answerable(conversation, continues=options["continue_final_message"])
     return Call(conversation, to_params(given), options)

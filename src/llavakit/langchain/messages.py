@@ -23,6 +23,7 @@ from langchain_core.messages import (
 from llavakit.documents.message import Attachment, OpenAttachment
 from llavakit.errors import MessageError, UnsupportedContentError
 from llavakit.langchain.carriers import Piece, ToolResult, read_block
+from llavakit.langchain.chunks import written
 from llavakit.values import Message, Part, Text, ToolCall
 
 _ROLES = {
@@ -145,7 +146,7 @@ def _broken_calls(message: BaseMessage) -> list[str]:
     # Calls whose arguments were no JSON: the model wrote them, so it sees them, as text.
     if not isinstance(message, AIMessage):
         return []
-    return [f"{call['name']}({call['args']})" for call in message.invalid_tool_calls]
+    return [f"{call['name']}({written(call['args'])[0]})" for call in message.invalid_tool_calls]
 
 
 def _parts(pieces: list[Piece], open_document: OpenAttachment) -> list[Part]:
@@ -166,18 +167,11 @@ def _only_in(role: str, allowed: str, what: str) -> None:
 
 
 def check_order(messages: Sequence[Message]) -> None:
-    """Refuses what no answer can follow.
+    """Refuses a tool's result without its call.
 
     Raises:
-        MessageError: an empty conversation, one that ends with the model's own answer, or a
-            tool's result without its call.
+        MessageError: there is one.
     """
-    if not any(message.role != "system" for message in messages):
-        raise MessageError("The conversation is empty; give at least one human message.")
-    if messages[-1].role == "assistant":
-        raise MessageError(
-            "The conversation ends with an answer of the assistant; add a human message."
-        )
     asked: set[str] = set()
     for message in messages:
         asked.update(call.id for call in message.tool_calls)

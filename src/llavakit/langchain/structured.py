@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
-from langchain_core.output_parsers import (
-    BaseOutputParser,
-    JsonOutputParser,
-    PydanticOutputParser,
-)
-from langchain_core.output_parsers.openai_tools import (
-    JsonOutputKeyToolsParser,
-    PydanticToolsParser,
-)
+from langchain_core.output_parsers import BaseCumulativeTransformOutputParser, JsonOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from typing_extensions import is_typeddict
 
 from llavakit._json import is_whole
+from llavakit.answer_types import WRAPPED, AnswerType, is_object, strictly_closed, wrapped
 from llavakit.errors import ParameterError
-from llavakit.langchain.tools import json_schema_of, to_openai_tools
+from llavakit.langchain.tools import json_schema_of
+from llavakit.prompts.tools import prompt_schema
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
 METHODS: tuple[Method, ...] = ("json_schema", "function_calling", "json_mode")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the answer shall be.
+
+    Attributes:
+        schema: in JSON.
+        kind: the type of the answer; None takes JSON as it is.
+    """
+
+    schema: dict[str, Any]
+    kind: AnswerType | None = None
+
+    @property
+    def name(self) -> str:
+        """For the tool, or for the response format."""
+        return str(self.schema.get("title") or (self.kind and self.kind.name) or "answer")
+
+    @property
+    def grows(self) -> bool:
+        """Whether a stream gives the answer in its beginnings: an object without classes."""
+        return self.kind is None or is_typeddict(self.kind.kind)
+
+    @property
+    def appears(self) -> bool:
+        """Whether a stream gives the answer as soon as it is valid, as pydantic's classes are."""
+        return self.kind is not None and _is_pydantic(self.kind.kind)
 
 
 def structured(
@@ -41,47 +68,165 @@ def structured(
     """What ``with_structured_output`` gives; see there for the arguments."""
     if method not in METHODS:
         raise ParameterError(f"method is {method!r}; it must be one of {', '.join(METHODS)}.")
-    if schema is None and method != "json_mode":
-        raise ParameterError(f"The method {method!r} needs a schema.")
     if method == "json_mode" and strict is not None:
         raise ParameterError("strict has no meaning in json_mode; leave it out.")
-    if schema is not None:
-        arguments["ls_structured_output_format"] = {
-            "kwargs": {"method": method, "strict": strict},
-            "schema": schema,
-        }
+    if schema is None and method == "json_mode":
+        free = model.bind(response_format={"type": "json_object"}, **arguments)
+        return _parsed(free, JsonOutputParser(), include_raw)
+    wanted = to_wanted(schema, strict=bool(strict))
+    # Classes and schemas by themselves; of types that LangChain may not know, its own form.
+    known = wanted.appears or wanted.kind is None
+    told = schema if known else {**prompt_schema(wanted.schema), "title": wanted.name}
+    arguments["ls_structured_output_format"] = {
+        "kwargs": {"method": method, "strict": strict},
+        "schema": told,
+    }
     if method == "function_calling":
-        name = to_openai_tools([schema])[0]["function"]["name"]
+        tool = _as_tool(wanted)
         arguments = {"parallel_tool_calls": False, **arguments}
-        bound = model.bind_tools([schema], tool_choice=name, strict=strict, **arguments)
-        return _parsed(bound, _call_parser(schema, name), include_raw)
-    bound = model.bind(response_format=_response_format(schema, method, strict), **arguments)
-    return _parsed(bound, _text_parser(schema), include_raw)
+        calling = model.bind_tools([tool], tool_choice=tool["function"]["name"], **arguments)
+        return _parsed(calling, _CallParser.of(wanted), include_raw)
+    body = {"name": wanted.name, "schema": wanted.schema}
+    response_format = {"type": "json_schema", "json_schema": body}
+    bound = model.bind(response_format=response_format, **arguments)
+    return _parsed(bound, _TextParser(wanted=wanted), include_raw)
 
 
-def _response_format(schema: Any, method: Method, strict: bool | None) -> dict[str, Any]:
-    if schema is None:
-        return {"type": "json_object"}
-    body = json_schema_of(schema, strict=strict)
-    name = str(body.get("title", "answer"))
-    return {"type": "json_schema", "json_schema": {"name": name, "schema": body}}
+def to_wanted(schema: Any, *, strict: bool = False) -> Wanted:
+    """What a schema asks for.
+
+    Args:
+        schema: a JSON schema, a tool in OpenAI's notation, or a type (see
+            :class:`~llavakit.answer_types.AnswerType`).
+        strict: whether objects are closed.
+
+    Raises:
+        SchemaError: nothing that has a schema.
+    """
+    if isinstance(schema, Mapping):
+        wanted = Wanted(json_schema_of(schema))
+    else:
+        kind = AnswerType(schema)
+        wanted = Wanted(kind.schema, kind)
+    return Wanted(strictly_closed(wanted.schema), wanted.kind) if strict else wanted
 
 
-def _text_parser(schema: Any) -> BaseOutputParser[Any]:
-    if _is_pydantic(schema):
-        return PydanticOutputParser(pydantic_object=schema)
-    return JsonOutputParser()
+def _as_tool(wanted: Wanted) -> dict[str, Any]:
+    schema = wanted.schema
+    function = {
+        "name": tool_name(wanted.name),
+        "description": str(schema.get("description") or ""),
+        "parameters": schema if is_object(schema) else wrapped(schema),
+    }
+    return {"type": "function", "function": function}
 
 
-def _call_parser(schema: Any, tool_name: str) -> BaseOutputParser[Any]:
-    if _is_pydantic(schema):
-        return PydanticToolsParser(tools=[schema], first_tool_only=True)
-    return JsonOutputKeyToolsParser(key_name=tool_name, first_tool_only=True)
+def tool_name(name: str) -> str:
+    """A name that servers take for a tool: 64 letters, digits and marks at most."""
+    kept = "".join(one if one.isascii() and (one.isalnum() or one in "_-") else "_" for one in name)
+    return kept.strip("_")[:64] or "answer"
 
 
-def _parsed(
-    model: Runnable[Any, Any], parser: BaseOutputParser[Any], include_raw: bool
-) -> Runnable[Any, Any]:
+class _ToTheEnd(BaseCumulativeTransformOutputParser[Any]):
+    """A parser whose stream ends as one call does: with the whole answer, or with its error.
+
+    LangChain's own streams give what is valid so far, and end in silence where nothing is.
+    """
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
+        heard = _Heard()
+        last: Any = heard
+        for last in super()._transform(heard.all(input)):
+            yield last
+        if heard.message is not None and (final := self.parse_result([heard.result])) != last:
+            yield final
+
+    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
+        heard = _Heard()
+        last: Any = heard
+        async for last in super()._atransform(heard.aall(input)):
+            yield last
+        if heard.message is not None and (final := self.parse_result([heard.result])) != last:
+            yield final
+
+
+class _Heard:
+    """The pieces of an answer that came by, put together."""
+
+    def __init__(self) -> None:
+        self.message: Any = None
+
+    @property
+    def result(self) -> Generation:
+        if isinstance(self.message, str):
+            return Generation(text=self.message)
+        return ChatGeneration(message=self.message)
+
+    def all(self, pieces: Iterator[str | BaseMessage]) -> Iterator[str | BaseMessage]:
+        for piece in pieces:
+            self._add(piece)
+            yield piece
+
+    async def aall(
+        self, pieces: AsyncIterator[str | BaseMessage]
+    ) -> AsyncIterator[str | BaseMessage]:
+        async for piece in pieces:
+            self._add(piece)
+            yield piece
+
+    def _add(self, piece: Any) -> None:
+        self.message = piece if self.message is None else self.message + piece
+
+
+class _TextParser(_ToTheEnd, JsonOutputParser):
+    """The answer's text as the value that is wanted."""
+
+    wanted: Any  # a Wanted, which pydantic need not look into
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        data = super().parse_result(result, partial=partial)
+        return _value(self.wanted, data, partial=partial)
+
+
+class _CallParser(_ToTheEnd, JsonOutputKeyToolsParser):
+    """The arguments of the one call as the value that is wanted."""
+
+    wanted: Any  # a Wanted, which pydantic need not look into
+
+    @classmethod
+    def of(cls, wanted: Wanted) -> _CallParser:
+        return cls(key_name=tool_name(wanted.name), first_tool_only=True, wanted=wanted)
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        arguments = super().parse_result(result, partial=partial)
+        if arguments is None:
+            return None
+        if is_object(self.wanted.schema):
+            return _value(self.wanted, arguments, partial=partial)
+        if WRAPPED not in arguments:
+            if partial:
+                return None
+            raise OutputParserException(f"The call has no {WRAPPED!r}.", llm_output=str(arguments))
+        return _value(self.wanted, arguments[WRAPPED], partial=partial)
+
+
+def _value(wanted: Wanted, data: Any, *, partial: bool) -> Any:
+    if wanted.kind is None or (partial and wanted.grows):
+        return data
+    if partial and not wanted.appears:
+        return None
+    try:
+        return wanted.kind.value(data)
+    except ValueError as error:  # pydantic's errors are, and those of the class's own validators
+        if partial:
+            return None
+        text = json.dumps(data, ensure_ascii=False)
+        raise OutputParserException(
+            f"Failed to parse {wanted.name} from completion {text}. Got: {error}", llm_output=text
+        ) from error
+
+
+def _parsed(model: Runnable[Any, Any], parser: Any, include_raw: bool) -> Runnable[Any, Any]:
     whole: Runnable[Any, Any] = RunnableGenerator(_whole, _awhole, name="Whole") | parser
     if not include_raw:
         return model | whole

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from llavakit.arguments import from_openai
-from llavakit.errors import ParameterError, SchemaError, UnsupportedContentError
+from llavakit.errors import LlavaKitError, ParameterError, SchemaError, UnsupportedContentError
 from llavakit.values import Tool
 
 
@@ -18,11 +17,20 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
 
     Raises:
         UnsupportedContentError: a tool that only another provider's servers can run.
-        ParameterError: no list of tools.
+        ParameterError: no list of tools, or one that is none.
     """
     if not isinstance(tools, Iterable) or isinstance(tools, (str, Mapping)):
         raise ParameterError(f"Tools are given in a list, not as {type(tools).__name__}.")
-    converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+    try:
+        converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+    except LlavaKitError:
+        raise
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ParameterError(
+            "tools holds something that is no tool; give functions, pydantic classes, LangChain "
+            f"tools or dicts in OpenAI's notation ({reason})."
+        ) from error
     for tool in converted:
         if tool.get("type") != "function":
             raise UnsupportedContentError(
@@ -37,26 +45,20 @@ def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
     return from_openai(to_openai_tools(tools))
 
 
-def json_schema_of(schema: Any, *, strict: bool | None = None) -> dict[str, Any]:
-    """The JSON schema of a pydantic class, a TypedDict, a function or a dict.
+def json_schema_of(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a dict that is one, or of a tool in OpenAI's or Anthropic's notation.
 
     Raises:
-        SchemaError: nothing that has a schema.
+        SchemaError: neither.
     """
-    if isinstance(schema, type) and is_basemodel_subclass(schema) and not strict:
-        # As pydantic writes it: LangChain's converter would inline what $ref points to,
-        # which loses recursive models.
-        kind: Any = schema
-        write = getattr(kind, "model_json_schema", None) or kind.schema
-        return dict(write())
-    if isinstance(schema, Mapping) and _is_plain_schema(schema):
+    if _is_plain_schema(schema):
         return dict(schema)
     try:
-        return convert_to_json_schema(schema, strict=strict)
-    except (ValueError, TypeError) as error:
+        return convert_to_json_schema(dict(schema))
+    except (ValueError, TypeError, LookupError) as error:
         raise SchemaError(
-            "A JSON schema cannot be made from this; give a pydantic class, a TypedDict or a "
-            f"JSON schema ({' '.join(str(error).split())[:120]})."
+            "This dict is neither a JSON schema nor a tool in OpenAI's notation; a schema has a "
+            f"type, properties, an enum or a $ref ({' '.join(str(error).split())[:120]})."
         ) from error
 
 
@@ -65,5 +67,5 @@ def _is_plain_schema(schema: Mapping[str, Any]) -> bool:
     if "function" in schema or ("name" in schema and "properties" not in schema):
         return False
     return any(
-        key in schema for key in ("properties", "$ref", "anyOf", "oneOf", "allOf", "enum")
+        key in schema for key in ("properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
     ) or (isinstance(schema.get("type"), str) and "parameters" not in schema)

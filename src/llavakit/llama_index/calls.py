@@ -9,9 +9,9 @@ from llama_index.core.base.llms.types import ChatMessage
 
 from llavakit.arguments import Call, merged, to_options, to_params
 from llavakit.documents.message import OpenAttachment
-from llavakit.errors import MessageError
 from llavakit.llama_index.messages import not_opened, to_messages
 from llavakit.llama_index.tools import to_tools
+from llavakit.prompts.conversation import check_answerable
 
 
 def to_call(
@@ -36,6 +36,5 @@ def to_call(
     tools = to_tools(given.get("tools") or ())
     options = to_options(given, tools)
     conversation = to_messages(messages, open_document)
-    if not any(message.role != "system" for message in conversation):
-        raise MessageError("The conversation is empty; give at least one user message.")
+    check_answerable(conversation, continues=options["continue_final_message"])
     return Call(conversation, to_params(given), options)

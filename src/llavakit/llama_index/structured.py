@@ -2,15 +2,20 @@
 
 The framework would go by a call of a tool that has the schema for its arguments. That works
 here too (``pydantic_program_mode="function"``), but JSON is shorter and asks less of a small
-model.
+model. The framework knows pydantic classes alone; here any type that has a schema will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+)
 from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.llm import (
@@ -18,11 +23,15 @@ from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictStartEvent,
 )
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.program.utils import process_streaming_objects
-from llama_index.core.prompts import PromptTemplate
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 from llama_index.core.types import PydanticProgramMode
+from pydantic import RootModel, create_model
 
+from llavakit._checks import checked
 from llavakit._json import is_whole
+from llavakit.answer_types import AnswerType
 from llavakit.errors import LlavaKitError
 
 dispatcher = get_dispatcher(__name__)
@@ -39,46 +48,101 @@ class SchemaPrediction(FunctionCallingLLM):
     def _by_schema(self) -> bool:
         return self.pydantic_program_mode == PydanticProgramMode.DEFAULT
 
+    @checked
+    def as_structured_llm(self, output_cls: Any, **kwargs: Any) -> StructuredLLM:
+        """A model whose answers are objects of a class, or values of any type with a schema.
+
+        Raises:
+            SchemaError: it has none.
+        """
+        kind = AnswerType(output_cls)
+        if _is_class(output_cls):
+            return super().as_structured_llm(output_cls, **kwargs)
+        return ValueLLM(llm=self, output_cls=_rooted(kind), **kwargs)
+
+    @checked
     def structured_predict(
         self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
+        output_cls: Any,
+        prompt: BasePromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
         """An object of ``output_cls`` that the model fills in.
 
         Args:
-            output_cls: a pydantic class.
+            output_cls: a pydantic class, or any type that has a schema (see
+                :class:`~llavakit.answer_types.AnswerType`).
             prompt: what is asked, pictures included.
             llm_kwargs: further arguments of the call.
             **prompt_args: values of the prompt's variables.
 
         Raises:
+            SchemaError: ``output_cls`` has no schema.
             LlavaKitError: ``max_tokens`` cut the answer.
             ValidationError: the class has rules that its schema does not tell.
         """
+        kind = AnswerType(output_cls)
+        if (carrier := self._carrier(kind)) is not None:
+            return _carried(self.structured_predict(carrier, prompt, llm_kwargs, **prompt_args))
         if not self._by_schema:
             return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         _started(output_cls, prompt, prompt_args)
         messages = self._schema_messages(prompt, prompt_args)
-        response = self.chat(messages, **_asking_for(output_cls, llm_kwargs))
-        return _ended(_object_of(response, output_cls))
+        response = self.chat(messages, **_asking_for(kind, llm_kwargs))
+        return _ended(_value_of(response, kind))
 
+    @checked
     async def astructured_predict(
         self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
+        output_cls: Any,
+        prompt: BasePromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
         """As :meth:`structured_predict`, never blocking the event loop."""
+        kind = AnswerType(output_cls)
+        if (carrier := self._carrier(kind)) is not None:
+            found = await self.astructured_predict(carrier, prompt, llm_kwargs, **prompt_args)
+            return _carried(found)
         if not self._by_schema:
             return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         _started(output_cls, prompt, prompt_args)
         messages = self._schema_messages(prompt, prompt_args)
-        response = await self.achat(messages, **_asking_for(output_cls, llm_kwargs))
-        return _ended(_object_of(response, output_cls))
+        response = await self.achat(messages, **_asking_for(kind, llm_kwargs))
+        return _ended(_value_of(response, kind))
+
+    @checked
+    def stream_structured_predict(
+        self,
+        output_cls: Any,
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Any, None, None]:
+        """The growing object of :meth:`structured_predict`; a value without fields comes once."""
+        carrier = self._carrier(AnswerType(output_cls))
+        if carrier is None:
+            return super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        found = super().stream_structured_predict(carrier, prompt, llm_kwargs, **prompt_args)
+        return (_carried(one) for one in found if isinstance(one, carrier))
+
+    @checked
+    async def astream_structured_predict(
+        self,
+        output_cls: Any,
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Any, None]:
+        """As :meth:`stream_structured_predict`, never blocking the event loop."""
+        carrier = self._carrier(AnswerType(output_cls))
+        if carrier is None:
+            return await super().astream_structured_predict(
+                output_cls, prompt, llm_kwargs, **prompt_args
+            )
+        found = await super().astream_structured_predict(carrier, prompt, llm_kwargs, **prompt_args)
+        return (_carried(one) async for one in found if isinstance(one, carrier))
 
     def _structured_stream_call(
         self,
@@ -89,10 +153,11 @@ class SchemaPrediction(FunctionCallingLLM):
     ) -> Generator[Any, None, None]:
         if not self._by_schema:
             return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
+        kind = AnswerType(output_cls)
         messages = self._schema_messages(prompt, prompt_args)
-        responses = self.stream_chat(messages, **_asking_for(output_cls, llm_kwargs))
-        growing = _GrowingObject(output_cls, self)
-        return (growing.add(response) for response in responses)
+        responses = self.stream_chat(messages, **_asking_for(kind, llm_kwargs))
+        growing = _GrowingObject(kind, self)
+        return (one for response in responses for one in growing.add(response))
 
     async def _structured_astream_call(
         self,
@@ -105,53 +170,109 @@ class SchemaPrediction(FunctionCallingLLM):
             return await super()._structured_astream_call(
                 output_cls, prompt, llm_kwargs, **prompt_args
             )
+        kind = AnswerType(output_cls)
         messages = self._schema_messages(prompt, prompt_args)
-        responses = await self.astream_chat(messages, **_asking_for(output_cls, llm_kwargs))
-        growing = _GrowingObject(output_cls, self)
-        return (growing.add(response) async for response in responses)
+        responses = await self.astream_chat(messages, **_asking_for(kind, llm_kwargs))
+        growing = _GrowingObject(kind, self)
+        return (one async for response in responses for one in growing.add(response))
+
+    def _carrier(self, kind: AnswerType) -> type[BaseModel] | None:
+        """A pydantic class that holds a value of the type, where the framework takes no other.
+
+        Arguments of a tool are an object; the answer's text may be any JSON.
+        """
+        if _is_class(kind.kind) and (self._by_schema or kind.is_object):
+            return None
+        if self._by_schema:
+            return _rooted(kind)
+        return create_model("answer", value=(kind.known, ...))
 
     def _schema_messages(
-        self, prompt: PromptTemplate, prompt_args: dict[str, Any]
+        self, prompt: BasePromptTemplate, prompt_args: dict[str, Any]
     ) -> list[ChatMessage]:
         return self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
 
 
-class _GrowingObject:
-    """The object of a streamed answer; before the end with the fields that are there."""
+class ValueLLM(StructuredLLM):
+    """The framework's structured LLM for types that are no pydantic classes.
 
-    def __init__(self, output_cls: type[Any], llm: FunctionCallingLLM) -> None:
-        self._output_cls = output_cls
+    ``raw`` of an answer is the value; its text is the value's JSON.
+    """
+
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return _unrooted(super().chat(messages, **kwargs))
+
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        return (_unrooted(one) for one in super().stream_chat(messages, **kwargs))
+
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return _unrooted(await super().achat(messages, **kwargs))
+
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        found = await super().astream_chat(messages, **kwargs)
+        return (_unrooted(one) async for one in found)
+
+
+def _unrooted(response: ChatResponse) -> ChatResponse:
+    held: Any = response.raw
+    return response.model_copy(update={"raw": held.root})
+
+
+def _rooted(kind: AnswerType) -> type[BaseModel]:
+    """A pydantic class of nothing but a value of the type."""
+    return type(kind.name, (RootModel[kind.known],), {})  # type: ignore[name-defined]
+
+
+def _carried(found: Any) -> Any:
+    return found.root if isinstance(found, RootModel) else found.value
+
+
+def _is_class(output_cls: Any) -> bool:
+    return isinstance(output_cls, type) and issubclass(output_cls, BaseModel)
+
+
+class _GrowingObject:
+    """The object of a streamed answer; before the end with the fields that are there.
+
+    A value that has no fields is told once.
+    """
+
+    def __init__(self, kind: AnswerType, llm: FunctionCallingLLM) -> None:
+        self._kind = kind
         self._llm = llm
         self._last: Any = None
 
-    def add(self, response: ChatResponse) -> Any:
+    def add(self, response: ChatResponse) -> list[Any]:
+        """What there is to tell by now."""
         if "finish_reason" in response.additional_kwargs:
-            return _object_of(response, self._output_cls)
+            return [_value_of(response, self._kind)]
+        if issubclass(self._kind.kind, RootModel):
+            return []
         self._last = process_streaming_objects(
             response,
-            self._output_cls,
+            self._kind.kind,
             cur_objects=None if self._last is None else [self._last],
             llm=self._llm,
         )
-        return self._last
+        return [self._last]
 
 
-def _asking_for(output_cls: type[Any], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    return {**(llm_kwargs or {}), "json_schema": output_cls.model_json_schema()}
+def _asking_for(kind: AnswerType, llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    return {**(llm_kwargs or {}), "json_schema": kind.schema}
 
 
-def _object_of(response: ChatResponse, output_cls: type[Any]) -> Any:
+def _value_of(response: ChatResponse, kind: AnswerType) -> Any:
     text = response.message.content or ""
     if response.additional_kwargs.get("finish_reason") == "length" and not is_whole(text):
         raise LlavaKitError(
-            f"The answer was cut before its {output_cls.__name__} was complete; raise max_tokens."
+            f"The answer was cut before its {kind.name} was complete; raise max_tokens."
         )
-    return output_cls.model_validate_json(text)
+    return kind.value_of_json(text)
 
 
-def _started(
-    output_cls: type[BaseModel], prompt: PromptTemplate, prompt_args: dict[str, Any]
-) -> None:
+def _started(output_cls: Any, prompt: BasePromptTemplate, prompt_args: dict[str, Any]) -> None:
     dispatcher.event(
         LLMStructuredPredictStartEvent(
             output_cls=output_cls, template=prompt, template_args=prompt_args

@@ -8,6 +8,8 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
+from jinja2 import TemplateError
+
 from llavakit.errors import CheckpointError, MessageError
 from llavakit.prompts.conversation import Turn
 from llavakit.prompts.styles import Template, in_lines
@@ -15,6 +17,9 @@ from llavakit.values import Image, Part, Text, check_characters
 
 BREAK = "\uf8ff"
 """A private-use character that cuts special tokens which a user typed as plain text."""
+
+_END = "\uf8fe"
+"""A private-use character that marks where an answer that was begun goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +114,13 @@ class PromptTokenizer:
         if self.template is not None:
             plain = [replace(turn, parts=self._plain(turn.parts)) for turn in turns]
             return self.template.render(plain, self._image_text)
-        return self._chat_template(
-            [{"role": turn.role, "content": self._blocks(turn.parts)} for turn in turns]
-        )
+        return self._to_answer(turns)
 
     def render_trained(self, turns: Sequence[Turn], *, answered: bool) -> str:
         """The text of a conversation as models are trained on it.
 
-        It differs from :meth:`render` in what follows a picture without words, and in that the
-        last turn may be the assistant's.
+        It differs from :meth:`render` in what follows a picture without words, and in that
+        nothing need follow the assistant's last words.
 
         Args:
             turns: the conversation.
@@ -125,14 +128,76 @@ class PromptTokenizer:
                 before them.
         """
         if self.template is None:
-            conversation = [
-                {"role": turn.role, "content": self._blocks(turn.parts)} for turn in turns
-            ]
-            return self._chat_template(conversation, answered=answered)
+            return self._chat_template(self._conversation(turns), answered=answered)
         plain = [replace(turn, parts=self._plain(turn.parts)) for turn in turns]
         if answered:
             return self.template.render_answered(plain, self._image_text)
         return self.template.render(plain, self._image_text, alone="")
+
+    def _to_answer(self, turns: Sequence[Turn]) -> str:
+        """A conversation by the checkpoint's chat template, up to where the answer begins.
+
+        Chat templates are made for a user who speaks last, and some for turns that alternate
+        and nothing else. Where one refuses a conversation, or begins no turn of the assistant
+        behind it, an empty turn of the user stands where one is missing.
+
+        Raises:
+            MessageError: the template refuses it all the same.
+        """
+        if turns[-1].open:
+            return self._begun(turns)
+        try:
+            written = self._told(turns)
+        except TemplateError:
+            return self._told(_alternating(turns), last=True)
+        if turns[-1].role == "user" or written.rstrip().endswith(self._opening):
+            return written
+        return self._told(_alternating(turns), last=True)
+
+    @cached_property
+    def _opening(self) -> str:
+        """The word with which the chat template ends a prompt, before an answer."""
+        try:
+            written = self._told([Turn("user", (Text(_END),))])
+        except TemplateError:
+            return ""
+        words = written.rpartition(_END)[2].split()
+        return words[-1] if words else ""
+
+    def _begun(self, turns: Sequence[Turn]) -> str:
+        """A conversation that ends with words of the assistant, and nothing behind those."""
+        *before, last = turns
+        said = list(last.parts)
+        words = ""
+        if said and isinstance(ending := said[-1], Text):
+            words = ending.text
+            del said[-1]
+        marked = [*before, replace(last, parts=(*said, Text(words + _END)))]
+        try:
+            written = self._told(marked, answered=True)
+        except TemplateError:
+            written = self._told(_alternating(marked), answered=True, last=True)
+        told, mark, _ = written.rpartition(_END)
+        if not mark:
+            raise MessageError(
+                "The chat template of this model keeps no words of the assistant that the answer "
+                "could go on with; leave continue_final_message out."
+            )
+        return told
+
+    def _told(self, turns: Sequence[Turn], *, answered: bool = False, last: bool = False) -> str:
+        try:
+            return self._chat_template(self._conversation(turns), answered=answered)
+        except TemplateError as error:
+            if not last:
+                raise
+            raise MessageError(
+                f"The chat template of this model refuses the conversation ({error}); give it "
+                "another form, or name one of llavakit's templates with conv_mode=."
+            ) from error
+
+    def _conversation(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        return [{"role": turn.role, "content": self._blocks(turn.parts)} for turn in turns]
 
     def _chat_template(self, conversation: list[dict[str, Any]], *, answered: bool = False) -> str:
         rendered = self.tokenizer.apply_chat_template(
@@ -159,7 +224,7 @@ class PromptTokenizer:
         Many templates write all pictures first, and end the turn behind every text. They get
         the pictures that come first as such, and then one text in which the others stand.
         """
-        if self._keeps_order:
+        if self._keeps_order and parts:
             return [self._block(part) for part in parts]
         plain = self._plain(parts)
         leading = len(list(takewhile(lambda part: isinstance(part, Image), plain)))
@@ -188,6 +253,18 @@ class PromptTokenizer:
             if special in text and len(special) > 1:
                 text = text.replace(special, special[0] + BREAK + special[1:])
         return text
+
+
+def _alternating(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns with an empty one of the user wherever one is missing, also at the end."""
+    result: list[Turn] = []
+    for turn in turns:
+        asked = bool(result) and result[-1].role == "user"
+        if turn.role == "assistant" and not asked:
+            result.append(Turn("user", ()))
+        result.append(turn)
+    last = result[-1]
+    return result if last.role == "user" or last.open else [*result, Turn("user", ())]
 
 
 def special_tokens(

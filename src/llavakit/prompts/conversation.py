@@ -4,12 +4,15 @@ LLaVA was trained on turns that alternate and on no tool role. Here system texts
 together, tools and schemas are told in the system text, results of tools come back in the
 user's turn, and neighbours of one role become one turn. Nothing is dropped: what cannot be
 put into this form raises :class:`~llavakit.errors.MessageError`.
+
+The answer is a new turn of the assistant, whoever spoke last; a conversation may also end
+with words of the assistant that the answer shall go on with (``continue_final_message``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llavakit.errors import MessageError
@@ -35,11 +38,13 @@ class Turn:
         adds: of a system turn: it only adds to the template's own system text. The caller's
             system messages replace that text; what llavakit itself has to say of tools and
             schemas does not, where the caller gave no system message.
+        open: of the assistant's turn at the end: the answer goes on with it.
     """
 
     role: TurnRole
     parts: tuple[Part, ...]
     adds: bool = False
+    open: bool = False
 
     @property
     def text(self) -> str:
@@ -48,58 +53,94 @@ class Turn:
 
 
 def to_turns(request: Request, *, answerable: bool = True) -> list[Turn]:
-    """The conversation of a request as alternating turns that end with the user's.
+    """The conversation of a request as turns that alternate, behind a system turn if any.
 
     Args:
         request: the conversation, with its tools and schema.
-        answerable: whether it must end with something to answer; False, for counting, puts
-            an empty turn of the user where one is missing.
+        answerable: whether an answer must be able to follow; False, for counting, takes any
+            stretch of a conversation.
 
     Raises:
-        MessageError: there is nothing to answer.
+        MessageError: nobody said anything, the conversation ends with a call of a tool that has
+            no result, or there is no text to continue.
     """
-    system: list[list[Part]] = []
+    if answerable:
+        check_answerable(request.messages, continues=request.continue_final_message)
+    system = [message.content for message in request.messages if message.role == "system"]
+    # Nothing but pictures replaces no text; an empty text does, that is how to have none.
+    adds = all(said and all(isinstance(part, Image) for part in said) for said in system)
+    told = _joined(_between([*system, *_instructions(request)], Text("\n")))
+    pictures = tuple(part for part in told if isinstance(part, Image))
+    turns = _with_pictures(_alternating(request.messages), pictures)
+    if request.continue_final_message and turns and turns[-1].role == "assistant":
+        # Of an answer without a word only its beginning is left, as of every new one.
+        turns[-1:] = [replace(turns[-1], open=True)] if turns[-1].parts else []
+    if not (turns or told):
+        turns.append(Turn("user", ()))
+    texts = tuple(part for part in told if isinstance(part, Text))
+    if not (system or texts):
+        return turns
+    return [Turn("system", texts, adds), *turns]
+
+
+def check_answerable(messages: Sequence[Message], *, continues: bool = False) -> None:
+    """Refuses what no answer can follow; whoever speaks last may be anybody.
+
+    Args:
+        messages: the whole conversation.
+        continues: whether the answer goes on with the last message.
+
+    Raises:
+        MessageError: as :func:`to_turns` has it.
+    """
+    spoken = [message for message in messages if message.role != "system"]
+    if not (spoken or any(message.text or message.images for message in messages)):
+        raise MessageError("The conversation is empty; give at least one message with content.")
+    last = spoken[-1] if spoken else None
+    if last is not None and last.tool_calls:
+        raise MessageError(
+            f"The conversation ends with a call of the tool {last.tool_calls[-1].name!r} that has "
+            "no result; add the result as a tool message, or leave the call out."
+        )
+    if continues and messages[-1].role != "assistant":
+        raise MessageError(
+            "continue_final_message goes on with an answer that was begun, but the last message is "
+            f"of the {messages[-1].role}; end with an assistant message."
+        )
+
+
+def _alternating(messages: Iterable[Message]) -> list[Turn]:
     turns: list[Turn] = []
-    for message in request.messages:
+    for message in messages:
         if message.role == "system":
-            system.append(list(message.content))
             continue
         role: TurnRole = "assistant" if message.role == "assistant" else "user"
         parts = _joined(_spoken(message))
         if turns and turns[-1].role == role:
-            parts = _joined([*turns[-1].parts, Text("\n"), *parts])
-            turns[-1] = Turn(role, parts)
+            said = [one for one in (turns[-1].parts, parts) if one]
+            turns[-1] = Turn(role, _joined(_between(said, Text("\n"))))
         else:
             turns.append(Turn(role, parts))
-    if not answerable and (not turns or turns[-1].role != "user"):
-        turns.append(Turn("user", ()))
-    if not any(turn.role == "user" for turn in turns):
-        raise MessageError("There is nothing to answer: add a user message.")
-    if turns[-1].role != "user":
-        raise MessageError(
-            "The conversation ends with the assistant; add a user or tool message to answer."
-        )
-    # Nothing but pictures replaces no text; an empty text does, that is how to have none.
-    adds = all(said and all(isinstance(part, Image) for part in said) for said in system)
-    system.extend([Text(text)] for text in _instructions(request))
-    if not system:
+    return turns
+
+
+def _with_pictures(turns: list[Turn], pictures: tuple[Part, ...]) -> list[Turn]:
+    """A picture has its place in a user's turn: the first one then begins with it."""
+    if not pictures:
         return turns
-    parts = _joined(_between(system, Text("\n")))
-    pictures = [part for part in parts if isinstance(part, Image)]
-    if pictures:
-        # A picture has its place in a user's turn: the first one then begins with it.
-        first = next(index for index, turn in enumerate(turns) if turn.role == "user")
-        turns[first] = Turn("user", _joined([*pictures, *turns[first].parts]))
-        parts = tuple(part for part in parts if isinstance(part, Text))
-    return [Turn("system", parts, adds), *turns]
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        return [Turn("user", pictures), *turns]
+    turns[first] = Turn("user", _joined([*pictures, *turns[first].parts]))
+    return turns
 
 
-def _instructions(request: Request) -> Iterable[str]:
+def _instructions(request: Request) -> Iterable[Sequence[Part]]:
     if request.tools and request.tool_choice != "none":
-        yield tools_prompt(request.tools)
+        yield [Text(tools_prompt(request.tools))]
     schema = request.params.json_schema
     if schema is not None and schema is not True:
-        yield schema_prompt(schema)
+        yield [Text(schema_prompt(schema))]
 
 
 def _spoken(message: Message) -> Sequence[Part]:

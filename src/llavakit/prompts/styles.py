@@ -44,10 +44,21 @@ class Template(ABC):
 
     @abstractmethod
     def _written(self, system: str, said: Sequence[Said]) -> str:
-        """The prompt, up to where the assistant's next words begin."""
+        """What was said, each turn with its end mark."""
+
+    @abstractmethod
+    def _opening(self, written: str) -> str:
+        """What stands before the assistant's words, behind all that was written."""
+
+    @property
+    def _gap(self) -> str:
+        """What parts the assistant's words from what stands before them."""
+        return ""
 
     def render(self, turns: Sequence[Turn], image: str = IMAGE, *, alone: str = "\n") -> str:
-        """The prompt of a conversation that the assistant shall go on with.
+        """The prompt of a conversation, up to where the assistant's next words begin.
+
+        That is in a new turn of the assistant, whoever spoke last, unless the last turn is open.
 
         Args:
             turns: from :func:`~llavakit.prompts.conversation.to_turns`.
@@ -55,18 +66,26 @@ class Template(ABC):
             alone: what ends a turn of nothing but pictures. The original wrote a line end
                 there when it answered, and nothing when it trained.
         """
-        spoken = [turn for turn in turns if turn.role != "system"]
-        if self.tagged:
-            spoken = _received(spoken)
-        said = [(turn.role, self._content(turn.parts, image, alone)) for turn in spoken]
-        return self._written(self._system_of(turns), [*self.examples, *said])
+        if turns and turns[-1].open:
+            *before, begun = turns
+            words = self._content(begun.parts, image, alone)
+            return f"{self.render(before, image, alone=alone)}{self._gap}{words}"
+        written = self._closed(turns, image, alone)
+        return written + self._opening(written)
 
     def render_answered(self, turns: Sequence[Turn], image: str = IMAGE) -> str:
         """The text of a conversation that ends with the assistant's words and their end mark.
 
         It is what models are trained on; arguments are those of :meth:`render`.
         """
-        return self.render(turns, image, alone="").removesuffix(self._written("", ()))
+        return self._closed(turns, image, alone="")
+
+    def _closed(self, turns: Sequence[Turn], image: str, alone: str) -> str:
+        spoken = [turn for turn in turns if turn.role != "system"]
+        if self.tagged:
+            spoken = _received(spoken)
+        said = [(turn.role, self._content(turn.parts, image, alone)) for turn in spoken]
+        return self._written(self._system_of(turns), [*self.examples, *said])
 
     def _system_of(self, turns: Sequence[Turn]) -> str:
         told = [turn for turn in turns if turn.role == "system"]
@@ -147,7 +166,14 @@ class Labelled(Template):
                 prompt += f"{self.assistant}: {text}{self.assistant_end}"
             else:
                 prompt += f"{self.user}: {text}{self.user_end}"
-        return f"{prompt}{self.assistant}:"
+        return prompt
+
+    def _opening(self, written: str) -> str:
+        return f"{self.assistant}:"
+
+    @property
+    def _gap(self) -> str:
+        return " "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +202,16 @@ class Instructed(Template):
             else:
                 prompt += f"{self.begin if prompt else ''}[INST] {head}{text} [/INST]"
                 head = ""
-        return prompt
+        return prompt + (f"[INST] {head} [/INST]" if head else "")
+
+    def _opening(self, written: str) -> str:
+        # There is no mark of the assistant: what it says answers an instruction, if an empty one.
+        begin = self.begin if written else ""
+        return "" if written.endswith(" [/INST]") else f"{begin}[INST]  [/INST]"
+
+    @property
+    def _gap(self) -> str:
+        return " "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +233,10 @@ class ChatML(Template):
         blocks = [
             f"<|im_start|>{role}\n{text}<|im_end|>{self.between}" for role, text in [*first, *said]
         ]
-        return "".join(blocks) + "<|im_start|>assistant\n"
+        return "".join(blocks)
+
+    def _opening(self, written: str) -> str:
+        return "<|im_start|>assistant\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +253,10 @@ class Headed(Template):
             f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
             for role, text in [*first, *said]
         ]
-        return "".join(blocks) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        return "".join(blocks)
+
+    def _opening(self, written: str) -> str:
+        return "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,3 +270,6 @@ class Plain(Template):
     def _written(self, system: str, said: Sequence[Said]) -> str:
         lines = [system] if system else []
         return "".join(f"{line}\n" for line in [*lines, *(text for _, text in said)])
+
+    def _opening(self, written: str) -> str:
+        return ""

@@ -112,8 +112,9 @@ def _with_one_system(messages: Sequence[Message]) -> list[Message]:
     if pictures:
         first = next((i for i, message in enumerate(rest) if message.role == "user"), None)
         if first is None:
-            raise MessageError("A system message holds a picture, and no user asks about it.")
-        rest[first] = _changed(rest[first], content=[*pictures, *rest[first].content])
+            rest.insert(0, Message("user", pictures))
+        else:
+            rest[first] = _changed(rest[first], content=[*pictures, *rest[first].content])
     return [Message("system", texts), *rest] if texts or not pictures else rest
 
 

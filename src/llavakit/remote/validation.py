@@ -15,6 +15,7 @@ from math import isfinite
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
+from llavakit.engine.schema_faults import field_named
 from llavakit.errors import SchemaError
 
 Fault: TypeAlias = tuple[str, str]
@@ -44,15 +45,25 @@ _UNCHECKED = frozenset(
 )
 
 
-def check_schema(schema: Any) -> None:
+def check_schema(schema: Any, who: str = "") -> None:
     """Refuses a schema that :func:`faults` could not check an answer against.
 
+    Args:
+        schema: the schema.
+        who: how the error calls it.
+
     Raises:
-        SchemaError: it is no schema, or uses what is not checked.
+        SchemaError: it is no schema, or uses what is not checked; the field is named.
     """
     try:
-        for part in _parts(schema):
-            _check_part(part, schema)
+        for path, part in _parts(schema, ""):
+            try:
+                _check_part(part, schema)
+            except SchemaError as error:
+                if not (who or path):
+                    raise
+                told, named = str(error), f"{who or 'The schema'}{field_named(path)}"
+                raise SchemaError(f"{named}: {told[:1].lower()}{told[1:]}") from error
     except RecursionError as error:
         raise SchemaError("The schema is nested too deeply.") from error
 
@@ -77,20 +88,23 @@ def _check_part(part: Any, root: Any) -> None:
         _expression(part["pattern"])
 
 
-def _parts(schema: Any) -> Iterator[Any]:
-    """The schema and all schemas inside it."""
-    yield schema
+def _parts(schema: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The schema and all schemas inside it, with the field that each is about."""
+    yield path, schema
     if not isinstance(schema, Mapping):
         return
-    inner: list[Any] = [schema[key] for key in _SINGLES if key in schema]
+    inner: list[tuple[str, Any]] = [
+        (f"{path}[]" if key == "items" else path, schema[key]) for key in _SINGLES if key in schema
+    ]
     for key in _MAPS:
         if isinstance(schema.get(key), Mapping):
-            inner.extend(schema[key].values())
+            below = f"{path}." if path else ""
+            inner.extend((f"{below}{name}", one) for name, one in schema[key].items())
     for key in _LISTS:
-        inner.extend(schema.get(key) or ())
-    for part in inner:
+        inner.extend((path, one) for one in schema.get(key) or ())
+    for name, part in inner:
         if not isinstance(part, (list, tuple)):  # a list of items is told of above
-            yield from _parts(part)
+            yield from _parts(part, name)
 
 
 def faults(value: Any, schema: Any) -> Iterator[Fault]:
