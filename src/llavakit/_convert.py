@@ -174,6 +174,18 @@ def _array_bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     )
 
 
+def turns_aside(turn: PILImage.Transpose | None) -> bool:
+    """Whether a turn exchanges width and height."""
+    from PIL.Image import Transpose
+
+    return turn in (
+        Transpose.TRANSPOSE,
+        Transpose.TRANSVERSE,
+        Transpose.ROTATE_90,
+        Transpose.ROTATE_270,
+    )
+
+
 def orientation(info: dict[Any, Any]) -> PILImage.Transpose | None:
     """The turn that makes a picture upright, from Pillow's ``info``; None when it is.
 

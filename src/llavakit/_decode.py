@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llavakit._convert import to_rgb
+from llavakit._convert import orientation, to_rgb, turns_aside
 from llavakit._sniff import ALLOWED, refusal, sniff
 from llavakit.errors import ImageDecodeError, ImageTooLargeError, LlavaKitError
 
@@ -47,6 +47,25 @@ def decode(data: bytes, policy: SourcePolicy) -> PILImage.Image:
         raise refusal(kind, len(data))
     with decoding(kind), _open(kind, data, policy) as image:
         return to_rgb(image)
+
+
+def header_size(data: bytes, policy: SourcePolicy) -> tuple[int, int] | None:
+    """Width and height of the upright picture, of a file's beginning; None if that needs more.
+
+    TIFF, WebP and AVIF may say behind the pixels how they are to be turned: they always do.
+
+    Raises:
+        ImageTooLargeError: over ``max_pixels`` or ``max_side`` of the policy.
+    """
+    kind = sniff(data)
+    if kind not in ("PNG", "JPEG", "GIF", "BMP"):
+        return None
+    try:
+        with decoding(kind), _open(kind, data, policy) as image:
+            lies = turns_aside(orientation(image.info))
+            return (image.height, image.width) if lies else image.size
+    except ImageDecodeError:  # its header goes on
+        return None
 
 
 @contextmanager

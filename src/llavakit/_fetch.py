@@ -12,9 +12,9 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpcore
 import httpx
@@ -40,8 +40,16 @@ _HEADERS = (
 )
 
 
-def fetch(url: str, policy: SourcePolicy) -> bytes:
-    """See :func:`llavakit.sources.fetch_url`."""
+Enough: TypeAlias = Callable[[bytearray], bool]
+"""Told what came of a body so far: whether the rest of it is not needed."""
+
+
+def _all(so_far: bytearray) -> bool:
+    return False
+
+
+def fetch(url: str, policy: SourcePolicy, *, enough: Enough = _all) -> bytes:
+    """See :func:`llavakit.sources.fetch_url`; ends the connection when it has ``enough``."""
     if not policy.allow_urls:
         raise SourceNotAllowedError(
             f"{shown(url)} is a URL, and SourcePolicy(allow_urls=False) forbids fetching; "
@@ -54,7 +62,7 @@ def fetch(url: str, policy: SourcePolicy) -> bytes:
             ssl_context=_ssl_context(), network_backend=_Guard(policy, deadline), retries=0
         ) as pool:
             for _ in range(policy.max_redirects + 1):
-                target, body = _get(pool, address, policy, deadline)
+                target, body = _get(pool, address, policy, deadline, enough)
                 if target is None:
                     return body
                 address = _redirected(address, target)
@@ -103,7 +111,11 @@ def _redirected(address: httpx.URL, target: str) -> httpx.URL:
 
 
 def _get(
-    pool: httpcore.ConnectionPool, address: httpx.URL, policy: SourcePolicy, deadline: _Deadline
+    pool: httpcore.ConnectionPool,
+    address: httpx.URL,
+    policy: SourcePolicy,
+    deadline: _Deadline,
+    enough: Enough,
 ) -> tuple[str | None, bytes]:
     """One request: the target of a redirect, or the body."""
     # The parsed parts, not the text: what is checked is what is connected to.
@@ -134,17 +146,17 @@ def _get(
             check_length(int(length), policy.max_bytes)
         stream = response.iter_stream()
         encoding = fields.get(b"content-encoding", "identity").strip().lower()
-        return None, _body(stream, encoding, policy.max_bytes)
+        return None, _body(stream, encoding, policy.max_bytes, enough)
 
 
-def _body(stream: Iterable[bytes], encoding: str, max_bytes: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
+def _body(stream: Iterable[bytes], encoding: str, max_bytes: int, enough: Enough) -> bytes:
+    body = bytearray()
     for chunk in _decoded(stream, encoding, max_bytes):
-        size += len(chunk)
-        check_length(size, max_bytes)
-        chunks.append(chunk)
-    return b"".join(chunks)
+        check_length(len(body) + len(chunk), max_bytes)
+        body += chunk
+        if enough(body):
+            break
+    return bytes(body)
 
 
 def _decoded(stream: Iterable[bytes], encoding: str, max_bytes: int) -> Iterator[bytes]:

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import UnsupportedImageError
-from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_file_object, read_source
+from llavakit.sources import (
+    DEFAULT_POLICY,
+    SourcePolicy,
+    is_address,
+    read_file_object,
+    read_source,
+)
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -121,6 +127,25 @@ def open_picture(
         check_size(source.size, policy)
         return source
     return Picture(decode(read_source(source, policy, from_url_field=from_url_field), policy))
+
+
+def picture_size(
+    source: Any, policy: SourcePolicy = DEFAULT_POLICY, *, from_url_field: bool = False
+) -> tuple[int, int]:
+    """Tells the width and height in pixels of what :func:`open_picture` would open.
+
+    Of a picture at an http(s) URL only the beginning is fetched where that tells, guarded and
+    bounded as the whole would be; its size is kept for five minutes.
+
+    Raises:
+        ImageError, SourceError: as :func:`open_picture`.
+    """
+    source = hold(source, policy.max_bytes)
+    if isinstance(source, str) and is_address(source):
+        from llavakit._sizes import remote_size
+
+        return remote_size(source.strip(), policy)
+    return open_picture(source, policy, from_url_field=from_url_field).size
 
 
 def hold(source: Any, max_bytes: int = DEFAULT_POLICY.max_bytes) -> str | Path | bytes | Picture:

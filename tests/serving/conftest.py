@@ -162,8 +162,8 @@ async def begun(backend, count=1):
 class Neighbourly(ServerSettings):
     """Settings under which pictures are fetched from this machine too, where tests have servers."""
 
-    def policy(self, *, fetching=True):
-        return replace(super().policy(fetching=fetching), allow_private_hosts=True)
+    def policy(self):
+        return replace(super().policy(), allow_private_hosts=True)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import asyncio
 import openai
 import pytest
 import pytest_asyncio
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
@@ -151,3 +152,26 @@ async def test_a_cancelled_stream_frees_the_engine(served, amake):
         await task
     after = await asyncio.to_thread(served.idle)
     assert after["engine_requests_cancelled_total"] == before["engine_requests_cancelled_total"] + 1
+
+
+LONG = HumanMessage("red circle " * 3000)
+
+
+async def test_what_is_too_long_is_langchains_own_overflow(make, amake):
+    chat = make()
+    for ask in (chat.invoke, lambda asked: list(chat.stream(asked))):
+        with pytest.raises(ContextOverflowError, match="maximum context length is"):
+            ask([LONG])
+    with pytest.raises(ContextOverflowError):
+        await amake().ainvoke([LONG])
+
+
+def test_of_a_call_that_was_cut_the_client_runs_nothing(make):
+    def pay(amount: int) -> str:
+        """Pay an amount."""
+
+    for limit in range(8, 18):
+        asking = make(max_tokens=limit).bind_tools([pay])
+        streamed = list(asking.stream("Pay 3456."))
+        for answer in (asking.invoke("Pay 3456."), sum(streamed[1:], streamed[0])):
+            assert all(call["args"] == {"amount": 3456} for call in answer.tool_calls)

@@ -33,9 +33,8 @@ def at(url):
         ({"max_token": 3}, "max_token", "did you mean 'max_tokens'?"),
         ({"guided_json": {}}, "guided_json", "structured_outputs"),
         ({"functions": []}, "functions", "send tools"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", ""),
-        ({"presence_penalty": -0.5}, "presence_penalty", ""),
-        ({"logit_bias": {"5": 1}}, "logit_bias", ""),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", ""),
+        ({"presence_penalty": -2.5}, "presence_penalty", ""),
         ({"modalities": ["audio"]}, "modalities[0]", "text"),
         ({"service_tier": "flex"}, "service_tier", ""),
         ({"reasoning_effort": "high"}, "reasoning_effort", "leave it out"),
@@ -217,16 +216,17 @@ async def test_allowed_addresses_are_public_ones_only(client, server):
 
 
 @pytest.mark.enable_socket
-async def test_counting_tokens_fetches_no_picture_that_an_answer_would_fetch(client, server):
-    app = client(kind=Neighbourly, allow_urls=True)
+async def test_counting_takes_the_addresses_that_answering_takes_and_no_others(client, server):
     body = {"model": "fake", "messages": user(at(server.url()))}
-
-    counted = await app.post("/tokenize", json=body)
-    assert (counted.status_code, counted.json()["error"]["code"]) == (400, "source_not_allowed")
+    for app in (client(allow_urls=True), client(kind=Neighbourly, allow_urls=False)):
+        for path in ("/tokenize", CHAT):
+            told = await app.post(path, json=body)
+            assert (told.status_code, told.json()["error"]["code"]) == (400, "source_not_allowed")
     assert server.connections == 0
 
-    assert (await app.post(CHAT, json=body)).status_code == 200
-    assert server.connections == 1
+    app = client(kind=Neighbourly, allow_urls=True)
+    for path in ("/tokenize", CHAT):
+        assert (await app.post(path, json=body)).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,10 @@ from llavakit.remote.answer import RemoteAnswer
 from llavakit.remote.checks import check_request
 from llavakit.remote.dialects import DIALECTS, Dialect, to_fields, to_function
 from llavakit.remote.exchange import Exchange, timed_out
+from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
-from llavakit.remote.pictures import data_uri, unfetched_data_uri
+from llavakit.remote.pictures import counted_data_uri, data_uri
 from llavakit.remote.server import Served, counted, detect, served
 from llavakit.remote.transport import Transport
 from llavakit.streams import AnswerStream, Channel
@@ -104,7 +105,7 @@ class RemoteBackend(Backend):
         check_request(request)
         with _within(timeout):
             dialect = self._get_dialect(link, deadline)
-        fields = to_fields(dialect, request)
+        fields = with_extra_body(to_fields(dialect, request), self.config.extra_body)
         messages = to_wire(request, dialect, lambda image: data_uri(image, self._policy))
         channel = Channel()
         exchange = Exchange(
@@ -147,7 +148,7 @@ class RemoteBackend(Backend):
         wire = to_wire(
             request,
             dialect,
-            lambda image: unfetched_data_uri(image, self._policy),
+            lambda image: counted_data_uri(image, self._policy),
             answerable=False,
         )
         offered = [to_function(tool) for tool in tools]

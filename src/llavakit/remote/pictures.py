@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from llavakit._sniff import sniff
-from llavakit.errors import ImageDecodeError, SourceNotAllowedError
-from llavakit.images import open_picture
-from llavakit.sources import SourcePolicy, read_source
+from llavakit.errors import ImageDecodeError
+from llavakit.images import Picture, open_picture, picture_size
+from llavakit.sources import SourcePolicy, is_address, read_source
 from llavakit.values import Image
 
 _START, _SCAN = b"\xff\xd8", 0xDA
@@ -45,19 +45,18 @@ def data_uri(image: Image, policy: SourcePolicy) -> str:
     return picture.data_uri()
 
 
-def unfetched_data_uri(image: Image, policy: SourcePolicy) -> str:
-    """As :func:`data_uri`, for counting: refuses to fetch.
+def counted_data_uri(image: Image, policy: SourcePolicy) -> str:
+    """A picture for the wire that counts as many tokens; of an address, a black one of its size.
 
     Raises:
-        SourceNotAllowedError: the picture is an address.
+        ImageError, SourceError: as :func:`data_uri`.
     """
     source = image.source
-    if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
-        raise SourceNotAllowedError(
-            "Counting tokens fetches nothing: open the picture first "
-            "(llavakit.images.open_picture) and count with that."
-        )
-    return data_uri(image, policy)
+    if not (isinstance(source, str) and is_address(source)):
+        return data_uri(image, policy)
+    from PIL import Image as PILImage
+
+    return Picture(PILImage.new("RGB", picture_size(source, policy))).data_uri()
 
 
 def bare_jpeg(data: bytes) -> bytes:

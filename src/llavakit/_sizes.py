@@ -1,0 +1,81 @@
+"""How large a picture at an address is, of as few of its bytes as tell it.
+
+For counting tokens: the guard, the caps and the deadline are those of fetching it whole (see
+:mod:`llavakit._fetch`), and what was found is kept for a while, because programs count a
+conversation anew at every turn.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from llavakit._decode import decode, header_size
+from llavakit._fetch import fetch
+
+if TYPE_CHECKING:
+    from llavakit.sources import SourcePolicy
+
+Size = tuple[int, int]
+
+KEPT_SECONDS = 300.0
+"""After so long an address is asked again: another picture may be there."""
+_MOST = 1024
+_FIRST = 4096
+"""Bytes after which it is first tried, and again at every doubling."""
+
+_known: OrderedDict[Any, tuple[float, Size]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def remote_size(url: str, policy: SourcePolicy) -> Size:
+    """Width and height in pixels of the upright picture at an http(s) URL.
+
+    Raises:
+        ImageError: it is no picture that can be used, as far as its beginning tells.
+        SourceError: it cannot be reached, or the policy forbids it.
+    """
+    key = (url, policy)
+    now = time.monotonic()
+    with _lock:
+        found = _known.get(key)
+    if found is not None and now - found[0] < KEPT_SECONDS:
+        return found[1]
+    beginning = _Beginning(policy)
+    data = fetch(url, policy, enough=beginning)
+    size = beginning.size or decode(data, policy).size
+    with _lock:
+        _known[key] = (now, size)
+        _known.move_to_end(key)
+        while len(_known) > _MOST:
+            _known.popitem(last=False)
+    return size
+
+
+class _Beginning:
+    """Whether the bytes so far tell the size."""
+
+    def __init__(self, policy: SourcePolicy) -> None:
+        self.size: Size | None = None
+        self._policy = policy
+        self._next = _FIRST
+
+    def __call__(self, data: bytearray) -> bool:
+        if len(data) < self._next:
+            return False
+        self._next = 2 * len(data)
+        self.size = header_size(bytes(data), self._policy)
+        return self.size is not None
+
+
+def _forget_lock() -> None:
+    # A thread of the parent may have held it when this process was forked.
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
