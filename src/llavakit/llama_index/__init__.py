@@ -21,12 +21,13 @@ if find_spec("llama_index") is None or find_spec("llama_index.core") is None:
     )
 
 from llavakit.llama_index.carriers import to_image_block
+from llavakit.llama_index.engines import page_query_engine
 from llavakit.llama_index.image_tool import ImageQuestionTool
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.multi_modal import LLaVAMultiModal
 from llavakit.llama_index.nodes import PictureResolver, resolve_node
 from llavakit.llama_index.reader import PageImageReader
-from llavakit.llama_index.synthesis import PAGES_TEMPLATE, PageSynthesizer, page_query_engine
+from llavakit.llama_index.synthesis import PAGES_TEMPLATE, PageSynthesizer
 
 __all__ = [
     "PAGES_TEMPLATE",

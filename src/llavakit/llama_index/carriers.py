@@ -33,6 +33,7 @@ from llavakit._sniff import sniff
 from llavakit.documents.message import Attachment
 from llavakit.errors import UnsupportedContentError
 from llavakit.images import Picture
+from llavakit.llama_index.pages import node_label, reference_of
 from llavakit.values import Image, Text, ToolCall
 
 Piece: TypeAlias = Text | Image | Attachment | ToolCall
@@ -69,8 +70,13 @@ def read_block(block: Any) -> list[Piece]:
     _refuse(type(block).__name__, "nobody here knows it")
 
 
-def source_of(node: BaseNode) -> Image | None:
-    """Where a node's picture is, in the order in which the framework looks for it, or None."""
+def source_of(node: BaseNode | NodeWithScore) -> Image | None:
+    """Where a node's picture is, in the order in which the framework looks for it, or None.
+
+    A page that has to be drawn has none: its file is a document, and no picture.
+    """
+    if isinstance(node, NodeWithScore):
+        return source_of(node.node)
     if isinstance(node, ImageNode):
         if node.image is not None:
             if node.image[:5].lower() == "data:":
@@ -81,7 +87,7 @@ def source_of(node: BaseNode) -> Image | None:
         if node.image_url is not None:
             return Image(str(node.image_url), from_url_field=True)
         # Readers of the framework leave the path of a picture there.
-        path = node.metadata.get("file_path")
+        path = None if _is_to_be_drawn(node) else node.metadata.get("file_path")
         return None if path is None else Image(Path(path))
     resource = getattr(node, "image_resource", None)
     if resource is None:
@@ -140,7 +146,8 @@ def to_image_block(source: Any) -> ImageBlock:
     """An image block of any picture: a block, a node, or what :class:`llavakit.Image` takes.
 
     Raises:
-        UnsupportedContentError: a node without a picture.
+        UnsupportedContentError: a node without a picture, or a page that is to be drawn first.
+        ImageError: an object that no picture can be made from.
     """
     if isinstance(source, ImageBlock):
         return source
@@ -148,6 +155,11 @@ def to_image_block(source: Any) -> ImageBlock:
         source = source.node
     if isinstance(source, BaseNode):
         image = source_of(source)
+        if image is None and _is_to_be_drawn(source):
+            raise UnsupportedContentError(
+                f"{node_label(source)} has no picture in it; draw it first: resolve_node(node), "
+                "or PictureResolver() among the node_postprocessors."
+            )
         if image is None:
             _refuse(type(source).__name__, "it holds no picture")
         source = image
@@ -172,6 +184,10 @@ def flattened(pictures: Any) -> Iterable[Any]:
             yield from flattened(one)
     elif pictures is not None:
         yield pictures
+
+
+def _is_to_be_drawn(node: BaseNode) -> bool:
+    return reference_of(node) is not None
 
 
 def _named(source: str, from_url_field: bool) -> ImageBlock:

@@ -12,14 +12,19 @@ of their text, get the picture that was indexed, or an error, never another one.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from base64 import b64encode
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field, field_validator
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+)
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import (
     BaseNode,
@@ -29,18 +34,36 @@ from llama_index.core.schema import (
     QueryBundle,
 )
 
-from llavakit.documents import PageReference, PageStore, reopen
+from llavakit._checks import checked, members
+from llavakit.documents import PageReference, PageStore
 from llavakit.errors import InputError
 from llavakit.llama_index.carriers import source_of
-from llavakit.llama_index.pages import OnError, reference_of, to_store
+from llavakit.llama_index.pages import (
+    OnError,
+    PageOpening,
+    reference_of,
+    to_store,
+)
+from llavakit.llama_index.written import WrittenDown
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
 
 _logger = logging.getLogger(__name__)
 
 
+@overload
 def resolve_node(
-    node: BaseNode, policy: SourcePolicy = DEFAULT_POLICY, store: PageStore | None = None
-) -> BaseNode:
+    node: BaseNode, policy: SourcePolicy = ..., store: PageStore | str | Path | None = ...
+) -> BaseNode: ...
+@overload
+def resolve_node(
+    node: NodeWithScore, policy: SourcePolicy = ..., store: PageStore | str | Path | None = ...
+) -> NodeWithScore: ...
+@checked
+def resolve_node(
+    node: BaseNode | NodeWithScore,
+    policy: SourcePolicy = DEFAULT_POLICY,
+    store: PageStore | str | Path | None = None,
+) -> BaseNode | NodeWithScore:
     """The node with its picture's bytes inside; the node itself if there is nothing to open.
 
     A page of :class:`~llavakit.llama_index.PageImageReader`, or a piece of its text, becomes an
@@ -49,36 +72,26 @@ def resolve_node(
     the model's own door for pictures.
 
     Args:
-        node: any node or document; nothing of it is changed.
+        node: any node or document, or what a retriever found, which keeps its score; nothing
+            of it is changed.
         policy: what may be opened.
-        store: pictures of pages by their digest.
+        store: pictures of pages by their digest, a folder or a ``PageStore``.
 
     Raises:
         SourceError: it cannot be reached, or the policy forbids it.
         DocumentError: a page is not the one that was indexed any more.
         ImageTooLargeError: more bytes than the policy allows.
     """
+    if isinstance(node, NodeWithScore):
+        return _scored_as(node, resolve_node(node.node, policy, store))
     reference = _to_find(node)
     if reference is not None:
-        return _with_page(node, reference, _drawn([reference], policy, store)[0])
-    source = source_of(node)
-    if source is None or isinstance(source.source, bytes):
-        return node
-    # A node holds bytes, a path or an address, never an open picture.
-    data = b64encode(
-        read_source(
-            source.source,  # type: ignore[arg-type]
-            policy,
-            from_url_field=source.from_url_field,
-        )
-    )
-    if isinstance(node, ImageNode):
-        return node.model_copy(update={"image": data.decode("ascii")})
-    held: MediaResource = getattr(node, "image_resource")  # noqa: B009
-    return node.model_copy(update={"image_resource": held.model_copy(update={"data": data})})
+        (png,) = PageOpening(policy, to_store(store)).draw([reference])
+        return _with_page(node, reference, png)
+    return _with_bytes(node, policy)
 
 
-class PictureResolver(BaseNodePostprocessor):
+class PictureResolver(WrittenDown, BaseNodePostprocessor):
     """Opens the pictures of retrieved nodes under a policy (see :func:`resolve_node`).
 
     Give it as the last of a query or chat engine's ``node_postprocessors``. Of several pieces
@@ -95,8 +108,8 @@ class PictureResolver(BaseNodePostprocessor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    policy: SourcePolicy = Field(default=DEFAULT_POLICY, exclude=True)
-    store: PageStore | None = Field(default=None, exclude=True)
+    policy: SourcePolicy = Field(default=DEFAULT_POLICY)
+    store: PageStore | None = None
     page_seconds: float | None = 30.0
     on_error: OnError = "raise"
 
@@ -105,6 +118,10 @@ class PictureResolver(BaseNodePostprocessor):
     def _folder_is_a_store(cls, store: Any) -> Any:
         return to_store(store)
 
+    @field_serializer("store")
+    def _store_as_folder(self, store: PageStore | None) -> str | None:
+        return None if store is None else str(store.folder)
+
     @classmethod
     def class_name(cls) -> str:
         return "llavakit_picture_resolver"
@@ -112,7 +129,7 @@ class PictureResolver(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        kept = _one_for_each_page(nodes)
+        kept = _one_for_each_page(scored(nodes))
         pictures = self._pictures([page for _, page in kept if page is not None])
         resolved = []
         for one, page in kept:
@@ -121,7 +138,7 @@ class PictureResolver(BaseNodePostprocessor):
             else:
                 node = _with_page(one.node, page, pictures[page]) if page in pictures else None
             if node is not None:  # else skipped, and logged
-                resolved.append(NodeWithScore(node=node, score=one.score))
+                resolved.append(_scored_as(one, node))
         return resolved
 
     def _resolved(self, node: BaseNode) -> BaseNode | None:
@@ -137,20 +154,37 @@ class PictureResolver(BaseNodePostprocessor):
         _logger.warning("Left out: %s", error)
 
     def _pictures(self, wanted: Sequence[PageReference]) -> dict[PageReference, bytes]:
+        opening = PageOpening(self.policy, self.store, self.page_seconds)
         try:
             # All at once: a document is opened once for all of its pages.
-            found = _drawn(wanted, self.policy, self.store, self.page_seconds)
-            return dict(zip(wanted, found, strict=True))
+            return dict(zip(wanted, opening.draw(wanted), strict=True))
         except InputError:
             if self.on_error == "raise":
                 raise
         pictures = {}
         for page in wanted:
             try:
-                (pictures[page],) = _drawn([page], self.policy, self.store, self.page_seconds)
+                (pictures[page],) = opening.draw([page])
             except InputError as error:
                 self._skip(error)
         return pictures
+
+
+@checked
+def scored(nodes: Iterable[BaseNode | NodeWithScore]) -> list[NodeWithScore]:
+    """Nodes as retrievers give them; those that nobody scored have no score.
+
+    Raises:
+        ParameterError: one is no node.
+    """
+    return [
+        one if isinstance(one, NodeWithScore) else NodeWithScore(node=one)
+        for one in members("nodes", nodes, BaseNode | NodeWithScore)
+    ]
+
+
+def _scored_as(found: NodeWithScore, node: BaseNode) -> NodeWithScore:
+    return found if node is found.node else found.model_copy(update={"node": node})
 
 
 def _one_for_each_page(
@@ -176,19 +210,22 @@ def _to_find(node: BaseNode) -> PageReference | None:
     return reference_of(node)
 
 
-def _drawn(
-    pages: Sequence[PageReference],
-    policy: SourcePolicy,
-    store: PageStore | None,
-    page_seconds: float | None = 30.0,
-) -> list[bytes]:
-    """The pictures of pages as PNG."""
-    found = []
-    for page in reopen(pages, store=store, policy=policy, page_seconds=page_seconds):
-        png = io.BytesIO()
-        page.picture.rgb.save(png, "PNG", compress_level=1)
-        found.append(png.getvalue())
-    return found
+def _with_bytes(node: BaseNode, policy: SourcePolicy) -> BaseNode:
+    source = source_of(node)
+    if source is None or isinstance(source.source, bytes):
+        return node
+    # A node holds bytes, a path or an address, never an open picture.
+    data = b64encode(
+        read_source(
+            source.source,  # type: ignore[arg-type]
+            policy,
+            from_url_field=source.from_url_field,
+        )
+    )
+    if isinstance(node, ImageNode):
+        return node.model_copy(update={"image": data.decode("ascii")})
+    held: MediaResource = getattr(node, "image_resource")  # noqa: B009
+    return node.model_copy(update={"image_resource": held.model_copy(update={"data": data})})
 
 
 def _with_page(node: BaseNode, page: PageReference, png: bytes) -> ImageNode:

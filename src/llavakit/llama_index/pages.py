@@ -8,25 +8,48 @@ Stores keep them, whatever else they lose; text splitters pass them on to the pi
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import uuid
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from llama_index.core.base.llms.types import ImageBlock
+from llama_index.core.bridge.pydantic import (
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from llama_index.core.schema import (
     BaseNode,
     ImageNode,
+    ImageType,
+    MetadataMode,
     NodeRelationship,
+    NodeWithScore,
     RelatedNodeInfo,
 )
 
-from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, View
+from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, View, reopen
 from llavakit.documents.folders import SUFFIXES
 from llavakit.documents.pages import label_of
-from llavakit.errors import DocumentError, InputError, LlavaKitError, ParameterError
+from llavakit.errors import (
+    DocumentError,
+    InputError,
+    LlavaKitError,
+    ParameterError,
+    SourceNotAllowedError,
+)
+from llavakit.sources import SourcePolicy
+
+if TYPE_CHECKING:
+    from llama_index.core.base.llms.types import BaseContentBlock
 
 _logger = logging.getLogger(__name__)
 
@@ -38,25 +61,160 @@ _PICTURES = SUFFIXES - {".pdf", ".tif", ".tiff"}
 _IDS = uuid.UUID("6f1c3d52-6a53-5a0b-9c70-3f1f8f6b1d0e")  # ours alone: any fixed one would do
 
 
+@dataclass(frozen=True)
+class PageOpening:
+    """How the pictures of pages are opened: what the reader that found them was allowed."""
+
+    policy: SourcePolicy
+    store: PageStore | None = None
+    page_seconds: float | None = 30.0
+
+    def draw(self, pages: Sequence[PageReference]) -> list[bytes]:
+        """The pictures of pages as PNG; a document is opened once for all of its pages.
+
+        Raises:
+            DocumentError: a page is not the one that was indexed any more.
+            SourceError: it cannot be reached, or the policy forbids it.
+        """
+        found = []
+        opened = reopen(pages, store=self.store, policy=self.policy, page_seconds=self.page_seconds)
+        for page in opened:
+            png = io.BytesIO()
+            page.picture.rgb.save(png, "PNG", compress_level=1)
+            found.append(png.getvalue())
+        return found
+
+
 class PageNode(ImageNode):
     """A page before it is in a store; afterwards it is an ``ImageNode`` as any other.
 
-    It is its own source document, as pages are to the framework's own readers, so that stores
-    can delete it by its id. Its hash tells of the picture: a page that was drawn anew with the
-    same words is a changed one.
+    To the framework it is both: a document, which pipelines and document stores replace and
+    delete by its id, and a node of that document, by whose id vector stores delete it. It draws
+    its picture by itself where the framework wants one, under the reader's policy. Its hash
+    tells of words, metadata and picture, as those of documents do.
     """
+
+    _opening: PageOpening | None = PrivateAttr(default=None)
+    _in_index: bool = PrivateAttr(default=False)
+    _embedded: bytes | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _is_its_own_document(self) -> Self:
+        # Written for those who read it back as a plain node; here it would outlive a new id.
+        source = self.relationships.get(NodeRelationship.SOURCE)
+        if isinstance(source, RelatedNodeInfo) and source.node_id == self.id_:
+            del self.relationships[NodeRelationship.SOURCE]
+        return self
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """As nodes are written, with the document that it is deleted by."""
+        data: dict[str, Any] = super().custom_model_dump(handler, info)
+        if "relationships" in data and NodeRelationship.SOURCE not in self.relationships:
+            itself = {NodeRelationship.SOURCE.value: self._as_source().model_dump()}
+            data["relationships"] = {**itself, **data["relationships"]}
+        return data
 
     @property
     def source_node(self) -> RelatedNodeInfo | None:
-        """The document that it comes from: itself, unless somebody says otherwise."""
-        if NodeRelationship.SOURCE in self.relationships:
-            return super().source_node
-        return RelatedNodeInfo(node_id=self.node_id)
+        """The document that it comes from, if somebody made it a piece of another one.
+
+        In an index, itself. A document store that is told so of a document deletes it twice,
+        and says that it was not found.
+        """
+        if NodeRelationship.SOURCE not in self.relationships and self._in_index:
+            return self._as_source()
+        return super().source_node
+
+    @property
+    def ref_doc_id(self) -> str | None:
+        """The id that vector stores delete it by: its own, unless it is a piece of another."""
+        return super().ref_doc_id or self.node_id
+
+    @property
+    def doc_id(self) -> str:
+        """The id, under the name that documents have for it."""
+        return self.id_
+
+    @doc_id.setter
+    def doc_id(self, value: str) -> None:
+        self.id_ = value
+
+    def get_doc_id(self) -> str:
+        """The id, as documents are asked for it."""
+        return self.id_
 
     @property
     def hash(self) -> str:
-        """Changes with the text and with the picture."""
-        return hashlib.sha256(f"{super().hash}-{self.metadata['sha256']}".encode()).hexdigest()
+        """Changes with the text, the metadata and the picture, whose digest is among them."""
+        told = json.dumps([self.text, self.metadata], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def resolve_image(self) -> ImageType:
+        """The page's picture as PNG, for the framework's embeddings of pictures.
+
+        Raises:
+            DocumentError: the page is not the one that was read any more.
+            SourceError: it cannot be reached, or the reader's policy forbids it.
+        """
+        png = self._picture()
+        if png is None:
+            return super().resolve_image()
+        # An index that embeds pictures shows the nodes that it kept to the model as they are.
+        self._embedded = None if self.image_path else png
+        return io.BytesIO(png)
+
+    def get_content_blocks(
+        self, metadata_mode: MetadataMode = MetadataMode.ALL
+    ) -> list[BaseContentBlock]:
+        """Its metadata and its picture; errors as in :meth:`resolve_image`."""
+        png = self._picture()
+        if png is None:
+            return super().get_content_blocks(metadata_mode)
+        shown = ImageBlock(image=png, image_mimetype="image/png")
+        return [*self.get_metadata_content_blocks(metadata_mode), shown]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's. A copy without changes is what indices keep: it is a node of theirs."""
+        copy = super().model_copy(update=update, deep=deep)
+        if update is None:
+            copy._in_index = True
+            if self._embedded is not None:
+                copy.image = b64encode(self._embedded).decode("ascii")
+                copy.image_mimetype = "image/png"
+            self._embedded = copy._embedded = None
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        # Not by what is private: a copy in an index, or one that was read back, is the same page.
+        return type(other) is type(self) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # The framework's way forgets what is private: the policy among it.
+        for name, value in (state.get("__pydantic_private__") or {}).items():
+            setattr(self, name, value)
+
+    def _picture(self) -> bytes | None:
+        """The picture that is not in the node."""
+        if self.image is not None:
+            return None
+        page = reference_of(self)
+        if page is None:
+            return None
+        if self._opening is None:
+            raise SourceNotAllowedError(
+                f"{node_label(self)} was read back without the policy under which it may be "
+                "opened; give it one with llavakit.llama_index.resolve_node(node, policy)."
+            )
+        return self._opening.draw([page])[0]
+
+    def _as_source(self) -> RelatedNodeInfo:
+        return RelatedNodeInfo(node_id=self.node_id)
 
 
 def checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,19 +232,25 @@ def checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
     return dict(extra)
 
 
-def page_node(reference: PageReference, text: str, extra: Mapping[str, Any]) -> PageNode:
+def page_node(
+    reference: PageReference,
+    text: str,
+    extra: Mapping[str, Any],
+    opening: PageOpening | None = None,
+) -> PageNode:
     """The node of a page.
 
     Args:
         reference: the page.
         text: what it is found by.
         extra: further metadata (see :func:`checked_extra`).
+        opening: how it may be opened again by the node itself; None is not at all.
     """
     # Stores of tables want the same keys with the same types in every row.
     kept = {**reference.metadata(), "dpi": float(reference.dpi)}
     kept["image_path"] = reference.image_path or _own_picture(reference.source) or ""
     names = {"file_name": Path(reference.source).name, "file_path": reference.source}
-    return PageNode(  # type: ignore[call-arg]  # the framework's own constructor hides the fields
+    node = PageNode(  # type: ignore[call-arg]  # the framework's own constructor hides the fields
         id_=_stable_id(reference),
         text=text,
         image_path=kept["image_path"] or None,
@@ -94,9 +258,11 @@ def page_node(reference: PageReference, text: str, extra: Mapping[str, Any]) -> 
         excluded_embed_metadata_keys=[*_NAMES, *sorted(_REFERENCE)],
         excluded_llm_metadata_keys=["file_path", *sorted(_REFERENCE - {"page_label"})],
     )
+    node._opening = opening
+    return node
 
 
-def reference_of(node: BaseNode) -> PageReference | None:
+def reference_of(node: BaseNode | NodeWithScore) -> PageReference | None:
     """The page that a node (or a piece of its text) stands for; None if it is no page's.
 
     Raises:
@@ -112,7 +278,7 @@ def to_store(store: Any) -> Any:
     return PageStore(store) if isinstance(store, (str, Path)) else store
 
 
-def node_label(node: BaseNode) -> str:
+def node_label(node: BaseNode | NodeWithScore) -> str:
     """A node in a few words: its file and page."""
     name = node.metadata.get("file_name") or node.metadata.get("file_path") or node.node_id
     page = node.metadata.get("page_label")
@@ -142,6 +308,7 @@ class PageNodes:
     view: View
     store: PageStore | None
     extra: Mapping[str, Any]
+    opening: PageOpening | None = None
 
     def of_layer(self, item: Page | Failure) -> PageNode | Failure:
         """The node of a page that has its own text."""
@@ -158,7 +325,7 @@ class PageNodes:
                 ),
             )
         known = self.reference(item)
-        return known if isinstance(known, Failure) else page_node(known, text, self.extra)
+        return known if isinstance(known, Failure) else self._node(known, text)
 
     def of_reading(self, reference: PageReference, reading: Reading) -> PageNode | Failure:
         """The node of a page that the model read."""
@@ -169,7 +336,10 @@ class PageNodes:
             _logger.warning("%s was not read to its end; raise max_tokens of the Task.", label)
         # The framework leaves nodes without a text out of indices, and says so to nobody.
         text = _told(reading) or f"{label} (nothing to read)"
-        return page_node(reference, text, self.extra)
+        return self._node(reference, text)
+
+    def _node(self, reference: PageReference, text: str) -> PageNode:
+        return page_node(reference, text, self.extra, self.opening)
 
     def reference(self, page: Page) -> PageReference | Failure:
         """Where the page is found again; its picture is in the store from now on."""

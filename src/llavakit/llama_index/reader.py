@@ -21,6 +21,7 @@ from llama_index.core.bridge.pydantic import (
 )
 from llama_index.core.readers.base import BasePydanticReader
 
+from llavakit._checks import checked
 from llavakit.documents import (
     Failure,
     Page,
@@ -34,7 +35,15 @@ from llavakit.documents import (
 from llavakit.documents.pages import MAX_PAGE_PIXELS
 from llavakit.errors import ParameterError
 from llavakit.llama_index.llm import LLaVA
-from llavakit.llama_index.pages import OnError, PageNode, PageNodes, checked_extra, to_store
+from llavakit.llama_index.pages import (
+    OnError,
+    PageNode,
+    PageNodes,
+    PageOpening,
+    checked_extra,
+    to_store,
+)
+from llavakit.llama_index.written import WrittenDown
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _logger = logging.getLogger(__name__)
@@ -43,7 +52,7 @@ PageText: TypeAlias = Literal["layer", "transcribe", "describe"] | Task
 Found: TypeAlias = Generator[PageNode | Failure, None, None]
 
 
-class PageImageReader(BasePydanticReader):
+class PageImageReader(WrittenDown, BasePydanticReader):
     """Pages of PDFs, TIFFs and pictures, each an ``ImageNode`` that answers from its pixels.
 
     >>> reader = PageImageReader(store="pages/", llm=LLaVA(model="demo"))  # doctest: +SKIP
@@ -84,7 +93,7 @@ class PageImageReader(BasePydanticReader):
     dpi: float = 144.0
     max_pixels: int = MAX_PAGE_PIXELS
     page_seconds: float | None = 30.0
-    policy: SourcePolicy = Field(default=DEFAULT_POLICY, exclude=True)
+    policy: SourcePolicy = Field(default=DEFAULT_POLICY)
     on_error: OnError = "raise"
     _skipped: list[Failure] = PrivateAttr(default_factory=list)
 
@@ -115,6 +124,7 @@ class PageImageReader(BasePydanticReader):
     def class_name(cls) -> str:
         return "llavakit_page_image_reader"
 
+    @checked
     def lazy_load_data(  # type: ignore[override]
         self, file: Any, extra_info: Mapping[str, Any] | None = None, fs: Any = None
     ) -> Generator[PageNode, None, None]:
@@ -145,13 +155,16 @@ class PageImageReader(BasePydanticReader):
             page_seconds=view.page_seconds,
             policy=self.policy,
         )
-        made = PageNodes(view, self.store, checked_extra(extra_info or {}))
+        opening = PageOpening(self.policy, self.store, self.page_seconds)
+        made = PageNodes(view, self.store, checked_extra(extra_info or {}), opening)
         return self._nodes(opened, made, self._task())
 
+    @checked
     def load_data(self, file: Any, *args: Any, **kwargs: Any) -> list[PageNode]:  # type: ignore[override]
         """All nodes of documents; arguments and errors as in :meth:`lazy_load_data`."""
         return list(self.lazy_load_data(file, *args, **kwargs))
 
+    @checked
     async def aload_data(  # type: ignore[override]
         self, file: Any, *args: Any, **kwargs: Any
     ) -> list[PageNode]:
@@ -172,6 +185,7 @@ class PageImageReader(BasePydanticReader):
         finally:
             stop.set()
 
+    @checked
     async def alazy_load_data(  # type: ignore[override]
         self, file: Any, *args: Any, **kwargs: Any
     ) -> Iterable[PageNode]:

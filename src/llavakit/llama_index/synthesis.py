@@ -1,4 +1,4 @@
-"""Answers from the pictures of pages: a response synthesizer, and a query engine with it.
+"""Answers from the pictures of pages: a response synthesizer.
 
 The framework's synthesizers plan with estimates, and answer in rounds, page by page, where an
 estimate says that the pages are too many. This one counts exactly, and asks once about as many
@@ -11,33 +11,33 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
-from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.base.response.schema import RESPONSE_TYPE
-from llama_index.core.indices.base import BaseIndex
 from llama_index.core.llms.llm import (
     astream_chat_response_to_tokens,
     stream_chat_response_to_tokens,
 )
-from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.prompts import RichPromptTemplate
+from llama_index.core.prompts import BasePromptTemplate, RichPromptTemplate
 from llama_index.core.prompts.mixin import PromptDictType
-from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.types import RESPONSE_TEXT_TYPE
+from llama_index.core.utils import print_text
+from pydantic import BaseModel
 
-from llavakit.documents import Page, PageStore, fit_pages
+from llavakit._checks import checked, whole
+from llavakit.documents import Page, fit_pages
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError
 from llavakit.images import open_picture
 from llavakit.llama_index.carriers import source_of
 from llavakit.llama_index.llm import LLaVA
-from llavakit.llama_index.nodes import PictureResolver, resolve_node
-from llavakit.llama_index.pages import OnError, node_label, to_store
+from llavakit.llama_index.messages import to_messages
+from llavakit.llama_index.nodes import resolve_node, scored
+from llavakit.llama_index.pages import node_label
+from llavakit.llama_index.wording import Wording
 from llavakit.sources import SourcePolicy
 from llavakit.values import Message, Text
 
@@ -69,20 +69,30 @@ class PageSynthesizer(BaseSynthesizer):
             ``max_tokens``.
         label: what is written above each picture (see :func:`~llavakit.documents.ask_about`).
         question_template: what the model is asked, with ``{question}`` in it.
+        text_qa_template: a prompt template of the framework's instead, with ``{query_str}`` in
+            it. The pages stand above the words of its user; ``{context_str}`` says so.
+        verbose: print which nodes are shown.
+
+    Raises:
+        ParameterError: an argument that makes no sense, or goes with another one badly.
     """
 
+    @checked
     def __init__(
         self,
         llm: LLaVA,
         *,
         streaming: bool = False,
-        output_cls: type[Any] | None = None,
+        output_cls: type[BaseModel] | None = None,
         answer_tokens: int | None = None,
         label: str | None = LABEL,
-        question_template: str = "{question}",
+        question_template: str | None = None,
+        text_qa_template: BasePromptTemplate | None = None,
+        verbose: bool = False,
     ) -> None:
-        if "{question}" not in question_template:
-            raise ParameterError("question_template has no {question} in it.")
+        wording = Wording(question_template, text_qa_template)
+        if answer_tokens is not None:
+            whole("answer_tokens", answer_tokens, least=1)
         if streaming and output_cls is not None:
             raise ParameterError("An object cannot be streamed; give streaming or output_cls.")
         # Not `multimodal`: the framework would build content blocks of its own, for nobody.
@@ -90,16 +100,23 @@ class PageSynthesizer(BaseSynthesizer):
         self._model = llm
         self._answer_tokens = answer_tokens
         self._label = label
-        self._question_template = question_template
+        self._wording = wording
+        self._verbose = verbose
 
     def synthesize(
         self,
         query: str | QueryBundle,
-        nodes: list[NodeWithScore],
+        nodes: Sequence[NodeWithScore | BaseNode],
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """The answer.
+
+        Args:
+            query: the question.
+            nodes: what was found, the best first.
+            additional_source_nodes: what the response shall name as its sources besides.
+            **response_kwargs: arguments of the call to the model, such as ``temperature``.
 
         Raises:
             ContextLengthError: not even the first page fits.
@@ -107,29 +124,30 @@ class PageSynthesizer(BaseSynthesizer):
         """
         shown = self._fitted(query, nodes)
         response = super().synthesize(
-            query, shown.nodes, additional_source_nodes, message=shown.message, **response_kwargs
+            query, shown.nodes, additional_source_nodes, messages=shown.messages, **response_kwargs
         )
         return shown.told_in(response)
 
     async def asynthesize(
         self,
         query: str | QueryBundle,
-        nodes: list[NodeWithScore],
+        nodes: Sequence[NodeWithScore | BaseNode],
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """As :meth:`synthesize`, never blocking the event loop."""
         shown = await asyncio.to_thread(self._fitted, query, nodes)
         response = await super().asynthesize(
-            query, shown.nodes, additional_source_nodes, message=shown.message, **response_kwargs
+            query, shown.nodes, additional_source_nodes, messages=shown.messages, **response_kwargs
         )
         return shown.told_in(response)
 
+    @checked
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """The answer from what fits; from the texts, if it is called past :meth:`synthesize`."""
-        messages, options = _request(query_str, text_chunks, response_kwargs)
+        messages, options = self._request(query_str, text_chunks, response_kwargs)
         if self._output_cls is not None:
             answer = self._model.as_structured_llm(self._output_cls).chat(messages, **options)
             return answer.raw  # type: ignore[no-any-return]
@@ -137,11 +155,12 @@ class PageSynthesizer(BaseSynthesizer):
             return stream_chat_response_to_tokens(self._model.stream_chat(messages, **options))
         return self._model.chat(messages, **options).message.content or ""
 
+    @checked
     async def aget_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """As :meth:`get_response`, never blocking the event loop."""
-        messages, options = _request(query_str, text_chunks, response_kwargs)
+        messages, options = self._request(query_str, text_chunks, response_kwargs)
         if self._output_cls is not None:
             structured = self._model.as_structured_llm(self._output_cls)
             return (await structured.achat(messages, **options)).raw  # type: ignore[no-any-return]
@@ -151,28 +170,46 @@ class PageSynthesizer(BaseSynthesizer):
         return (await self._model.achat(messages, **options)).message.content or ""
 
     def _get_prompts(self) -> PromptDictType:
-        return {}
+        template = self._wording.text_qa_template
+        return {} if template is None else {"text_qa_template": template}
 
     def _update_prompts(self, prompts_dict: PromptDictType) -> None:
-        if prompts_dict:
+        if prompts_dict.keys() - {"text_qa_template"}:
             raise ParameterError(
-                "Pages are asked about without a template; write what else the model shall know "
-                "into its system_prompt."
+                "Pages are asked about with one template, text_qa_template; write what else the "
+                "model shall know into its system_prompt."
             )
+        if prompts_dict:
+            self._wording = Wording(text_qa_template=prompts_dict["text_qa_template"])
 
-    def _fitted(self, query: str | QueryBundle, nodes: Sequence[NodeWithScore]) -> _Shown:
+    def _request(
+        self, question: str, texts: Sequence[str], options: dict[str, Any]
+    ) -> tuple[list[ChatMessage], dict[str, Any]]:
+        messages = options.pop("messages", None)
+        if messages is None:
+            before, text = self._wording.told(question, "\n\n".join(texts))
+            if self._wording.text_qa_template is None:
+                text = "\n\n".join([*texts, text])
+            messages = [*before, ChatMessage(role="user", content=text)]
+        return messages, options
+
+    @checked
+    def _fitted(
+        self, query: str | QueryBundle, nodes: Sequence[NodeWithScore | BaseNode]
+    ) -> _Shown:
         if not nodes:
             return _Shown()
         question = query if isinstance(query, str) else query.query_str
-        seen = [_Seen.of(one, self._model.policy) for one in nodes]
+        before, text = self._wording.told(question)
+        seen = [_Seen.of(one, self._model.policy) for one in scored(nodes)]
         system = self._model.system_prompt
         fitted = fit_pages(
             self._model.backend_for(),
             [one.content for one in seen],
-            self._question_template.replace("{question}", question),
+            text,
             answer_tokens=self._answer_tokens or self._model.metadata.num_output,
             label=self._label,
-            before=[Message("system", system)] if system else [],
+            before=[*([Message("system", system)] if system else []), *to_messages(before)],
         )
         kept, left_out = seen[: len(fitted.pages)], seen[len(fitted.pages) :]
         if left_out:
@@ -180,74 +217,26 @@ class PageSynthesizer(BaseSynthesizer):
                 "%d of %d nodes do not fit into the model's context and were left out: %s",
                 len(left_out),
                 len(seen),
-                ", ".join(node_label(one.node.node) for one in left_out),
+                ", ".join(node_label(one.node) for one in left_out),
             )
+        if self._verbose:
+            print_text(f"{len(kept)} shown: {', '.join(node_label(one.node) for one in kept)}\n")
         pictures = iter([one.block for one in kept if one.block is not None])
         blocks = [
             TextBlock(text=part.text) if isinstance(part, Text) else next(pictures)
             for part in fitted.message.content
         ]
-        message = ChatMessage(role="user", blocks=blocks)
-        return _Shown([one.node for one in kept], [one.node for one in left_out], message)
-
-
-def page_query_engine(
-    source: BaseIndex[Any] | BaseRetriever,
-    llm: LLaVA,
-    *,
-    store: PageStore | str | Path | None = None,
-    policy: SourcePolicy | None = None,
-    page_seconds: float | None = 30.0,
-    on_error: OnError = "raise",
-    similarity_top_k: int | None = None,
-    node_postprocessors: Sequence[BaseNodePostprocessor] = (),
-    **synthesis: Any,
-) -> RetrieverQueryEngine:
-    """A query engine that answers from the pixels of the pages that are found.
-
-    >>> engine = page_query_engine(index, LLaVA(model="demo"), store="pages/")  # doctest: +SKIP
-    >>> response = engine.query("What is the total of the invoice?")  # doctest: +SKIP
-    >>> response.source_nodes[0].metadata["page_label"]  # doctest: +SKIP
-
-    Args:
-        source: an index, or a retriever of any kind.
-        llm: the model that answers.
-        store, page_seconds, on_error: see :class:`~llavakit.llama_index.PictureResolver`.
-        policy: what may be opened; None is the model's own policy.
-        similarity_top_k: how many nodes an index finds; a retriever knows by itself.
-        node_postprocessors: what happens to nodes before their pictures are opened.
-        **synthesis: see :class:`PageSynthesizer`: ``streaming``, ``output_cls``, ...
-
-    Raises:
-        ParameterError: ``similarity_top_k`` for a retriever.
-    """
-    if isinstance(source, BaseRetriever):
-        if similarity_top_k is not None:
-            raise ParameterError("A retriever has a similarity_top_k of its own; set it there.")
-        retriever = source
-    else:
-        chosen = {} if similarity_top_k is None else {"similarity_top_k": similarity_top_k}
-        retriever = source.as_retriever(**chosen)
-    resolver = PictureResolver(
-        policy=policy or llm.policy,
-        store=to_store(store),
-        page_seconds=page_seconds,
-        on_error=on_error,
-    )
-    return RetrieverQueryEngine(
-        retriever,
-        response_synthesizer=PageSynthesizer(llm, **synthesis),
-        node_postprocessors=[*node_postprocessors, resolver],
-    )
+        messages = [*before, ChatMessage(role="user", blocks=blocks)]
+        return _Shown([one.node for one in kept], [one.node for one in left_out], messages)
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """The nodes that fit, those that do not, and the message that shows the former."""
+    """The nodes that fit, those that do not, and the messages that show the former."""
 
     nodes: list[NodeWithScore] = field(default_factory=list)
     left_out: Sequence[NodeWithScore] = ()
-    message: ChatMessage | None = None
+    messages: list[ChatMessage] | None = None
 
     def told_in(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
         for one in self.left_out:
@@ -283,12 +272,3 @@ def _number(node: BaseNode) -> int:
         return int(told)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return 1  # a picture by itself
-
-
-def _request(
-    question: str, texts: Sequence[str], options: dict[str, Any]
-) -> tuple[list[ChatMessage], dict[str, Any]]:
-    message = options.pop("message", None)
-    if message is None:
-        message = ChatMessage(role="user", content="\n\n".join([*texts, question]))
-    return [message], options
