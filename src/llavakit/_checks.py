@@ -1,19 +1,133 @@
-"""What callers set by name: taken if it is what it should be, refused in one sentence if not.
+"""What callers give by name: taken if it is what it should be, refused in one sentence if not.
 
-Every setting that is a number goes through here, so that a value of a wrong type ("3", True,
-1.5, NaN) is refused where it is given. Found later, in the engine's own thread, it would end a
-step that is taken for everybody.
+:func:`checked` holds what is called to the hints of its signature. Ranges are for :func:`whole`
+and :func:`real`: every setting that is a number goes through here, so that a value of a wrong
+type ("3", True, 1.5, NaN) is refused where it is given. Found later, in the engine's own thread,
+it would end a step that is taken for everybody.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from llavakit._hints import Allowed, Said, Takes, allowed, shown
 from llavakit.errors import ParameterError
+
+__all__ = [
+    "Said",
+    "Takes",
+    "checked",
+    "kind",
+    "known",
+    "members",
+    "plain",
+    "real",
+    "refused",
+    "strings",
+    "whole",
+]
+
+Called = TypeVar("Called", bound=Callable[..., Any])
+
+_SECRETS = frozenset({"api_key", "api_keys"})
+
+
+def checked(called: Called) -> Called:
+    """A function, or a class with its constructor, whose arguments must be what its hints say.
+
+    >>> @checked
+    ... def open_files(sources: str, *, pages: str | None = None) -> None: ...
+    >>> open_files("a.pdf", pages=3)
+    Traceback (most recent call last):
+    llavakit.errors.ParameterError: pages is 3; it must be a string or None.
+
+    They are looked at and passed on as they are, also those of generators: at the call, not at
+    the first element. Signature, name and docs stay. A hint is read at the first call, and must
+    name what is there at runtime; without a hint, or with ``Any``, there is no check.
+
+    Args:
+        called: the function. Of a class, its ``__init__`` is checked.
+    """
+    if isinstance(called, type):
+        called.__init__ = checked(called.__init__)  # type: ignore[misc]
+        return cast("Called", called)
+    arguments = _Arguments(called)
+    if inspect.iscoroutinefunction(called):
+
+        @functools.wraps(called)
+        async def checked_later(*args: Any, **kwargs: Any) -> Any:
+            arguments.check(args, kwargs)
+            return await called(*args, **kwargs)
+
+        return cast("Called", checked_later)
+
+    @functools.wraps(called)
+    def checked_first(*args: Any, **kwargs: Any) -> Any:
+        arguments.check(args, kwargs)
+        return called(*args, **kwargs)
+
+    return cast("Called", checked_first)
+
+
+class _Arguments:
+    """The arguments of a function, and what they must be."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._signature = inspect.signature(function)
+        self._allowed: dict[str, Allowed] | None = None
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuses what is not as the hints say.
+
+        Raises:
+            ParameterError: an argument of a wrong kind.
+            TypeError: one that is missing, or that there is not.
+        """
+        try:
+            given = self._signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{self._function.__qualname__}: {error}.") from None
+        if self._allowed is None:
+            self._allowed = self._read()
+        for name, what in self._allowed.items():
+            if name not in given:
+                continue
+            value = given[name]
+            kind = self._signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                self._check_all(dict.fromkeys((name,), value), what)
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                self._check_all({key: (one,) for key, one in value.items()}, what)
+            elif not what.holds(value):
+                raise refused(name, value, str(what))
+
+    def _check_all(self, given: Mapping[str, Iterable[Any]], what: Allowed) -> None:
+        for name, values in given.items():
+            for value in values:
+                if not what.holds(value):
+                    raise refused(name, value, str(what))
+
+    def _read(self) -> dict[str, Allowed]:
+        names = vars(sys.modules[self._function.__module__])
+        hints = {
+            name: one.annotation
+            for name, one in self._signature.parameters.items()
+            if one.annotation is not inspect.Parameter.empty
+        }
+        read = {
+            name: eval(hint, names) if isinstance(hint, str) else hint  # our own source, no input
+            for name, hint in hints.items()
+        }
+        return {name: allowed(hint) for name, hint in read.items() if hint is not Any}
 
 
 def whole(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
@@ -94,6 +208,36 @@ def strings(name: str, value: Any, *, secret: bool = False) -> tuple[str, ...]:
     raise refused(name, value, "a non-empty string or several")
 
 
+def members(name: str, values: Iterable[Any], hint: Any) -> list[Any]:
+    """The elements as a list, also those of a generator.
+
+    Args:
+        name: of the argument.
+        values: what was given for it.
+        hint: what each must be.
+
+    Raises:
+        ParameterError: one is something else.
+    """
+    what = allowed(hint)
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping, type)):
+        raise refused(name, values, f"a list, and each element {what}")
+    found = list(values)
+    for one in found:
+        if not what.holds(one):
+            raise ParameterError(f"{name} holds {shown(one)}; each must be {what}.")
+    return found
+
+
+def plain(name: str, value: Any) -> None:
+    """Refuses a value that JSON cannot hold."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ParameterError(f"{name} must be what JSON can hold ({reason}).") from None
+
+
 def kind(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:
     """Refuses a value that is none of these kinds; ``words`` tell what it must be."""
     if not isinstance(value, kinds):
@@ -109,7 +253,9 @@ def _is_finite(value: Any) -> bool:
 
 def refused(name: str, value: object, allowed: str) -> ParameterError:
     """The sentence about a setting that cannot be taken."""
-    return ParameterError(f"{name} is {value!r}; it must be {allowed}.")
+    if name in _SECRETS:
+        return ParameterError(f"{name} must be {allowed}.")
+    return ParameterError(f"{name} is {shown(value)}; it must be {allowed}.")
 
 
 def known(

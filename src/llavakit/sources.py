@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self, TypeAlias, cast
 
-from llavakit._checks import kind, real, whole
+from llavakit._checks import Takes, checked, known, real, whole
 from llavakit.errors import (
     LlavaKitError,
+    ParameterError,
     SourceFetchError,
     SourceNotAllowedError,
     SourceNotFoundError,
@@ -26,12 +27,19 @@ from llavakit.errors import (
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # one letter is a Windows drive
 
 
+_Roots: TypeAlias = Iterable[str | os.PathLike[str]] | str | os.PathLike[str]
+
+
+@checked
 @dataclass(frozen=True, slots=True)
 class SourcePolicy:
     """What llavakit may open, and how much of it.
 
     Bytes, data URLs, base64 text, PIL images and arrays are always allowed: they need no
     access to anything. The defaults are for a program whose author names the paths.
+
+    It is plain data: whatever holds one writes it down with itself (:meth:`to_dict`) and has an
+    equal one when it is read back.
 
     Attributes:
         roots: directories below which files may be read, or None for any path that a
@@ -56,7 +64,7 @@ class SourcePolicy:
         max_redirects: most redirects to follow; each is checked like the first URL.
     """
 
-    roots: tuple[Path, ...] | None = None
+    roots: Annotated[tuple[Path, ...] | None, Takes(_Roots | None)] = None
     allow_files: bool = True
     allow_urls: bool = True
     allow_private_hosts: bool = False
@@ -67,23 +75,76 @@ class SourcePolicy:
     max_redirects: int = 3
 
     def __post_init__(self) -> None:
-        roots: Iterable[str | Path] | str | Path | None = self.roots
+        roots = cast("_Roots | None", self.roots)
         if roots is not None:
-            if isinstance(roots, (str, os.PathLike)):
-                roots = (roots,)
-            for root in roots:
-                kind("roots", root, (str, os.PathLike), "folders")
+            several = (roots,) if isinstance(roots, (str, os.PathLike)) else tuple(roots)
+            # An empty name would be the directory that we happen to stand in.
+            if not all(
+                isinstance(root, (str, os.PathLike)) and os.fspath(root) for root in several
+            ):
+                raise ParameterError("roots holds something that is no folder's name.")
             # Absolute at once, so that a later chdir does not move the fence.
-            object.__setattr__(self, "roots", tuple(Path(r).absolute() for r in roots))
-        for name in ("allow_files", "allow_urls", "allow_private_hosts"):
-            kind(name, getattr(self, name), bool, "True or False")
+            object.__setattr__(self, "roots", tuple(Path(root).absolute() for root in several))
         for name in ("max_bytes", "max_pixels", "max_side"):
             whole(name, getattr(self, name), least=1)
         real("timeout", self.timeout, above=0)
         whole("max_redirects", self.max_redirects, least=0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The policy in types of JSON, every field of it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        roots = None if self.roots is None else [str(root) for root in self.roots]
+        return {**values, "roots": roots}
+
+    @classmethod
+    @checked
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The policy that :meth:`to_dict` wrote down.
+
+        A field that is missing is not filled up with its default: what was written before the
+        field was lost may have been stricter.
+
+        Raises:
+            ParameterError: a field is missing, unknown or malformed.
+        """
+        names = [field.name for field in fields(cls)]
+        known(data, names, "A source policy")
+        missing = [name for name in names if name not in data]
+        if missing:
+            raise ParameterError(
+                f"This source policy was written without {missing[0]!r}, and nobody knows what it "
+                "allowed; make a SourcePolicy(...) anew."
+            )
+        return cls(**data)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """How pydantic, where there is one, reads and writes a field of this type."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(
+            cls._read,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                cls.to_dict, return_schema=core_schema.dict_schema()
+            ),
+            json_schema_input_schema=core_schema.dict_schema(),
+        )
+
+    @classmethod
+    def _read(cls, value: Any) -> SourcePolicy:
+        if isinstance(value, SourcePolicy):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        raise ParameterError("A source policy is a llavakit.SourcePolicy(...).")
+
 
 DEFAULT_POLICY = SourcePolicy()
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is an http(s) URL, so that it has to be fetched."""
+    return source.lstrip()[:8].lower().startswith(("http://", "https://"))
 
 
 def read_source(

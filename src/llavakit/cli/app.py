@@ -9,6 +9,7 @@ import typer
 import llavakit
 from llavakit.cli.ask import ask
 from llavakit.cli.chat import chat
+from llavakit.cli.command import Command
 from llavakit.cli.data import data
 from llavakit.cli.eval import run_benchmark
 from llavakit.cli.export import export
@@ -25,16 +26,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(ask)
-app.command()(chat)
-app.command()(read)
-app.command()(serve)
-app.command()(web)
-app.command("eval")(run_benchmark)
-app.command()(models)
-app.command()(export)
+app.command(cls=Command)(ask)
+app.command(cls=Command)(chat)
+app.command(cls=Command)(read)
+app.command(cls=Command)(serve)
+app.command(cls=Command)(web)
+app.command("eval", cls=Command)(run_benchmark)
+app.command(cls=Command)(models)
+app.command(cls=Command)(export)
 app.add_typer(data, name="data")
-app.command()(train)
+app.command(cls=Command)(train)
 
 
 def _print_version(wanted: bool) -> None:

@@ -69,6 +69,8 @@ def ask(
     if num_beams != 1:
         raise usage_error("There is no beam search here; leave --num-beams at 1.")
     names, question = _told_apart(arguments or [], query)
+    if not question.strip():
+        raise usage_error("The question is blank; say what to find out about the picture.")
     for listed in image_file or []:
         names += [name.strip() for name in listed.split(sep) if name.strip()]
     with told_errors(debug):

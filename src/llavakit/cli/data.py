@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llavakit.cli import options
+from llavakit.cli.command import Command
 from llavakit.cli.terminal import FAILED, Waiting, told_errors, usage_error
 
 data = typer.Typer(
@@ -22,7 +23,7 @@ def _commands() -> None:
     """Look through training data."""
 
 
-@data.command()
+@data.command(cls=Command)
 def check(
     file: Annotated[
         Path,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from llavakit._checks import whole
-from llavakit.backend import Backend
+from llavakit._checks import checked, members, whole
 from llavakit.documents.pages import Page
+from llavakit.documents.reading import Model
 from llavakit.errors import ContextLengthError
 from llavakit.values import Image, Message, Part, SamplingParams, Text
 
@@ -36,7 +36,8 @@ class PagesInContext(Generic[PageOrText]):
     tokens: int
 
 
-def ask_about(pages: Sequence[Page | str], question: str, label: str | None = LABEL) -> Message:
+@checked
+def ask_about(pages: Iterable[Page | str], question: str, label: str | None = LABEL) -> Message:
     """A user's message of pictures of pages and a question.
 
     Args:
@@ -45,7 +46,11 @@ def ask_about(pages: Sequence[Page | str], question: str, label: str | None = LA
         question: in plain words; it comes last.
         label: what is written above each picture; ``{page}`` and ``{source}`` are filled in.
             None writes nothing. A page that is alone has no label: nothing is to be told apart.
+
+    Raises:
+        ParameterError: a page that is none.
     """
+    pages = members("pages", pages, Page | str)
     parts: list[Part] = []
     for page in pages:
         if isinstance(page, str):
@@ -58,9 +63,10 @@ def ask_about(pages: Sequence[Page | str], question: str, label: str | None = LA
     return Message("user", [*parts, Text(question)])
 
 
+@checked
 def fit_pages(
-    backend: Backend,
-    pages: Sequence[PageOrText],
+    backend: Model,
+    pages: Iterable[PageOrText],
     question: str,
     *,
     answer_tokens: int = _ANSWER,
@@ -81,9 +87,10 @@ def fit_pages(
 
     Raises:
         ContextLengthError: not even the first page fits.
-        ParameterError: ``answer_tokens`` is below 1.
+        ParameterError: ``answer_tokens`` is below 1, or a page that is none.
     """
     whole("answer_tokens", answer_tokens, least=1)
+    pages = members("pages", pages, Page | str)
     room = backend.info.context_length - answer_tokens
     fewest = min(1, len(pages))
     for count in range(len(pages), fewest - 1, -1):

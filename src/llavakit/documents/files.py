@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from llavakit._checks import real
+from llavakit._checks import checked, real, whole
 from llavakit.documents._isolated import Renderer
-from llavakit.documents.folders import Document, Failure, Source, list_documents
+from llavakit.documents.folders import Document, Failure, list_documents
 from llavakit.documents.pages import (
     MAX_PAGE_PIXELS,
     Page,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Pages: TypeAlias = Generator[Page | Failure, None, None]
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class View:
     """How the pages of documents become pictures (see :func:`open_files`)."""
@@ -43,12 +44,15 @@ class View:
     page_seconds: float | None = 30.0
 
     def __post_init__(self) -> None:
+        real("dpi", self.dpi, above=0)
+        whole("max_pixels", self.max_pixels, least=1)
         if self.page_seconds is not None:
             real("page_seconds", self.page_seconds, above=0)
 
 
+@checked
 def open_files(
-    sources: Iterable[Any] | Source,
+    sources: Any,
     *,
     pages: str | None = None,
     dpi: float = 144,
@@ -63,7 +67,7 @@ def open_files(
         sources: documents as :func:`~llavakit.documents.open_pages` takes them, folders, or
             :class:`Document` with pages of its own. Of a folder, all pictures and documents
             below it are read, in the order of their names; what is hidden and links to other
-            folders are not. One name alone need not stand in a list.
+            folders are not. One alone need not stand in a list.
         pages: pages to read of each document, such as ``"1-3,7"`` or ``"5-"``; None reads all.
         dpi: resolution at which PDFs are drawn.
         max_pixels: most pixels of a page; larger ones are drawn smaller.
@@ -78,11 +82,10 @@ def open_files(
         is given up after 100 bad pages in a row, or 3 that its renderer did not survive.
 
     Raises:
-        ParameterError: at once, for numbers and ranges that make no sense.
+        ParameterError: at once, for arguments that make no sense.
         MissingDependencyError: while iterating: PDFs need ``llavakit[documents]``.
     """
     view = View(dpi, max_pixels, text, page_seconds)
-    page_limit(dpi, max_pixels, policy)
     return read_documents(list_documents(sources, pages, policy), view, policy)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any
 
+from llavakit._checks import Takes, checked, refused
 from llavakit._files import check_place
 from llavakit.documents.pages import name_of
 from llavakit.documents.ranges import PageRange, named_range
 from llavakit.errors import DocumentError, InputError, SourceFetchError, SourceNotAllowedError
+from llavakit.images import Picture
 from llavakit.sources import SourcePolicy
 
 _NAMES = "pdf tif tiff png jpg jpeg webp gif bmp avif ppm pgm pbm pnm"
@@ -19,6 +21,7 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 """Names that are read out of folders. What a file is, is told from its bytes all the same."""
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Document:
     """One document to read, and which pages of it.
@@ -31,7 +34,7 @@ class Document:
     """
 
     source: Any
-    pages: PageRange | None = None
+    pages: Annotated[PageRange | None, Takes(PageRange | str | None)] = None
     earlier: tuple[str | None, ...] = ()
 
     def __post_init__(self) -> None:
@@ -44,10 +47,7 @@ class Document:
         return name_of(self.source)
 
 
-Source: TypeAlias = "str | bytes | os.PathLike[str] | Document"
-"""What names one document or folder."""
-
-
+@checked
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A page, or a document, that could not be read.
@@ -63,8 +63,26 @@ class Failure:
     error: InputError
 
 
+def several(sources: Any) -> list[Any]:
+    """The sources that are meant: those of a list, or one that stands alone.
+
+    Raises:
+        ParameterError: neither a list nor anything that can be opened.
+    """
+    # Taken for its letters, the "/" of a name would be a whole disk. A file and an array can be
+    # walked over as well: by lines and by rows.
+    alone = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Document, Picture))
+    if alone or hasattr(sources, "read") or hasattr(sources, "__array_interface__"):
+        return [sources]
+    if not isinstance(sources, Iterable) or isinstance(sources, (Mapping, type)):
+        raise refused(
+            "sources", sources, "a path, an address, a document's bytes or a list of them"
+        )
+    return list(sources)
+
+
 def list_documents(
-    sources: Iterable[Any] | Source, pages: str | None, policy: SourcePolicy
+    sources: Any, pages: str | None, policy: SourcePolicy
 ) -> list[Document | Failure]:
     """The documents that sources name, folders opened, none twice; no file is opened.
 
@@ -79,9 +97,7 @@ def list_documents(
     """
     general = None if pages is None else PageRange.parse(pages)
     found: dict[tuple[object, PageRange | None], Document | Failure] = {}
-    # A text alone is one name: taken for its letters, its "/" would be a whole disk.
-    one_alone = isinstance(sources, (str, bytes, os.PathLike, Document))
-    for source in (sources,) if one_alone else cast(Iterable[Any], sources):
+    for source in several(sources):
         document = _wished(source)
         if document.pages is None:
             document = replace(document, pages=general)

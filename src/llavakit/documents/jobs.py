@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from llavakit._checks import Takes, checked, plain, whole
 from llavakit.backend import Backend
 from llavakit.documents.files import Pages, View, read_documents
-from llavakit.documents.folders import Document, Failure, list_documents
+from llavakit.documents.folders import Document, Failure, list_documents, several
 from llavakit.documents.pages import Page
-from llavakit.documents.reading import Reading, Readings, read_pages
+from llavakit.documents.ranges import PageRange
+from llavakit.documents.reading import Model, Reading, Readings, read_pages
 from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
 from llavakit.errors import ParameterError
@@ -33,6 +35,7 @@ from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 _FORMAT = 1
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Job:
     """All that the lines of a run depend on.
@@ -46,12 +49,18 @@ class Job:
         settings: whatever else makes a difference, such as a conversation template.
     """
 
-    sources: tuple[str, ...]
+    sources: Annotated[tuple[str, ...], Takes(Any)]
     task: Task
     model: str
     pages: str | None = None
     view: View = View()
     settings: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(several(self.sources)))
+        if self.pages is not None:
+            PageRange.parse(self.pages)
+        plain("settings", self.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +78,10 @@ class Tally:
     earlier: int
 
 
+@checked
 def run_job(
     job: Job,
-    backend: Backend,
+    backend: Model,
     out: str | os.PathLike[str],
     *,
     restart: bool = False,
@@ -118,17 +128,30 @@ def run_job(
     return Tally(done, failures, earlier)
 
 
+@checked
 def stream_job(
-    job: Job, backend: Backend, *, window: int = WINDOW, policy: SourcePolicy = DEFAULT_POLICY
+    job: Job, backend: Model, *, window: int = WINDOW, policy: SourcePolicy = DEFAULT_POLICY
 ) -> Readings:
     """The readings of a job, in order, with nothing written anywhere (see :func:`run_job`)."""
+    whole("window", window, least=1)
+    return _streamed(job, listed(job, policy), backend, window, policy)
+
+
+def _streamed(
+    job: Job,
+    documents: Sequence[Document | Failure],
+    backend: Backend,
+    window: int,
+    policy: SourcePolicy,
+) -> Readings:
     with (
-        closing(read_documents(listed(job, policy), job.view, policy)) as pages,
+        closing(read_documents(documents, job.view, policy)) as pages,
         closing(read_pages(backend, pages, job.task, window=window)) as readings,
     ):
         yield from readings
 
 
+@checked
 def to_line(reading: Reading, model: str) -> dict[str, Any]:
     """A reading as the object that stands in its line; always with the same keys.
 

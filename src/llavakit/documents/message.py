@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from llavakit._checks import checked, whole
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.pages import MAX_PAGE_PIXELS, Page, PageLimit, PageReader, open_reader
 from llavakit.errors import DocumentError, ImageError
@@ -34,6 +35,7 @@ def page_images(attachment: Attachment, most: int, policy: SourcePolicy) -> list
     return [Image(page.picture) for page in message_pages(attachment.source, most, policy)]
 
 
+@checked
 def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLICY) -> list[Page]:
     """All pages of a document that stands in a message.
 
@@ -50,6 +52,7 @@ def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLIC
         SourceError: it cannot be reached, or the policy forbids it.
         MissingDependencyError: PDFs need ``llavakit[documents]``.
     """
+    whole("most", most, least=1)
     held = source.source
     if not isinstance(held, Picture):
         held = read_source(held, policy, from_url_field=source.from_url_field)

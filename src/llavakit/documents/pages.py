@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from llavakit._checks import real, whole
+from llavakit._checks import checked, members, real, whole
 from llavakit.errors import DocumentError, ImageError, ParameterError, SourceError
 from llavakit.images import Picture, hold
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
@@ -30,6 +30,7 @@ MAX_PAGE_PIXELS = 16_000_000
 """Default cap on the pixels of one page: A3 at 280 dpi, A4 at 400 dpi; 48 MB as RGB."""
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page.
@@ -70,6 +71,7 @@ class PageReader(Protocol):
         """Frees what the document holds; may be called twice."""
 
 
+@checked
 def open_pages(
     source: Any,
     *,
@@ -108,6 +110,7 @@ def open_pages(
     return _pages(source, numbers, dpi, limit, policy, text)
 
 
+@checked
 def count_pages(source: Any, *, policy: SourcePolicy = DEFAULT_POLICY) -> int:
     """The number of pages of a document, without reading them (see :func:`open_pages`)."""
     limit = PageLimit(policy.max_pixels, policy.max_side)
@@ -214,10 +217,10 @@ def open_reader(
 def _numbers(pages: Iterable[int] | None) -> Sequence[int] | None:
     if pages is None:
         return None
-    numbers = pages if isinstance(pages, range) else tuple(pages)
+    numbers = pages if isinstance(pages, range) else members("pages", pages, int)
     ends = (numbers[0], numbers[-1]) if isinstance(numbers, range) and numbers else numbers
     for number in ends:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        if number < 1:
             raise ParameterError(f"pages holds {number!r}; pages are numbered from 1.")
     return numbers
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, takewhile
 
+from llavakit._checks import checked
 from llavakit.errors import ParameterError
 
 _FRAGMENT = re.compile(r"(.+)#pages?=([\d,\s-]+)", re.IGNORECASE | re.DOTALL)
@@ -16,6 +17,7 @@ _PART = re.compile(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?")
 _MOST_PARTS = 1000
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class PageRange:
     """Some pages of a document, none twice.
@@ -28,6 +30,7 @@ class PageRange:
     parts: tuple[tuple[int, int | None], ...]
 
     @classmethod
+    @checked
     def parse(cls, text: str) -> PageRange:
         """Reads ``"1-3,7"``; ``"5-"`` goes to the end, ``"-2"`` comes from the beginning.
 
@@ -37,6 +40,7 @@ class PageRange:
         parts = tuple(_part(part.strip(), text) for part in text.split(",", _MOST_PARTS))
         return cls(parts)
 
+    @checked
     def numbers(self, last: int | None) -> Iterator[int]:
         """The numbers of the pages.
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypeAlias
 
+from llavakit._checks import Said, checked, known, whole
 from llavakit._json import is_whole
 from llavakit.backend import Backend, to_request
 from llavakit.documents.folders import Failure
@@ -28,6 +29,16 @@ from llavakit.runs.window import OF_ONE_REQUEST, WINDOW, in_order
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, FinishReason, Message, Usage
 
+Model: TypeAlias = Annotated[
+    Backend,
+    Said(
+        "a backend, as llavakit.load(...) or backend_for() of a framework's model object gives it"
+    ),
+]
+"""Who reads: the frameworks' model objects have a backend, and are none."""
+Opened: TypeAlias = Annotated[
+    Iterable[Page | Failure], Said('pages, which open_files("scan.pdf") gives, and no names')
+]
 Readings: TypeAlias = "Generator[Reading, None, None]"
 
 
@@ -61,26 +72,28 @@ class Reading:
     text_layer: str | None = None
 
 
-def transcribe(backend: Backend, pages: Iterable[Page | Failure], **options: Any) -> Readings:
+@checked
+def transcribe(backend: Model, pages: Opened, **options: Any) -> Readings:
     """The text on pages; options are fields of :class:`Task` and those of :func:`read_pages`."""
     return _read("transcribe", backend, pages, options)
 
 
-def describe(backend: Backend, pages: Iterable[Page | Failure], **options: Any) -> Readings:
+@checked
+def describe(backend: Model, pages: Opened, **options: Any) -> Readings:
     """What pages show; options are fields of :class:`Task` and those of :func:`read_pages`."""
     return _read("describe", backend, pages, options)
 
 
-def extract(
-    backend: Backend, pages: Iterable[Page | Failure], schema: Any, **options: Any
-) -> Readings:
+@checked
+def extract(backend: Model, pages: Opened, schema: Any, **options: Any) -> Readings:
     """Data of a JSON schema (or pydantic class) from pages; options as in :func:`transcribe`."""
     return _read("extract", backend, pages, {"schema": schema, **options})
 
 
+@checked
 def read_pages(
-    backend: Backend,
-    pages: Iterable[Page | Failure],
+    backend: Model,
+    pages: Opened,
     task: Task,
     *,
     window: int = WINDOW,
@@ -106,14 +119,20 @@ def read_pages(
 
     Leaving the iteration cancels what is under way.
     """
+    whole("window", window, least=1)
     return _told(in_order(backend, (_Asked(page, task) for page in pages), window), progress)
 
 
 def _read(
     name: TaskName, backend: Backend, pages: Iterable[Page | Failure], options: dict[str, Any]
 ) -> Readings:
-    own = {key: options.pop(key) for key in ("window", "progress") if key in options}
+    known(options, (*_FIELDS, *_OWN), name)
+    own = {key: options.pop(key) for key in _OWN if key in options}
     return read_pages(backend, pages, Task(name, **options), **own)
+
+
+_OWN = ("window", "progress")
+_FIELDS = tuple(one.name for one in fields(Task) if one.name != "name")
 
 
 def _told(readings: Readings, progress: Callable[[Reading], None] | None) -> Readings:

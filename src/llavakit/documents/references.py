@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from llavakit._checks import checked, members
 from llavakit.documents.files import View, read_documents
 from llavakit.documents.folders import Document, Failure
 from llavakit.documents.pages import Page, label_of
@@ -24,6 +25,7 @@ from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 _VIEW = View()
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class PageReference:
     """A page without its pixels.
@@ -47,6 +49,7 @@ class PageReference:
     image_path: str | None = None
 
     @classmethod
+    @checked
     def of(cls, page: Page, view: View | None = None, store: PageStore | None = None) -> Self:
         """The reference of a page.
 
@@ -78,6 +81,7 @@ class PageReference:
         return known if self.image_path is None else {**known, "image_path": self.image_path}
 
     @classmethod
+    @checked
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """The reference that a dictionary holds, as it came back from a vector store.
 
@@ -113,8 +117,9 @@ def _lasting(source: str) -> str:
         return source
 
 
+@checked
 def reopen(
-    references: Iterable[PageReference],
+    references: Iterable[PageReference] | PageReference,
     *,
     store: PageStore | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
@@ -126,16 +131,19 @@ def reopen(
     where it is in neither.
 
     Args:
-        references: pages of any documents.
+        references: pages of any documents, or one.
         store: pictures by their digest.
         policy: which files and addresses may be opened.
         page_seconds: most seconds for drawing a page (see :func:`open_files`).
 
     Raises:
         DocumentError: a page looks different now, or its document is not there any more.
+        ParameterError: a reference that is none.
         SourceNotAllowedError: the policy forbids the only place that it could come from.
     """
-    wanted = list(references)
+    if isinstance(references, PageReference):
+        references = [references]
+    wanted: list[PageReference] = members("references", references, PageReference)
     found = {one: _kept(one, store, policy) for one in wanted}
     missing = [one for one, picture in found.items() if picture is None]
     found.update(_drawn(missing, policy, page_seconds))

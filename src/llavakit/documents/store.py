@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llavakit._checks import checked, refused
 from llavakit.errors import ImageError, ParameterError, SourceFetchError, SourceNotFoundError
 from llavakit.images import Picture, open_picture
 from llavakit.runs.whole import write_whole
@@ -29,11 +30,18 @@ class PageStore:
 
     Args:
         folder: where; made when the first picture is put there.
+
+    Raises:
+        ParameterError: no name of a folder.
     """
 
+    @checked
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        if not os.fspath(folder):
+            raise refused("folder", folder, "the name of a folder")
         self.folder = Path(folder)
 
+    @checked
     def path(self, digest: str) -> Path:
         """Where the picture of a digest is, or would be.
 
@@ -44,6 +52,7 @@ class PageStore:
             raise ParameterError(f"{digest[:80]!r} is no digest: 64 characters of 0-9 and a-f.")
         return self.folder / digest[:2] / f"{digest}.png"
 
+    @checked
     def put(self, picture: Picture) -> Path:
         """Keeps a picture, without loss, and says where; one that is there is left alone.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from llavakit._checks import refused, whole
+from llavakit._checks import Takes, checked, refused, whole
 from llavakit.documents.pages import Page
 from llavakit.documents.tiles import Tiles
 from llavakit.errors import ParameterError
@@ -21,6 +21,7 @@ PROMPTS: Mapping[str, str] = {
 """What the model is asked unless the caller says otherwise."""
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Task:
     """What is wanted of each page. Greedy, so the same page always gives the same answer.
@@ -36,11 +37,11 @@ class Task:
             the other tasks see the whole page and then its tiles, in one request.
     """
 
-    name: TaskName
+    name: Annotated[TaskName, Takes(str)]
     prompt: str = ""
     schema: Any = None
     max_tokens: int = 1024
-    tiles: Tiles | None = None
+    tiles: Annotated[Tiles | None, Takes(Any)] = None
 
     def __post_init__(self) -> None:
         if self.name not in PROMPTS:
@@ -51,6 +52,8 @@ class Task:
             raise ParameterError("A schema belongs to the task extract, and it needs one.")
         if self.schema is not None:
             object.__setattr__(self, "schema", _schema(self.schema))
+        if self.prompt and not self.prompt.strip():
+            raise refused("prompt", self.prompt, "words, or an empty string for the usual ones")
         whole("max_tokens", self.max_tokens, least=1)
         if isinstance(self.tiles, str):
             object.__setattr__(self, "tiles", Tiles.parse(self.tiles))
@@ -63,6 +66,7 @@ class Task:
         """How answers are drawn."""
         return SamplingParams(self.max_tokens, temperature=0, json_schema=self.schema)
 
+    @checked
     def questions(self, page: Page) -> list[Message]:
         """The requests that one page needs."""
         if self.tiles is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from llavakit._checks import whole
+from llavakit._checks import checked, whole
 from llavakit.errors import ParameterError
 from llavakit.images import Picture
 
@@ -44,6 +44,7 @@ class Tiles:
             )
 
     @classmethod
+    @checked
     def parse(cls, text: str) -> Tiles:
         """Reads ``"2x3"`` (columns x rows) or ``"auto"``.
 
@@ -60,6 +61,7 @@ class Tiles:
     def __str__(self) -> str:
         return f"{self.columns}x{self.rows}" if self.columns else "auto"
 
+    @checked
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Columns and rows for a page of ``size`` (width, height) in pixels."""
         width, height = size
@@ -70,6 +72,7 @@ class Tiles:
             columns, rows = max(1, columns * 3 // 4), max(1, rows * 3 // 4)
         return columns, rows
 
+    @checked
     def cut(self, page: Picture) -> list[Picture]:
         """The tiles, row by row from the top left.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from llavakit._checks import checked
 from llavakit.errors import InputError, LlavaKitError, SourceFetchError, SourceNotFoundError
 from llavakit.values import Image, Message, Text
 
@@ -49,6 +50,7 @@ class Question:
         return (Message("user", [picture, Text(self.prompt)]),)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Data:
     """Where a benchmark's files are.
@@ -63,18 +65,22 @@ class Data:
     images: Path | None = None
     annotations: Path | None = None
 
+    @checked
     def question_file(self, *names: str) -> Path:
         """The question file: the one that was named, or the first of these in the folder."""
         return _first(self.questions, self.folder, names, "questions", "--questions")
 
+    @checked
     def annotation_file(self, *names: str) -> Path:
         """The annotations, found in the same way."""
         return _first(self.annotations, self.folder, names, "annotations", "--annotations")
 
+    @checked
     def has_annotations(self, *names: str) -> bool:
         """Whether there are annotations; a file that was named must be there."""
         return self.annotations is not None or any((self.folder / one).exists() for one in names)
 
+    @checked
     def image_folder(self, name: str = ".") -> Path:
         """The folder that names of pictures start from."""
         return self.images or self.folder / name

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from llavakit._checks import checked, members
+from llavakit.errors import ParameterError
 from llavakit.evaluation.answers import YesNo, vqa_answer
 
 
+@checked
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
     """The share of people's answers that an answer agrees with, softened: 0 to 1.
 
@@ -18,13 +21,19 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
     Args:
         answer: what the model wrote.
         people: what people answered, ten of them in the benchmarks; at least one.
+
+    Raises:
+        ParameterError: no people.
     """
+    if not people:
+        raise ParameterError("people is empty; nobody's answer can be agreed with.")
     agreed = Counter(map(vqa_answer, people))[vqa_answer(answer)]
     of_those = agreed * min(1.0, (agreed - 1) / 3)
     of_others = (len(people) - agreed) * min(1.0, agreed / 3)
     return (of_those + of_others) / len(people)
 
 
+@checked
 def anls(answer: str, accepted: Sequence[str]) -> float:
     """The average normalised Levenshtein similarity of one answer, 0 or 0.5 to 1.
 
@@ -35,7 +44,12 @@ def anls(answer: str, accepted: Sequence[str]) -> float:
     Args:
         answer: what the model wrote.
         accepted: right answers; at least one.
+
+    Raises:
+        ParameterError: no right answer.
     """
+    if not accepted:
+        raise ParameterError("accepted is empty; there is nothing to compare the answer with.")
     given = _spaced(answer)
     best = max(_likeness(given, _spaced(right)) for right in accepted)
     return best if best >= 0.5 else 0.0
@@ -79,9 +93,10 @@ class Counts:
     silent: int = 0
 
     @classmethod
+    @checked
     def of(cls, answers: Iterable[tuple[YesNo | None, YesNo]]) -> Counts:
         """Counts pairs of an answer (None: there is none) and its label."""
-        found = Counter(answers)
+        found = Counter(members("answers", answers, tuple[YesNo | None, YesNo]))
         silent = found[None, "no"]
         return cls(
             tp=found["yes", "yes"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llavakit._checks import checked
 from llavakit.errors import ParameterError
 from llavakit.evaluation.benchmark import Benchmark
 from llavakit.evaluation.chats import LLaVABench, MMVet
@@ -17,6 +18,7 @@ _KINDS: tuple[type[Benchmark], ...] = (
 BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
 
 
+@checked
 def open_benchmark(name: str, data: Data) -> Benchmark:
     """A benchmark, read from its files.
 

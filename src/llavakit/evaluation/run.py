@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit._checks import whole
+from llavakit._checks import checked, plain, whole
 from llavakit.backend import Backend
+from llavakit.documents.reading import Model
 from llavakit.errors import LlavaKitError, ParameterError, SourceFetchError
 from llavakit.evaluation.benchmark import Answer, Benchmark
 from llavakit.evaluation.data import Question
@@ -82,9 +83,10 @@ class Results:
         return asdict(self)
 
 
+@checked
 def evaluate(
     benchmark: Benchmark,
-    backend: Backend,
+    backend: Model,
     out: Path,
     *,
     model: str,
@@ -117,6 +119,7 @@ def evaluate(
         SourceFetchError: the results cannot be written.
         EngineError, RemoteError, ModelError: the model failed; the same call goes on later.
     """
+    plain("settings", settings)
     if limit is not None:
         whole("limit", limit, least=1)
     questions = benchmark.questions[:limit]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from llavakit._checks import checked
 from llavakit.evaluation.run import Results
 from llavakit.evaluation.scores import Score
 
 
+@checked
 def to_table(results: Results) -> str:
     """The table that a run ends with: scores with their 95% intervals, and what to know of them."""
     lines = [f"{results.title}, {results.model}", ""]

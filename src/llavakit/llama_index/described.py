@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
 from llama_index.core.base.llms.types import LLMMetadata, MessageRole
@@ -12,21 +12,21 @@ from pydantic import ConfigDict, Field, SecretStr, model_validator
 from llavakit.arguments import to_params
 from llavakit.errors import ParameterError
 from llavakit.llama_index.structured import SchemaPrediction
+from llavakit.llama_index.written import WrittenDown
 from llavakit.model.catalog import context_length
 from llavakit.settings import ModelSettings, key_from_environment
-from llavakit.sources import SourcePolicy
 
 
-class DescribedModel(ModelSettings, SchemaPrediction):
+class DescribedModel(WrittenDown, ModelSettings, SchemaPrediction):
     """The settings of a model, and what the framework is told of them; nothing is loaded."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    policy_field: ClassVar[str] = "source_policy"
 
-    # What must not be written down, and what JSON cannot hold.
+    # What must not be written down.
     api_key: SecretStr | None = Field(
         default_factory=key_from_environment, exclude=True, repr=False
     )
-    source_policy: SourcePolicy | None = Field(default=None, exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _templates_are_the_models(self) -> Self:

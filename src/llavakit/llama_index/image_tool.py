@@ -17,6 +17,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.tools import FunctionTool, ToolMetadata, ToolOutput
 from llama_index.core.workflow import Context
 
+from llavakit._checks import checked
 from llavakit.errors import InputError, ParameterError
 from llavakit.llama_index.carriers import document_of, picture_of
 from llavakit.questions import (
@@ -31,6 +32,7 @@ from llavakit.questions import (
 from llavakit.questions.asking import NAME
 from llavakit.values import Image
 
+_CALLS = ("_real_fn", "_fn", "_async_fn")
 _USERS = (MessageRole.USER, MessageRole.SYSTEM, MessageRole.DEVELOPER)
 
 
@@ -60,6 +62,7 @@ class ImageQuestionTool(FunctionTool):
             (see :class:`~llavakit.questions.PictureAsker`).
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -78,6 +81,15 @@ class ImageQuestionTool(FunctionTool):
         super().__init__(fn=self.call, async_fn=self.acall, metadata=metadata)
         # Agents give the workflow's context to a function tool that says so.
         self.requires_context, self.ctx_param_name = True, "ctx"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The framework keeps its wrappers of our methods, which can be neither copied nor pickled.
+        return {name: value for name, value in vars(self).items() if name not in _CALLS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._real_fn = self._fn = self.call
+        self._async_fn = self.acall
 
     def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
         """Answers a question; pictures of a conversation are only known to :meth:`acall`.

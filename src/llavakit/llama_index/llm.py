@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -20,7 +20,9 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
+from pydantic import model_validator
 
+from llavakit._checks import checked
 from llavakit.arguments import Call
 from llavakit.backend import Backend
 from llavakit.documents.message import Attachment, page_images
@@ -33,6 +35,7 @@ from llavakit.streams import AnswerStream
 from llavakit.values import Image
 
 if TYPE_CHECKING:
+    from llavakit.llama_index.memory import LLaVAChatMemoryBuffer, LLaVAMemory
     from llavakit.llama_index.planning import PicturePromptHelper
 
 
@@ -53,6 +56,18 @@ class LLaVA(DescribedModel):
     stream frees the model. Prompts are written by the checkpoint's own template
     (``conv_mode``), so that ``messages_to_prompt`` has no place here.
     """
+
+    json_mode: bool = False
+    """Hold every answer to a JSON object, unless a call says otherwise; the name is Ollama's."""
+    image_detail: Literal["low", "high", "auto"] | None = None
+    """Taken for the sake of programs written for OpenAI; LLaVA sees every image as its own
+    processor makes it, whatever this says."""
+
+    @model_validator(mode="after")
+    def _json_mode_is_a_format(self) -> Self:
+        if self.json_mode and self.format is None:
+            self.format = "json"
+        return self
 
     # One call
 
@@ -214,6 +229,7 @@ class LLaVA(DescribedModel):
             "parallel_tool_calls": allow_parallel_tool_calls,
         }
 
+    @checked
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
@@ -226,9 +242,20 @@ class LLaVA(DescribedModel):
 
     # Tokens
 
-    def count_tokens(self, messages: Sequence[ChatMessage], tools: Sequence[Any] = ()) -> int:
-        """Tokens of the prompt, pictures and tools included; nothing is run or fetched."""
-        conversation = to_messages(self._with_system_prompt(messages))
+    @checked
+    def count_tokens(self, messages: Sequence[ChatMessage] | str, tools: Sequence[Any] = ()) -> int:
+        """Tokens of the prompt, pictures and tools included; nothing is run.
+
+        Of a picture at a URL so much is fetched, under the policy, as tells its size.
+
+        Args:
+            messages: a conversation, or a question in plain words.
+            tools: that are offered.
+        """
+        if isinstance(messages, str):
+            messages = self._prompt_messages(messages, formatted=True)
+        told = self._with_system_prompt(messages)
+        conversation = to_messages(told, self._open_document)
         return self.backend_for().count_tokens(conversation, tools=to_tools(tools))
 
     def chat_prompt_helper(self, **settings: Any) -> PicturePromptHelper:
@@ -242,6 +269,28 @@ class LLaVA(DescribedModel):
         from llavakit.llama_index.planning import PicturePromptHelper
 
         return PicturePromptHelper(self, **settings)
+
+    def chat_memory_buffer(self, **settings: Any) -> LLaVAChatMemoryBuffer:
+        """A ``ChatMemoryBuffer`` that counts as the model does, images included.
+
+        Args:
+            **settings: of ``ChatMemoryBuffer.from_defaults``; ``token_limit`` is three quarters of
+                the context unless it is given.
+        """
+        from llavakit.llama_index.memory import buffer_for
+
+        return buffer_for(self, **settings)
+
+    def memory(self, **settings: Any) -> LLaVAMemory:
+        """A ``Memory`` that counts as the model does, images included.
+
+        Args:
+            **settings: of ``Memory.from_defaults``; ``token_limit`` is three quarters of the
+                context unless it is given.
+        """
+        from llavakit.llama_index.memory import memory_for
+
+        return memory_for(self, **settings)
 
 
 def _told(stream: AnswerStream, growing: Growing) -> Generator[ChatResponse, None, None]:

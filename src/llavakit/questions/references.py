@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llavakit._checks import checked, members
 from llavakit._files import check_place
 from llavakit._inline import shown
 from llavakit.errors import (
@@ -36,6 +37,7 @@ _QUOTES = " \t\r\n\"'`"
 _LISTED = 40
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A picture or document that stands in the conversation.
@@ -51,6 +53,7 @@ class Shown:
     by_user: bool = True
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Known:
     """A picture or document that has a name; ``policy`` says what may be opened for it."""
@@ -59,6 +62,7 @@ class Known:
     policy: SourcePolicy
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Reach:
     """What a model may name that nobody showed it; by default nothing.
@@ -100,6 +104,7 @@ class Found:
     picture: Picture
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Pictures:
     """All that a model may ask about at one moment.
@@ -112,6 +117,7 @@ class Pictures:
     known: Mapping[str, Known] = field(default_factory=dict)
     reach: Reach = Reach()
 
+    @checked
     def find(self, reference: str) -> Found:
         """The picture that a model names; ``#page=3`` behind a name is a page of a document.
 
@@ -176,6 +182,7 @@ class Pictures:
         return f"You can name {', or '.join(choices)}." if choices else "No picture can be named."
 
 
+@checked
 def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, Known]:
     """The pictures of a conversation as ``image_1``, ``image_2``, ..., its PDFs as ``document_1``.
 
@@ -183,7 +190,7 @@ def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, Known]:
     came out of a tool or a model is as if the model had named it.
     """
     known: dict[str, Known] = {}
-    for name, thing in named(things):
+    for name, thing in named(members("things", things, Shown)):
         known[name] = Known(thing.source, reach.policy if thing.by_user else reach.narrowed)
     return known
 

@@ -125,13 +125,25 @@ def refusal(error: BaseException, retry_after: int = 1) -> Refusal:
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
             headers = {"Retry-After": str(retry_after)} if status in (429, 503) else {}
-            message = " ".join(str(error).split())
+            message = _overflow(error) + " ".join(str(error).split())
             return Refusal(status, message, code=code, param=_param(error), headers=headers)
     log.error("a request failed", exc_info=error)
     message = "The server failed on this request; its log says more."
     if isinstance(error, LlavaKitError):
         message = " ".join(str(error).split())
     return Refusal(500, message, code="internal_error")
+
+
+def _overflow(error: LlavaKitError) -> str:
+    """The words by which clients of OpenAI's tell that a conversation is too long.
+
+    langchain-openai looks for the code in the message; litellm, and agents built on it, for the
+    sentence.
+    """
+    if not isinstance(error, ContextLengthError) or not error.context_length:
+        return ""
+    limit = error.context_length
+    return f"This model's maximum context length is {limit} tokens (context_length_exceeded). "
 
 
 def _param(error: LlavaKitError) -> str | None:

@@ -1,0 +1,69 @@
+"""Components of the framework that come back from what was written down, their policy with them.
+
+The framework writes a component's fields and the name of its class. A component that is read
+back without its policy would have the default one, which is open; so it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from llama_index.core.schema import BaseComponent
+from pydantic import model_validator
+
+from llavakit.errors import ParameterError
+
+_WRITTEN = "class_name"
+
+
+class WrittenDown(BaseComponent):
+    """A component whose policy is missed where it was written down without one.
+
+    Attributes:
+        policy_field: the name of the field that holds the policy.
+    """
+
+    policy_field: ClassVar[str] = "policy"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_the_name(cls, values: Any) -> Any:
+        # Within another component, or by `model_validate`, nobody takes the name away.
+        if not isinstance(values, Mapping) or _WRITTEN not in values:
+            return values
+        return cls._read_back(values)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """The component that ``to_dict`` wrote.
+
+        Args:
+            data: what it wrote.
+            **kwargs: fields to set otherwise.
+
+        Raises:
+            ParameterError: the policy is missing.
+        """
+        if not isinstance(data, Mapping):
+            raise ParameterError(f"data is of type {type(data).__name__}; give what to_dict wrote.")
+        given = {**data, **kwargs}
+        return super().from_dict(cls._read_back(given) if _WRITTEN in given else given)
+
+    @classmethod
+    def _read_back(cls, written: Mapping[str, Any]) -> dict[str, Any]:
+        cls._check_policy(written)
+        return {name: value for name, value in written.items() if name != _WRITTEN}
+
+    @classmethod
+    def _check_policy(cls, written: Mapping[str, Any]) -> None:
+        if cls.policy_field not in written:
+            raise ParameterError(
+                f"This {cls.__name__} was written down without its {cls.policy_field}, and nobody "
+                f"knows what it may open; give it one: {cls.policy_field}=SourcePolicy(...)."
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # The framework leaves out of a pickle what cannot be pickled.
+        self._check_policy(state["__dict__"])
+        super().__setstate__(state)
