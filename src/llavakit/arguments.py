@@ -23,12 +23,20 @@ ALIASES = {
     "repeat_penalty": "repetition_penalty",
     "request_timeout": "timeout",
     "num_ctx": "context_length",
+    "context_window": "context_length",
+    "openai_api_key": "api_key",
+    "openai_api_base": "base_url",
+    "api_base": "base_url",
+    "async_client_kwargs": "client_kwargs",
+    "async_http_client": "http_async_client",
+    "additional_kwargs": "model_kwargs",
 }
 """Names that other chat models use for the same settings."""
 
 CALL_ARGUMENTS = (*SamplingParams.names(), "top_logprobs", *REQUEST_OPTIONS, "response_format")
 """What a call of a model may say by name."""
 
+_CONSTRAINTS = frozenset({"response_format", "json_schema", "grammar"})
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 _CHOICES = {"any": "required", "required": "required", "auto": "auto", "none": "none"}
 
@@ -57,7 +65,17 @@ def merged(
     """
     given = unaliased(arguments)
     check_known(given, (*CALL_ARGUMENTS, *framework), "This call")
-    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+    return over(settings, {name: value for name, value in given.items() if value is not None})
+
+
+def over(settings: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call says over what every call says.
+
+    What a call is held to (a schema, a grammar) replaces what every call is held to, under
+    whichever name it is given.
+    """
+    replaced = _CONSTRAINTS if said.keys() & _CONSTRAINTS else frozenset()
+    return {name: value for name, value in settings.items() if name not in replaced} | dict(said)
 
 
 def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, Any]:
@@ -72,6 +90,8 @@ def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, 
         "tool_choice": to_tool_choice(settings.get("tool_choice"), tools),
         "parallel_tool_calls": True if parallel is None else parallel,
         "timeout": settings.get("timeout"),
+        "add_generation_prompt": settings.get("add_generation_prompt"),
+        "continue_final_message": settings.get("continue_final_message") or False,
     }
 
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, fields
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic.json_schema import GenerateJsonSchema, SkipJsonSchema
 
 import llavakit
-from llavakit.arguments import check_known, to_params, unaliased
+from llavakit.arguments import CALL_ARGUMENTS, check_known, to_params, unaliased
 from llavakit.backend import Backend
 from llavakit.engine.config import EngineConfig
 from llavakit.errors import ParameterError
@@ -53,6 +54,14 @@ class ModelSettings(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[Any, float] | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
+    """``"json"`` for any JSON object, or a JSON schema: what answers are held to, unless a call
+    says otherwise. The name is ChatOllama's."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of every call, by their names; the call's own win."""
     max_tokens: int | None = None
     """Most tokens of an answer; the default is 512."""
     stop: list[str] | None = None
@@ -62,7 +71,7 @@ class ModelSettings(BaseModel):
     top_logprobs: int | None = None
     """With ``logprobs=True``: the number of alternatives."""
 
-    timeout: float | None = None
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds until a request is given up, queueing included."""
     max_retries: int = Field(default=2, ge=0)
     """For servers (``base_url``); a model in this process has no failures that pass."""
@@ -72,6 +81,16 @@ class ModelSettings(BaseModel):
     """The server's key, by default from ``LLAVAKIT_API_KEY``; not part of a pickle."""
     dialect: Literal["llavakit", "vllm", "sglang", "transformers", "generic"] | None = None
     """Which kind of server it is; None finds out."""
+    default_headers: dict[str, str] | None = Field(default=None, repr=False)
+    """Further headers of every request to a server."""
+    extra_body: dict[str, Any] | None = None
+    """Further fields of every chat completion that a server is asked for."""
+    http_client: SkipJsonSchema[Any] = Field(default=None, exclude=True, repr=False)
+    """An ``httpx.Client`` or ``httpx.AsyncClient`` for the requests to a server."""
+    http_async_client: SkipJsonSchema[Any] = Field(default=None, exclude=True, repr=False)
+    """As ``http_client``, and taken before it: requests are made on an event loop of our own."""
+    client_kwargs: dict[str, Any] | None = Field(default=None, repr=False)
+    """Arguments of ``httpx.AsyncClient``, for the client that is made where none is given."""
 
     device: str | None = None
     dtype: str | None = None
@@ -89,13 +108,17 @@ class ModelSettings(BaseModel):
     static_decode: bool | Literal["auto"] | None = None
     lookahead: bool | Literal["auto"] | None = None
     compile: bool | Literal["auto"] | None = None
+    keep_alive: float | str | None = None
+    """How long the model stays in memory unused: seconds, ``"5m"``, -1 or None for ever."""
     warm_up: bool = False
     """Load the model and get it ready by construction, and not at first use."""
+    validate_model_on_init: bool = False
+    """Read the model's configuration (or ask the server for it) by construction."""
     source_policy: SourcePolicy | None = Field(default=None, repr=False)
     """Which files and addresses pictures may come from."""
     max_pages: int = Field(default=16, ge=1)
     """Most pages of a PDF in a message; a longer one is refused."""
-    backend: Backend | None = Field(default=None, exclude=True, repr=False)
+    backend: SkipJsonSchema[Backend | None] = Field(default=None, exclude=True, repr=False)
     """A backend to use instead of ``llavakit.load``; not part of a pickle."""
 
     _held: HeldBackends = PrivateAttr(default_factory=lambda: HeldBackends())
@@ -106,6 +129,11 @@ class ModelSettings(BaseModel):
         if not isinstance(values, Mapping):
             return values
         given = unaliased(values)
+        if "source_policy" not in given and cls._written_down() <= given.keys():
+            raise ParameterError(
+                f"This {cls.__name__} was written down without its source_policy, and nobody "
+                "knows what it may open; give it one: source_policy=SourcePolicy(...)."
+            )
         check_known(given, tuple(cls.model_fields), cls.__name__)
         if given.get("model") is None:
             if given.get("backend") is None:
@@ -113,6 +141,9 @@ class ModelSettings(BaseModel):
                     'Name the model: model="demo", a hub id, an original id or a directory.'
                 )
             given["model"] = given["backend"].info.name
+        if given.get("api_key") == str(SecretStr("hidden")):
+            # What pydantic writes in place of a key: it is not one, and never was.
+            del given["api_key"]
         if isinstance(given["model"], os.PathLike):
             given["model"] = os.fspath(given["model"])
         if isinstance(given.get("stop"), str):
@@ -125,11 +156,16 @@ class ModelSettings(BaseModel):
         if self.base_url is not None:
             normalized(self.base_url)
         if self.backend is not None:
+            if self.source_policy == self.policy:  # of an object that is made anew from its values
+                self.source_policy = None
             unused = [*sorted(self._load_settings()), *(["warm_up"] if self.warm_up else [])]
             if unused:
                 raise ParameterError(
                     f"{unused[0]} has no effect on a backend that exists; give it to llavakit.load."
                 )
+            self.source_policy = self.policy  # it outlives the backend, which is never written down
+        if self.validate_model_on_init:
+            _ = self.backend_for().info
         if self.warm_up:  # here and not at first use, which may be on an event loop
             self._loaded(self.model, warm_up=True)
         return self
@@ -150,6 +186,15 @@ class ModelSettings(BaseModel):
             settings["api_key"] = "" if self.api_key is None else self.api_key.get_secret_value()
             if "max_retries" in self.model_fields_set:
                 settings["max_retries"] = self.max_retries
+        further = {
+            "default_headers": self.default_headers,
+            "extra_body": self.extra_body,
+            "http_client": self.http_async_client or self.http_client,
+            "client_kwargs": self.client_kwargs,
+        }
+        settings |= {name: value for name, value in further.items() if value}
+        if self.keep_alive is not None:
+            settings["keep_alive"] = self.keep_alive
         backend = llavakit.load(model, **settings)
         self._held.keep(backend)
         return backend
@@ -170,11 +215,23 @@ class ModelSettings(BaseModel):
         load = self._load_settings()
         if "source_policy" in load:
             load["source_policy"] = repr(load["source_policy"])
-        return {"model": self.model, **load, **sampling}
+        more = {
+            name: value for name in ("model_kwargs", "extra_body") if (value := getattr(self, name))
+        }
+        return {"model": self.model, **load, **sampling, **more}
 
     def _sampling(self) -> dict[str, Any]:
+        """What every call says, unless it says otherwise."""
         names = {*SamplingParams.names(), "top_logprobs", "timeout"} & set(type(self).model_fields)
-        return {name: getattr(self, name) for name in names}
+        named = {name: getattr(self, name) for name in names}
+        more = unaliased(self.model_kwargs)
+        check_known(more, CALL_ARGUMENTS, "model_kwargs")
+        for name in more:
+            if named.get(name) is not None:
+                raise ParameterError(f"{name} is given twice, once in model_kwargs; give it once.")
+        if self.format:
+            more = {"response_format": _to_response_format(self.format), **more}
+        return named | more
 
     def _load_settings(self) -> dict[str, Any]:
         names = [field.name for field in fields(EngineConfig) if field.name != "model"]
@@ -184,6 +241,26 @@ class ModelSettings(BaseModel):
         return given | {
             name: True for name in ("load_in_4bit", "load_in_8bit") if getattr(self, name)
         }
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """As pydantic's; of what cannot be written as JSON it says nothing."""
+        if len(args) < 3:
+            options.setdefault("schema_generator", _Lenient)
+        return super().model_json_schema(*args, **options)
+
+    @classmethod
+    def _written_down(cls) -> set[str]:
+        """The settings that ``model_dump`` writes of every object, beside its policy."""
+        known = {name for name in ModelSettings.model_fields if not cls.model_fields[name].exclude}
+        return known - {"source_policy", "api_key"}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; a new backend brings its policy, and one that is taken away leaves it."""
+        other = super().model_copy(update=update, deep=deep)
+        if other.backend is not None:
+            other.source_policy = other.policy
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # A backend is a handle on something shared, never something to copy.
@@ -197,6 +274,11 @@ class ModelSettings(BaseModel):
                 f"A {type(self).__name__} that was given a backend cannot be pickled; "
                 "give it model=... instead."
             )
+        if self.http_client is not None or self.http_async_client is not None:
+            raise ParameterError(
+                f"A {type(self).__name__} that was given an HTTP client cannot be pickled; give "
+                "it client_kwargs=... instead."
+            )
         state = super().__getstate__()
         if self.api_key is None:
             return state
@@ -209,6 +291,19 @@ class ModelSettings(BaseModel):
         super().__setstate__(rest)
         if "key_left_out" in state:
             self.__dict__["api_key"] = key_from_environment()
+
+
+def _to_response_format(format_: str | dict[str, Any]) -> dict[str, Any]:
+    if format_ == "json":
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": format_}}
+
+
+class _Lenient(GenerateJsonSchema):
+    """Fields that only a program can give (caches, callbacks) are any value in a schema."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        return {}
 
 
 def key_from_environment() -> SecretStr | None:

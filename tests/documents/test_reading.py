@@ -246,7 +246,7 @@ def test_tiles_may_be_written_as_on_the_command_line():
 
 @pytest.mark.parametrize("pages", ["scan.pdf", ["scan.pdf"]])
 def test_names_of_files_are_no_pages_and_the_sentence_says_what_makes_them(pages):
-    with pytest.raises(ParameterError, match=r"not str: open_files\(\"scan.pdf\"\)"):
+    with pytest.raises(ParameterError, match=r"open_files\(\"scan.pdf\"\)"):
         list(transcribe(FakeBackend(), pages))
 
 

@@ -1,4 +1,4 @@
-"""What traces and the LLM cache see of a picture."""
+"""What callbacks, traces and the LLM cache see of a picture."""
 
 import base64
 import json
@@ -49,9 +49,10 @@ def ask(**fields):
     return [HumanMessage([{"type": "image", **fields}])]
 
 
-def test_callbacks_see_the_digest_only(pil, digest):
+def test_traces_hold_digests_alone_where_that_was_asked_for(pil, digest):
     recorder = Recorder()
-    ChatLLaVA(backend=FakeBackend()).invoke(ask(image=pil), config={"callbacks": [recorder]})
+    model = ChatLLaVA(backend=FakeBackend(), trace_images="digest")
+    model.invoke(ask(image=pil), config={"callbacks": [recorder]})
     (block,) = recorder.started[0][0][0].content
     assert json.loads(dumps(block)) == {"type": "image", "file_id": f"sha256:{digest}"}
 

@@ -27,7 +27,7 @@ import llavakit
 from llavakit.engine.config import EngineConfig
 from llavakit.errors import MessageError, ParameterError, QueueFullError
 from llavakit.langchain import ChatLLaVA, LLaVALLM
-from llavakit.langchain.chunks import to_generation_chunk, to_result
+from llavakit.langchain.chunks import Streamed, to_result
 from llavakit.testing import FakeBackend
 from llavakit.values import Chunk, Completion, SamplingParams, TokenLogprob, Usage
 
@@ -147,7 +147,8 @@ def test_logprobs_are_reported_whole_and_streamed():
     }
     (generation,) = to_result(Completion("red", logprobs=probs), "m").generations
     assert generation.message.response_metadata["logprobs"] == expected
-    pieces = [to_generation_chunk(Chunk("red", logprobs=probs), "m") for _ in range(2)]
+    answer = Streamed("m")
+    pieces = [answer.piece(Chunk("red", logprobs=probs)) for _ in range(2)]
     merged = (pieces[0] + pieces[1]).message.response_metadata["logprobs"]["content"]
     assert [one["token"] for one in merged] == ["red", "red"]
 
@@ -267,7 +268,7 @@ def test_the_names_of_other_classes_are_understood(fake):
     ("arguments", "match"),
     [
         ({"temprature": 0}, "temperature"),
-        ({"n": 2}, "does not know the argument 'n'"),
+        ({"best_of": 2}, "does not know the argument 'best_of'"),
         ({"max_tokens": 3, "max_new_tokens": 4}, "given twice"),
         ({"temperature": -1}, "temperature is -1"),
         ({"top_logprobs": 3}, "logprobs=True"),
@@ -321,8 +322,11 @@ def test_roles_names_and_calls_reach_the_backend(model, fake):
     ("messages", "match"),
     [
         ([], "empty"),
-        ([SystemMessage("x")], "empty"),
-        ([HumanMessage("a"), AIMessage("b")], "ends with an answer"),
+        ([SystemMessage("")], "empty"),
+        (
+            [AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "c"}])],
+            "the tool 'f' that has no",
+        ),
         ([HumanMessage("a"), ToolMessage("b", tool_call_id="c9")], "c9"),
         ([ChatMessage("a", role="narrator")], "narrator"),
         ([HumanMessage("a"), RemoveMessage(id="1")], "RemoveMessage"),

@@ -8,7 +8,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 
 from llavakit.errors import RemoteError
 from llavakit.langchain import ChatLLaVA
-from tests.langchain.supported import Supported
+from tests.langchain.supported import Supported, SupportedUnits
 from tests.langchain.test_chat_integration import _offline  # noqa: F401
 from tests.servers import SERVERS
 
@@ -18,7 +18,7 @@ COPIES_BADLY = (
 )
 
 
-class TestChatLLaVAOfAServer(Supported, ChatModelUnitTests):
+class TestChatLLaVAOfAServer(SupportedUnits, ChatModelUnitTests):
     """Nothing is connected by construction, so these need no server."""
 
     @property
@@ -67,6 +67,7 @@ nothing_enforces_it = pytest.mark.xfail(
 )
 
 
+@pytest.mark.slow  # `remote/test_real_servers` asks it as well
 @pytest.mark.enable_socket
 class TestOnTransformersServe(Supported, ChatModelIntegrationTests):
     @property

@@ -3,10 +3,10 @@
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from llavakit.langchain import ChatLLaVA
-from tests.langchain.supported import Supported
+from tests.langchain.supported import SupportedUnits
 
 
-class TestChatLLaVA(Supported, ChatModelUnitTests):
+class TestChatLLaVA(SupportedUnits, ChatModelUnitTests):
     @property
     def chat_model_class(self):
         return ChatLLaVA

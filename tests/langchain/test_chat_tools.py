@@ -267,7 +267,7 @@ def test_schemas_without_a_title_and_tools_as_schemas():
     ("arguments", "error"),
     [
         ({"schema": Shape, "method": "magic"}, ParameterError),
-        ({"schema": None}, ParameterError),
+        ({"schema": None}, SchemaError),
         ({"schema": Shape, "method": "json_mode", "strict": True}, ParameterError),
         ({"schema": 3}, SchemaError),
     ],

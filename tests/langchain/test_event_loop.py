@@ -9,6 +9,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 
+from llavakit.images import open_picture
 from llavakit.langchain import (
     ChatLLaVA,
     LLaVALLM,
@@ -32,6 +33,8 @@ class Noting(FakeBackend):
 
     def answer(self, request):
         self.threads.append(threading.current_thread())
+        for image in (image for message in request.messages for image in message.images):
+            open_picture(image.source, LOCAL)  # as a backend does that answers
         return "red"
 
 

@@ -72,7 +72,7 @@ def test_pages_are_under_way_together():
 
 
 def test_the_text_layer_needs_no_model(written, caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="llavakit"):
         documents = loaded(written)
     assert texts(documents) == ["first", "", "third"]
     assert "Pages without a text layer: 1." in caplog.text

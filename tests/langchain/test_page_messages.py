@@ -246,7 +246,7 @@ def test_no_documents_and_bad_bounds():
 
 @pytest.mark.parametrize("documents", ["a.pdf", Document("x"), [PAGES], [None]])
 def test_what_is_no_document_is_refused_in_words(documents):
-    with pytest.raises(ParameterError, match="documents holds"):
+    with pytest.raises(ParameterError, match="documents is"):
         prompt_of(documents)
     with pytest.raises(ParameterError, match="question"):
         prompt_of([], None)

@@ -8,7 +8,7 @@ from llama_index.core.llms import ChatMessage
 from PIL import Image as PILImage
 
 from llavakit.documents import open_pages
-from llavakit.errors import DocumentError, SourceNotAllowedError, UnsupportedContentError
+from llavakit.errors import DocumentError, SourceNotAllowedError
 from llavakit.llama_index import LLaVA
 from llavakit.sources import SourcePolicy
 from llavakit.values import Image
@@ -76,6 +76,7 @@ def test_a_damaged_one_is_refused(llm, fake):
     assert fake.requests == []
 
 
-def test_counting_opens_no_document(pdf, llm):
-    with pytest.raises(UnsupportedContentError, match="opens no document"):
-        llm.count_tokens(asked(DocumentBlock(data=pdf)))
+def test_a_document_counts_as_its_pages(pdf, llm):
+    asked_for = asked(DocumentBlock(data=pdf))
+    usage = llm.chat(asked_for).raw["usage"]
+    assert llm.count_tokens(asked_for) == usage["prompt_tokens"]

@@ -17,6 +17,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import Document, ImageNode, MediaResource, NodeWithScore
 from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
 
 from llavakit.llama_index import LLaVA
 from llavakit.testing import FakeBackend
@@ -109,6 +110,29 @@ async def test_a_tools_picture_reaches_a_function_agent_and_no_react_agent(case)
     )
     await FunctionAgent(tools=tools, llm=LLaVA(backend=calling)).run("Look.")
     assert pictures(calling) == 1
+
+
+class Seen(BaseModel):
+    colour: str
+
+
+async def test_an_agents_output_class_is_filled_from_words_and_a_function_sees_the_picture(case):
+    shown = ChatMessage(
+        role="user", blocks=[ImageBlock(path=case.path), TextBlock(text="What colour is it?")]
+    )
+    dropping = FakeBackend(["red", '{"colour": "red"}'])
+    agent = FunctionAgent(tools=[], llm=LLaVA(backend=dropping), output_cls=Seen)
+    await agent.run(shown)
+    assert [len(one.messages[-1].images) for one in dropping.requests] == [1, 0]
+    seeing = FakeBackend(["red", '{"colour": "red"}'])
+    llm = LLaVA(backend=seeing)
+
+    async def fill(messages: list[ChatMessage]) -> dict:
+        return (await llm.as_structured_llm(Seen).achat(messages)).raw.model_dump()
+
+    answer = await FunctionAgent(tools=[], llm=llm, structured_output_fn=fill).run(shown)
+    assert answer.structured_response == {"colour": "red"}
+    assert pictures(seeing) == 2 and seeing.requests[-1].messages[-1].role == "assistant"
 
 
 def test_an_ingestion_pipeline_loses_a_documents_picture(case):

@@ -97,8 +97,8 @@ def test_calls_of_an_unknown_notation_are_refused():
         to_messages([message])
 
 
-def test_a_conversation_of_system_messages_is_refused(llm):
+def test_a_conversation_in_which_nobody_speaks_is_refused(llm):
     with pytest.raises(MessageError, match="empty"):
-        llm.chat([ChatMessage(role="system", content="Be brief.")])
+        llm.chat([ChatMessage(role="system", content="")])
     with pytest.raises(MessageError, match="empty"):
         llm.chat([])

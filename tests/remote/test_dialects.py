@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llavakit import SamplingParams, Tool
+from llavakit import Message, SamplingParams, Tool
 from llavakit.backend import to_request
 from llavakit.errors import ParameterError
 from llavakit.remote.dialects import DIALECTS, to_fields
@@ -80,3 +80,21 @@ def test_the_transformers_server_is_sent_nothing_that_it_would_ignore():
         "stream",
         "generation_config",
     }
+
+
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_an_answer_that_goes_on_is_asked_for_where_servers_know_it(name):
+    begun = [Message("user", "q"), Message("assistant", "It is")]
+    request = to_request(begun, continue_final_message=True)
+    if not DIALECTS[name].continues:
+        with pytest.raises(ParameterError, match="cannot honour continue_final_message"):
+            to_fields(DIALECTS[name], request)
+        return
+    sent = to_fields(DIALECTS[name], request)
+    assert (sent["continue_final_message"], sent["add_generation_prompt"]) == (True, False)
+
+
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_nothing_is_said_of_an_answer_that_is_a_turn_of_its_own(name):
+    sent = to_fields(DIALECTS[name], to_request([Message("user", "q"), Message("assistant", "a")]))
+    assert not {"continue_final_message", "add_generation_prompt"} & set(sent)

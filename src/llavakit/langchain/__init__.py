@@ -25,6 +25,7 @@ from llavakit.langchain.page_chain import page_question_chain
 from llavakit.langchain.page_loader import PageImageLoader
 from llavakit.langchain.page_messages import apage_messages, page_messages
 from llavakit.langchain.page_parser import PageImageParser
+from llavakit.langchain.plain import plain_messages
 from llavakit.langchain.shown import name_pictures
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "name_pictures",
     "page_messages",
     "page_question_chain",
+    "plain_messages",
 ]

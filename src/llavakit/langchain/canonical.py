@@ -1,11 +1,9 @@
-"""Messages made fit for tracing and for the LLM cache, before LangChain sees them.
+"""Messages by what they show: fit for the key of the LLM cache.
 
-LangChain serialises the input for callbacks and, as a key, for the LLM cache. A PIL image
-would enter as its memory address (so that a later image at the same address is answered
-from the cache), base64 as megabytes, a path as its name whatever the file holds by now. So
-every picture that can be had without the network is opened once, here, and replaced by the
-digest of its pixels; the picture rides along (:class:`PictureId`). http(s) URLs stay as they
-are: nothing is fetched for a trace.
+LangChain keys its cache by the messages as it serialises them. Base64 would enter as megabytes, a
+path as its name whatever the file holds by now. So every picture that can be had without the
+network is opened once, here, and replaced by the digest of its pixels; the picture rides along
+(:class:`PictureId`). http(s) URLs stay as they are: nothing is fetched for a key.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeAlias
 from llavakit._sniff import ALLOWED, sniff
 from llavakit.documents.message import Attachment
 from llavakit.errors import UnsupportedContentError
+from llavakit.images import Picture
 from llavakit.values import Image, Text, ToolCall
 
 Block: TypeAlias = Mapping[str, Any]
@@ -47,6 +48,8 @@ REASONING_TYPES = {"reasoning", "reasoning_content", "thinking", "redacted_think
 _NESTED = ("image", "image_url", "source", "inline_data", "inlineData", "file", "document")
 _INLINE = ("base64", "data", "bytes", "file_data")
 _ADDRESS = ("url", "image_url", "file_url", "file_uri", "fileUri", "uri", "image", "source")
+CARRYING = frozenset({*_NESTED, *_INLINE, *_ADDRESS, "path", "mime_type", "source_type"})
+"""Names under which a block carries its source, or says of which kind it is."""
 _DECLARED = ("mime_type", "mimeType", "media_type", "mediaType", "format")
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
@@ -144,6 +147,23 @@ class PictureId(str):
         return PictureId, (self.removeprefix("sha256:"), self.image)
 
 
+class HeldBase64(str):
+    """The base64 of a picture's PNG, which need not be decoded: the picture rides along."""
+
+    __slots__ = ("picture",)
+    picture: Picture
+
+    @classmethod
+    def of(cls, picture: Picture) -> HeldBase64:
+        """The text of a picture."""
+        self = cls(picture.data_uri().partition(",")[2])
+        self.picture = picture
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
 def _image_in(fields: Block) -> Image | None:
     file_id = fields.get("file_id", fields.get("id") if _is_id(fields) else None)
     if isinstance(file_id, PictureId):
@@ -169,6 +189,8 @@ def _image_in(fields: Block) -> Image | None:
 
 
 def _opened(source: Any) -> Image:
+    if isinstance(source, HeldBase64):
+        return Image(source.picture)
     return Image(source, from_url_field=isinstance(source, str))
 
 
@@ -224,7 +246,7 @@ def _content_kind(block: Block) -> str:
     if fields.get("type") == "text":
         return "text"
     for name in (*_INLINE, *_ADDRESS):
-        if (head := _head(fields.get(name))) and (kind := sniff(head)):
+        if (head := head_of(fields.get(name))) and (kind := sniff(head)):
             return "image" if kind in ALLOWED else kind.lower()
     declared = str(next((m[k] for m in (fields, block) for k in _DECLARED if m.get(k)), ""))
     if not declared:
@@ -244,7 +266,7 @@ def _innermost(block: Block) -> Block:
     return block
 
 
-def _head(value: Any) -> bytes:
+def head_of(value: Any) -> bytes:
     """The first bytes of inline data, base64 or not; empty for anything else."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value[:4096])

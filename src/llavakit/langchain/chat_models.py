@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -18,16 +19,21 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from llavakit._checks import checked, whole
 from llavakit.arguments import Call, to_tool_choice, unaliased
 from llavakit.backend import Backend
 from llavakit.documents.message import Attachment, page_images
+from llavakit.errors import ParameterError
 from llavakit.langchain.calls import to_call
 from llavakit.langchain.canonical import canonical, has_documents
-from llavakit.langchain.chunks import PROVIDER, to_generation_chunk, to_result
-from llavakit.langchain.inputs import CanonicalInputs
+from llavakit.langchain.chunks import PROVIDER, Streamed, to_result, to_results
+from llavakit.langchain.errors import in_langchains_tree
+from llavakit.langchain.inputs import RecordedInputs
 from llavakit.langchain.messages import to_messages
+from llavakit.langchain.plain import plain_messages
+from llavakit.langchain.serializable import SerializableModel
 from llavakit.langchain.structured import Method, structured
 from llavakit.langchain.tools import to_openai_tools, to_tools
 from llavakit.langchain.tracing import traced_settings
@@ -36,7 +42,7 @@ from llavakit.settings import ModelSettings
 from llavakit.values import Image
 
 
-class ChatLLaVA(CanonicalInputs, ModelSettings):
+class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     """LLaVA as a chat model: pictures and text in, text and tool calls out.
 
     >>> from langchain_core.messages import HumanMessage
@@ -53,8 +59,10 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
     share one model, which batches their requests; ``batch`` and ``abatch`` need nothing
     else. Cancelling ``ainvoke`` or closing a stream frees the model.
 
-    Traces and the LLM cache see the digest of a picture's pixels instead of the picture
-    (see :mod:`llavakit.langchain.canonical`).
+    Callbacks, traces and histories are handed the messages as they were given, objects as base64
+    (:mod:`llavakit.langchain.plain`); the LLM cache is keyed by the pixels
+    (:mod:`llavakit.langchain.canonical`). Errors are LangChain's as well as llavakit's
+    (:mod:`llavakit.langchain.errors`).
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -63,6 +71,14 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
     # `configurable_fields` sets every field) for "never stream".
     streaming: bool | None = None
     """Whether ``invoke`` streams for the callbacks' sake."""
+    stream_usage: bool = True
+    """Whether the last chunk of a stream tells the tokens."""
+    n: int | None = Field(default=None, ge=1)
+    """Answers to one prompt, which is computed once; ``generate`` gives them all."""
+    trace_images: Literal["inline", "digest"] = "inline"
+    """What callbacks, and so traces and histories, are handed of a picture: the picture, or the
+    digest of its pixels. With ``"digest"`` a history that is kept through callbacks
+    (``RunnableWithMessageHistory``) holds digests, which nobody can open."""
 
     @model_validator(mode="after")
     def _set_llavakit_version(self) -> ChatLLaVA:
@@ -77,7 +93,14 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**self.identity(), "output_version": self.output_version}
+        answers = {} if self.n is None else {"n": self.n}
+        return {**self.identity(), "output_version": self.output_version, **answers}
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        # The key of the cache tells every setting with its value, a default too; the framework
+        # would take the object's serialised form, which is silent of backends and defaults.
+        params = {**self._get_invocation_params(stop=stop, **kwargs), **kwargs}
+        return str(sorted(params.items()))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return traced_settings(self, "chat", stop, kwargs)
@@ -123,9 +146,17 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
     def _open_document(self, document: Attachment) -> list[Image]:
         return page_images(document, self.max_pages, self.policy)
 
+    @checked
     def canonical(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as traces, caches and the model see them."""
+        """The messages as caches and the model see them."""
         return canonical(messages, self.policy, self.max_pages)
+
+    @checked
+    def recorded(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """The messages as traces, callbacks and histories see them."""
+        if self.trace_images == "digest":
+            return self.canonical(messages)
+        return plain_messages(messages)
 
     def _generate(
         self,
@@ -134,8 +165,15 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        backend, call, model = self._prepared(messages, stop, kwargs)
-        return to_result(backend.generate(call.messages, call.params, **call.options), model)
+        with in_langchains_tree():
+            n = self._answers(kwargs)
+            backend, call, model = self._prepared(messages, stop, kwargs)
+            if n == 1:
+                answer = backend.generate(call.messages, call.params, **call.options)
+                return to_result(answer, model)
+            return to_results(
+                backend.choices(call.messages, call.params, n=n, **call.options), model
+            )
 
     async def _agenerate(
         self,
@@ -144,9 +182,24 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        backend, call, model = await self._aprepared(messages, stop, kwargs)
-        completion = await backend.agenerate(call.messages, call.params, **call.options)
-        return to_result(completion, model)
+        with in_langchains_tree():
+            n = self._answers(kwargs)
+            backend, call, model = await self._aprepared(messages, stop, kwargs)
+            if n == 1:
+                answer = await backend.agenerate(call.messages, call.params, **call.options)
+                return to_result(answer, model)
+            answers = await backend.achoices(call.messages, call.params, n=n, **call.options)
+            return to_results(answers, model)
+
+    def _answers(self, arguments: dict[str, Any], *, streamed: bool = False) -> int:
+        """How many answers a call asks for; takes the number out of its arguments."""
+        told = arguments.pop("n", None)
+        n = whole("n", self.n or 1 if told is None else told, least=1)
+        if streamed and n > 1:
+            raise ParameterError(
+                f"n is {n}, and a stream is one answer; call generate, or stream n times."
+            )
+        return n
 
     def _stream(
         self,
@@ -155,13 +208,17 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        backend, call, model = self._prepared(messages, stop, kwargs)
-        with backend.stream(call.messages, call.params, **call.options) as chunks:
-            for chunk in chunks:
-                piece = to_generation_chunk(chunk, model)
-                if run_manager:
-                    run_manager.on_llm_new_token(chunk.text, chunk=piece)
-                yield piece
+        with in_langchains_tree():
+            self._answers(kwargs, streamed=True)
+            streamed = self._streamed(kwargs)
+            backend, call, model = self._prepared(messages, stop, kwargs)
+            answer = streamed(model)
+            with backend.stream(call.messages, call.params, **call.options) as chunks:
+                for chunk in chunks:
+                    piece = answer.piece(chunk)
+                    if run_manager:
+                        run_manager.on_llm_new_token(chunk.text, chunk=piece)
+                    yield piece
 
     async def _astream(
         self,
@@ -170,14 +227,23 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        backend, call, model = await self._aprepared(messages, stop, kwargs)
-        stream = backend.astream(call.messages, call.params, **call.options)
-        async with aclosing(cast("Any", stream)) as chunks:
-            async for chunk in chunks:
-                piece = to_generation_chunk(chunk, model)
-                if run_manager:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=piece)
-                yield piece
+        with in_langchains_tree():
+            self._answers(kwargs, streamed=True)
+            streamed = self._streamed(kwargs)
+            backend, call, model = await self._aprepared(messages, stop, kwargs)
+            answer = streamed(model)
+            stream = backend.astream(call.messages, call.params, **call.options)
+            async with aclosing(cast("Any", stream)) as chunks:
+                async for chunk in chunks:
+                    piece = answer.piece(chunk)
+                    if run_manager:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=piece)
+                    yield piece
+
+    def _streamed(self, arguments: dict[str, Any]) -> Callable[[str], Streamed]:
+        """Makes the pieces of an answer; takes what only they depend on out of the arguments."""
+        told = arguments.pop("stream_usage", None)
+        return partial(Streamed, usage=self.stream_usage if told is None else bool(told))
 
     # Tokens
 
@@ -185,14 +251,23 @@ class ChatLLaVA(CanonicalInputs, ModelSettings):
         """Tokens of ``text`` as a user's message, the template around it included."""
         return self.backend_for().count_tokens(text)
 
+    @checked
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens of the prompt, pictures and tools included; nothing is run or fetched."""
+        """Tokens of the prompt, pictures and tools included; nothing is run.
+
+        Of a picture at a URL so much is fetched, under the policy, as tells its size.
+        """
+        if isinstance(messages, str):
+            raise ParameterError(
+                "messages is a string; give a list of messages, or get_num_tokens."
+            )
         if not messages:
             return 0
-        conversation = to_messages(self.canonical(messages))
-        return self.backend_for().count_tokens(conversation, tools=to_tools(tools or ()))
+        with in_langchains_tree():
+            conversation = to_messages(self.canonical(messages), self._open_document)
+            return self.backend_for().count_tokens(conversation, tools=to_tools(tools or ()))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of ``custom_get_token_ids``; a backend tells numbers of tokens, not ids."""

@@ -52,7 +52,8 @@ class ImageQuestionTool(PictureAsker, BaseTool):
     name: str = NAME
     description: str = ""
     """What the brain is told; by default what may be named, and that answers are data."""
-    args_schema: Annotated[ArgsSchema | None, SkipValidation()] = _Arguments
+    # A class, which JSON cannot hold.
+    args_schema: Annotated[ArgsSchema | None, SkipValidation()] = Field(_Arguments, exclude=True)
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
     handle_validation_error: Any = (

@@ -1,7 +1,9 @@
-"""Every way into a chat model, with its messages made canonical first.
+"""Every way into a chat model, with its messages made fit for who sees them.
 
-What LangChain serialises for callbacks and as the key of the LLM cache is the input as these
-methods hand it on (see :mod:`llavakit.langchain.canonical`); there is no other way in.
+Two see them before the model does. What LangChain hands to callbacks, listeners and histories is
+the input of these methods: the message as it was given, in plain data
+(:mod:`llavakit.langchain.plain`), unless traces are to hold digests. The key of the LLM cache is
+made behind that, of canonical messages (:mod:`llavakit.langchain.canonical`).
 """
 
 from __future__ import annotations
@@ -11,34 +13,46 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
-from langchain_core.callbacks import Callbacks
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+    Callbacks,
+)
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import LLMResult
+from langchain_core.outputs import ChatResult, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 
+from llavakit._checks import members
 from llavakit.langchain.canonical import has_pictures
+from llavakit.langchain.chunks import with_cut_calls
+from llavakit.langchain.errors import in_langchains_tree
 
 
-class CanonicalInputs(BaseChatModel):
-    """A chat model that sees canonical messages only."""
+class RecordedInputs(BaseChatModel):
+    """A chat model whose input is recorded as it was given, and cached by what it shows."""
 
     @abstractmethod
     def canonical(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as traces, caches and the model see them."""
+        """The messages as caches and the model see them."""
+
+    @abstractmethod
+    def recorded(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """The messages as traces, callbacks and histories see them."""
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         prompt = super()._convert_input(model_input)
         messages = prompt.to_messages()
         if not has_pictures(messages):
             return prompt
-        return ChatPromptValue(messages=self.canonical(messages))
+        with in_langchains_tree():
+            return ChatPromptValue(messages=self.recorded(messages))
 
     async def _aconvert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        # Decoding a picture takes milliseconds, which the event loop does not have.
+        # Encoding or decoding a picture takes milliseconds, which the event loop does not have.
         prompt = super()._convert_input(model_input)
         if not has_pictures(prompt.to_messages()):
             return prompt
@@ -76,7 +90,9 @@ class CanonicalInputs(BaseChatModel):
         callbacks: Callbacks = None,
         **kwargs: Any,
     ) -> LLMResult:
-        messages = [self.canonical(conversation) for conversation in messages]
+        with in_langchains_tree():
+            conversations = members("messages", messages, Sequence[BaseMessage])
+            messages = [self.recorded(conversation) for conversation in conversations]
         return super().generate(messages, stop, callbacks, **kwargs)
 
     async def agenerate(
@@ -86,10 +102,39 @@ class CanonicalInputs(BaseChatModel):
         callbacks: Callbacks = None,
         **kwargs: Any,
     ) -> LLMResult:
-        messages = [
-            await run_in_executor(None, self.canonical, conversation)
-            if has_pictures(conversation)
-            else self.canonical(conversation)
-            for conversation in messages
-        ]
+        with in_langchains_tree():
+            messages = [
+                await run_in_executor(None, self.recorded, conversation)
+                if has_pictures(conversation)
+                else self.recorded(conversation)
+                for conversation in members("messages", messages, Sequence[BaseMessage])
+            ]
         return await super().agenerate(messages, stop, callbacks, **kwargs)
+
+    # The seam between what is recorded and what is cached and answered.
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with in_langchains_tree():
+            messages = self.canonical(messages)
+        return with_cut_calls(super()._generate_with_cache(messages, stop, run_manager, **kwargs))
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with in_langchains_tree():
+            if has_pictures(messages):
+                messages = await run_in_executor(None, self.canonical, messages)
+            else:
+                messages = self.canonical(messages)
+        result = await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+        return with_cut_calls(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Self, cast
 
 from langchain_core.callbacks import (
@@ -19,25 +20,28 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
-from llavakit.arguments import CALL_ARGUMENTS, check_known, to_params, unaliased
+from llavakit._checks import members, whole
+from llavakit.arguments import CALL_ARGUMENTS, check_known, over, to_params, unaliased
 from llavakit.backend import question_about
-from llavakit.errors import UnsupportedContentError
+from llavakit.errors import ParameterError, UnsupportedContentError
 from llavakit.images import Picture, open_picture
 from llavakit.langchain.canonical import is_remote
 from llavakit.langchain.chunks import PROVIDER, to_usage
+from llavakit.langchain.errors import in_langchains_tree
+from llavakit.langchain.serializable import SerializableModel
 from llavakit.langchain.tracing import traced_settings
 from llavakit.settings import ModelSettings
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, Image, Message, SamplingParams
 
-_CALL = tuple({*CALL_ARGUMENTS, "model"} - {"tools", "tool_choice", "parallel_tool_calls"})
+_CALL = tuple({*CALL_ARGUMENTS, "model", "n"} - {"tools", "tool_choice", "parallel_tool_calls"})
 AT_ONCE = 64
 """Prompts of one call that wait or run at the same time."""
 
 
-class LLaVALLM(LLM, ModelSettings):
+class LLaVALLM(SerializableModel, LLM, ModelSettings):
     """LLaVA as a completion model: a prompt, and pictures at call time, in; text out.
 
     >>> model = LLaVALLM(model="demo", temperature=0)
@@ -52,6 +56,9 @@ class LLaVALLM(LLM, ModelSettings):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    n: int | None = Field(default=None, ge=1)
+    """Answers to each prompt; ``generate`` gives them all."""
+
     _images: tuple[Image, ...] = PrivateAttr(default=())
     _arguments: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -61,7 +68,9 @@ class LLaVALLM(LLM, ModelSettings):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return {**self.identity(), "images": [_name(image) for image in self._images]}
+        answers = {} if self.n is None else {"n": self.n}
+        images = [_name(image) for image in self._images]
+        return {**self.identity(), "images": images, **answers}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return traced_settings(self, "llm", stop, kwargs)
@@ -81,7 +90,11 @@ class LLaVALLM(LLM, ModelSettings):
         if not given and images is None:
             return self
         model = given.pop("model", self.model)
-        update = {} if model == self.model else {"model": model, "backend": None}
+        update: dict[str, Any] = {}
+        if model != self.model:
+            update = {"model": model, "backend": None}
+        if "n" in given:
+            update["n"] = whole("n", given.pop("n"), least=1)
         other = self.model_copy(update=update)
         other._arguments = {**self._arguments, **given}
         if images is not None:
@@ -90,7 +103,7 @@ class LLaVALLM(LLM, ModelSettings):
         return other
 
     def _sampling(self) -> dict[str, Any]:
-        return {**super()._sampling(), **self._arguments}
+        return over(super()._sampling(), self._arguments)
 
     def _opened(self, images: Any) -> tuple[Image, ...]:
         several = images if isinstance(images, (list, tuple)) else [images]
@@ -117,13 +130,13 @@ class LLaVALLM(LLM, ModelSettings):
         return prompt
 
     def generate_prompt(self, prompts: list[PromptValue], *args: Any, **kwargs: Any) -> LLMResult:
-        _check_text(prompts)
+        _check_text(members("prompts", prompts, PromptValue))
         return super().generate_prompt(prompts, *args, **kwargs)
 
     async def agenerate_prompt(
         self, prompts: list[PromptValue], *args: Any, **kwargs: Any
     ) -> LLMResult:
-        _check_text(prompts)
+        _check_text(members("prompts", prompts, PromptValue))
         return await super().agenerate_prompt(prompts, *args, **kwargs)
 
     # LangChain's four ways in: each goes on with a model that holds the call's arguments.
@@ -135,9 +148,11 @@ class LLaVALLM(LLM, ModelSettings):
         callbacks: Callbacks | list[Callbacks] | None = None,
         **kwargs: Any,
     ) -> LLMResult:
+        prompts = members("prompts", prompts, str)
         arguments, rest = _split(kwargs)
-        model = self.called_with(**arguments)
-        return super(LLaVALLM, model).generate(prompts, stop, callbacks, **rest)
+        with in_langchains_tree():
+            model = self.called_with(**arguments)
+            return super(LLaVALLM, model).generate(prompts, stop, callbacks, **rest)
 
     async def agenerate(
         self,
@@ -146,9 +161,11 @@ class LLaVALLM(LLM, ModelSettings):
         callbacks: Callbacks | list[Callbacks] | None = None,
         **kwargs: Any,
     ) -> LLMResult:
+        prompts = members("prompts", prompts, str)
         arguments, rest = _split(kwargs)
-        model = await self._acalled_with(arguments)
-        return await super(LLaVALLM, model).agenerate(prompts, stop, callbacks, **rest)
+        with in_langchains_tree():
+            model = await self._acalled_with(arguments)
+            return await super(LLaVALLM, model).agenerate(prompts, stop, callbacks, **rest)
 
     def stream(
         self,
@@ -158,8 +175,10 @@ class LLaVALLM(LLM, ModelSettings):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> Iterator[str]:
-        model = self.called_with(**kwargs)
-        yield from super(LLaVALLM, model).stream(input, config, stop=stop)
+        with in_langchains_tree():
+            model = self.called_with(**kwargs)
+            _one_answer(model.n)
+            yield from super(LLaVALLM, model).stream(input, config, stop=stop)
 
     async def astream(
         self,
@@ -169,11 +188,13 @@ class LLaVALLM(LLM, ModelSettings):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[str]:
-        model = await self._acalled_with(kwargs)
-        pieces = super(LLaVALLM, model).astream(input, config, stop=stop)
-        async with aclosing(cast("Any", pieces)) as texts:
-            async for text in texts:
-                yield text
+        with in_langchains_tree():
+            model = await self._acalled_with(kwargs)
+            _one_answer(model.n)
+            pieces = super(LLaVALLM, model).astream(input, config, stop=stop)
+            async with aclosing(cast("Any", pieces)) as texts:
+                async for text in texts:
+                    yield text
 
     async def _acalled_with(self, arguments: dict[str, Any]) -> Self:
         if arguments.get("images") is None:
@@ -194,11 +215,10 @@ class LLaVALLM(LLM, ModelSettings):
         answers: list[Completion] = []
         waiting: deque[AnswerStream] = deque()
         try:
-            for prompt in prompts:
+            for message, params, options in self._requests(prompts, stop):
                 if len(waiting) == AT_ONCE:
                     answers.append(gather(waiting[0]))
                     waiting.popleft()
-                message, params, options = self._request(prompt, stop)
                 waiting.append(backend.stream(message, params, **options))
             while waiting:
                 answers.append(gather(waiting[0]))
@@ -206,7 +226,17 @@ class LLaVALLM(LLM, ModelSettings):
         finally:
             for stream in waiting:
                 stream.close()
-        return _result(answers, self.model)
+        return _result(answers, self.model, self.n or 1)
+
+    def _requests(
+        self, prompts: Sequence[str], stop: list[str] | None
+    ) -> Iterator[tuple[Message, SamplingParams, dict[str, Any]]]:
+        """What is asked, ``n`` times for each prompt; with a seed, from one on for each."""
+        for prompt in prompts:
+            message, params, options = self._request(prompt, stop)
+            for number in range(self.n or 1):
+                seed = None if params.seed is None else params.seed + number
+                yield message, replace(params, seed=seed), options
 
     async def _agenerate(
         self,
@@ -220,14 +250,14 @@ class LLaVALLM(LLM, ModelSettings):
         backend = self.backend_for()
         places = asyncio.Semaphore(AT_ONCE)
 
-        async def answer(prompt: str) -> Completion:
+        async def answer(asked: tuple[Message, SamplingParams, dict[str, Any]]) -> Completion:
             async with places:
-                message, params, options = self._request(prompt, stop)
+                message, params, options = asked
                 return await backend.agenerate(message, params, **options)
 
-        tasks = [asyncio.ensure_future(answer(prompt)) for prompt in prompts]
+        tasks = [asyncio.ensure_future(answer(asked)) for asked in self._requests(prompts, stop)]
         try:
-            return _result(await asyncio.gather(*tasks), self.model)
+            return _result(await asyncio.gather(*tasks), self.model, self.n or 1)
         finally:
             for task in tasks:  # those that one failure or a cancellation leaves behind
                 task.cancel()
@@ -281,6 +311,13 @@ class LLaVALLM(LLM, ModelSettings):
         return self.backend_for().count_tokens(question_about(list(self._images), text))
 
 
+def _one_answer(n: int | None) -> None:
+    if n is not None and n > 1:
+        raise ParameterError(
+            f"n is {n}, and a stream is one answer; call generate, or stream n times."
+        )
+
+
 def _check_text(prompts: Iterable[PromptValue]) -> None:
     for message in (message for prompt in prompts for message in prompt.to_messages()):
         kinds = [kind for kind in map(_kind, message.content) if kind != "text"]
@@ -314,11 +351,12 @@ def _info(finish_reason: str | None, usage: Any) -> dict[str, Any] | None:
     return {"finish_reason": finish_reason, "usage_metadata": to_usage(usage)}
 
 
-def _result(answers: Sequence[Completion], model: str) -> LLMResult:
-    generations = [
-        [Generation(text=one.text, generation_info=_info(one.finish_reason, one.usage))]
+def _result(answers: Sequence[Completion], model: str, n: int) -> LLMResult:
+    told = [
+        Generation(text=one.text, generation_info=_info(one.finish_reason, one.usage))
         for one in answers
     ]
+    generations = [told[start : start + n] for start in range(0, len(told), n)]
     usage = {
         "prompt_tokens": sum(one.usage.prompt_tokens for one in answers),
         "completion_tokens": sum(one.usage.completion_tokens for one in answers),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from langchain_core.documents import Document
 from langchain_core.language_models import LanguageModelInput
@@ -20,6 +20,7 @@ from langchain_core.runnables import (
     RunnablePick,
 )
 
+from llavakit._checks import Takes, checked, whole
 from llavakit.documents import PageStore
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError
@@ -50,8 +51,9 @@ class PageAnswer(TypedDict):
     left_out: list[Document]
 
 
+@checked
 def page_question_chain(
-    retriever: RetrieverLike,
+    retriever: Annotated[RetrieverLike, Takes(RetrieverLike | Callable[..., Any])],
     model: Runnable[LanguageModelInput, BaseMessage] | Runnable[LanguageModelInput, str],
     *,
     question_template: str = "{question}",
@@ -90,6 +92,9 @@ def page_question_chain(
     """
     if "{question}" not in question_template:
         raise ParameterError("question_template has no {question} where the question goes.")
+    for name, value in (("max_pages", max_pages), ("answer_tokens", answer_tokens)):
+        if value is not None:
+            whole(name, value, least=1)
     options: dict[str, Any] = {
         "model": model,
         "before": before,

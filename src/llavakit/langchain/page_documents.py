@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 from langchain_core.documents import Document
 
+from llavakit._checks import checked
 from llavakit.backend import Backend
 from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, Task, View
 from llavakit.documents.reading import read_pages
@@ -171,6 +172,7 @@ _TASKS: dict[str, Literal["transcribe", "describe"]] = {
 }
 
 
+@checked
 def reference_of(document: Document) -> PageReference | None:
     """The page that a document stands for; None if it is of another kind.
 

@@ -12,8 +12,10 @@ from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 from langchain_core.runnables.config import run_in_executor
 
+from llavakit._checks import checked
 from llavakit.documents import PageRange, PageStore, View, open_files
-from llavakit.documents.pages import MAX_PAGE_PIXELS, page_limit
+from llavakit.documents.folders import several
+from llavakit.documents.pages import MAX_PAGE_PIXELS
 from llavakit.langchain.page_documents import (
     Documents,
     Model,
@@ -57,6 +59,7 @@ class PageImageLoader(BaseLoader):
         ParameterError: values that make no sense, or a task without a model.
     """
 
+    @checked
     def __init__(
         self,
         sources: Any,
@@ -71,11 +74,10 @@ class PageImageLoader(BaseLoader):
         page_seconds: float | None = 30.0,
         policy: SourcePolicy = DEFAULT_POLICY,
     ) -> None:
-        self.sources = list(sources) if isinstance(sources, (list, tuple)) else [sources]
-        self._pages = pages if pages is None else str(pages)
-        if self._pages is not None:
-            PageRange.parse(self._pages)
-        page_limit(dpi, max_pixels, policy)
+        self.sources = several(sources)
+        if pages is not None:
+            PageRange.parse(pages)
+        self._pages = pages
         self._policy = policy
         view = View(dpi, max_pixels, text == "layer", page_seconds)
         self._making = PageDocuments(text, model, to_store(store), on_error, view)

@@ -16,7 +16,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import run_in_executor
 from pydantic import Field
 
-from llavakit._checks import whole
+from llavakit._checks import checked, whole
 from llavakit.documents import PageReference, PageStore, ask_about, fit_pages, reopen
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError, UnsupportedContentError
@@ -64,6 +64,7 @@ class PagePrompt(ChatPromptValue):
         return super().to_string()
 
 
+@checked
 def page_messages(
     documents: Sequence[Document],
     question: str,
@@ -106,10 +107,9 @@ def page_messages(
         ContextLengthError: not even the first document fits.
         ParameterError: numbers that make no sense, or documents or a question that are none.
     """
-    if not isinstance(question, str):
-        raise ParameterError(f"The question is of type {type(question).__name__}; give a string.")
-    if max_pages is not None:
-        whole("max_pages", max_pages, least=1)
+    for name, value in (("max_pages", max_pages), ("answer_tokens", answer_tokens)):
+        if value is not None:
+            whole(name, value, least=1)
     llava, bound = _llava(model)
     if llava is None and max_pages is None:
         max_pages = MAX_PAGES
@@ -146,6 +146,7 @@ def page_messages(
     )
 
 
+@checked
 async def apage_messages(
     documents: Sequence[Document], question: str, **options: Any
 ) -> PagePrompt:

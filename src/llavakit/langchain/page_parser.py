@@ -14,9 +14,10 @@ from langchain_core.document_loaders import BaseBlobParser
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
 
+from llavakit._checks import checked
 from llavakit._decode import check_size
 from llavakit.documents import Failure, Page, PageStore, View, open_files
-from llavakit.documents.pages import MAX_PAGE_PIXELS, page_limit
+from llavakit.documents.pages import MAX_PAGE_PIXELS
 from llavakit.errors import ImageDecodeError, ImageError, InputError, UnsupportedImageError
 from llavakit.images import open_picture
 from llavakit.langchain.page_documents import (
@@ -61,6 +62,7 @@ class PageImageParser(BaseBlobParser):
         ParameterError: values that make no sense, or a task without a model.
     """
 
+    @checked
     def __init__(
         self,
         model: Model | None = None,
@@ -73,7 +75,6 @@ class PageImageParser(BaseBlobParser):
         page_seconds: float | None = 30.0,
         policy: SourcePolicy = DEFAULT_POLICY,
     ) -> None:
-        page_limit(dpi, max_pixels, policy)
         self._policy = policy
         view = View(dpi, max_pixels, text == "layer", page_seconds)
         self._making = PageDocuments(text, model, to_store(store), on_error, view)
@@ -83,6 +84,7 @@ class PageImageParser(BaseBlobParser):
         """What was left out since the object was made, if errors are skipped."""
         return self._making.skipped
 
+    @checked
     def lazy_parse(self, blob: Blob) -> Iterator[Document]:
         """The documents of a blob: one for a picture, one a page for a PDF or TIFF.
 

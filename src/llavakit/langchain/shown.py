@@ -7,6 +7,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
+from llavakit._checks import checked
 from llavakit.errors import InputError, MessageError
 from llavakit.langchain.carriers import document_of, picture_of, type_of
 from llavakit.langchain.messages import role_of
@@ -27,6 +28,7 @@ def shown_in(messages: Sequence[BaseMessage]) -> list[Shown]:
     ]
 
 
+@checked
 def name_pictures(messages: Sequence[BaseMessage], *, keep: bool = False) -> list[BaseMessage]:
     """The messages with the names of their pictures in the text, as ``ImageQuestionTool`` has them.
 

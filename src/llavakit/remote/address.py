@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 from llavakit._checks import real, whole
 from llavakit.errors import ParameterError
 from llavakit.remote.dialects import DIALECTS
+from llavakit.remote.http_client import ClientSettings
 
 DEFAULT_RETRIES = 2
+NO_SETTINGS = ClientSettings()
 _ENDINGS = ("/chat/completions", "/v1")
 
 
@@ -26,6 +28,8 @@ class RemoteConfig:
         max_retries: most further attempts, where nothing was received.
         timeout: seconds for a whole answer, for requests that name none; None waits.
         context_length: what the server does not tell, or a lower limit than it tells.
+        extra_body: further fields of every chat completion, as JSON.
+        http: what is said of the connections.
     """
 
     model: str
@@ -35,6 +39,8 @@ class RemoteConfig:
     max_retries: int = DEFAULT_RETRIES
     timeout: float | None = None
     context_length: int | None = None
+    extra_body: str = "{}"
+    http: ClientSettings = field(default=NO_SETTINGS, repr=False)
 
     def __post_init__(self) -> None:
         if self.dialect is not None and self.dialect not in DIALECTS:

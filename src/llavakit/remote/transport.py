@@ -21,6 +21,7 @@ import httpx
 from llavakit.errors import LlavaKitError, RemoteError, RequestTimeoutError
 from llavakit.remote.address import RemoteConfig, is_loopback
 from llavakit.remote.failures import MAX_BODY, refusal, retry_after
+from llavakit.remote.http_client import async_client
 
 CONNECT = 10.0
 """Seconds for a connection."""
@@ -30,6 +31,7 @@ LONGEST_PAUSE = 60.0
 """Seconds that a server may ask to wait; if it asks for more, its refusal is final."""
 _FIRST_PAUSE, _MOST_PAUSE = 0.5, 8.0
 _MAX_JSON = 4 << 20
+_TIMEOUT = httpx.Timeout(SILENCE, connect=CONNECT, pool=None)
 
 
 class Transport:
@@ -47,10 +49,12 @@ class Transport:
         self.retries = 0
         # Here and not on the loop: reading the certificates takes a tenth of a second.
         self._client = _client(config)
+        self._headers = _headers(config)
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self._client.aclose()
+        """Close all connections, unless they are a program's own."""
+        if self._client is not self.config.http.client:
+            await self._client.aclose()
 
     async def json(self, method: str, path: str, body: Any = None, *, patient: bool = True) -> Any:
         """A small answer, parsed.
@@ -136,8 +140,16 @@ class Transport:
         raise AssertionError("unreachable")
 
     async def _send(self, method: str, path: str, content: bytes | None) -> httpx.Response:
-        request = self._client.build_request(method, self.config.address + path, content=content)
-        return await self._client.send(request, stream=True)
+        own = "timeout" in self.config.http.arguments
+        request = self._client.build_request(
+            method,
+            self.config.address + path,
+            content=content,
+            headers=self._headers,
+            timeout=httpx.USE_CLIENT_DEFAULT if own else _TIMEOUT,
+        )
+        # A redirect would take the key and the pictures along.
+        return await self._client.send(request, stream=True, follow_redirects=False)
 
     async def _refused(
         self, response: httpx.Response, fields: Mapping[str, Any] | None
@@ -165,7 +177,7 @@ class Transport:
         )
 
 
-def _client(config: RemoteConfig) -> httpx.AsyncClient:
+def _headers(config: RemoteConfig) -> dict[str, str]:
     from llavakit import __version__
 
     headers = {
@@ -175,9 +187,13 @@ def _client(config: RemoteConfig) -> httpx.AsyncClient:
     }
     if config.api_key:
         headers["Authorization"] = f"Bearer {config.api_key}"
-    return httpx.AsyncClient(
-        headers=headers,
-        timeout=httpx.Timeout(SILENCE, connect=CONNECT, pool=None),
+    return headers | dict(config.http.headers)
+
+
+def _client(config: RemoteConfig) -> httpx.AsyncClient:
+    return async_client(
+        config.http,
+        timeout=_TIMEOUT,
         # Servers drop idle connections after five seconds; ours are dropped before.
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=3),
         follow_redirects=False,

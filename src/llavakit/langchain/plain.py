@@ -1,0 +1,132 @@
+"""Messages made of plain data: strings, numbers, lists and dicts, as every store can hold them.
+
+LangChain hands a run's input to callbacks, listeners and, through those, to histories that are
+kept in files and data bases. What it hands on must be the message, with its pictures: an object (a
+PIL image, an array, bytes, an open file) becomes base64, and whatever is plain stays as it is, so
+that a message that was recorded can be asked again.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+from llavakit._checks import checked
+from llavakit._sniff import sniff
+from llavakit.images import Picture
+from llavakit.langchain.carriers import CARRYING, HeldBase64, document_of, head_of, picture_of
+from llavakit.values import Image
+
+_MIME_TYPES = {"PPM": "image/x-portable-pixmap", "PDF": "application/pdf"}
+
+
+@checked
+def plain_messages(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Give the messages with every picture and document in them as plain data.
+
+    Objects become base64 (PNG where they are pixels); paths, URLs and base64 stay as they are. The
+    model needs none of it: it takes objects. A checkpointer, a queue or a history that is filled by
+    hand does, before the messages are put there.
+
+    Nothing is opened, and nothing is mutated.
+
+    Raises:
+        ImageError: an object that no picture can be made from.
+        UnsupportedContentError: an image block without a source.
+    """
+    return [_plain_message(message) for message in messages]
+
+
+def has_objects(messages: Sequence[BaseMessage]) -> bool:
+    """Whether something in the messages is no plain data; cheap."""
+    return any(
+        not _is_plain(block)
+        for message in messages
+        if not isinstance(message.content, str)
+        for block in message.content
+    )
+
+
+def _plain_message(message: BaseMessage) -> BaseMessage:
+    if isinstance(message.content, str):
+        return message
+    content = [_plain_block(block) for block in message.content]
+    if all(new is old for new, old in zip(content, message.content, strict=True)):
+        return message
+    return message.model_copy(update={"content": content})
+
+
+def _plain_block(block: Any) -> Any:
+    if not isinstance(block, Mapping) or block.get("type") == "text":
+        return block
+    if block.get("type") == "tool_result" and isinstance(block.get("content"), list):
+        inner = [_plain_block(one) for one in block["content"]]
+        same = all(new is old for new, old in zip(inner, block["content"], strict=True))
+        return block if same else {**block, "content": inner}
+    if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
+        inner_block = _plain_block(block["value"])
+        return block if inner_block is block["value"] else {**block, "value": inner_block}
+    image = picture_of(block)
+    if _is_plain(block):
+        return _with_mime_type(block)
+    if image is not None:
+        return {"type": "image", **_rest(block), **_carried(image)}
+    document = document_of(block)
+    if document is not None:
+        return {"type": "file", **_rest(block), **_carried(document.source)}
+    return block
+
+
+def _rest(block: Mapping[str, Any]) -> dict[str, Any]:
+    """What a block says beside its type and its source."""
+    return {
+        name: value
+        for name, value in block.items()
+        if name != "type" and name not in CARRYING and _is_plain(value)
+    }
+
+
+def _carried(image: Image) -> dict[str, str]:
+    source = image.source
+    if isinstance(source, Picture):
+        return {"base64": HeldBase64.of(source), "mime_type": "image/png"}
+    if isinstance(source, bytes):
+        return {"base64": b64encode(source).decode("ascii"), "mime_type": _mime_type(source)}
+    if isinstance(source, Path):
+        return {"path": str(source)}
+    return {"url": source} if image.from_url_field else {"path": source}
+
+
+def _with_mime_type(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """LangChain's own tracing needs it beside base64 (``convert_to_openai_image_block``)."""
+    inline = "base64" in block or block.get("source_type") == "base64"
+    if block.get("type") != "image" or not inline or "mime_type" in block:
+        return block
+    image = picture_of(block)
+    known = image is not None and isinstance(image.source, str)
+    data = block.get("base64") or block.get("data")
+    if not known or not isinstance(data, str):
+        return block
+    if data.lstrip()[:5].lower() == "data:":
+        declared, _, rest = data.lstrip().partition(",")
+        mime = declared[5:].partition(";")[0] or "image/png"
+        name = "base64" if "base64" in block else "data"
+        return {**block, name: rest, "mime_type": mime}
+    return {**block, "mime_type": _mime_type(head_of(data))}
+
+
+def _mime_type(data: bytes) -> str:
+    kind = sniff(data[:4096]) or "PNG"
+    return _MIME_TYPES.get(kind, f"image/{kind.lower()}")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))
