@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import llavakit
 from llavakit.cli import serve as command
 from llavakit.cli.app import app
+from llavakit.cluster.deploy import ClusterSettings
 from llavakit.serving import Server
-from llavakit.serving.cluster import ClusterSettings
 from llavakit.serving.settings import MIB
 from llavakit.testing import FakeBackend
 
@@ -76,8 +76,8 @@ async def test_a_cluster_asks_for_the_keys_of_the_file(monkeypatch, tmp_path):
         def run(self, sockets):
             doors.append(self.config.app)
 
-    monkeypatch.setattr("llavakit.serving.cluster.ray_running", nothing)
-    monkeypatch.setattr("llavakit.serving.cluster.deployed", nothing)
+    monkeypatch.setattr("llavakit.cluster.deploy.ray_running", nothing)
+    monkeypatch.setattr("llavakit.cluster.deploy.deployed", nothing)
     monkeypatch.setattr("llavakit.serving.Server", Door)
     arguments = ["serve", "demo", "--ray", "--port", "0", "--api-key-file", str(keys)]
     result = CliRunner().invoke(app, arguments)

@@ -11,8 +11,8 @@ from llavakit.cli.terminal import note, usage_error
 from llavakit.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
+    from llavakit.cluster.batch import Done
     from llavakit.documents import Job, Tally
-    from llavakit.serving.batch import Done
 
 
 def cluster_of(
@@ -47,9 +47,9 @@ def run_cluster(
     debug: bool,
 ) -> None:
     """Replicas on Ray Serve, and their door in this process."""
+    from llavakit.cluster.deploy import ClusterSettings, deployed, ray_running
+    from llavakit.cluster.ingress import create_ingress
     from llavakit.serving import Server
-    from llavakit.serving.cluster import ClusterSettings, deployed, ray_running
-    from llavakit.serving.ingress import create_ingress
     from llavakit.serving.runner import listen, log_to_stderr
 
     log_to_stderr(logging.DEBUG if debug else logging.INFO if access_log else logging.WARNING)
@@ -88,9 +88,9 @@ def read_on_ray(
     progress: Callable[[Done], None],
 ) -> Tally:
     """Documents read by a pool of actors into a folder of Parquet."""
-    from llavakit.serving.batch import run_on_ray
-    from llavakit.serving.cluster import ClusterSettings
-    from llavakit.serving.parts import SHARD
+    from llavakit.cluster.batch import run_on_ray
+    from llavakit.cluster.deploy import ClusterSettings
+    from llavakit.cluster.shards import SHARD
 
     return run_on_ray(
         job,

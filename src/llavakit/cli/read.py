@@ -19,9 +19,9 @@ from llavakit.errors import ParameterError
 
 if TYPE_CHECKING:
     from llavakit.backend import Backend
+    from llavakit.cluster.batch import Done
     from llavakit.documents import Job, Reading
     from llavakit.documents.tasks import TaskName
-    from llavakit.serving.batch import Done
 
 _PAGES = "Pages"
 _CLUSTER = "Cluster"

@@ -17,11 +17,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 import llavakit
-from llavakit.serving.affinity import beginnings
+from llavakit.cluster.affinity import beginnings
+from llavakit.cluster.failover import HandedOn, Replicas, going_down
+from llavakit.cluster.wire import Call
 from llavakit.serving.auth import Keys, check_host
-from llavakit.serving.calls import Call
 from llavakit.serving.errors import Refusal, refusal
-from llavakit.serving.handing import HandedOn, Replicas, going_down
 from llavakit.serving.limits import Gate, linger, read_body
 from llavakit.serving.settings import ServerSettings
 

@@ -1,7 +1,7 @@
 """Replicas of the server on Ray Serve, behind one door in this process.
 
 Ray Serve keeps the replicas: it starts them, restarts those that died, and scales them. The door
-(:mod:`llavakit.serving.ingress`) listens itself, and calls replicas through Ray's handles; Ray's
+(:mod:`llavakit.cluster.ingress`) listens itself, and calls replicas through Ray's handles; Ray's
 HTTP proxies are not started. So there is one place that sees every request and both its ends,
 which exact counts and retries need; a door that dies breaks its connections, which no client takes
 for an end; and nothing of Ray's faces clients.
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import llavakit
+from llavakit.cluster.affinity import affinity_of
+from llavakit.cluster.handles import DEPLOYMENT, RayReplicas
+from llavakit.cluster.replica import Replica
 from llavakit.engine.memory import CONCURRENCY
 from llavakit.errors import MissingDependencyError, ModelError, ParameterError
-from llavakit.serving.affinity import affinity_of
-from llavakit.serving.handles import DEPLOYMENT, RayReplicas
-from llavakit.serving.replica import Replica
 from llavakit.serving.settings import MIB, ServerSettings
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def deployed(
 def _application(
     model: str, load: Mapping[str, Any], server: ServerSettings, settings: ClusterSettings
 ) -> Any:
-    from llavakit.serving.routing import ROUTER
+    from llavakit.cluster.routing import ROUTER
 
     serve = import_ray("ray.serve")
     number: dict[str, Any] = {"num_replicas": settings.replicas}

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import llavakit
+from llavakit.cluster.wire import Call, Piece, response
 from llavakit.errors import EngineError, LlavaKitError
 from llavakit.serving.app import create_app
-from llavakit.serving.calls import Call, Piece, response
 from llavakit.serving.settings import ServerSettings
 
 _POLL_SECONDS = 0.05

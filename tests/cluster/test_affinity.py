@@ -6,7 +6,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavakit.serving.affinity import Affinity, beginnings
+from llavakit.cluster.affinity import Affinity, beginnings
 
 REPLICAS = st.lists(st.sampled_from("abcdef"), min_size=1, unique=True)
 KEYS = st.lists(st.sampled_from(["k1", "k2", "k3"]), max_size=2, unique=True)

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llavakit
+from llavakit.cluster.batch import ShardReader
+from llavakit.cluster.shards import Parts, shards_of
 from llavakit.documents import Document, Job, Task, View, run_job
 from llavakit.documents.jobs import fingerprint_of, listed
 from llavakit.errors import ParameterError
-from llavakit.serving.batch import ShardReader
-from llavakit.serving.parts import Parts, shards_of
 from llavakit.sources import DEFAULT_POLICY
 from llavakit.testing import FakeBackend
 from tests.serving.conftest import draw, eventually

@@ -7,10 +7,10 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llavakit.serving.affinity import affinity_of
-from llavakit.serving.calls import END, Call, Piece
-from llavakit.serving.figures import merged_figures
-from llavakit.serving.handing import ReplicaLost
+from llavakit.cluster.affinity import affinity_of
+from llavakit.cluster.failover import ReplicaLost
+from llavakit.cluster.figures import merged_figures
+from llavakit.cluster.wire import END, Call, Piece
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -23,7 +23,7 @@ _METRICS_SECONDS = 5.0
 
 
 class RayReplicas:
-    """Replicas behind a handle of Ray Serve (see :class:`~llavakit.serving.ingress.Replicas`)."""
+    """Replicas behind a handle of Ray Serve (see :class:`~llavakit.cluster.ingress.Replicas`)."""
 
     def __init__(self, handle: DeploymentHandle[Any], name: str) -> None:
         self._handle = handle

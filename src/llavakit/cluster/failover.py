@@ -15,9 +15,9 @@ from typing import Protocol
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from llavakit.cluster.wire import Call, Headers, Piece
 from llavakit.serving.answering import ClientGone, while_connected
 from llavakit.serving.answers import to_json
-from llavakit.serving.calls import Call, Headers, Piece
 from llavakit.serving.errors import Refusal
 from llavakit.serving.events import PING, event
 from llavakit.serving.settings import ServerSettings

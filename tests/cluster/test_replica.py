@@ -5,10 +5,10 @@ import json
 import httpx
 import pytest
 
+from llavakit.cluster.ingress import create_ingress
+from llavakit.cluster.replica import Replica
+from llavakit.cluster.wire import END, Call
 from llavakit.serving import ServerSettings
-from llavakit.serving.calls import END, Call
-from llavakit.serving.ingress import create_ingress
-from llavakit.serving.replica import Replica
 from tests.serving.conftest import CHAT
 
 SETTINGS = ServerSettings(

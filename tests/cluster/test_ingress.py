@@ -6,12 +6,12 @@ import json
 import httpx
 import pytest
 
+from llavakit.cluster.affinity import Affinity
+from llavakit.cluster.failover import ReplicaLost
+from llavakit.cluster.figures import merged_figures
+from llavakit.cluster.ingress import create_ingress
+from llavakit.cluster.wire import END, response
 from llavakit.serving import ServerSettings, create_app
-from llavakit.serving.affinity import Affinity
-from llavakit.serving.calls import END, response
-from llavakit.serving.figures import merged_figures
-from llavakit.serving.handing import ReplicaLost
-from llavakit.serving.ingress import create_ingress
 from llavakit.testing import FakeBackend
 from tests.serving.asgi import Call
 from tests.serving.conftest import OPEN, eventually, routes

@@ -1,4 +1,4 @@
-"""Ray Serve's choice of a replica, by :class:`~llavakit.serving.affinity.Affinity`.
+"""Ray Serve's choice of a replica, by :class:`~llavakit.cluster.affinity.Affinity`.
 
 Ray makes a router in the process that calls, which is the door of the cluster: the one process
 that sees every request and its end. The door wishes for a replica when a request comes, and the
@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from llavakit.serving.affinity import affinity_of
+from llavakit.cluster.affinity import affinity_of
 
 ROUTER = f"{__name__}:ConversationRouter"
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import llavakit
+from llavakit.cluster.deploy import ClusterSettings, import_ray, ray_running, resources_of
+from llavakit.cluster.shards import SHARD, Parts, Shard, shards_of
 from llavakit.documents import Job, Page, PageStore, Tally, read_pages, to_line
 from llavakit.documents.files import Pages, read_documents
 from llavakit.documents.jobs import fingerprint_of, listed
 from llavakit.errors import LlavaKitError
 from llavakit.runs.window import WINDOW
-from llavakit.serving.cluster import ClusterSettings, import_ray, ray_running, resources_of
-from llavakit.serving.parts import SHARD, Parts, Shard, shards_of
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _BLOCKS = 1000  # units of work of Ray Data; a shard each, unless there are more shards
