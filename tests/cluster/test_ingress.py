@@ -8,7 +8,7 @@ import pytest
 
 from llavakit.cluster.affinity import Affinity
 from llavakit.cluster.failover import ReplicaLost
-from llavakit.cluster.figures import merged_figures
+from llavakit.cluster.handles import merged_figures
 from llavakit.cluster.ingress import create_ingress
 from llavakit.cluster.wire import END, response
 from llavakit.serving import ServerSettings, create_app

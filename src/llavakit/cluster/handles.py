@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from llavakit.cluster.affinity import affinity_of
 from llavakit.cluster.failover import ReplicaLost
-from llavakit.cluster.figures import merged_figures
 from llavakit.cluster.wire import END, Call, Piece
 
 if TYPE_CHECKING:
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEPLOYMENT = "replica"
+LABEL = "replica"
+"""Of figures: whose they are."""
 _METRICS = Call("GET", "/metrics")
 _METRICS_SECONDS = 5.0
 
@@ -107,3 +113,29 @@ class RayReplicas:
             log.warning("replica %s tells no figures", name)
             return None
         return name, body
+
+
+def merged_figures(texts: Mapping[str, bytes]) -> bytes:
+    """Prometheus' text of all replicas, each sample labelled with its replica's name.
+
+    Args:
+        texts: the text of each replica by its name.
+    """
+    families: dict[str, Metric] = {}
+    for replica, text in sorted(texts.items()):
+        for told in text_string_to_metric_families(text.decode()):
+            family = families.setdefault(
+                told.name, Metric(told.name, told.documentation, told.type)
+            )
+            for sample in told.samples:
+                labels = {LABEL: replica, **sample.labels}
+                family.samples.append(sample._replace(labels=labels))
+    return generate_latest(_Families(list(families.values())))
+
+
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families

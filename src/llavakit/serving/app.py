@@ -18,7 +18,6 @@ from llavakit.documents.reading import Model
 from llavakit.serving.auth import Keys, check_host
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.limits import linger
-from llavakit.serving.openapi import document, json_body
 from llavakit.serving.replies import (
     ChatReply,
     HealthReply,
@@ -26,7 +25,9 @@ from llavakit.serving.replies import (
     ModelsReply,
     TokenizeReply,
     VersionReply,
+    document,
     errors,
+    json_body,
 )
 from llavakit.serving.schema import ChatRequest, TokenizeRequest
 from llavakit.serving.service import Service
