@@ -7,8 +7,6 @@ import subprocess
 
 import pytest
 
-from llavakit import _fetch
-from llavakit._fetch import is_public
 from llavakit.errors import (
     SourceError,
     SourceFetchError,
@@ -17,6 +15,8 @@ from llavakit.errors import (
 )
 from llavakit.images import open_picture
 from llavakit.sources import SourcePolicy, fetch_url
+from llavakit.sources import fetch as _fetch
+from llavakit.sources.fetch import is_public
 from tests.loopback import LOCAL, PNG, Server, redirect
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(30)]

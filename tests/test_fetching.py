@@ -7,7 +7,6 @@ import zlib
 
 import pytest
 
-from llavakit import _fetch
 from llavakit.errors import (
     ImageTooLargeError,
     SourceFetchError,
@@ -16,6 +15,7 @@ from llavakit.errors import (
 )
 from llavakit.images import open_picture
 from llavakit.sources import SourcePolicy, fetch_url
+from llavakit.sources import fetch as _fetch
 from tests.loopback import IMPATIENT, LOCAL, PNG, endless, head, reply
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(30)]

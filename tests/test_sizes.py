@@ -6,7 +6,6 @@ import threading
 import pytest
 from PIL import Image as PILImage
 
-from llavakit import _sizes
 from llavakit.errors import (
     ImageTooLargeError,
     SourceFetchError,
@@ -15,6 +14,7 @@ from llavakit.errors import (
     UnsupportedImageError,
 )
 from llavakit.images import open_picture, picture_size
+from llavakit.images import sizes as _sizes
 from llavakit.sources import SourcePolicy
 from tests.loopback import IMPATIENT, LOCAL, endless, head, reply
 

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from llavakit import _fetch, langchain, llama_index
+from llavakit import langchain, llama_index
 from llavakit.sources import SourcePolicy
+from llavakit.sources import fetch as _fetch
 from llavakit.testing import FakeBackend
 from tests.loopback import LOCAL, PNG, Server, redirect
 from tests.test_fetch_guard import PRIVATE, resolver

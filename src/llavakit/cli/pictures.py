@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llavakit._sniff import sniff
 from llavakit.cli.terminal import note, usage_error
 from llavakit.documents.ranges import PageRange, named_range
+from llavakit.sources.formats import sniff
 from llavakit.values import Image
 
 _PAGED = {"PDF", "TIFF"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from llavakit._convert import to_rgb
-from llavakit._decode import Metered, check_size, decoding
 from llavakit.errors import DocumentError, ImageError
+from llavakit.images.convert import to_rgb
+from llavakit.images.decode import Metered, check_size, decoding
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from llavakit._checks import Takes, checked, refused
-from llavakit._files import check_place
 from llavakit.documents.pages import name_of
 from llavakit.documents.ranges import PageRange, named_range
 from llavakit.errors import DocumentError, InputError, SourceFetchError, SourceNotAllowedError
 from llavakit.images import Picture
 from llavakit.sources import SourcePolicy
+from llavakit.sources.files import check_place
 
 _NAMES = "pdf tif tiff png jpg jpeg webp gif bmp avif ppm pgm pbm pnm"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())

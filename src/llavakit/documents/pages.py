@@ -188,8 +188,8 @@ def open_reader(
     Raises:
         SourceError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
     """
-    from llavakit._sniff import sniff
     from llavakit.documents._frames import FrameReader, PictureReader
+    from llavakit.sources.formats import sniff
 
     try:
         held = hold(source, policy.max_bytes)
@@ -205,7 +205,7 @@ def open_reader(
             return PdfReader(data, label, dpi, limit, text)
         if kind == "TIFF":
             return FrameReader(data, label, limit, policy)
-        from llavakit._decode import decode
+        from llavakit.images.decode import decode
 
         return PictureReader(decode(data, policy), limit)
     except SourceError:

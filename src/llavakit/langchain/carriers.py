@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from llavakit._sniff import ALLOWED, sniff
 from llavakit.documents.message import Attachment
 from llavakit.errors import UnsupportedContentError
 from llavakit.images import Picture
+from llavakit.sources.formats import ALLOWED, sniff
 from llavakit.values import Image, Text, ToolCall
 
 Block: TypeAlias = Mapping[str, Any]

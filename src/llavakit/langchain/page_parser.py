@@ -15,11 +15,11 @@ from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
 
 from llavakit._checks import checked
-from llavakit._decode import check_size
 from llavakit.documents import Failure, Page, PageStore, View, open_files
 from llavakit.documents.pages import MAX_PAGE_PIXELS
 from llavakit.errors import ImageDecodeError, ImageError, InputError, UnsupportedImageError
 from llavakit.images import open_picture
+from llavakit.images.decode import check_size
 from llavakit.langchain.page_documents import (
     FILE_PATH,
     Documents,

@@ -16,9 +16,9 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 
 from llavakit._checks import checked
-from llavakit._sniff import sniff
 from llavakit.images import Picture
 from llavakit.langchain.carriers import CARRYING, HeldBase64, document_of, head_of, picture_of
+from llavakit.sources.formats import sniff
 from llavakit.values import Image
 
 _MIME_TYPES = {"PPM": "image/x-portable-pixmap", "PDF": "application/pdf"}

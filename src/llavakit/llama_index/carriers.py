@@ -29,11 +29,11 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore
 
-from llavakit._sniff import sniff
 from llavakit.documents.message import Attachment
 from llavakit.errors import UnsupportedContentError
 from llavakit.images import Picture
 from llavakit.llama_index.pages import node_label, reference_of
+from llavakit.sources.formats import sniff
 from llavakit.values import Image, Text, ToolCall
 
 Piece: TypeAlias = Text | Image | Attachment | ToolCall

@@ -13,7 +13,6 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from llavakit._checks import checked, kind, members
-from llavakit._inline import shown
 from llavakit.arguments import to_params
 from llavakit.backend import question_about
 from llavakit.errors import (
@@ -25,6 +24,7 @@ from llavakit.errors import (
 )
 from llavakit.questions.references import Found, Known, Pictures, Reach, check_names
 from llavakit.settings import ModelSettings
+from llavakit.sources.inline import shown
 from llavakit.values import Completion, FinishReason, Image, Message, SamplingParams, Usage
 
 TOLD = (InputError, QueueFullError, RequestTimeoutError, OutOfMemoryError)

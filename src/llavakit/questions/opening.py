@@ -6,7 +6,6 @@ name that it used, and neither paths of this machine nor addresses of its networ
 
 from __future__ import annotations
 
-from llavakit._sniff import sniff
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.message import DPI, PAGE_SECONDS
 from llavakit.documents.pages import MAX_PAGE_PIXELS, PageLimit, PageReader, open_reader
@@ -19,6 +18,7 @@ from llavakit.errors import (
 )
 from llavakit.images import Picture, open_picture
 from llavakit.sources import SourcePolicy, read_source
+from llavakit.sources.formats import sniff
 from llavakit.values import Image
 
 

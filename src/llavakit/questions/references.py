@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llavakit._checks import checked, members
-from llavakit._files import check_place
-from llavakit._inline import shown
 from llavakit.errors import (
     InputError,
     ParameterError,
@@ -25,6 +23,8 @@ from llavakit.errors import (
 from llavakit.images import Picture
 from llavakit.questions.opening import open_named
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
+from llavakit.sources.files import check_place
+from llavakit.sources.inline import shown
 from llavakit.values import Image
 
 LONGEST = 2048

@@ -12,10 +12,10 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 
-from llavakit._sniff import sniff
 from llavakit.errors import ImageDecodeError
 from llavakit.images import Picture, open_picture, picture_size
 from llavakit.sources import SourcePolicy, is_address, read_source
+from llavakit.sources.formats import sniff
 from llavakit.values import Image
 
 _START, _SCAN = b"\xff\xd8", 0xDA

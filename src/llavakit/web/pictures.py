@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavakit._sniff import sniff
 from llavakit.documents import Document, Failure, PageRange, open_files
 from llavakit.errors import ImageTooLargeError, InputError
 from llavakit.images import Picture, open_picture
 from llavakit.sources import SourcePolicy, read_file
+from llavakit.sources.formats import sniff
 from llavakit.values import Image
 from llavakit.web.settings import MIB, WebSettings
 

@@ -1,7 +1,7 @@
 """How large a picture at an address is, of as few of its bytes as tell it.
 
 For counting tokens: the guard, the caps and the deadline are those of fetching it whole (see
-:mod:`llavakit._fetch`), and what was found is kept for a while, because programs count a
+:mod:`llavakit.sources.fetch`), and what was found is kept for a while, because programs count a
 conversation anew at every turn.
 """
 
@@ -11,13 +11,11 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llavakit._decode import decode, header_size
-from llavakit._fetch import fetch
-
-if TYPE_CHECKING:
-    from llavakit.sources import SourcePolicy
+from llavakit.images.decode import decode, header_size
+from llavakit.sources.fetch import fetch
+from llavakit.sources.policy import SourcePolicy
 
 Size = tuple[int, int]
 

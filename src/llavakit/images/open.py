@@ -120,7 +120,7 @@ def open_picture(
         ImageError: it is no picture that can be used (damaged, too large, unsupported).
         SourceError: it cannot be reached, or the policy forbids it.
     """
-    from llavakit._decode import check_size, decode
+    from llavakit.images.decode import check_size, decode
 
     source = hold(source, policy.max_bytes)
     if isinstance(source, Picture):
@@ -142,7 +142,7 @@ def picture_size(
     """
     source = hold(source, policy.max_bytes)
     if isinstance(source, str) and is_address(source):
-        from llavakit._sizes import remote_size
+        from llavakit.images.sizes import remote_size
 
         return remote_size(source.strip(), policy)
     return open_picture(source, policy, from_url_field=from_url_field).size
@@ -168,11 +168,11 @@ def hold(source: Any, max_bytes: int = DEFAULT_POLICY.max_bytes) -> str | Path |
     if _is_a(source, "PIL.Image", "Image"):
         return _held_pil(source)
     if _is_a(source, "numpy", "ndarray"):
-        from llavakit._convert import array_to_rgb
+        from llavakit.images.convert import array_to_rgb
 
         return Picture(array_to_rgb(source))
     if _is_a(source, "torch", "Tensor"):
-        from llavakit._convert import array_to_rgb
+        from llavakit.images.convert import array_to_rgb
 
         return Picture(array_to_rgb(_tensor_array(source), channels_first=True))
     if callable(getattr(source, "read", None)):
@@ -192,8 +192,8 @@ def _is_a(value: object, module: str, name: str) -> bool:
 
 
 def _held_pil(image: PILImage.Image) -> Picture:
-    from llavakit._convert import to_rgb
-    from llavakit._decode import decoding
+    from llavakit.images.convert import to_rgb
+    from llavakit.images.decode import decoding
 
     with decoding("PIL image"):
         return Picture(to_rgb(image))

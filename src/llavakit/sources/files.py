@@ -10,18 +10,15 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from llavakit._inline import check_length, shown
 from llavakit.errors import (
     LlavaKitError,
     SourceFetchError,
     SourceNotAllowedError,
     SourceNotFoundError,
 )
-
-if TYPE_CHECKING:
-    from llavakit.sources import SourcePolicy
+from llavakit.sources.inline import check_length, shown
+from llavakit.sources.policy import SourcePolicy
 
 _BAD_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EILSEQ)
 _LONGEST = 4096  # Linux' PATH_MAX; resolving far longer ones costs seconds

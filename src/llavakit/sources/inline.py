@@ -10,8 +10,8 @@ import binascii
 import re
 from urllib.parse import urlsplit
 
-from llavakit._sniff import is_known
 from llavakit.errors import ImageDecodeError, ImageTooLargeError
+from llavakit.sources.formats import is_known
 
 _ALPHABET = re.compile(r"[A-Za-z0-9+/_\-]*={0,2}", re.ASCII)
 _URLSAFE = str.maketrans("-_", "+/")

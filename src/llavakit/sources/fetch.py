@@ -14,23 +14,38 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any, TypeAlias
 
 import httpcore
 import httpx
 
-from llavakit._addresses import is_public
-from llavakit._inline import check_length, shown
 from llavakit.errors import (
     LlavaKitError,
     SourceFetchError,
     SourceNotAllowedError,
     SourceNotFoundError,
 )
+from llavakit.sources.inline import check_length, shown
+from llavakit.sources.policy import SourcePolicy
 
-if TYPE_CHECKING:
-    from llavakit.sources import SourcePolicy
-
+# Not public, although some versions of the ipaddress module call them global.
+_REFUSED = tuple(
+    ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's virtual host service
+        "192.0.0.0/24",  # IETF protocol assignments; Oracle's metadata service
+        "192.88.99.0/24",  # 6to4 relays
+        "::/96",  # IPv4-compatible, deprecated
+        "64:ff9b:1::/48",  # NAT64, local use
+        "100::/64",  # discard
+        "2001::/23",  # protocol assignments, Teredo among them
+        "2002::/16",  # 6to4 carries an IPv4 address; no server is reached so today
+        "5f00::/16",  # segment routing
+        "fec0::/10",  # site-local, deprecated
+    )
+)
+_NAT64 = ip_network("64:ff9b::/96")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = (
     ("Accept", "image/*, application/pdf;q=0.9, */*;q=0.1"),
@@ -288,3 +303,15 @@ def _resolve_in_time(host: str, port: int, deadline: _Deadline) -> list[str]:
 @cache
 def _ssl_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address may be a public server's; addresses inside it count too."""
+    ip = ip_address(address.partition("%")[0])
+    if isinstance(ip, IPv6Address):
+        inner = ip.ipv4_mapped or (IPv4Address(ip.packed[12:]) if ip in _NAT64 else None)
+        if inner is not None:
+            return is_public(str(inner))
+    if any(ip in network for network in _REFUSED):
+        return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)

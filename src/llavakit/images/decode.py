@@ -14,15 +14,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llavakit._convert import orientation, to_rgb, turns_aside
-from llavakit._sniff import ALLOWED, refusal, sniff
 from llavakit.errors import ImageDecodeError, ImageTooLargeError, LlavaKitError
+from llavakit.images.convert import orientation, to_rgb, turns_aside
+from llavakit.sources.formats import ALLOWED, refusal, sniff
+from llavakit.sources.policy import SourcePolicy
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
     from PIL.ImageFile import ImageFile
-
-    from llavakit.sources import SourcePolicy
 
 _MAX_SEGMENTS = 10_000
 _MAX_SCANS = 100  # encoders write about ten; each costs a pass over all blocks,
@@ -153,7 +152,7 @@ def _decoder(kind: str) -> Any:
         from PIL.AvifImagePlugin import AvifImageFile as Base  # type: ignore[assignment]
 
     class WithoutExif(Base):
-        """Metadata are read by :func:`llavakit._convert.orientation` alone: Pillow's EXIF
+        """Metadata are read by :func:`llavakit.images.convert.orientation` alone: Pillow's EXIF
         reader warns on damaged tags, which would make the outcome depend on the filters.
         """
 
