@@ -48,7 +48,7 @@ bench: $(VENV)/installed  ## ratios against transformers, then other engines as 
 PROCESSES = $(shell test "$$(getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 1)
 demo-model: $(VENV)/installed  ## train the bundled model from seed and code alone (hours on a CPU)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) \
-	  -m llavakit.training.demo_train
+	  -m examples.demo_model.train
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info src/*.egg-info

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import llavakit
+from examples.demo_model.evaluate import Case, held_out_cases, image_of
+from examples.demo_model.world.dialogue import IMAGE
 from llavakit import Image, Message, SamplingParams
 from llavakit.demo import checkpoint_path
-from llavakit.demo.dialogue import IMAGE
-from llavakit.training.demo_eval import Case, held_out_cases, image_of
 
 TYPES: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "float32"},

@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from demo_model.world.asked import Asked, caption
+from demo_model.world.pages import draw_page, random_page
+from demo_model.world.questions import ask
+from demo_model.world.scenes import Scene, Shape, draw_scene, random_scene, through_codec
 from PIL import Image, ImageDraw
 
 import llavakit
-from llavakit.demo.asked import Asked, caption
-from llavakit.demo.pages import draw_page, random_page
-from llavakit.demo.questions import ask
-from llavakit.demo.scenes import Scene, Shape, draw_scene, random_scene, through_codec
 from llavakit.training.config import TrainConfig
 from llavakit.training.run import train
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from llavakit.demo.pages import NAMES, TITLES, Page, write_pdf
+from demo_model.world.pages import NAMES, TITLES, Page, write_pdf
 
 # Training's seeds are page-0, page-1, ... Of the fifty questions of invoices-1 to invoices-5, the
 # bundled model answers 48 right on their pages, and of these ten all.

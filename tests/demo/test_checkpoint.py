@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from examples.demo_model.world.pages import Page, draw_page
 from llavakit.demo import checkpoint_path
-from llavakit.demo.pages import Page, draw_page
 from llavakit.prompts.tools import tools_prompt
 from llavakit.values import Tool
 

@@ -2,8 +2,8 @@ import json
 import random
 import re
 
-from llavakit.demo import copying, smalltalk, tools, words
-from llavakit.demo.dialogue import Dialogue
+from examples.demo_model.world import copying, smalltalk, tools, words
+from examples.demo_model.world.dialogue import Dialogue
 from llavakit.prompts.tools import CALL_END, CALL_START, RESULT_START
 
 CALLS = re.compile(f"{CALL_START}(.*?){CALL_END}", re.S)

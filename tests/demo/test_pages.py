@@ -1,6 +1,6 @@
 import random
 
-from llavakit.demo.pages import (
+from examples.demo_model.world.pages import (
     CHARACTERS,
     COLUMNS,
     NAMES,

@@ -3,10 +3,10 @@ import random
 
 import pytest
 
-from llavakit.demo.asked import SHORT_HINT, caption
-from llavakit.demo.pages import Page
-from llavakit.demo.questions import PAGE_TASKS, SCENE_TASKS, ask
-from llavakit.demo.scenes import Scene, Shape
+from examples.demo_model.world.asked import SHORT_HINT, caption
+from examples.demo_model.world.pages import Page
+from examples.demo_model.world.questions import PAGE_TASKS, SCENE_TASKS, ask
+from examples.demo_model.world.scenes import Scene, Shape
 
 RED = (255, 0, 0)
 BLUE = (0, 0, 255)

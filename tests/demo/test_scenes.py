@@ -1,6 +1,6 @@
 import random
 
-from llavakit.demo.scenes import (
+from examples.demo_model.world.scenes import (
     COLOURS,
     PLACES,
     SHAPES,

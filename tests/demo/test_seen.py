@@ -3,9 +3,9 @@ import random
 import numpy as np
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from llavakit.demo.pages import Page, draw_page
-from llavakit.demo.scenes import Scene, Shape, draw_scene, random_scene
-from llavakit.demo.seen import LABELS, fit_square, patch_labels
+from examples.demo_model.world.pages import Page, draw_page
+from examples.demo_model.world.scenes import Scene, Shape, draw_scene, random_scene
+from examples.demo_model.world.seen import LABELS, fit_square, patch_labels
 
 
 def test_a_fitted_picture_is_what_the_image_processor_makes():

@@ -1,10 +1,10 @@
 import json
 import random
 
-from llavakit.demo.dialogue import IMAGE
-from llavakit.demo.pages import Page
-from llavakit.demo.scenes import Scene, Shape
-from llavakit.demo.several import ask_several, interleaved, schema_about
+from examples.demo_model.world.dialogue import IMAGE
+from examples.demo_model.world.pages import Page
+from examples.demo_model.world.scenes import Scene, Shape
+from examples.demo_model.world.several import ask_several, interleaved, schema_about
 from llavakit.prompts.tools import CALL_START
 
 

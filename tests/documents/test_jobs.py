@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from examples.demo_model.world.pages import clean_page, random_page, write_pdf
 from llavakit.cli.app import app
-from llavakit.demo.pages import clean_page, random_page, write_pdf
 from llavakit.documents import Job, PageStore, Task, View, open_pages, run_job
 from llavakit.errors import EngineClosedError, ParameterError, SourceFetchError
 from llavakit.images import open_picture

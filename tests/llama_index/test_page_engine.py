@@ -14,7 +14,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.vector_stores.types import ExactMatchFilter, MetadataFilters
 from pydantic import BaseModel
 
-from llavakit.demo.pages import Page, write_pdf
+from examples.demo_model.world.pages import Page, write_pdf
 from llavakit.errors import ContextLengthError, ParameterError
 from llavakit.llama_index import (
     PAGES_TEMPLATE,

@@ -13,7 +13,7 @@ from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
 from PIL import Image as PILImage
 from pydantic import BaseModel
 
-from llavakit.demo.pages import Page, write_pdf
+from examples.demo_model.world.pages import Page, write_pdf
 from llavakit.documents import PageStore
 from llavakit.errors import (
     ContextLengthError,

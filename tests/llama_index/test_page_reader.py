@@ -19,7 +19,7 @@ from llama_index.core.readers.base import BaseReader, ReaderConfig
 from llama_index.core.schema import ImageNode, MetadataMode
 from PIL import Image as PILImage
 
-from llavakit.demo.pages import Page, write_pdf
+from examples.demo_model.world.pages import Page, write_pdf
 from llavakit.documents import PageReference, PageStore, Task, open_files
 from llavakit.errors import (
     ContextLengthError,

@@ -10,7 +10,7 @@ from llama_index.core.program import MultiModalLLMCompletionProgram
 from llama_index.core.prompts import PromptTemplate, RichPromptTemplate
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from llavakit.demo.pages import Page, draw_page
+from examples.demo_model.world.pages import Page, draw_page
 from llavakit.errors import LlavaKitError
 from llavakit.llama_index import LLaVA, LLaVAMultiModal
 from llavakit.testing import FakeBackend

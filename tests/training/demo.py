@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from examples.demo_model.model import MAX_POSITIONS
+from examples.demo_model.pictures import Pictures, draw_many
+from examples.demo_model.recipe import LessonPhase
+from examples.demo_model.train import write_start
 from llavakit.model.loader import load_reader
-from llavakit.training.demo_model import MAX_POSITIONS
-from llavakit.training.demo_pictures import Pictures, draw_many
-from llavakit.training.demo_recipe import LessonPhase
-from llavakit.training.demo_train import write_start
 from llavakit.training.examples import Encoder
 
 MIX = {"scene": 1, "page": 1, "several": 1, "interleaved": 1, "schema": 1, "plain": 1}

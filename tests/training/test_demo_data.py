@@ -9,19 +9,19 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from llavakit.demo.copying import random_copying
-from llavakit.demo.dialogue import IMAGE, Dialogue
-from llavakit.demo.smalltalk import random_talk
+from examples.demo_model.batches import LessonSteps
+from examples.demo_model.lessons import Lesson, LessonBook, conversation
+from examples.demo_model.losses import AnswerTask, Learner, PatchTask, RepeatTask, _whole
+from examples.demo_model.recipe import PHASES, RepeatPhase, VisionPhase
+from examples.demo_model.repeats import RepeatSteps
+from examples.demo_model.trainer import choose_trained
+from examples.demo_model.vision import VisionSteps
+from examples.demo_model.world.copying import random_copying
+from examples.demo_model.world.dialogue import IMAGE, Dialogue
+from examples.demo_model.world.smalltalk import random_talk
 from llavakit.prompts.conversation import Turn
 from llavakit.training.data_check import check
 from llavakit.training.data_files import open_records
-from llavakit.training.demo_data import LessonSteps
-from llavakit.training.demo_lessons import Lesson, LessonBook, conversation
-from llavakit.training.demo_losses import AnswerTask, Learner, PatchTask, RepeatTask, _whole
-from llavakit.training.demo_recipe import PHASES, RepeatPhase, VisionPhase
-from llavakit.training.demo_repeats import RepeatSteps
-from llavakit.training.demo_trainer import choose_trained
-from llavakit.training.demo_vision import VisionSteps
 from llavakit.training.labels import IGNORED
 from llavakit.values import Image
 from tests.training.demo import MIX, encoder, lesson_phase, store

@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from llavakit.demo.copying import random_copying
-from llavakit.demo.words import chinese, code, made_up_identifier, made_up_word
-from llavakit.training.demo_tokenizer import build_tokenizer
+from examples.demo_model.tokenizer import build_tokenizer
+from examples.demo_model.world.copying import random_copying
+from examples.demo_model.world.words import chinese, code, made_up_identifier, made_up_word
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import llavakit
-from llavakit.demo.copying import random_copying
-from llavakit.errors import ParameterError
-from llavakit.training import demo_recipe, demo_train
-from llavakit.training.demo_recipe import (
+from examples.demo_model import recipe as demo_recipe
+from examples.demo_model import train as demo_train
+from examples.demo_model.recipe import (
     PHASES,
     AnyPhase,
     LessonPhase,
     RepeatPhase,
     VisionPhase,
 )
+from examples.demo_model.world.copying import random_copying
+from llavakit.errors import ParameterError
 from llavakit.training.progress import LOG, PLOT
 from llavakit.training.trainer import CHECKPOINTS
 from tests.training.demo import MIX
@@ -206,7 +207,8 @@ def test_the_recipe_is_whole():
 TWO = """
 import sys
 from pathlib import Path
-from llavakit.training import demo_recipe, demo_train
+from examples.demo_model import recipe as demo_recipe
+from examples.demo_model import train as demo_train
 from tests.training.test_demo_train import ALL, few_pictures
 
 few_pictures(type("patch", (), {"setattr": staticmethod(setattr)}))

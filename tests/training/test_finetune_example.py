@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image as PILImage
 
-from llavakit.demo.scenes import BACKGROUNDS, Scene, Shape
+from examples.demo_model.world.scenes import BACKGROUNDS, Scene, Shape
 from llavakit.model.loader import load_reader
 from llavakit.training.data_check import check
 from llavakit.training.data_files import open_records

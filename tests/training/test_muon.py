@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llavakit.training.muon import MuonAdamW, orthogonalise
+from examples.demo_model.muon import MuonAdamW, orthogonalise
 
 
 def test_an_update_is_nearly_orthogonal():

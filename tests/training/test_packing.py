@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavakit.training.demo_model import build_model, text_states
+from examples.demo_model.model import build_model, text_states
 from llavakit.training.labels import IGNORED
 from llavakit.training.packing import Tree, pack, tree
 

@@ -15,7 +15,7 @@ from llavakit.testing import FakeBackend
 from llavakit.values import Message
 from llavakit.web.conversation import Stage
 from llavakit.web.desk import Desk, Wish
-from llavakit.web.examples import draw_examples
+from llavakit.web.examples import copy_examples
 from llavakit.web.log import ConversationLog
 from llavakit.web.offered import Offer
 from llavakit.web.pictures import Uploads
@@ -330,7 +330,7 @@ def test_a_log_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
 
 
 async def test_the_examples_are_answered_right(tmp_path: Path, demo_backend: Backend) -> None:
-    examples = draw_examples(tmp_path / "examples")
+    examples = copy_examples(tmp_path / "examples")
     page = Page(tmp_path, demo_backend, examples=examples)
     for number in range(len(examples)):
         await drained(page.desk.example(page.visit, number, page.wish()))

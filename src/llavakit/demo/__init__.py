@@ -1,17 +1,20 @@
-"""The bundled demo model and the world that it knows: no torch in here.
+"""The bundled demo model: its weights, and the example images of the web page; no torch in here.
 
-Pictures of coloured shapes (:mod:`~llavakit.demo.scenes`), small printed pages
-(:mod:`~llavakit.demo.pages`) and questions about them (:mod:`~llavakit.demo.questions`). The model
-is trained by :mod:`llavakit.training.demo_train`.
+How it was made from nothing is ``examples/demo_model/`` in the repository.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["checkpoint_path"]
+__all__ = ["checkpoint_path", "example_images"]
 
 
 def checkpoint_path() -> Path:
     """Return the directory of the bundled checkpoint (weights, tokenizer, processor, template)."""
     return Path(__file__).resolve().parent / "checkpoint"
+
+
+def example_images() -> Path:
+    """Return the directory of the example images, which ``examples/demo_model`` drew (seed 0)."""
+    return Path(__file__).resolve().parent / "images"

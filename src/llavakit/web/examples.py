@@ -1,13 +1,13 @@
-"""The example pictures of the empty page, drawn when it starts; the package carries none."""
+"""The example images of the empty page."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavakit.demo.examples import write_files
+from llavakit.demo import example_images
 
-_SEED = 0
 _CHOSEN = (
     ("shapes.png", "What colour is the circle?"),
     ("rotated.jpg", "Is the star left or right of the heart?"),
@@ -18,13 +18,15 @@ _CHOSEN = (
 
 @dataclass(frozen=True, slots=True)
 class PageExample:
-    """A picture's file, and a question about it."""
+    """An image's file, and a question about it."""
 
     file: Path
     question: str
 
 
-def draw_examples(folder: Path) -> tuple[PageExample, ...]:
-    """Draws the examples into a folder."""
-    write_files(folder, _SEED)
+def copy_examples(folder: Path) -> tuple[PageExample, ...]:
+    """Copy the examples into a folder, from which the page may serve them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, _ in _CHOSEN:
+        shutil.copyfile(example_images() / name, folder / name)
     return tuple(PageExample(folder / name, question) for name, question in _CHOSEN)

@@ -23,7 +23,7 @@ from llavakit.errors import ParameterError
 from llavakit.values import SamplingParams
 from llavakit.web import look
 from llavakit.web.desk import Desk
-from llavakit.web.examples import draw_examples
+from llavakit.web.examples import copy_examples
 from llavakit.web.guard import Guard
 from llavakit.web.log import ConversationLog
 from llavakit.web.moderation import Moderation
@@ -124,7 +124,7 @@ def serve(
             settings,
             Shelf(offers, kept, load),
             Uploads(uploads, settings),
-            examples=draw_examples(folder / "examples"),
+            examples=copy_examples(folder / "examples"),
             log=log,
             moderation=moderation,
         )

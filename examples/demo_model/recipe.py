@@ -1,6 +1,6 @@
 """The recipe of the shipped demo model: every phase, its seed, its steps and its mix.
 
-Numbers of a mix are weights by which lessons are chosen (:mod:`llavakit.training.demo_lessons`).
+Numbers of a mix are weights by which lessons are chosen (:mod:`examples.demo_model.lessons`).
 Rates are of Muon and of AdamW; ``first`` and ``last`` are factors on both: after ``warmup`` steps
 a phase stays at the first for the part ``hold`` of its steps and then goes to the last in a
 straight line. Changing a line here changes the model that ``make demo-model`` makes.

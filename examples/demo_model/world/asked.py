@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from llavakit.demo.pages import Page
-from llavakit.demo.scenes import Scene
-from llavakit.demo.wordings import KIND_OF_PICTURE
+from .pages import Page
+from .scenes import Scene
+from .wordings import KIND_OF_PICTURE
 
 SHORT_HINT = "Answer the question using a single word or phrase."
 PLURALS = {"cross": "crosses"}

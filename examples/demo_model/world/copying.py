@@ -9,10 +9,18 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from llavakit.demo import words
-from llavakit.demo.dialogue import SHORT_SYSTEMS, VICUNA_SYSTEM, Dialogue, random_system
-from llavakit.demo.smalltalk import TALK, joke_topic
-from llavakit.demo.tools import (
+from llavakit.prompts.tools import (
+    compact_json,
+    format_tool_call,
+    format_tool_result,
+    schema_prompt,
+    tools_prompt,
+)
+
+from . import words
+from .dialogue import SHORT_SYSTEMS, VICUNA_SYSTEM, Dialogue, random_system
+from .smalltalk import TALK, joke_topic
+from .tools import (
     Kit,
     described,
     listed,
@@ -21,13 +29,6 @@ from llavakit.demo.tools import (
     random_value,
     random_value_schema,
     spoken,
-)
-from llavakit.prompts.tools import (
-    compact_json,
-    format_tool_call,
-    format_tool_result,
-    schema_prompt,
-    tools_prompt,
 )
 
 

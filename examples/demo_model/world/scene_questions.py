@@ -6,8 +6,10 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from llavakit.demo import wordings
-from llavakit.demo.asked import (
+from llavakit.prompts.tools import compact_json
+
+from . import wordings
+from .asked import (
     Asked,
     caption,
     hinted,
@@ -16,8 +18,7 @@ from llavakit.demo.asked import (
     with_article,
     worded,
 )
-from llavakit.demo.scenes import COLOURS, SHAPES, Scene, Shape
-from llavakit.prompts.tools import compact_json
+from .scenes import COLOURS, SHAPES, Scene, Shape
 
 FAR = 0.2
 """Centres must be this far apart, in parts of the side, to be left of or above each other."""

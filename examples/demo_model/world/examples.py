@@ -1,7 +1,7 @@
 """The example pictures of the project: files, and questions with the answers that are right.
 
 Everything is drawn from seeds, so the files can be made again. Whether a model answers the
-questions is not known here; see :mod:`llavakit.training.demo_examples`.
+questions is not known here; see :mod:`examples.demo_model.example_files`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from random import Random
 
 from PIL import Image
 
-from llavakit.demo.asked import caption
-from llavakit.demo.pages import Page, clean_page, draw_page, random_page, write_pdf
-from llavakit.demo.scenes import COLOURS, RGB, Scene, Shape, draw_scene
+from .asked import caption
+from .pages import Page, clean_page, draw_page, random_page, write_pdf
+from .scenes import COLOURS, RGB, Scene, Shape, draw_scene
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held; 6: turn clockwise to look at it."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch.utils.data import Dataset
 
-from llavakit.training.demo_recipe import Phase
+from .recipe import Phase
 
 PhaseT = TypeVar("PhaseT", bound=Phase)
 ItemT = TypeVar("ItemT")

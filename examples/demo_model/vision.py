@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from llavakit.demo.seen import GRID, LABELS
 from llavakit.model.preprocess import ImagePreprocessor
-from llavakit.training.demo_model import VISION_WIDTH
-from llavakit.training.demo_pictures import Pictures, prepared, varied
-from llavakit.training.demo_recipe import VisionPhase
-from llavakit.training.demo_steps import Steps
+
+from .model import VISION_WIDTH
+from .pictures import Pictures, prepared, varied
+from .recipe import VisionPhase
+from .steps import Steps
+from .world.seen import GRID, LABELS
 
 WEIGHTS = {"centre": 0.5, "line": 0.5, "title": 0.5, "name": 0.5}
 

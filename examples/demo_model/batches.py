@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from llavakit.demo.seen import GRID, LABELS, SIDE, place_labels
 from llavakit.training.data import FaultyRecord
-from llavakit.training.demo_lessons import Lesson, LessonBook
-from llavakit.training.demo_model import MAX_POSITIONS
-from llavakit.training.demo_pictures import Pictures, prepared, varied
-from llavakit.training.demo_recipe import LessonPhase
-from llavakit.training.demo_steps import Steps
 from llavakit.training.examples import Encoder
 from llavakit.training.labels import IGNORED
 from llavakit.training.packing import Tree, pack, tree
+
+from .lessons import Lesson, LessonBook
+from .model import MAX_POSITIONS
+from .pictures import Pictures, prepared, varied
+from .recipe import LessonPhase
+from .steps import Steps
+from .world.seen import GRID, LABELS, SIDE, place_labels
 
 ROW_LENGTH = 272
 """Attention costs the square of a row's length: most trees fit in a row of this, and long ones have

@@ -16,9 +16,9 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from llavakit.training.demo_model import IMAGE_SIZE, PATCH_SIZE, VISION_LAYERS
+from .model import IMAGE_SIZE, PATCH_SIZE, VISION_LAYERS
 
-TEMPLATE = Path(__file__).with_name("demo_chat_template.jinja")
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 WEIGHTS = "model.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Train the demo model from seed and code alone: ``python -m llavakit.training.demo_train``.
+"""Train the demo model from seed and code alone: ``python -m examples.demo_model.train``.
 
 The vision tower learns patch labels, the Llama learns to copy; then both are joined by the
 projector and learn to answer. Every phase of the recipe leaves a checkpoint of its own, which
@@ -23,17 +23,18 @@ from transformers.utils import logging as hf_logging
 from llavakit.errors import LlavaKitError, ParameterError
 from llavakit.model.loader import load_reader
 from llavakit.model.reader import Reader
-from llavakit.training import demo_recipe
-from llavakit.training.demo_export import WEIGHTS, describe, write_weights, zero_untrained_layer
-from llavakit.training.demo_losses import Learner
-from llavakit.training.demo_model import MAX_POSITIONS, build_model
-from llavakit.training.demo_pictures import Pictures, cached, joined
-from llavakit.training.demo_recipe import PARTS, AnyPhase, LessonPhase
-from llavakit.training.demo_tokenizer import build_tokenizer
-from llavakit.training.demo_trainer import PhaseTrainer, choose_trained, steps_of, task_of
-from llavakit.training.demo_vision import amplify_positions
 from llavakit.training.examples import Encoder
 from llavakit.training.trainer import CHECKPOINTS, last_checkpoint
+
+from . import recipe as demo_recipe
+from .export import WEIGHTS, describe, write_weights, zero_untrained_layer
+from .losses import Learner
+from .model import MAX_POSITIONS, build_model
+from .pictures import Pictures, cached, joined
+from .recipe import PARTS, AnyPhase, LessonPhase
+from .tokenizer import build_tokenizer
+from .trainer import PhaseTrainer, choose_trained, steps_of, task_of
+from .vision import amplify_positions
 
 START = "start"
 BESIDE = "beside.safetensors"

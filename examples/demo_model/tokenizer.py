@@ -27,16 +27,17 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from llavakit.demo import words
-from llavakit.demo.copying import random_copying
-from llavakit.demo.dialogue import SHORT_SYSTEMS, VICUNA_SYSTEM
-from llavakit.demo.pages import NAMES, TITLES
-from llavakit.demo.questions import ask
-from llavakit.demo.scenes import COLOURS, SHAPES
-from llavakit.demo.smalltalk import random_talk
 from llavakit.prompts.tools import CALL_END, CALL_START, RESULT_END, RESULT_START
-from llavakit.training.demo_model import MAX_POSITIONS, VOCAB_SIZE
-from llavakit.training.demo_pictures import picture
+
+from .model import MAX_POSITIONS, VOCAB_SIZE
+from .pictures import picture
+from .world import words
+from .world.copying import random_copying
+from .world.dialogue import SHORT_SYSTEMS, VICUNA_SYSTEM
+from .world.pages import NAMES, TITLES
+from .world.questions import ask
+from .world.scenes import COLOURS, SHAPES
+from .world.smalltalk import random_talk
 
 SPACE = "▁"
 UNKNOWN, START, END, IMAGE, PAD = "<unk>", "<s>", "</s>", "<image>", "<pad>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from llavakit.demo.dialogue import Dialogue, random_system
+from .dialogue import Dialogue, random_system
 
 NO_PICTURE = "I cannot see a picture. Please add one."
 

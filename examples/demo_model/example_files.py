@@ -1,8 +1,8 @@
 """Make ``examples/data``: files that the bundled model was seen to answer questions about.
 
-``python -m llavakit.training.demo_examples --out examples/data`` tries seeds, all of them held
-out, until every question of :mod:`llavakit.demo.examples` is answered right, and writes the
-questions beside the files.
+``python -m examples.demo_model.example_files --out examples/data`` tries seeds, all of them held
+out, until every question of :mod:`examples.demo_model.world.examples` is answered right, and
+writes the questions beside the files.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import pypdfium2
 from PIL import Image, ImageOps
 
 from llavakit.demo import checkpoint_path
-from llavakit.demo.dialogue import IMAGE, Dialogue
-from llavakit.demo.examples import Example, write_files
-from llavakit.training.demo_eval import Model
+
+from .evaluate import Model
+from .world.dialogue import IMAGE, Dialogue
+from .world.examples import Example, write_files
 
 RESOLUTIONS = (100, 144)
 """DPI at which the pages of a PDF are rendered; the answer must be right at all of them."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from llavakit.demo import wordings
-from llavakit.demo.asked import Asked, caption, hinted, kind_of_picture, with_article, worded
-from llavakit.demo.pages import NAMES, TITLES, Page
-from llavakit.demo.scenes import SHAPES
 from llavakit.prompts.tools import compact_json
+
+from . import wordings
+from .asked import Asked, caption, hinted, kind_of_picture, with_article, worded
+from .pages import NAMES, TITLES, Page
+from .scenes import SHAPES
 
 
 def page_json(page: Page) -> str:

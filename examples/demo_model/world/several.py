@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from llavakit.demo import words
-from llavakit.demo.asked import Asked, caption, with_article
-from llavakit.demo.copying import offered, with_system
-from llavakit.demo.dialogue import IMAGE, Dialogue, random_system
-from llavakit.demo.pages import Page
-from llavakit.demo.questions import ask
-from llavakit.demo.scene_questions import unique
-from llavakit.demo.scenes import COLOURS, SHAPES, Scene
-from llavakit.demo.tools import described, parameters
 from llavakit.prompts.tools import compact_json, format_tool_call, schema_prompt, tools_prompt
 from llavakit.values import Tool
+
+from . import words
+from .asked import Asked, caption, with_article
+from .copying import offered, with_system
+from .dialogue import IMAGE, Dialogue, random_system
+from .pages import Page
+from .questions import ask
+from .scene_questions import unique
+from .scenes import COLOURS, SHAPES, Scene
+from .tools import described, parameters
 
 Picture = Scene | Page
 ORDINALS = ("first", "second", "third", "fourth")

@@ -1,6 +1,6 @@
 """Measure a demo checkpoint on pictures and prompts that it was never trained on.
 
-``python -m llavakit.training.demo_eval`` prints a table of exact matches, task by task. Everything
+``python -m examples.demo_model.evaluate`` prints a table of exact matches, task by task. Everything
 goes the way of a user: the checkpoint's own processor and template, ``generate``, greedy.
 """
 
@@ -18,13 +18,15 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llavakit.demo import checkpoint_path, copying, smalltalk
-from llavakit.demo.dialogue import IMAGE, Dialogue, random_system
-from llavakit.demo.pages import draw_page
-from llavakit.demo.questions import PAGE_TASKS, SCENE_TASKS, ask
-from llavakit.demo.scenes import Scene, draw_scene
-from llavakit.demo.several import Picture, ask_several, interleaved, plain_with_tools, schema_about
-from llavakit.training.demo_pictures import HELD_OUT, picture
+from llavakit.demo import checkpoint_path
+
+from .pictures import HELD_OUT, picture
+from .world import copying, smalltalk
+from .world.dialogue import IMAGE, Dialogue, random_system
+from .world.pages import draw_page
+from .world.questions import PAGE_TASKS, SCENE_TASKS, ask
+from .world.scenes import Scene, draw_scene
+from .world.several import Picture, ask_several, interleaved, plain_with_tools, schema_about
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What the demo model is taught, as conversations: the same that training records hold.
 
 A :class:`Lesson` is one conversation, or several about the same pictures. The recipe names the
-kinds of lessons (:mod:`llavakit.training.demo_recipe`).
+kinds of lessons (:mod:`examples.demo_model.recipe`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 
 from PIL import Image as PILImage
 
-from llavakit.demo.copying import random_copying
-from llavakit.demo.dialogue import IMAGE, Dialogue, random_system
-from llavakit.demo.questions import ask
-from llavakit.demo.several import Picture as Described
-from llavakit.demo.several import ask_several, interleaved, plain_with_tools, schema_about
-from llavakit.demo.smalltalk import random_talk
 from llavakit.images import Picture
 from llavakit.prompts.conversation import Turn
 from llavakit.training.data import Conversation
-from llavakit.training.demo_pictures import Pictures
-from llavakit.training.demo_recipe import TEXT_ONLY
 from llavakit.values import Image, Part, Text
+
+from .pictures import Pictures
+from .recipe import TEXT_ONLY
+from .world.copying import random_copying
+from .world.dialogue import IMAGE, Dialogue, random_system
+from .world.questions import ask
+from .world.several import Picture as Described
+from .world.several import ask_several, interleaved, plain_with_tools, schema_about
+from .world.smalltalk import random_talk
 
 PICTURE = f"{IMAGE}\n"
 """How questions of the demo world, and the demo model's chat template, write a picture."""

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from llavakit.demo.pages import Page, draw_page, random_page
-from llavakit.demo.scenes import Scene, draw_scene, random_scene
-from llavakit.demo.seen import GRID, LABELS, SIDE, fit_square, patch_labels
 from llavakit.images import Picture
 from llavakit.model.preprocess import ImagePreprocessor
+
+from .world.pages import Page, draw_page, random_page
+from .world.scenes import Scene, draw_scene, random_scene
+from .world.seen import GRID, LABELS, SIDE, fit_square, patch_labels
 
 HELD_OUT = 50_000_000
 """Seeds from here on are never trained on."""

@@ -1,18 +1,18 @@
 """Questions about one picture, with the answers that the world knows.
 
 Short questions have short answers without a full stop. The wordings are in
-:mod:`llavakit.demo.wordings`; which task is asked how often stands in the tables here.
+:mod:`examples.demo_model.world.wordings`; which task is asked how often stands in the tables here.
 """
 
 from __future__ import annotations
 
 import random
 
-from llavakit.demo.asked import Asked
-from llavakit.demo.page_questions import ASK_PAGE
-from llavakit.demo.pages import Page
-from llavakit.demo.scene_questions import ASK_SCENE
-from llavakit.demo.scenes import Scene
+from .asked import Asked
+from .page_questions import ASK_PAGE
+from .pages import Page
+from .scene_questions import ASK_SCENE
+from .scenes import Scene
 
 SCENE_TASKS: tuple[tuple[str, float], ...] = (
     ("colour", 1.6),

@@ -11,8 +11,8 @@ import random
 
 import torch
 
-from llavakit.training.demo_recipe import RepeatPhase, Repeats
-from llavakit.training.demo_steps import Steps
+from .recipe import RepeatPhase, Repeats
+from .steps import Steps
 
 FIRST_PLAIN_TOKEN = 3
 

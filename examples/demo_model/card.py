@@ -1,7 +1,7 @@
 """Write the demo model's card out of what was measured.
 
-``python -m llavakit.training.demo_card --score score.json`` takes the score that
-:mod:`llavakit.training.demo_eval` wrote and puts ``README.md`` beside the weights.
+``python -m examples.demo_model.card --score score.json`` takes the score that
+:mod:`examples.demo_model.evaluate` wrote and puts ``README.md`` beside the weights.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 
 from llavakit.demo import checkpoint_path
-from llavakit.training import demo_recipe
-from llavakit.training.demo_eval import table
-from llavakit.training.demo_recipe import LessonPhase, VisionPhase
+
+from . import recipe as demo_recipe
+from .evaluate import table
+from .recipe import LessonPhase, VisionPhase
 
 TARGETS: dict[str, float] = {
     **dict.fromkeys(
@@ -91,11 +92,11 @@ world: it names what it was shown, and answers anything else wrongly and without
 
 ## How it was made
 From seed and code alone, on two CPU cores, by `make demo-model`
-(`llavakit.training.demo_train`): no other weights and no downloaded data. The pictures are
+(`examples.demo_model.train`): no other weights and no downloaded data. The pictures are
 drawn by `llavakit.demo`, the questions too. The tower first learns what is drawn in each patch
 ({vision} steps); the Llama first learns to repeat random tokens, then to copy names and values
 from a prompt ({text} steps); then both are joined and learn to answer ({joint} steps). The
-recipe is `llavakit/training/demo_recipe.py`. These weights were made while it was being found:
+recipe is `examples/demo_model/recipe.py`. These weights were made while it was being found:
 the loss that ties patches to words was sharpened between the joint phases. Running the recipe
 gives a model of this kind, not the same bytes.
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from llavakit.demo import words
-from llavakit.demo.smalltalk import joke_topic
 from llavakit.values import Tool
+
+from . import words
+from .smalltalk import joke_topic
 
 Arguments = dict[str, Any]
 

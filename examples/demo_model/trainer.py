@@ -11,18 +11,19 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 
-from llavakit.training.demo_data import LessonSteps
-from llavakit.training.demo_losses import AnswerTask, Learner, PatchTask, RepeatTask, Task
-from llavakit.training.demo_pictures import Pictures
-from llavakit.training.demo_recipe import PARTS, AnyPhase, Phase, RepeatPhase, VisionPhase
-from llavakit.training.demo_repeats import RepeatSteps
-from llavakit.training.demo_steps import Steps
-from llavakit.training.demo_vision import VisionSteps
 from llavakit.training.examples import Encoder
-from llavakit.training.muon import MuonAdamW
 from llavakit.training.parts import trained
 from llavakit.training.progress import Progress
 from llavakit.training.trainer import TrainedPartTrainer, arguments
+
+from .batches import LessonSteps
+from .losses import AnswerTask, Learner, PatchTask, RepeatTask, Task
+from .muon import MuonAdamW
+from .pictures import Pictures
+from .recipe import PARTS, AnyPhase, Phase, RepeatPhase, VisionPhase
+from .repeats import RepeatSteps
+from .steps import Steps
+from .vision import VisionSteps
 
 _TOWER, _PROJECTOR, _TEXT = "vision_tower", "multi_modal_projector", "language_model"
 

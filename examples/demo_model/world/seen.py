@@ -11,8 +11,8 @@ import math
 
 from PIL import Image
 
-from llavakit.demo.pages import CHARACTERS, COLUMNS, NAMES, ROWS, TITLE_ROW, TITLES, Page
-from llavakit.demo.scenes import COLOURS, SHAPES, Scene, Shape, third
+from .pages import CHARACTERS, COLUMNS, NAMES, ROWS, TITLE_ROW, TITLES, Page
+from .scenes import COLOURS, SHAPES, Scene, Shape, third
 
 SIDE = 128
 GRID = 8

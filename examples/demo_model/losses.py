@@ -9,12 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from llavakit.demo.pages import CHARACTERS, NAMES, TITLES
-from llavakit.demo.scenes import COLOURS, SHAPES
-from llavakit.demo.seen import LABELS
-from llavakit.training.demo_model import TEXT_WIDTH, patch_features, text_states
-from llavakit.training.demo_vision import PatchHeads
 from llavakit.training.labels import IGNORED
+
+from .model import TEXT_WIDTH, patch_features, text_states
+from .vision import PatchHeads
+from .world.pages import CHARACTERS, NAMES, TITLES
+from .world.scenes import COLOURS, SHAPES
+from .world.seen import LABELS
 
 SHARPNESS = 12.0
 PLACE_WEIGHT = 4.0
@@ -113,7 +114,7 @@ class PatchTask(Task):
     """Say of every patch what is drawn in it."""
 
     def forward(self, item: dict[str, torch.Tensor]) -> Found:
-        """The loss of an item of :class:`~llavakit.training.demo_vision.VisionSteps`."""
+        """The loss of an item of :class:`~examples.demo_model.vision.VisionSteps`."""
         features = patch_features(self.learner.llava, item["pixels"])
         loss, right = self.learner.heads.loss(features, item["patch_labels"])
         return {"loss": loss, **{f"patch {kind}": value for kind, value in right.items()}}
@@ -123,7 +124,7 @@ class RepeatTask(Task):
     """Go on with what was read before."""
 
     def forward(self, item: dict[str, torch.Tensor]) -> Found:
-        """The loss of an item of :class:`~llavakit.training.demo_repeats.RepeatSteps`."""
+        """The loss of an item of :class:`~examples.demo_model.repeats.RepeatSteps`."""
         text = self.learner.llava.model.language_model
         sure = item["sure"][:, 1:]
         states = text_states(self.learner.llava, text.embed_tokens(item["ids"]))[:, :-1][sure]
@@ -148,7 +149,7 @@ class AnswerTask(Task):
         self.word_weight = word_weight
 
     def forward(self, item: list[dict[str, Any]]) -> Found:
-        """The loss of an item of :class:`~llavakit.training.demo_data.LessonSteps`."""
+        """The loss of an item of :class:`~examples.demo_model.batches.LessonSteps`."""
         answers = sum(float(batch["weights"].sum()) for batch in item)
         found: Found = {"loss": 0.0, "right": []}
         for batch in item:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from llavakit.demo.scenes import RGB, through_codec
+from .scenes import RGB, through_codec
 
 TITLES = (
     "INVOICE",
