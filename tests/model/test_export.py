@@ -21,8 +21,8 @@ from llavakit.errors import CheckpointError, ParameterError
 from llavakit.images import open_picture
 from llavakit.model import export as module
 from llavakit.model.export import export
+from llavakit.model.jinja import chat_template
 from llavakit.model.loader import load_reader
-from llavakit.model.original.jinja import chat_template
 from llavakit.prompts.conversation import to_turns
 from llavakit.prompts.templates import TEMPLATES
 from tests.original import FIXTURES, SETTINGS, random_state, write

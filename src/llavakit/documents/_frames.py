@@ -12,7 +12,7 @@ from llavakit.images.decode import Metered, check_size, decoding
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-    from llavakit.documents.pages import PageLimit
+    from llavakit.documents.limits import PageLimit
     from llavakit.sources import SourcePolicy
 
 

@@ -22,7 +22,7 @@ from llavakit.errors import DocumentError, EngineError, RenderError
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-    from llavakit.documents.pages import PageLimit
+    from llavakit.documents.limits import PageLimit
 
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
 _START += "from llavakit.documents._worker import main; main()"

@@ -18,7 +18,7 @@ from llavakit.errors import DocumentError, LlavaKitError, MissingDependencyError
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-    from llavakit.documents.pages import PageLimit
+    from llavakit.documents.limits import PageLimit
 
 _PDFIUM = threading.RLock()
 _POINTS_PER_INCH = 72

@@ -14,7 +14,7 @@ import sys
 from typing import Any, BinaryIO
 
 from llavakit.documents._pdf import PdfReader
-from llavakit.documents.pages import PageLimit
+from llavakit.documents.limits import PageLimit
 from llavakit.errors import LlavaKitError
 
 MAX_MEMORY = 4 * 2**30

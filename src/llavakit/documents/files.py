@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from llavakit._checks import checked, real, whole
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.folders import Document, Failure, list_documents
+from llavakit.documents.limits import page_limit
 from llavakit.documents.pages import (
     MAX_PAGE_PIXELS,
     Page,
     PageReader,
     label_of,
     open_reader,
-    page_limit,
 )
 from llavakit.errors import DocumentError, InputError, RenderError
 from llavakit.images import Picture
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 if TYPE_CHECKING:
-    from llavakit.documents.pages import PageLimit
+    from llavakit.documents.limits import PageLimit
 
 
 Pages: TypeAlias = Generator[Page | Failure, None, None]

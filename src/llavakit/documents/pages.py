@@ -7,7 +7,6 @@ pages.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from llavakit._checks import checked, members, real, whole
+from llavakit._checks import checked, members
+from llavakit.documents.limits import PageLimit, page_limit
 from llavakit.errors import DocumentError, ImageError, ParameterError, SourceError
 from llavakit.images import Picture, hold
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
@@ -119,32 +119,6 @@ def count_pages(source: Any, *, policy: SourcePolicy = DEFAULT_POLICY) -> int:
         return reader.count()
     finally:
         reader.close()
-
-
-@dataclass(frozen=True, slots=True)
-class PageLimit:
-    """Most pixels of a page, and most along one side."""
-
-    pixels: int
-    side: int
-
-    def scale(self, width: float, height: float, wanted: float = 1.0) -> float:
-        """The factor, at most ``wanted``, at which a size is within the limit, rounded up."""
-        # The product may overflow to infinity, so the root is taken of each side.
-        area = math.sqrt(self.pixels) / (math.sqrt(width) * math.sqrt(height))
-        scale = min(wanted, area, self.side / width, self.side / height)
-        while True:
-            across, down = math.ceil(width * scale), math.ceil(height * scale)
-            if across * down <= self.pixels and max(across, down) <= self.side:
-                return scale
-            scale *= 0.99
-
-
-def page_limit(dpi: float, max_pixels: int, policy: SourcePolicy) -> PageLimit:
-    """The caps for pages; raises ``ParameterError`` for numbers that make no sense."""
-    real("dpi", dpi, above=0)
-    whole("max_pixels", max_pixels, least=1)
-    return PageLimit(min(max_pixels, policy.max_pixels), policy.max_side)
 
 
 def _pages(

@@ -10,11 +10,13 @@ from llama_index.core.base.llms.types import LLMMetadata, MessageRole
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from llavakit.arguments import to_params
+from llavakit.documents.message import Attachment, page_images
 from llavakit.errors import ParameterError
 from llavakit.llama_index.structured import SchemaPrediction
 from llavakit.llama_index.written import WrittenDown
 from llavakit.model.catalog import context_length
 from llavakit.settings import ModelSettings, key_from_environment
+from llavakit.values import Image
 
 
 class DescribedModel(WrittenDown, ModelSettings, SchemaPrediction):
@@ -73,6 +75,9 @@ class DescribedModel(WrittenDown, ModelSettings, SchemaPrediction):
     @property
     def _model_name(self) -> str:
         return Path(self.model).name if Path(self.model).is_dir() else self.model
+
+    def _open_document(self, document: Attachment) -> list[Image]:
+        return page_images(document, self.max_pages, self.policy)
 
     def to_payload(self) -> dict[str, Any]:
         """The model as traces see it: settings that change answers; no keys, paths or pixels."""

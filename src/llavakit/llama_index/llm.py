@@ -25,14 +25,12 @@ from pydantic import model_validator
 from llavakit._checks import checked
 from llavakit.arguments import Call
 from llavakit.backend import Backend
-from llavakit.documents.message import Attachment, page_images
 from llavakit.llama_index.calls import to_call
 from llavakit.llama_index.described import DescribedModel
 from llavakit.llama_index.messages import has_media, to_messages
 from llavakit.llama_index.responses import Growing, to_completion, to_response, to_selections
 from llavakit.llama_index.tools import to_openai_tools, to_tools
 from llavakit.streams import AnswerStream
-from llavakit.values import Image
 
 if TYPE_CHECKING:
     from llavakit.llama_index.memory import LLaVAChatMemoryBuffer, LLaVAMemory
@@ -84,9 +82,6 @@ class LLaVA(DescribedModel):
         if has_media(messages):  # base64 of megabytes, pages of a PDF
             return await asyncio.to_thread(self._prepared, messages, arguments)
         return self._prepared(messages, arguments)
-
-    def _open_document(self, document: Attachment) -> list[Image]:
-        return page_images(document, self.max_pages, self.policy)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
         # Some ways through the framework have added it already, others have not.

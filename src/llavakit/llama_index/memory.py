@@ -7,17 +7,15 @@ whatever the model makes of it; both count text with another model's tokenizer.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.memory import ChatMemoryBuffer, Memory
 from pydantic import PrivateAttr
 
 from llavakit.errors import ParameterError
+from llavakit.llama_index.described import DescribedModel
 from llavakit.llama_index.messages import to_messages
-
-if TYPE_CHECKING:
-    from llavakit.llama_index.llm import LLaVA
 
 _SHARE = 0.75
 """Of the context, for the conversation; the rest is for the answer. The framework's own share."""
@@ -38,7 +36,9 @@ class LLaVAChatMemoryBuffer(ChatMemoryBuffer):
         return "LLaVAChatMemoryBuffer"
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], llm: LLaVA | None = None, **kwargs: Any) -> Self:
+    def from_dict(
+        cls, data: dict[str, Any], llm: DescribedModel | None = None, **kwargs: Any
+    ) -> Self:
         """Read back what ``to_dict`` wrote.
 
         Args:
@@ -80,7 +80,7 @@ class LLaVAMemory(Memory):
         return _count(self._llm, messages, type(self).__name__)
 
 
-def buffer_for(llm: LLaVA, **settings: Any) -> LLaVAChatMemoryBuffer:
+def buffer_for(llm: DescribedModel, **settings: Any) -> LLaVAChatMemoryBuffer:
     """A buffer that counts with ``llm``; see ``ChatMemoryBuffer.from_defaults``."""
     limit = settings.pop("token_limit", None) or _limit(llm)
     memory = LLaVAChatMemoryBuffer.from_defaults(
@@ -90,7 +90,7 @@ def buffer_for(llm: LLaVA, **settings: Any) -> LLaVAChatMemoryBuffer:
     return memory  # type: ignore[return-value]
 
 
-def memory_for(llm: LLaVA, **settings: Any) -> LLaVAMemory:
+def memory_for(llm: DescribedModel, **settings: Any) -> LLaVAMemory:
     """A memory that counts with ``llm``; see ``Memory.from_defaults``."""
     limit = settings.pop("token_limit", None) or _limit(llm)
     memory = LLaVAMemory.from_defaults(
@@ -100,11 +100,11 @@ def memory_for(llm: LLaVA, **settings: Any) -> LLaVAMemory:
     return memory  # type: ignore[return-value]
 
 
-def _limit(llm: LLaVA) -> int:
+def _limit(llm: DescribedModel) -> int:
     return int(llm.metadata.context_window * _SHARE)
 
 
-def _count(llm: LLaVA | None, messages: list[ChatMessage], name: str) -> int:
+def _count(llm: DescribedModel | None, messages: list[ChatMessage], name: str) -> int:
     if llm is None:
         raise ParameterError(
             f"This {name} has no model to count with; make it by a method of the model, or give "
@@ -115,6 +115,6 @@ def _count(llm: LLaVA | None, messages: list[ChatMessage], name: str) -> int:
     return llm.backend_for().count_tokens(to_messages(messages, llm._open_document))
 
 
-def _tokens(llm: LLaVA, text: str) -> list[Any]:
+def _tokens(llm: DescribedModel, text: str) -> list[Any]:
     """As many as the text has tokens, template and all; engines want their number alone."""
     return [None] * (llm.backend_for().count_tokens(text) if text else 0)

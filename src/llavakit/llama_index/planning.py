@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -21,11 +21,9 @@ from llama_index.core.tools import BaseTool
 
 from llavakit.images import Picture
 from llavakit.llama_index.carriers import picture_of
+from llavakit.llama_index.described import DescribedModel
 from llavakit.sources import read_source
 from llavakit.values import Image, Message
-
-if TYPE_CHECKING:
-    from llavakit.llama_index.llm import LLaVA
 
 
 class MeasuredImage(ImageBlock):
@@ -50,7 +48,7 @@ class PicturePromptHelper(ChatPromptHelper):
 
     _llm: Any = PrivateAttr()
 
-    def __init__(self, llm: LLaVA, **settings: Any) -> None:
+    def __init__(self, llm: DescribedModel, **settings: Any) -> None:
         metadata = llm.metadata
         settings.setdefault("context_window", metadata.context_window)
         settings.setdefault("num_output", metadata.num_output)

@@ -13,7 +13,7 @@ from typing import Any
 
 from llavakit.errors import CheckpointError
 from llavakit.model.chat_template import LEGACY_FILE, PROBE
-from llavakit.model.original.jinja import chat_template
+from llavakit.model.jinja import chat_template
 from llavakit.model.reader import Reader
 
 # The tokenizer's, the processor's and the template's; never weights, nor cards of other models.

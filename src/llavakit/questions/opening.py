@@ -7,8 +7,9 @@ name that it used, and neither paths of this machine nor addresses of its networ
 from __future__ import annotations
 
 from llavakit.documents._isolated import Renderer
+from llavakit.documents.limits import PageLimit
 from llavakit.documents.message import DPI, PAGE_SECONDS
-from llavakit.documents.pages import MAX_PAGE_PIXELS, PageLimit, PageReader, open_reader
+from llavakit.documents.pages import MAX_PAGE_PIXELS, PageReader, open_reader
 from llavakit.errors import (
     DocumentError,
     ImageError,

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from llavakit.errors import CheckpointError
 from llavakit.model.description import write_generation, write_json
-from llavakit.model.original.jinja import chat_template
+from llavakit.model.jinja import chat_template
+from llavakit.model.original.parts import Parts
 from llavakit.model.reader import Reader
 from llavakit.prompts.templates import template
 
-if TYPE_CHECKING:
-    from llavakit.model.original.checkpoint import OriginalCheckpoint
+
+class Described(Protocol):
+    """What is asked of an original checkpoint (see :mod:`llavakit.model.original.checkpoint`)."""
+
+    parts: Parts
+    conv_mode: str
+    tokenizer: Any
+    config: Any
+
+    @property
+    def plain(self) -> bool:
+        """Whether transformers has a class for it."""
+
+    @property
+    def processor(self) -> Any:
+        """Of its images."""
 
 
-def check_plain(checkpoint: OriginalCheckpoint) -> None:
+def check_plain(checkpoint: Described) -> None:
     """Raise a ``CheckpointError`` for models that transformers has no class for."""
     if not checkpoint.plain:
         said = checkpoint.parts.config
@@ -26,7 +41,7 @@ def check_plain(checkpoint: OriginalCheckpoint) -> None:
         )
 
 
-def describe_original(checkpoint: OriginalCheckpoint, reader: Reader, path: Path) -> None:
+def describe_original(checkpoint: Described, reader: Reader, path: Path) -> None:
     """Write all files of an original checkpoint in HF format but its weights.
 
     Args:
@@ -65,7 +80,7 @@ def _plain_tokenizer(hf: Any, jinja: str) -> Any:
 
 
 def _write_processor(
-    checkpoint: OriginalCheckpoint, tokenizer: Any, path: Path, jinja: str, name: str
+    checkpoint: Described, tokenizer: Any, path: Path, jinja: str, name: str
 ) -> None:
     import transformers
 
