@@ -28,7 +28,9 @@ def example() -> Any:
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules["finetune_demo"] = module
-    found.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as as_a_program:
+        as_a_program.syspath_prepend(EXAMPLE.parent)
+        found.loader.exec_module(module)
     return module
 
 
