@@ -29,7 +29,7 @@ test-web: $(VENV)/installed  ## the web page in a real browser (Debian's chromiu
 	  echo "Chromium cannot be installed here; the tests of the page are skipped."; fi
 	$(BIN)/python -m pytest -q -m web tests/web
 
-check: $(VENV)/installed  ## format, lint, types, arrows, tests
+check: $(VENV)/installed  ## format, lint, types, import layers, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
