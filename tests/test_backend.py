@@ -6,6 +6,7 @@ import gc
 import pickle
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,3 +254,14 @@ def test_a_backend_is_copied_by_name_and_not_by_its_weights():
     assert copy.deepcopy({"backend": backend})["backend"] is backend
     with pytest.raises(ParameterError, match=r"call llavakit\.load with the same arguments there"):
         pickle.dumps(backend)
+
+
+async def test_tokens_are_counted_off_the_event_loop():
+    class Noting(FakeBackend):
+        def count_tokens(self, messages, *, tools=()):
+            self.thread = threading.current_thread()
+            return super().count_tokens(messages, tools=tools)
+
+    backend = Noting()
+    assert await backend.acount_tokens("two words") == FakeBackend().count_tokens("two words")
+    assert backend.thread is not threading.current_thread()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import torch
 from PIL import Image as PILImage
 
 import llavakit
-from llavakit import Backend, Image, Message, SamplingParams
+from llavakit import Backend, Image, Message, SamplingParams, SourcePolicy
+from llavakit.engine.config import EngineConfig
+from llavakit.engine.loop import CHECKS
 from llavakit.errors import (
     ContextLengthError,
     EngineClosedError,
@@ -75,6 +78,24 @@ def test_usage_counts_prompt_pictures_and_answer(backend: LocalBackend):
 
 
 @pytest.mark.enable_socket
+@pytest.mark.parametrize("checks", ["1", "0"])
+def test_books_that_are_wrong_are_noticed_when_the_engine_falls_idle_in_debug_mode(
+    tiny: TinyModel, checks: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(CHECKS, checks)
+    backend = LocalBackend(EngineConfig(str(tiny.path), max_waiting=77), SourcePolicy())
+    assert backend.generate("hello", SHORT).text
+    backend._get_engine()._loop.scheduler.kv_tokens += 1
+    with contextlib.suppress(EngineClosedError):
+        backend.generate("hello", SHORT)
+    until = time.monotonic() + 20
+    while checks == "1" and not backend._engine.closed:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert backend._engine is not None and backend._engine.closed == (checks == "1")
+    backend.close()
+
+
 def test_counting_runs_nothing_and_obeys_the_policy(backend: LocalBackend):
     assert backend.count_tokens("hello") > 5
     assert backend._engine is None

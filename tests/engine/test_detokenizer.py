@@ -49,6 +49,13 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(pieces, stops)
         assert not any(stop in told for stop in stops)
 
 
+@pytest.mark.parametrize("stops", [("end", "stop"), ("stop", "end")])
+def test_the_earliest_stop_string_ends_the_text_and_not_the_one_that_is_listed_first(stops):
+    holder = StopStrings(stops)
+    assert holder.push("go, stop and then end") == "go, "
+    assert holder.hit == "stop"
+
+
 def test_text_is_told_as_soon_as_no_stop_string_can_begin_in_it():
     holder = StopStrings(["</s>"])
     assert [holder.push(piece) for piece in ("a<", "b", "</", "s")] == ["a", "<b", "", ""]

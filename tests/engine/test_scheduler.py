@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -130,6 +131,15 @@ def test_requests_that_begin_alike_wait_for_one_prefill():
     assert len(step(scheduler).work) == 1  # the others wait
     run_all(scheduler)
     assert [one.cached for one in group] == [0, 100, 100]
+
+
+@pytest.mark.parametrize(("saved", "waits"), [(31, False), (32, True)])
+def test_a_request_waits_for_its_twin_where_that_saves_32_tokens_and_not_for_fewer(saved, waits):
+    scheduler = make(kv_tokens=2000, chunk=256, worth=1)
+    shared = list(range(saved))
+    for end in (500, 600):
+        scheduler.add(sequence([*shared, end, end + 1], max_tokens=2))
+    assert (len(step(scheduler).work) == 1) == waits
 
 
 def test_requests_that_differ_from_the_start_do_not_wait():

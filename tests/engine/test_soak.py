@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 
 import llavakit
 from llavakit import Image, Message, SamplingParams
+from llavakit.engine.loop import CHECKS
 from llavakit.errors import (
     ContextLengthError,
     ImageError,
@@ -160,7 +161,10 @@ class Load:
 
 
 @pytest.fixture(params=[False, True], ids=["", "ahead"])
-def backend(tiny: TinyModel, request: pytest.FixtureRequest) -> Iterator[LocalBackend]:
+def backend(
+    tiny: TinyModel, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LocalBackend]:
+    monkeypatch.setenv(CHECKS, "1")
     # Small on purpose: prefixes and pictures are evicted, the queue fills up.
     backend = llavakit.load(
         tiny.path,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -67,6 +68,14 @@ class _Call(Generic[T]):
 
 
 _Item = Sequence | _Cancel | _Call[Any] | _Stop | _Nudge
+
+
+CHECKS = "LLAVAKIT_CHECK"
+"""The variable that has the scheduler's books checked whenever the engine falls idle."""
+
+
+def _checks() -> bool:
+    return os.environ.get(CHECKS, "") not in ("", "0")
 
 
 class EngineLoop:
@@ -259,6 +268,8 @@ class EngineLoop:
 
     def _take_in(self) -> bool:
         """Read the inbox, waiting while there is nothing to do; False when told to stop."""
+        if self._steps.idle and _checks():
+            self.scheduler.check_integrity()
         first = [self._wait()] if self._steps.idle else []
         for item in itertools.chain(first, self._drain()):
             if isinstance(item, _Nudge):

@@ -95,11 +95,6 @@ class PageDocuments:
                 f"A {type(self.model).__name__} reads no pages; give a ChatLLaVA or a backend."
             )
 
-    @property
-    def wants_layer(self) -> bool:
-        """Whether the text layer of PDFs is needed."""
-        return self.text == "layer"
-
     def of(self, pages: Iterable[Page | Failure]) -> Documents:
         """A document for each page, in their order, each when it is asked for.
 

@@ -1,0 +1,44 @@
+"""What is on the disk when: files that appear whole, lines that are waited for."""
+
+import errno
+import os
+
+import pytest
+
+from llavakit.errors import SourceFetchError
+from llavakit.runs import lines as module
+from llavakit.runs.lines import Lines
+from llavakit.runs.whole import write_whole
+
+
+def test_a_write_that_fails_leaves_neither_a_file_nor_a_part_of_one(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SourceFetchError, match="No space left"):
+        write_whole(tmp_path / "a.json", b"{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_whole(path, b"old")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(5, "I/O")))
+    with pytest.raises(SourceFetchError):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_are_on_the_disk_after_every_eighth_and_at_the_end(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(module.os, "fsync", lambda descriptor: synced.append(written[0]))
+    written = [0]
+    with Lines(tmp_path / "a.jsonl", ["n"]) as kept:
+        list(kept.read())
+        synced.clear()
+        for number in range(20):
+            written[0] = number + 1
+            kept.append({"n": number})
+        assert synced == [8, 16]
+    assert synced == [8, 16, 20]
