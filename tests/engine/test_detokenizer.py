@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavakit.engine.detokenizer import Detokenizer, StopStrings
+from llavakit.model.loader import load_reader
 from tests.tiny import TinyModel
 
 
@@ -66,3 +67,14 @@ def test_text_is_told_as_soon_as_no_stop_string_can_begin_in_it():
 def test_without_a_stop_string_nothing_is_lost(stops):
     holder = StopStrings(stops)
     assert holder.push("hello z") + holder.flush() == "hello z"
+
+
+def test_bytes_that_make_no_character_are_given_up_and_not_decoded_again_and_again(demo_dir):
+    tokenizer = load_reader(demo_dir).tokenizer.tokenizer
+    broken = tokenizer.convert_tokens_to_ids("<0xC5>")
+    word = tokenizer.encode("circle", add_special_tokens=False)
+    ids = [*[broken] * 100, *word]
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.push(one) for one in ids]
+    assert len(detokenizer._window) < 40
+    assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(ids)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 _BROKEN = "\ufffd"
+_GIVEN_UP = 16
+"""Broken bytes in a row, and tokens, after which nothing can make characters of them."""
 
 
 KEPT = 1 << 15
@@ -76,9 +78,20 @@ class Detokenizer:
         """The text that is certain now; empty while a character is incomplete."""
         self._window.append(token)
         now = self._decode(self._window)
-        if len(now) <= len(self._before) or now.endswith(_BROKEN):
+        if len(now) <= len(self._before):
+            return ""
+        if now.endswith(_BROKEN) and not self._hopeless(now):
             return ""
         return self._tell(now)
+
+    def _hopeless(self, now: str) -> bool:
+        """Whether the end is no character that is still incomplete, but bytes that make none.
+
+        A character has four bytes at most. Without an end to waiting, an answer of broken bytes
+        would be decoded anew, all of it, for each of its tokens.
+        """
+        untold = len(self._window) - self._told
+        return untold >= _GIVEN_UP and now.endswith(_BROKEN * _GIVEN_UP)
 
     def flush(self) -> str:
         """What is left at the end, even if it is an incomplete character."""
