@@ -38,7 +38,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch, demo_backend) -> None:
         "langchain_tests.integration_tests.chat_models.httpx.get",
         lambda url, **options: SimpleNamespace(content=downloaded(url)),
     )
-    monkeypatch.setattr("llavakit.sources.fetch_url", lambda url, policy: downloaded(url))
+    monkeypatch.setattr("llavakit.sources.read.fetch_url", lambda url, policy: downloaded(url))
 
 
 class TestChatLLaVA(Supported, ChatModelIntegrationTests):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 _BROKEN = "\ufffd"
-_GIVEN_UP = 16
+_GIVEN_UP = 8
 """Broken bytes in a row, and tokens, after which nothing can make characters of them."""
 
 

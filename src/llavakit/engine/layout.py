@@ -147,11 +147,12 @@ def pieces_of(row: Row, count: int) -> list[Extent]:
     """What a row sees, in at most ``count`` pieces if its tree allows: the longest are cut."""
     pieces = [*row.prefix, Extent(row.slot, row.own)]
     while len(pieces) < count:
-        longest = max(pieces, key=lambda piece: piece.length)
+        lengths = [piece.length for piece in pieces]
+        place = lengths.index(max(lengths))
+        longest = pieces[place]
         half = longest.length // 2
         if half < LEAST_PIECE:
             break
-        place = pieces.index(longest)
         rest = Extent(longest.start + half, longest.length - half)
         pieces[place : place + 1] = [Extent(longest.start, half), rest]
     return pieces
