@@ -4,8 +4,10 @@ import json
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain.agents.structured_output import ToolStrategy
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
+from pydantic import BaseModel
 
 from llavakit.langchain import ChatLLaVA
 from llavakit.testing import FakeBackend
@@ -105,3 +107,39 @@ def test_the_model_reads_next_time_what_it_wrote():
         called = AIMessage(answer.content, invalid_tool_calls=answer.invalid_tool_calls)
         ChatLLaVA(backend=backend).invoke([HumanMessage("q"), called, HumanMessage("Go on.")])
         assert backend.requests[-1].messages[1].text == 'Paying.pay({"amount": 345)'
+
+
+def test_an_agent_goes_on_after_a_cut_call(pay, paid):
+    """LangChain answers an invalid call by a tool's message, which says what was wrong."""
+    backend = FakeBackend([Completion("", (), "length", cut_calls=(CUT,)), "I will pay it later."])
+    agent = create_agent(ChatLLaVA(backend=backend), [pay])
+    first = agent.invoke({"messages": [("user", "Pay 3456.")]})["messages"]
+    last = agent.invoke({"messages": [*first, ("user", "Well?")]})["messages"]
+    assert last[-1].text == "I will pay it later." and paid == []
+    roles = [message.role for message in backend.requests[-1].messages]
+    assert roles == ["user", "assistant", "user", "user"]
+    assert '{"amount": 345' in backend.requests[-1].messages[1].text
+
+
+def test_a_schema_by_a_tool_is_asked_for_again_when_its_call_was_cut():
+    class Colour(BaseModel):
+        """The colour."""
+
+        name: str
+
+    cut = Completion("", (), "length", cut_calls=(CutCall("Colour", '{"name": "re'),))
+    whole = Completion("", (ToolCall("c2", "Colour", {"name": "red"}),))
+    agent = create_agent(
+        ChatLLaVA(backend=FakeBackend([cut, whole])), [], response_format=ToolStrategy(Colour)
+    )
+    assert agent.invoke({"messages": [("user", "q")]})["structured_response"].name == "red"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_of_the_newer_notation_are_read_back(streaming):
+    backend = FakeBackend([ANSWER, "ok"])
+    chat = ChatLLaVA(backend=backend, output_version="v1", streaming=streaming)
+    called = chat.invoke("q")
+    assert chat.invoke(["q", called, ToolMessage("paid", tool_call_id="c1"), "Go on."]).text == "ok"
+    (_, turn, *_) = backend.requests[-1].messages
+    assert turn.text == 'Paying.pay({"amount": 345)' and len(turn.tool_calls) == 1

@@ -40,6 +40,8 @@ TEXT_TYPES = {"text", "input_text", "output_text", "text-plain"}
 IMAGE_TYPES = {"image", "image_url", "input_image"}
 FILE_TYPES = {"file", "input_file", "document", "media", "inline_data", "inlineData"}
 CALL_TYPES = {"tool_use", "tool_call", "function_call"}
+INVALID_CALL = "invalid_tool_call"
+"""A call that was none; what is read of it is in the message's ``invalid_tool_calls``."""
 REASONING_TYPES = {"reasoning", "reasoning_content", "thinking", "redacted_thinking"}
 """A model's private thoughts: left out of the history, as every provider does."""
 
@@ -61,7 +63,7 @@ def read_block(block: Block) -> list[Piece]:
         UnsupportedContentError: audio, video, or a block that nobody knows.
     """
     kind = type_of(block)
-    if kind in REASONING_TYPES:
+    if kind in REASONING_TYPES or kind in (INVALID_CALL, "tool_call_chunk"):
         return []
     if kind == "non_standard" and isinstance(block.get("value"), Mapping):
         return read_block(block["value"])

@@ -83,7 +83,18 @@ def with_cut_calls(result: ChatResult) -> ChatResult:
             arguments, reason = written(call["args"])
             if reason is not None:
                 call["args"], call["error"] = arguments, reason
+                _replace_block(message, call)
     return result
+
+
+def _replace_block(message: AIMessage, call: InvalidToolCall) -> None:
+    """In content of the newer notation (v1) the call stands as the chunk that it came in."""
+    if not isinstance(message.content, list):
+        return
+    told = ("tool_call_chunk", call["id"])
+    for place, block in enumerate(message.content):
+        if isinstance(block, dict) and (block.get("type"), block.get("id")) == told:
+            message.content[place] = {**call, "type": "invalid_tool_call"}
 
 
 def to_result(completion: Completion, model: str) -> ChatResult:

@@ -8,7 +8,7 @@ what cannot be honoured raises an error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -16,13 +16,14 @@ from langchain_core.messages import (
     ChatMessage,
     FunctionMessage,
     HumanMessage,
+    InvalidToolCall,
     SystemMessage,
     ToolMessage,
 )
 
 from llavakit.documents.message import Attachment, OpenAttachment
 from llavakit.errors import MessageError, UnsupportedContentError
-from llavakit.langchain.carriers import Piece, ToolResult, read_block
+from llavakit.langchain.carriers import INVALID_CALL, Piece, ToolResult, read_block
 from llavakit.langchain.chunks import written
 from llavakit.values import Message, Part, Text, ToolCall
 
@@ -59,7 +60,16 @@ def to_messages(
         UnsupportedContentError: a content block that LLaVA cannot take.
         ImageError: an object that no picture can be made from.
     """
-    return tuple(turn for message in messages for turn in _turns(message, open_document))
+    turns: list[Message] = []
+    broken: set[str | None] = set()
+    for message in messages:
+        broken.update(call["id"] for call in _invalid_calls(message))
+        if isinstance(message, ToolMessage) and message.tool_call_id in broken:
+            # LangChain's agents answer calls that were none, to say what was wrong with them. The
+            # model reads such a call as text, and so this as what the user says to it.
+            message = HumanMessage(message.content, name=message.name)
+        turns += _turns(message, open_document)
+    return tuple(turns)
 
 
 def pieces_of(content: Any) -> list[Piece]:
@@ -142,11 +152,26 @@ def _calls(message: BaseMessage) -> list[ToolCall]:
     ]
 
 
-def _broken_calls(message: BaseMessage) -> list[str]:
-    # Calls whose arguments were no JSON: the model wrote them, so it sees them, as text.
+def _invalid_calls(message: BaseMessage) -> list[InvalidToolCall]:
+    """The calls of a message that were none, also those of its content alone (v1)."""
     if not isinstance(message, AIMessage):
         return []
-    return [f"{call['name']}({written(call['args'])[0]})" for call in message.invalid_tool_calls]
+    found = list(message.invalid_tool_calls)
+    known = {call["id"] for call in found}
+    blocks = message.content if isinstance(message.content, list) else []
+    for block in blocks:
+        if (
+            isinstance(block, Mapping)
+            and block.get("type") == INVALID_CALL
+            and block.get("id") not in known
+        ):
+            found.append(cast("InvalidToolCall", block))
+    return found
+
+
+def _broken_calls(message: BaseMessage) -> list[str]:
+    # Calls whose arguments were no JSON: the model wrote them, so it sees them, as text.
+    return [f"{call['name'] or ''}({written(call['args'])[0]})" for call in _invalid_calls(message)]
 
 
 def _parts(pieces: list[Piece], open_document: OpenAttachment) -> list[Part]:
