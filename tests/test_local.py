@@ -77,7 +77,6 @@ def test_usage_counts_prompt_pictures_and_answer(backend: LocalBackend):
     assert usage.completion_tokens == 4
 
 
-@pytest.mark.enable_socket
 @pytest.mark.parametrize("checks", ["1", "0"])
 def test_books_that_are_wrong_are_noticed_when_the_engine_falls_idle_in_debug_mode(
     tiny: TinyModel, checks: str, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +95,7 @@ def test_books_that_are_wrong_are_noticed_when_the_engine_falls_idle_in_debug_mo
     backend.close()
 
 
+@pytest.mark.enable_socket
 def test_counting_runs_nothing_and_obeys_the_policy(backend: LocalBackend):
     assert backend.count_tokens("hello") > 5
     assert backend._engine is None
