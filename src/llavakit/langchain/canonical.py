@@ -17,7 +17,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from llavakit.documents.message import page_images
 from llavakit.images import open_picture
 from llavakit.langchain.carriers import PictureId, document_of, picture_of
-from llavakit.sources import SourcePolicy
+from llavakit.sources import SourcePolicy, is_address
 from llavakit.values import Image
 
 
@@ -106,10 +106,7 @@ def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
 
 def is_remote(image: Image) -> bool:
     """Whether a picture has to be fetched from the network."""
-    source = image.source
-    return isinstance(source, str) and source.lstrip()[:8].lower().startswith(
-        ("http://", "https://")
-    )
+    return isinstance(image.source, str) and is_address(image.source)
 
 
 def _is_text(block: Mapping[str, Any]) -> bool:

@@ -41,16 +41,6 @@ def plain_messages(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     return [_plain_message(message) for message in messages]
 
 
-def has_objects(messages: Sequence[BaseMessage]) -> bool:
-    """Whether something in the messages is no plain data; cheap."""
-    return any(
-        not _is_plain(block)
-        for message in messages
-        if not isinstance(message.content, str)
-        for block in message.content
-    )
-
-
 def _plain_message(message: BaseMessage) -> BaseMessage:
     if isinstance(message.content, str):
         return message

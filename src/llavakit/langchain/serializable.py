@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from langchain_core.load.serializable import (
     Serializable,
@@ -23,8 +23,6 @@ class SerializableModel(Serializable):
     data, and is written as what cannot be made again.
     """
 
-    policy_attribute: ClassVar[str] = "source_policy"
-
     @classmethod
     def is_lc_serializable(cls) -> bool:
         """Whether LangChain may write it down."""
@@ -38,10 +36,8 @@ class SerializableModel(Serializable):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What is written in another form than it has."""
-        policy = getattr(self, self.policy_attribute)
-        if isinstance(policy, SourcePolicy):
-            return {self.policy_attribute: policy.to_dict()}
-        return {self.policy_attribute: None}
+        policy: SourcePolicy | None = cast("Any", self).source_policy
+        return {"source_policy": None if policy is None else policy.to_dict()}
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """Write down the arguments that make it again."""

@@ -1,9 +1,4 @@
-"""Where bytes may come from, and how they are read.
-
-Every byte that llavakit did not get in memory passes through :func:`read_file` or
-:func:`fetch_url`, and both obey a :class:`SourcePolicy`. What the bytes mean is not this
-module's concern: :mod:`llavakit.images` decodes pictures, :mod:`llavakit.documents` pages.
-"""
+"""Bytes of a source: a file, an address, data in the text itself, or an open file."""
 
 from __future__ import annotations
 
