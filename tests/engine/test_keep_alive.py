@@ -431,3 +431,15 @@ assert os.waitpid(child, 0)[1] == 0
 assert backend.generate("hello", params).text == expected
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+
+
+def test_process_that_ends_while_the_model_leaves_ends_well(tiny: TinyModel) -> None:
+    code = f"""
+import warnings
+warnings.simplefilter("ignore")
+import llavakit
+from llavakit import SamplingParams
+backend = llavakit.load({str(tiny.path)!r}, keep_alive=0)
+backend.generate("hello", SamplingParams(max_tokens=4, temperature=0))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)

@@ -10,12 +10,14 @@ the same lock: whoever has entered before has it, and whoever comes later is tol
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -68,6 +70,24 @@ class _Call(Generic[T]):
 
 
 _Item = Sequence | _Cancel | _Call[Any] | _Stop | _Nudge
+
+
+_EXIT_SECONDS = 10.0
+_loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
+_running: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def _end_at_exit() -> None:
+    """End all threads while the interpreter is whole; one in C++ would abort the process later."""
+    until = time.monotonic() + _EXIT_SECONDS
+    for loop in list(_loops):
+        loop.stop(timeout=0)
+    # Also one whose loop is gone already, and that gives the model's memory back.
+    for thread in list(_running):
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+atexit.register(_end_at_exit)
 
 
 CHECKS = "LLAVAKIT_CHECK"
@@ -129,6 +149,8 @@ class EngineLoop:
             target=_live, args=([self], ended), name=f"llavakit-{name}", daemon=True
         )
         self._thread.start()
+        _loops.add(self)
+        _running.add(self._thread)
 
     # Called from any thread
 
