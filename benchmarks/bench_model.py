@@ -114,7 +114,7 @@ def _tokenizer(vocabulary: int) -> Any:
 
 
 def pictures(count: int, side: int = 336) -> list[PILImage.Image]:
-    """Pictures of noise, 336 by 336 pixels unless told otherwise."""
+    """Images of noise, 336 by 336 pixels unless told otherwise."""
     generator = torch.Generator().manual_seed(1)
     noise = [torch.randint(0, 256, (side, side, 3), generator=generator) for _ in range(count)]
     return [PILImage.fromarray(one.to(torch.uint8).numpy()) for one in noise]

@@ -67,7 +67,7 @@ class Generate:
         clock = _FirstToken()
         inputs = hf_inputs(self.processor, turns)
         if cache is not None and cache.get_seq_length():
-            # The pictures of earlier turns are in the cache already.
+            # The images of earlier turns are in the cache already.
             inputs.pop("pixel_values", None)
         with torch.inference_mode():
             out = self.model.generate(
@@ -178,7 +178,7 @@ def load_processor(path: Path) -> Any:
 
 
 def prompt_text(processor: Any, turns: Turns) -> str:
-    """The prompt as text, with one ``<image>`` for each picture."""
+    """The prompt as text, with one ``<image>`` for each image."""
     messages = [
         {
             "role": role,

@@ -1,8 +1,8 @@
-"""transformers' own continuous batching, made to answer questions about pictures.
+"""transformers' own continuous batching, made to answer questions about images.
 
 ``generate_batch`` and its manager take token ids only (open: huggingface/transformers#43386).
-So pictures become *virtual ids*: ids behind the vocabulary, which a patched embedding maps to
-rows of a buffer of image features. Equal pictures get equal ids, so that its prefix sharing
+So images become *virtual ids*: ids behind the vocabulary, which a patched embedding maps to
+rows of a buffer of image features. Equal images get equal ids, so that its prefix sharing
 works for them, too. This is the peer in its best form, not something that it documents.
 """
 
@@ -94,7 +94,7 @@ class ContinuousBatching:
         )
 
     def _prompts(self, requests: Sequence[Turns]) -> list[list[int]]:
-        """Prompts as ids; the pictures, each once, are encoded in one batch."""
+        """Prompts as ids; the images, each once, are encoded in one batch."""
         found: dict[bytes, Any] = {}
         for turns in requests:
             for picture in _pictures(turns):
@@ -108,7 +108,7 @@ class ContinuousBatching:
         return [self._ids(turns, first, count) for turns in requests]
 
     def _encode(self, pictures: list[Any]) -> int:
-        """Fill the buffer of features; returns how many tokens a picture takes."""
+        """Fill the buffer of features; returns how many tokens an image takes."""
         pixels = self.processor.image_processor(images=pictures, return_tensors="pt")
         with torch.inference_mode():
             features = self.model.model.get_image_features(

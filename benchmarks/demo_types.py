@@ -72,7 +72,7 @@ def _answers(cases: list[Case], how: dict[str, Any]) -> list[str]:
 
 
 def _messages(case: Case) -> list[Message]:
-    """The system text and the first question, with pictures where its markers stand."""
+    """The system text and the first question, with images where its markers stand."""
     said = [] if case.dialogue.system is None else [Message("system", [case.dialogue.system])]
     pictures = iter(case.pictures)
     parts: list[Any] = []

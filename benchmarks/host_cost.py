@@ -135,7 +135,7 @@ def _seconds_of(thread: threading.Thread) -> float:
 
 def no_picture(image: Any) -> Any:
     """There are none in these prompts."""
-    raise AssertionError("no request here has a picture")
+    raise AssertionError("no request here has an image")
 
 
 def main() -> None:

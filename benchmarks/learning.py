@@ -1,4 +1,4 @@
-"""Conversations a second in training: each alone, and those about one picture together.
+"""Conversations a second in training: each alone, and those about one image together.
 
 Both are whole runs of ``llavakit train lora`` on the same records, from the check of the data to
 the adapter on disk. A step of both learns all records, so that losses must agree.
@@ -24,7 +24,7 @@ def measure(path: Path, repeats: int) -> dict[str, dict[str, float]]:
     """Both in turn; prints a table and returns it.
 
     Args:
-        path: the checkpoint of the model, whose pictures have 576 tokens.
+        path: the checkpoint of the model, whose images have 576 tokens.
         repeats: how often; the figures are medians.
     """
     for name in ("transformers", "llavakit"):
@@ -36,7 +36,7 @@ def measure(path: Path, repeats: int) -> dict[str, dict[str, float]]:
         for number in range(repeats):
             alone = _timed(path, data, folder / f"alone-{number}", together=False)
             shared = _timed(path, data, folder / f"shared-{number}", together=True)
-            rounds.append({"each alone": alone, "share_pictures": shared})
+            rounds.append({"each alone": alone, "share_images": shared})
     title = f"LoRA, {PAGES} pages x {QUESTIONS} questions, {STEPS} steps"
     work = PAGES * QUESTIONS * STEPS
     return report(title, "records", rounds, work, ("losses", STEPS), _same)
@@ -65,7 +65,7 @@ def _timed(path: Path, data: Path, out: Path, *, together: bool) -> tuple[float,
         "out": str(out),
         "conv_mode": "v1",
         "device": "cpu",
-        "share_pictures": together,
+        "share_images": together,
         "batch_size": PAGES if together else PAGES * QUESTIONS,
         "per_device_batch_size": 1 if together else QUESTIONS,
         "epochs": STEPS,

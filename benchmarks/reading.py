@@ -25,7 +25,7 @@ def measure(
     Args:
         path: the checkpoint of the model.
         repeats: how often; the figures are medians.
-        pages: pages of the PDF, each a picture of 576 tokens to the model.
+        pages: pages of the PDF, each an image of 576 tokens to the model.
         max_tokens: most tokens of a page's text; a printed page has some hundreds.
     """
     pdf = path.parent / f"{pages}-pages.pdf"

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def demo(_: Path, repeats: int) -> Figures:
-    """The bundled model: one question about one picture, greedy."""
+    """The bundled model: one question about one image, greedy."""
     from PIL import Image as PILImage
     from PIL import ImageDraw
 
@@ -71,7 +71,7 @@ def demo(_: Path, repeats: int) -> Figures:
 
 
 def shared_pictures(path: Path, repeats: int) -> Figures:
-    """16 requests at once: 4 pictures x 4 questions, 576 image tokens each."""
+    """16 requests at once: 4 images x 4 questions, 576 image tokens each."""
     requests: list[Turns] = [
         [("user", [picture, question(number * 4 + other)])]
         for number, picture in enumerate(pictures(4))
@@ -79,11 +79,11 @@ def shared_pictures(path: Path, repeats: int) -> Figures:
     ]
     contenders = [Generate(path, [3]), ContinuousBatching(path, [3]), Llavakit(path)]
     rounds = _in_turn(contenders, requests, 32, repeats)
-    return _report("16 requests at once, 4 pictures x 4 questions, 32 tokens each", rounds)
+    return _report("16 requests at once, 4 images x 4 questions, 32 tokens each", rounds)
 
 
 def chat(path: Path, repeats: int) -> Figures:
-    """Six turns about one picture: how soon the later turns begin."""
+    """Six turns about one image: how soon the later turns begin."""
     turns = [question(100 + number) for number in range(6)]
     picture = pictures(5)[4]
     peer, ours = Generate(path, [3]), Llavakit(path)
@@ -97,7 +97,7 @@ def chat(path: Path, repeats: int) -> Figures:
                 ours.name: ours.chat(turns, picture, 16)[1:],
             }
         )
-    return _report("chat of six turns on one picture, turns 2-6, 16 tokens each", rounds, sum)
+    return _report("chat of six turns on one image, turns 2-6, 16 tokens each", rounds, sum)
 
 
 def decode(path: Path, repeats: int) -> Figures:
@@ -113,7 +113,7 @@ def read(path: Path, repeats: int) -> Figures:
 
 
 def read_lines(path: Path, repeats: int) -> Figures:
-    """As :func:`read`, with few tokens a page, where reading pictures takes a good part."""
+    """As :func:`read`, with few tokens a page, where reading images takes a good part."""
     return reading.measure(path, repeats, max_tokens=96)
 
 
@@ -124,7 +124,7 @@ def train(path: Path, repeats: int) -> Figures:
 
 WORKLOADS: dict[str, Callable[[Path, int], Figures]] = {
     "demo": demo,
-    "shared pictures": shared_pictures,
+    "shared images": shared_pictures,
     "chat": chat,
     "decode": decode,
     "read": read,

@@ -1,6 +1,6 @@
 """What `make demo` runs: real files, real questions, the bundled model, through both frameworks.
 
-Pictures (PNG, a JPEG that a camera turned, WebP) and pages of a PDF go into LangChain's
+Images (PNG, a JPEG that a camera turned, WebP) and pages of a PDF go into LangChain's
 ``ChatLLaVA`` and into LlamaIndex's ``LLaVA`` like into any other model. Both share one set of
 weights. Then a PDF of many pages is read and kept in a database on disk, and asked from other
 processes. Every answer is compared with the right one.
@@ -31,7 +31,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def pictures(entry: dict[str, Any]) -> list[Any]:
-    """The pictures of an entry of ``questions.json``: paths, and pages of a PDF."""
+    """The images of an entry of ``questions.json``: paths, and pages of a PDF."""
     found: list[Any] = []
     for name in entry.get("files") or [entry["file"]]:
         if name.endswith(".pdf"):
@@ -91,7 +91,7 @@ def ask_pictures() -> int:
     found = right(entries, answers)
     print(
         f"\nLangChain: {found} of {len(entries)} right in {seconds:.1f} s, loading included; "
-        f"{stats['images_encoded']} pictures encoded, {stats['generated_tokens']} tokens drawn."
+        f"{stats['images_encoded']} images encoded, {stats['generated_tokens']} tokens sampled."
     )
     began = time.perf_counter()
     again = asyncio.run(ask_llama_index(entries))
@@ -99,7 +99,7 @@ def ask_pictures() -> int:
     encoded = backend.stats()["images_encoded"] - stats["images_encoded"]
     print(
         f"LlamaIndex: {right(entries, again)} of {len(entries)} right in {seconds:.1f} s, on the "
-        f"same weights; {encoded} pictures encoded anew."
+        f"same weights; {encoded} images encoded anew."
     )
     return 0 if answers == again and found == len(entries) else 1
 
@@ -131,7 +131,7 @@ def ask_documents(folder: Path) -> int:
 
 
 def main() -> int:
-    """Pictures, then documents; 0 if all answers are right."""
+    """Images, then documents; 0 if all answers are right."""
     backend = llavakit.load("demo")  # held, so that the weights are loaded once
     with tempfile.TemporaryDirectory() as folder:
         failed = ask_pictures(), ask_documents(Path(folder))

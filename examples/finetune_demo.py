@@ -1,11 +1,11 @@
 """Teaches the bundled model a shape that it has never seen: the hexagon.
 
-Draws pictures and questions, writes them as training records, trains a LoRA on a processor in a
-few minutes, and asks the model before and after about pictures that it was not trained on: new
+Draws images and questions, writes them as training records, trains a LoRA on a processor in a
+few minutes, and asks the model before and after about images that it was not trained on: new
 ones with hexagons, and ordinary ones, of which it shall forget nothing.
 
     python examples/finetune_demo.py --out hexagon
-    llavakit ask picture.png "What shape is it?" --model hexagon --model-base demo
+    llavakit ask image.png "What shape is it?" --model hexagon --model-base demo
 
 Needs `pip install "llavakit[train]"`.
 """
@@ -42,7 +42,7 @@ OLD_TASKS = ("colour", "shape", "exists", "count all", "what is at", "caption")
 
 @dataclass(frozen=True)
 class Lesson:
-    """A picture, questions about it, and what they are about."""
+    """An image, questions about it, and what they are about."""
 
     picture: Image.Image
     asked: tuple[Asked, ...]
@@ -101,7 +101,7 @@ def about_hexagon(scene: Scene, rng: random.Random) -> dict[str, Asked]:
 
 
 def new_lesson(rng: random.Random) -> Lesson:
-    """A picture with a hexagon."""
+    """An image with a hexagon."""
     scene = with_hexagon(rng)
     asked = about_hexagon(scene, rng)
     # Whatever is said first tells of the hexagon: only the first question asks for looking.
@@ -110,7 +110,7 @@ def new_lesson(rng: random.Random) -> Lesson:
 
 
 def old_lesson(rng: random.Random, tasks: Sequence[str] = ()) -> Lesson:
-    """A picture of the bundled world; half of the scenes are asked for a hexagon in vain."""
+    """An image of the bundled world; half of the scenes are asked for a hexagon in vain."""
     if not tasks and rng.random() < 0.2:
         page = random_page(rng)
         return Lesson(draw_page(page), tuple(ask(page, rng) for _ in range(3)))
@@ -127,7 +127,7 @@ def old_lesson(rng: random.Random, tasks: Sequence[str] = ()) -> Lesson:
 
 
 def write_records(folder: Path, lessons: Sequence[Lesson]) -> Path:
-    """Lessons in the original LLaVA's format, one conversation for each picture."""
+    """Lessons in the original LLaVA's format, one conversation for each image."""
     records = []
     for number, lesson in enumerate(lessons):
         name = f"{number}.png"
@@ -143,7 +143,7 @@ def write_records(folder: Path, lessons: Sequence[Lesson]) -> Path:
 
 
 def held_out(count: int) -> list[tuple[Image.Image, Asked]]:
-    """Questions about pictures that are in no lesson, each asked alone."""
+    """Questions about images that are in no lesson, each asked alone."""
     rng = random.Random("held out")
     found: list[tuple[Image.Image, Asked]] = []
 

@@ -1,4 +1,4 @@
-"""One question about every picture of a folder, in one batch of the model, with a progress bar."""
+"""One question about every image of a folder, in one batch of the model, with a progress bar."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ model = ChatLLaVA(model="demo", temperature=0)
 
 
 def question(path: Path) -> list[HumanMessage]:
-    """What to ask about a picture."""
-    return [HumanMessage([{"type": "image", "path": str(path)}, "Describe the picture."])]
+    """What to ask about an image."""
+    return [HumanMessage([{"type": "image", "path": str(path)}, "Describe the image."])]
 
 
-# Each answer comes as soon as it is there, with the number of its picture.
+# Each answer comes as soon as it is there, with the number of its image.
 answers = {}
 running = model.batch_as_completed([question(path) for path in pictures])
 for number, answer in tqdm(running, total=len(pictures), unit="picture"):

@@ -13,7 +13,7 @@ from llavakit.langchain import ChatLLaVA
 DATA = Path(__file__).parent / "data"
 model = ChatLLaVA(model="demo", temperature=0)
 
-# A chain: a prompt template with a picture, the model, a parser.
+# A chain: a prompt template with an image, the model, a parser.
 prompt = ChatPromptTemplate(
     [
         (
@@ -33,7 +33,7 @@ shapes = ["circle", "square", "triangle"]
 inputs = [{"picture": str(DATA / "shapes.png"), "shape": shape} for shape in shapes]
 print("batch:  ", chain.batch(inputs))
 
-# A stream, and a second turn about the same picture.
+# A stream, and a second turn about the same image.
 first = HumanMessage(
     [
         {"type": "image", "path": str(DATA / "shapes.png")},

@@ -1,4 +1,4 @@
-"""Fields of an invoice from its picture and from pages of a PDF: valid by construction."""
+"""Fields of an invoice from its image and from pages of a PDF: valid by construction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Invoice(BaseModel):
 model = ChatLLaVA(model="demo", temperature=0)
 extract = model.with_structured_output(Invoice)
 
-# From a picture.
+# From an image.
 picture = {"type": "image", "path": str(DATA / "invoice.png")}
 print("picture:", extract.invoke([HumanMessage([picture, "Extract the data."])]))
 

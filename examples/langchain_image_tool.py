@@ -1,4 +1,4 @@
-"""An agent whose brain asks another model about pictures: of a message, a file, a PDF's page."""
+"""An agent whose brain asks another model about images: of a message, a file, a PDF's page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRequest, ModelResponse, wrap_model_call
 from langchain_core.messages import HumanMessage
 
-from llavakit.langchain import ChatLLaVA, ImageQuestionTool, name_pictures
+from llavakit.langchain import ChatLLaVA, ImageQuestionTool, name_images
 
 DATA = Path(__file__).parent / "data"
 
@@ -18,13 +18,13 @@ look = ImageQuestionTool(model="demo", attachments={"page_3": DATA / "invoice.pn
 
 
 # The brain may be any chat model that calls tools, also one that sees nothing: it is told the names
-# of the pictures (image_1, image_2, ...) and asks about them.
+# of the images (image_1, image_2, ...) and asks about them.
 @wrap_model_call
 def by_name(
     request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]
 ) -> ModelResponse:
-    """Shows the brain the names of the pictures in their place."""
-    return handler(request.override(messages=name_pictures(request.messages)))
+    """Shows the brain the names of the images in their place."""
+    return handler(request.override(messages=name_images(request.messages)))
 
 
 agent = create_agent(

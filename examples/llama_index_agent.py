@@ -1,4 +1,4 @@
-"""An agent with two tools, which also sees the picture of a message."""
+"""An agent with two tools, which also sees the image of a message."""
 
 from __future__ import annotations
 

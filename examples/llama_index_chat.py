@@ -1,4 +1,4 @@
-"""LLaVA as the LLM of LlamaIndex: a chat with a picture, a stream, a prompt, a completion."""
+"""LLaVA as the LLM of LlamaIndex: a chat with an image, a stream, a prompt, a completion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llavakit.llama_index import LLaVA, LLaVAMultiModal
 SHAPES = Path(__file__).parent / "data" / "shapes.png"
 llm = LLaVA(model="demo", temperature=0)
 
-# A message of a picture and a question.
+# A message of an image and a question.
 first = ChatMessage(
     role="user",
     blocks=[ImageBlock(path=SHAPES), TextBlock(text="How many shapes are there?")],
@@ -25,14 +25,14 @@ for response in llm.stream_chat([first]):
     print(response.delta, end="", flush=True)
 print()
 
-# A second turn about the same picture, which is not computed again.
+# A second turn about the same image, which is not computed again.
 turns = [first, response.message, ChatMessage(role="user", content="What colour is the circle?")]
 reply = llm.chat(turns)
 usage = reply.raw["usage"]
 print(f"turn 2:   {reply.message.content}", end=" ")
 print(f"({usage['cached_tokens']} of {usage['prompt_tokens']} tokens were known)")
 
-# A prompt template with a picture in it.
+# A prompt template with an image in it.
 prompt = RichPromptTemplate(
     '{% chat role="user" %}{{ picture | image }}What colour is the {{ shape }}?{% endchat %}'
 )

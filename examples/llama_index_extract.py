@@ -1,4 +1,4 @@
-"""Fields of an invoice from its picture and from pages of a PDF: valid by construction."""
+"""Fields of an invoice from its image and from pages of a PDF: valid by construction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Invoice(BaseModel):
 
 llm = LLaVA(model="demo", temperature=0)
 
-# From a picture, by a prompt template.
+# From an image, by a prompt template.
 prompt = RichPromptTemplate(
     '{% chat role="user" %}{{ picture | image }}Extract the data.{% endchat %}'
 )

@@ -1,4 +1,4 @@
-"""An agent whose brain asks another model about pictures that it knows by name."""
+"""An agent whose brain asks another model about images that it knows by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions over a folder of pictures: found by their captions, answered by looking at them."""
+"""Questions over a folder of images: found by their captions, answered by looking at them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import ImageNode
 
 from llavakit import SourcePolicy
-from llavakit.llama_index import PAGES_TEMPLATE, LLaVAMultiModal, PictureResolver
+from llavakit.llama_index import PAGES_TEMPLATE, ImageResolver, LLaVAMultiModal
 
 DATA = Path(__file__).parent / "data"
 NAMES = ("heart.png", "squares.png", "wide.webp", "invoice.png")
@@ -32,18 +32,18 @@ class WordEmbedding(BaseEmbedding):
         return self._get_text_embedding(query)
 
 
-# Only this folder may be read, by the model and by what opens the pictures of nodes.
+# Only this folder may be read, by the model and by what opens the images of nodes.
 policy = SourcePolicy(roots=(DATA,), allow_urls=False)
 llm = LLaVAMultiModal(model="demo", temperature=0, source_policy=policy)
 
 nodes = []
 for name in NAMES:
-    caption = llm.complete("Describe the picture.", image_documents=[DATA / name]).text
+    caption = llm.complete("Describe the image.", image_documents=[DATA / name]).text
     print(f"{name}: {caption}")
     nodes.append(ImageNode(text=caption, image_path=str(DATA / name)))
 index = VectorStoreIndex(nodes=nodes, embed_model=WordEmbedding())
 
-# The framework would plan 2125 tokens for each picture; this helper plans what they have.
+# The framework would plan 2125 tokens for each image; this helper plans what they have.
 synthesizer = get_response_synthesizer(
     llm=llm,
     multimodal=True,
@@ -54,7 +54,7 @@ engine = index.as_query_engine(
     llm=llm,
     similarity_top_k=1,
     response_synthesizer=synthesizer,
-    node_postprocessors=[PictureResolver(policy=policy)],
+    node_postprocessors=[ImageResolver(policy=policy)],
 )
 
 for question in ("What colour is the heart?", "What is the title of the page?"):

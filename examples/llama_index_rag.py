@@ -1,7 +1,7 @@
-"""Questions about a PDF of many pages: found in a database on disk, answered from the pictures.
+"""Questions about a PDF of many pages: found in a database on disk, answered from the images.
 
 One process reads the pages with the model, embeds what it read, and keeps text and references in
-LanceDB and the pictures in a page store. Another process opens both and asks.
+LanceDB and the images in a page store. Another process opens both and asks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models and pictures that many tests share. Everything is real, only small."""
+"""Models and images that many tests share. Everything is real, only small."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class TinyFamily(TinyModel):
         )
 
     def images(self, pictures: Sequence[PILImage.Image]) -> Any:
-        """The pictures of one prompt as the processor takes them."""
+        """The images of one prompt as the processor takes them."""
         return [list(pictures)] if self.family.model == "llava_onevision" else list(pictures)
 
 

@@ -29,7 +29,7 @@ def test_demo_answers_every_question_right():
         found = re.search(rf"{framework}: (\d+) of (\d+) right", told)
         assert found is not None
         assert int(found[1]) == int(found[2]) >= 8
-    assert "0 pictures encoded anew" in told
+    assert "0 images encoded anew" in told
     assert told.count("10 of 10 right, with the page cited") == 2
     for kind in (".png", ".jpg", ".webp", ".pdf p."):
         assert kind in told

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 import llavakit
 from llavakit import SourcePolicy, langchain, llama_index
 from llavakit.errors import LlavaKitError, ParameterError, SourceNotAllowedError
-from llavakit.questions import PictureAsker
+from llavakit.questions import ImageAsker
 from llavakit.testing import FakeBackend
 
 HEART = "examples/data/heart.png"
@@ -28,9 +28,9 @@ MODELS = (
     langchain.ImageQuestionTool,
     llama_index.LLaVA,
     llama_index.LLaVAMultiModal,
-    PictureAsker,
+    ImageAsker,
 )
-COMPONENTS = (llama_index.PictureResolver, llama_index.PageImageReader)
+COMPONENTS = (llama_index.ImageResolver, llama_index.PageImageReader)
 
 COPIES = {
     "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
@@ -134,7 +134,7 @@ def test_a_fence_that_lost_a_part_is_refused(cls, lost):
 
 def test_what_somebody_writes_by_hand_needs_no_policy():
     assert llama_index.LLaVA.from_dict({"model": "demo"}).policy == SourcePolicy()
-    assert llama_index.PictureResolver.from_dict({"on_error": "skip"}).policy == SourcePolicy()
+    assert llama_index.ImageResolver.from_dict({"on_error": "skip"}).policy == SourcePolicy()
     assert langchain.ChatLLaVA.model_validate({"model": "demo"}).policy == SourcePolicy()
 
 

@@ -1,4 +1,4 @@
-"""The examples of the picture tools run as they stand, and print what is true."""
+"""The examples of the image tools run as they stand, and print what is true."""
 
 from tests.programs import printed
 

@@ -1,4 +1,4 @@
-"""The picture door: every way of giving a picture ends in the right pixels."""
+"""The image door: every way of giving an image ends in the right pixels."""
 
 import base64
 import copy
@@ -314,9 +314,9 @@ def test_arrays_become_pictures(array, expected):
 @pytest.mark.parametrize(
     "array, words",
     [
-        (np.zeros((2, 2, 2), np.uint8), "no picture"),
-        (np.zeros((1, 4, 4, 3), np.uint8), "one picture at a time"),
-        (np.zeros(4, np.uint8), "no picture"),
+        (np.zeros((2, 2, 2), np.uint8), "no image"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "one image at a time"),
+        (np.zeros(4, np.uint8), "no image"),
         (np.zeros((0, 4), np.uint8), "no pixels"),
         (np.zeros((4, 4), np.int64), "int64"),
         (np.zeros((4, 4), complex), "complex"),
@@ -385,7 +385,7 @@ def test_the_callers_image_is_left_as_it_was():
     [
         (None, "NoneType"),
         (7, "int"),
-        ([PNG], "list; pass one picture at a time"),
+        ([PNG], "list; pass one image at a time"),
         ({"url": "x"}, "dict"),
         (io.StringIO("text"), "'rb'"),
     ],

@@ -315,7 +315,7 @@ def test_timeout_ends_a_request_that_waits_or_runs(backend: LocalBackend):
 def test_bad_picture_fails_alone(backend: LocalBackend):
     good = backend.stream("hello", LONG)
     with pytest.raises(ImageError):
-        backend.generate([Message("user", [Image(b"not a picture"), "?"])], SHORT)
+        backend.generate([Message("user", [Image(b"not an image"), "?"])], SHORT)
     assert list(good)[-1].finish_reason is not None
 
 

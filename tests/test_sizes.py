@@ -1,4 +1,4 @@
-"""How large a picture at an address is: of its beginning, guarded as the whole, and remembered."""
+"""How large an image at an address is: of its beginning, guarded as the whole, and remembered."""
 
 import io
 import threading
@@ -27,7 +27,7 @@ def _nothing_is_known():
 
 
 def encoded(kind, size=(64, 48), **options):
-    """A noisy picture, so that its file is not tiny."""
+    """A noisy image, so that its file is not tiny."""
     noise = PILImage.effect_noise(size, 100).convert("RGB")
     out = io.BytesIO()
     noise.save(out, kind, **options)

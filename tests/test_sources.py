@@ -39,7 +39,7 @@ BASE64 = base64.b64encode(PNG).decode()
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A root with one picture in it, and a secret picture beside it."""
+    """A root with one image in it, and a secret image beside it."""
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "red.png").write_bytes(PNG)
     (tmp_path / "rooted").mkdir()
@@ -256,7 +256,7 @@ def test_a_url_field_never_leads_to_a_file(root, form, monkeypatch):
 def test_a_url_field_takes_data_urls_and_base64():
     for source in (f"data:image/png;base64,{BASE64}", BASE64):
         assert read_source(source, SourcePolicy(), from_url_field=True) == PNG
-    with pytest.raises(SourceNotAllowedError, match="not the base64 of a picture"):
+    with pytest.raises(SourceNotAllowedError, match="not the base64 of an image"):
         read_source("A" * 5000, SourcePolicy(), from_url_field=True)
 
 

@@ -96,7 +96,7 @@ def test_an_error_is_told_by_its_class(spans):
 
 def test_a_request_that_is_refused_has_a_span_too(spans, demo_backend):
     with pytest.raises(ImageDecodeError):
-        demo_backend.ask(b"no picture", "What is this?")
+        demo_backend.ask(b"no image", "What is this?")
 
     (span,) = spans()
     assert span.attributes["error.type"] == "ImageDecodeError"

@@ -276,11 +276,11 @@ class World:
             "PageReference": lambda: self.reference,
             "PageStore": lambda: self.store,
             "PageSynthesizer": lambda: llama_index.PageSynthesizer(self.llm),
-            "PictureAnswer": lambda: questions.PictureAnswer(
+            "ImageAnswer": lambda: questions.ImageAnswer(
                 "a", "b", "c", "d", (1, 1), "demo", "stop", llavakit.Usage()
             ),
-            "PictureAsker": lambda: questions.PictureAsker(backend=self.backend, max_tokens=4),
-            "PictureResolver": lambda: llama_index.PictureResolver(),
+            "ImageAsker": lambda: questions.ImageAsker(backend=self.backend, max_tokens=4),
+            "ImageResolver": lambda: llama_index.ImageResolver(),
             "Pictures": questions.Pictures,
             "Question": lambda: self.question,
             "Results": lambda: evaluation.Results(

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 @contextmanager
 def pixels_touched() -> Iterator[list[threading.Thread]]:
-    """The threads on which pixels were loaded, as all that opens, turns or hashes pictures does."""
+    """The threads on which pixels were loaded, as all that opens, turns or hashes images does."""
     threads: list[threading.Thread] = []
     load = PILImage.Image.load
 

@@ -51,7 +51,7 @@ class TinyModel:
         return list(load_reader(self.path).special.forbidden)
 
     def images(self, pictures: Sequence[PILImage.Image]) -> Any:
-        """The pictures of one prompt as the processor takes them."""
+        """The images of one prompt as the processor takes them."""
         return list(pictures)
 
     def generate(
@@ -149,7 +149,7 @@ def _vision_config(side: int) -> dict[str, Any]:
 
 
 def tiny_llava(path: Path, context: int = 2048, seed: int = 0, hidden: int = 32) -> TinyModel:
-    """A random LLaVA-1.5: 32 pixel views, 16 tokens a picture."""
+    """A random LLaVA-1.5: 32 pixel views, 16 tokens an image."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 

@@ -15,7 +15,7 @@ from llavakit.sources import SourcePolicy
 from llavakit.values import Chunk, Image, Request, SamplingParams, Usage
 
 SUBMITTERS = 16
-"""Threads that preprocess pictures and submit requests, as in a server."""
+"""Threads that preprocess images and submit requests, as in a server."""
 
 
 @dataclass(eq=False)
@@ -104,5 +104,5 @@ def ask(
 
 
 def opened(image: Image) -> Picture:
-    """A picture as the engine takes it."""
+    """An image as the engine takes it."""
     return open_picture(image.source, SourcePolicy())

@@ -147,7 +147,7 @@ def verdict(ran: dict[str, Any], how: How, *, every: bool = True) -> dict[str, A
 
 
 def encode_pixels(llava: Llava, path: Path, pictures: Sequence[Any]) -> Callable[[], Any]:
-    """Make what encodes all pictures in one batch; preprocessing is done here and now."""
+    """Make what encodes all images in one batch; preprocessing is done here and now."""
     reader = load_reader(path)
     pixels = [reader.preprocess(opened(Image(picture))) for picture in pictures]
     for one in pixels:

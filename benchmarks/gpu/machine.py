@@ -37,7 +37,7 @@ class Sizes:
         prompt: words of a text prompt.
         answer: tokens of an answer whose speed is measured.
         batches: requests that decode together.
-        pictures: pictures encoded together.
+        pictures: images encoded together.
         slots: tokens that the engine's arena holds.
         copy_bytes: bytes of the buffer whose copy gives the bandwidth.
         known: words that prompts are made of.
@@ -110,11 +110,11 @@ class Bench:
         return question(number, words or self.sizes.prompt, self.sizes.known)
 
     def text(self, number: int) -> Turns:
-        """Make a question without a picture."""
+        """Make a question without an image."""
         return [("user", [self.words(number)])]
 
     def about(self, picture: Any, number: int) -> Turns:
-        """Make a question about a picture."""
+        """Make a question about an image."""
         return [("user", [picture, self.words(number)])]
 
     def smaller(self, answer: int) -> Bench:

@@ -76,6 +76,6 @@ class _Plain:
         return batch * (answer - 1) / max(whole - first, 1e-9)
 
     def first_token(self, picture: Any) -> float:
-        """Seconds to the first token of a question about a picture, preprocessing included."""
+        """Seconds to the first token of a question about an image, preprocessing included."""
         turns = self._bench.about(picture, 0)
         return seconds(self._bench.device, lambda: self._run(self._inputs(turns), 1), 3)

@@ -61,7 +61,7 @@ def _replay(bench: Bench, made: Engine, profiler: StepProfiler, batch: int) -> P
 
 
 def _mixed(bench: Bench, made: Engine, profiler: StepProfiler, rows: int, picture: Any) -> Profiled:
-    """Profile the step in which a question about a picture joins ``rows - 1`` answers."""
+    """Profile the step in which a question about an image joins ``rows - 1`` answers."""
     begun = made.stats()["generated_tokens"]
 
     def drive() -> None:

@@ -1,4 +1,4 @@
-"""What a server's users see: requests a second, first tokens, gaps; and pictures encoded."""
+"""What a server's users see: requests a second, first tokens, gaps; and images encoded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHATS = 4
 
 
 def served(bench: Bench) -> None:
-    """Serve requests, a picture each, that come all at once, then at random times."""
+    """Serve requests, an image each, that come all at once, then at random times."""
     count = bench.sizes.served[0]
     with bench.model(SEVEN) as (model, path):
         llava = Llava(model)
@@ -47,7 +47,7 @@ def _side(model: Any) -> int:
 
 
 def _words(bench: Bench, made: Engine, picture: Any) -> int:
-    """How many words make a prompt of the wanted length, a picture included."""
+    """How many words make a prompt of the wanted length, an image included."""
     (answer,) = ask(made, [_question(bench, picture, 0, 1)], 1)
     assert answer.usage is not None
     return max(1, 1 + bench.sizes.served[1] - answer.usage.prompt_tokens)
@@ -118,11 +118,11 @@ def _p95(values: Sequence[float]) -> float:
 
 
 def first_token(bench: Bench) -> None:
-    """Measure the time to the first token of a new picture, of the same one, of the next turn."""
+    """Measure the time to the first token of a new image, of the same one, of the next turn."""
     with bench.records.figure("first token", "s") as line, bench.model(SEVEN) as (model, path):
         llava = Llava(model)
         images = pictures(CHATS, 2 * _side(model))
-        taken: dict[str, list[float]] = {"cold": [], "same picture": [], "next turn": []}
+        taken: dict[str, list[float]] = {"cold": [], "same image": [], "next turn": []}
         with engine(bench, llava, path, "captured", 4) as made:
             for number, picture in enumerate(images):
                 for name, took in _chat(bench, made, picture, 10 * number).items():
@@ -133,17 +133,17 @@ def first_token(bench: Bench) -> None:
 
 
 def _chat(bench: Bench, made: Engine, picture: Any, number: int) -> dict[str, float]:
-    """Seconds to the first token of three requests about one picture."""
+    """Seconds to the first token of three requests about one image."""
     turns = bench.about(picture, number)
     (cold,) = ask(made, [turns], 4)
     (same,) = ask(made, [bench.about(picture, number + 1)], 4)
     follow = ("user", [bench.words(number + 2)])
     (later,) = ask(made, [[*turns, ("assistant", [cold.text]), follow]], 4)
-    return {"cold": cold.first, "same picture": same.first, "next turn": later.first}
+    return {"cold": cold.first, "same image": same.first, "next turn": later.first}
 
 
 def images(bench: Bench) -> None:
-    """Measure how many pictures the vision tower encodes, preprocessing left out."""
+    """Measure how many images the vision tower encodes, preprocessing left out."""
     with (
         bench.records.figure("images encoded", "a second") as line,
         bench.model(SEVEN) as (

@@ -49,7 +49,7 @@ class ModelInfo:
     Attributes:
         name: as the user named it.
         context_length: tokens of prompt and answer together.
-        image_inputs: whether the model takes pictures.
+        image_inputs: whether the model takes images.
         tool_calling: whether tools can be offered (constrained decoding holds any model to it).
         revision: a digest or commit of the weights, where known.
     """
@@ -82,15 +82,15 @@ class Backend(ABC):
     def submit(self, request: Request) -> AnswerStream:
         """Queue a request; returns at once with the stream of its answer.
 
-        Opens the pictures and counts the tokens on the calling thread, so that bad input
+        Opens the images and counts the tokens on the calling thread, so that bad input
         raises here (:class:`~llavakit.errors.InputError`) and costs the model nothing.
         """
 
     @abstractmethod
     def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        """Tokens of the prompt, pictures included; nothing is run.
+        """Tokens of the prompt, images included; nothing is run.
 
-        Of a picture at a URL, so much is fetched as tells its size, under the policy.
+        Of an image at a URL, so much is fetched as tells its size, under the policy.
 
         A stretch of a conversation that could not be answered can be counted all the same.
         """
@@ -102,7 +102,7 @@ class Backend(ABC):
 
     @property
     def policy(self) -> SourcePolicy:
-        """Which files and addresses pictures may come from."""
+        """Which files and addresses images may come from."""
         from llavakit.sources import DEFAULT_POLICY
 
         return DEFAULT_POLICY
@@ -180,7 +180,7 @@ class Backend(ABC):
             _close_all(streams)
 
     def _submit_all(self, requests: Sequence[Request]) -> list[AnswerStream]:
-        """Queue requests of one prompt, whose pictures are read once; all of them or none."""
+        """Queue requests of one prompt, whose images are read once; all of them or none."""
         held = [_held(message, self.policy) for message in requests[0].messages]
         streams: list[AnswerStream] = []
         try:
@@ -229,10 +229,10 @@ class Backend(ABC):
         return await asyncio.to_thread(self.count_tokens, messages, tools=tools)
 
     def ask(self, image: Any, question: str, **params: Any) -> str:
-        """One question about one picture or several; greedy unless told otherwise.
+        """One question about one image or several; greedy unless told otherwise.
 
         Args:
-            image: a picture (path, URL, bytes, PIL image, array), a list of them, or None.
+            image: an image (path, URL, bytes, PIL image, array), a list of them, or None.
             question: in plain words.
             **params: fields of :class:`SamplingParams`.
         """
@@ -253,7 +253,7 @@ def _requests(request: Request, n: int) -> list[Request]:
 
 
 def _held(message: Message, policy: SourcePolicy) -> Message:
-    """The message with its pictures' bytes in place of their addresses, to be read no more."""
+    """The message with its images' bytes in place of their addresses, to be read no more."""
     from llavakit.sources import read_source
 
     if not any(isinstance(image.source, (str, Path)) for image in message.images):
@@ -296,7 +296,7 @@ def _model_of(backend: Backend) -> str:
 
 
 def question_about(image: Any, question: str) -> Message:
-    """A user's message of one or several pictures and a question about them."""
+    """A user's message of one or several images and a question about them."""
     pictures = [] if image is None else image if isinstance(image, (list, tuple)) else [image]
     parts = [one if isinstance(one, Image) else Image(one) for one in pictures]
     return Message("user", [*parts, Text(question)])
@@ -403,7 +403,7 @@ _pool_lock = threading.Lock()
 
 
 def _preparing_pool() -> ThreadPoolExecutor:
-    # Pictures are decoded and text is tokenised here for async callers; both release the GIL.
+    # Images are decoded and text is tokenised here for async callers; both release the GIL.
     global _pool
     with _pool_lock:
         if _pool is None:

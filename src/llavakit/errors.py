@@ -8,11 +8,11 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
 
     LlavaKitError
     ├── InputError (ValueError)            the request cannot be honoured as it stands
-    │   ├── ImageError                     a picture cannot be used
+    │   ├── ImageError                     an image cannot be used
     │   │   ├── ImageDecodeError           truncated, empty, or not an image at all
     │   │   ├── ImageTooLargeError         over the pixel or byte cap
     │   │   └── UnsupportedImageError      a format or kind that is not on the allow-list
-    │   ├── SourceError                    a picture's source cannot be reached
+    │   ├── SourceError                    an image's source cannot be reached
     │   │   ├── SourceNotAllowedError      SourcePolicy forbids it
     │   │   ├── SourceNotFoundError        no such file, or the server says 404
     │   │   └── SourceFetchError           the network or the disk failed half-way
@@ -49,7 +49,7 @@ class InputError(LlavaKitError, ValueError):
 
 
 class ImageError(InputError):
-    """A picture cannot be used."""
+    """An image cannot be used."""
 
 
 class ImageDecodeError(ImageError):
@@ -57,7 +57,7 @@ class ImageDecodeError(ImageError):
 
 
 class ImageTooLargeError(ImageError):
-    """The picture is over the pixel or byte cap."""
+    """The image is over the pixel or byte cap."""
 
 
 class UnsupportedImageError(ImageError):
@@ -65,7 +65,7 @@ class UnsupportedImageError(ImageError):
 
 
 class SourceError(InputError):
-    """A picture's source cannot be reached."""
+    """An image's source cannot be reached."""
 
 
 class SourceNotAllowedError(SourceError):
@@ -112,7 +112,7 @@ class ContextLengthError(InputError):
     """The prompt and the answer do not fit into the model's context.
 
     Attributes:
-        prompt_tokens: tokens of the prompt, pictures included.
+        prompt_tokens: tokens of the prompt, images included.
         max_tokens: tokens asked for the answer.
         context_length: tokens that the model can hold.
     """

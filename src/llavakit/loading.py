@@ -91,7 +91,7 @@ def load(
         http_client: a client for the requests to a server, with the program's own proxy or
             certificates; it is never closed here.
         client_kwargs: arguments of ``httpx.AsyncClient`` for the client that is made instead.
-        source_policy: which files and addresses pictures may come from.
+        source_policy: which files and addresses images may come from.
         **settings: further fields of :class:`~llavakit.engine.config.EngineConfig`, such as
             ``device_map="auto"`` for a model that is spread over several GPUs.
 

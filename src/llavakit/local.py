@@ -61,7 +61,7 @@ class LocalBackend(Backend):
 
     Args:
         config: which model, and how the engine is set up.
-        policy: where pictures may come from. Backends that differ only in it share an engine.
+        policy: where images may come from. Backends that differ only in it share an engine.
         keep_alive: seconds that the model stays in memory when it is idle. They share it too if
             they differ in this, and the longest counts.
     """

@@ -115,7 +115,7 @@ class ModelSettings(BaseModel):
     validate_model_on_init: bool = False
     """Read the model's configuration (or ask the server for it) by construction."""
     source_policy: SourcePolicy | None = Field(default=None, repr=False)
-    """Which files and addresses pictures may come from."""
+    """Which files and addresses images may come from."""
     max_pages: int = Field(default=16, ge=1)
     """Most pages of a PDF in a message; a longer one is refused."""
     backend: SkipJsonSchema[Backend | None] = Field(default=None, exclude=True, repr=False)
@@ -201,7 +201,7 @@ class ModelSettings(BaseModel):
 
     @property
     def policy(self) -> SourcePolicy:
-        """What pictures may be opened: a given backend's own policy, where it has one."""
+        """What images may be opened: a given backend's own policy, where it has one."""
         if self.backend is not None:
             policy = getattr(self.backend, "policy", None)
             return policy if isinstance(policy, SourcePolicy) else _DEFAULT_POLICY

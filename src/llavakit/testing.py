@@ -20,7 +20,7 @@ from llavakit.values import Chunk, Completion, Request, Tool, Usage
 
 Answer: TypeAlias = str | Completion | BaseException
 IMAGE_TOKENS = 64
-"""What a picture counts for here."""
+"""What an image counts for here."""
 
 
 class FakeBackend(Backend):
@@ -31,7 +31,7 @@ class FakeBackend(Backend):
             stream. Or a function from the request to an answer.
         name: the model's name.
         hang: leave the answer open after its last word, so that cancelling can be tested.
-        policy: which files and addresses pictures may come from; may be set later.
+        policy: which files and addresses images may come from; may be set later.
 
     Attributes:
         requests: every request that was submitted.

@@ -2,7 +2,7 @@
 
 Off unless :func:`enable` was called or ``LLAVAKIT_TRACING=1`` is set; then every request to any
 backend, in this process or on a server, is a span from its submission to its end. Spans hold
-figures and settings: never a prompt, an answer, a picture, a tool, or the text of an error. Needs
+figures and settings: never a prompt, an answer, an image, a tool, or the text of an error. Needs
 ``llavakit[tracing]``, and whatever the program uses to send spans away.
 """
 

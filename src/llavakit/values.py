@@ -55,10 +55,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Image:
-    """A picture in a message.
+    """An image in a message.
 
     Args:
-        source: anything that the picture door accepts: a path (``str`` or ``Path``), an
+        source: anything that the image door accepts: a path (``str`` or ``Path``), an
             http(s), ``file:`` or ``data:`` URL, bare base64, bytes, a binary file object, a
             PIL image, a numpy array, or a :class:`~llavakit.images.Picture`. Objects that
             can change later (file objects, PIL images, arrays) are read at once, so the
@@ -172,7 +172,7 @@ class Message:
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """The pictures, in their order."""
+        """The images, in their order."""
         return tuple(part for part in self.content if isinstance(part, Image))
 
 
@@ -189,7 +189,7 @@ def _parts(content: str | Part | Sequence[str | Part]) -> tuple[Part, ...]:
         if not isinstance(part, (Text, Image)):
             raise UnsupportedContentError(
                 f"A message holds Text and Image parts, not {type(part).__name__}; "
-                "wrap pictures in llavakit.Image."
+                "wrap images in llavakit.Image."
             )
         parts.append(part)
     return tuple(parts)

@@ -125,7 +125,7 @@ def test_the_rehearsal_needs_only_what_a_bare_machine_has(tmp_path):
     assert "Self CPU" in profiled["captured replay, 1 rows"]["table"]
     assert set(figures(tmp_path, "first-token")["first token"]["value"]) == {
         "cold",
-        "same picture",
+        "same image",
         "next turn",
     }
     stages = [line["stage"] for line in lines if line["name"] == "ended"]

@@ -11,7 +11,7 @@ from tests.cli.conftest import png_bytes
 
 
 def colours(request):
-    """The colour of the middle of each picture, as the backend sees it."""
+    """The colour of the middle of each image, as the backend sees it."""
     names = {(255, 0, 0): "red", (0, 128, 0): "green", (0, 0, 255): "blue"}
     seen = []
     for image in request.messages[-1].images:

@@ -118,7 +118,7 @@ def test_eval_tells_the_first_errors_and_fails_if_nothing_could_be_answered(
 
 
 def opening(submit):
-    """The fake opens no pictures; here it does, as a real backend."""
+    """The fake opens no images; here it does, as a real backend."""
     from llavakit.images import open_picture
 
     def opened(request):

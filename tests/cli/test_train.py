@@ -23,7 +23,7 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_data_without_faults_passes(tmp_path: Path):
     code, said = run("data", "check", write_lessons(tmp_path), "--model", "demo")
     assert code == 0
-    assert "12 records, 12 of them usable, with 8 pictures and 16 answers" in said
+    assert "12 records, 12 of them usable, with 8 images and 16 answers" in said
     assert "in the longest" in said
 
 

@@ -29,7 +29,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Sixty pictures, one of them damaged."""
+    """Sixty images, one of them damaged."""
     made = tmp_path / "in"
     made.mkdir()
     for number in range(60):

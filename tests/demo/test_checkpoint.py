@@ -1,4 +1,4 @@
-"""What the bundled model answers about pictures drawn right here. Pinned: all were verified."""
+"""What the bundled model answers about images drawn right here. Pinned: all were verified."""
 
 import json
 import warnings

@@ -115,7 +115,7 @@ SHORT, LONG = 3, 4
 def grey_tiff(
     *, size: tuple[int, int] = (8, 8), length: int = 64, next_ifd: int = 0, compression: int = 1
 ) -> bytes:
-    """A grey picture in one strip that claims ``length`` bytes."""
+    """A grey image in one strip that claims ``length`` bytes."""
     start = 8 + 2 + 8 * 12 + 4
     return tiff(
         (256, LONG, 1, size[0]),
@@ -132,7 +132,7 @@ def grey_tiff(
 
 
 def gif(frames: int = 10_000) -> bytes:
-    """An animation of so many frames, of which the first one is the picture."""
+    """An animation of so many frames, of which the first one is the image."""
     out = io.BytesIO()
     Image.new("P", (4, 4), 1).save(out, "GIF")
     still = out.getvalue()

@@ -108,7 +108,7 @@ def test_a_document_of_nothing_but_bad_pages_is_given_up():
 def test_a_folder_called_pdf_is_a_folder(tmp_path):
     (tmp_path / "a.pdf").mkdir()
     (failure,) = read(tmp_path / "a.pdf")
-    assert "holds no pictures and no documents" in str(failure.error)
+    assert "holds no images and no documents" in str(failure.error)
 
 
 def test_pipes_and_devices_are_refused_and_never_waited_for(tmp_path):

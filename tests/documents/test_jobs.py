@@ -29,7 +29,7 @@ KEYS += ["finish_reason", "usage", "error"]
 
 
 def answer(request):
-    """A text that depends on the picture alone, with signs that are hard on lines."""
+    """A text that depends on the image alone, with signs that are hard on lines."""
     return f"{open_picture(request.messages[-1].images[0].source).digest[:8]}\n\u2028\x85äö"
 
 

@@ -1,4 +1,4 @@
-"""Pages: PDFs, TIFFs and pictures, read lazily; hostile documents end in our errors."""
+"""Pages: PDFs, TIFFs and images, read lazily; hostile documents end in our errors."""
 
 import io
 import itertools
@@ -198,7 +198,7 @@ BAD = {
     "nothing": (b"", "empty"),
     "web-page": (b"<html>no</html>", "web page"),
     "office-document": (b"PK\3\4" + bytes(50), "Office"),
-    "words": (b"Dear Sir", "not a picture"),
+    "words": (b"Dear Sir", "not an image"),
     "object": ({"a": 1}, "dict"),
 }
 

@@ -22,7 +22,7 @@ PICTURES = [PILImage.fromarray(one) for one in NOISE]
 def ask(
     engine: Engine, texts: Sequence[str], pictures: Sequence[PILImage.Image], max_tokens: int = 20
 ) -> list[list[int]]:
-    """Greedy tokens of all texts, asked together, each about the picture in its place."""
+    """Greedy tokens of all texts, asked together, each about the image in its place."""
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     caught: list[records.Sequence] = []
     submit = engine._loop.submit

@@ -34,7 +34,7 @@ SMALL = {
     "kv_cache_bytes": 700 * 2 * 2 * 2 * 8 * 4,
     "image_cache_bytes": 40 * 32 * 4,
 }
-"""For tiny models: prompts are chunked, prefixes evicted, pictures encoded again."""
+"""For tiny models: prompts are chunked, prefixes evicted, images encoded again."""
 
 ALL_CASES = 100
 FEWER_CASES = 40
@@ -45,7 +45,7 @@ Turns = tuple[tuple[str, tuple[str | int, ...]], ...]
 
 @functools.cache
 def picture(number: int) -> PILImage.Image:
-    """A picture of noise; each number has its own pixels and size."""
+    """An image of noise; each number has its own pixels and size."""
     width, height = SIZES[number % len(SIZES)]
     noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return PILImage.fromarray(noise)
@@ -200,7 +200,7 @@ class GreedyOracle:
         check_requests(pair)
 
     def test_pictures_change_the_answer(self, pair: Pair) -> None:
-        """The oracle would be blind if the random model did not look at its pictures."""
+        """The oracle would be blind if the random model did not look at its images."""
         asked = [(("user", (number, "What is it?")),) for number in range(5)]
         assert len({tuple(pair.reference.answer(turns)) for turns in asked}) >= 4
 

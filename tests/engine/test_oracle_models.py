@@ -16,7 +16,7 @@ ROOMY = {
     "kv_cache_bytes": 1600 * 4 * 2 * 2 * 64 * 4,
     "image_cache_bytes": 150 * 192 * 4,
 }
-"""For the bundled model: as small as 64 tokens a picture allow."""
+"""For the bundled model: as small as 64 tokens an image allow."""
 
 
 def llava_next(path: Path) -> Reference:

@@ -66,7 +66,7 @@ def test_requests_come_first_and_then_the_captures_on_the_loops_thread() -> None
     assert steps.calls == [(7, "the loop")]
     assert told == [
         (1, 2, "a question"),
-        (2, 2, "a picture"),
+        (2, 2, "an image"),
         (1, 2, "one row"),
         (2, 2, "two rows"),
     ]

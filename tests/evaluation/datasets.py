@@ -1,4 +1,4 @@
-"""Small data sets of drawn pictures in each benchmark's own format and layout."""
+"""Small data sets of drawn images in each benchmark's own format and layout."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def dump(path, value):
 
 
 def asked(word="colour"):
-    """A question about each picture, and its answer."""
+    """A question about each image, and its answer."""
     for number, (name, (shape, colour)) in enumerate(SCENES.items()):
         yield 100 + number, name, f"What {word} is the {shape}?", colour
 

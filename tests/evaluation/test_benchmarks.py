@@ -75,7 +75,7 @@ def test_a_picture_of_mme_counts_only_if_both_of_its_questions_are_right(ask):
 
 
 def test_mme_by_hand(ask):
-    """100 times the share of right answers, and 100 times that of pictures with both right.
+    """100 times the share of right answers, and 100 times that of images with both right.
 
     What is neither a yes nor a no is wrong, even where a no was wanted.
     """
@@ -229,7 +229,7 @@ def test_seed_wants_the_letter_alone_and_refuses_videos(ask):
 def test_scienceqa_takes_letters_in_three_forms(ask):
     backend = FakeBackend(["B. y", "The answer is C."])
     results, _ = ask("scienceqa", backend)
-    assert scores(results) == {"accuracy": 100, "accuracy, with a picture": 100}
+    assert scores(results) == {"accuracy": 100, "accuracy, with an image": 100}
     assert prompts(backend) == [
         f"Which?\nA. x\nB. y\n{LETTER}", f"Why?\nA. x\nB. y\nC. z\n{LETTER}",
     ]  # fmt: skip

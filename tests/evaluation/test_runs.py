@@ -199,7 +199,7 @@ def test_answers_about_other_pictures_of_the_same_names_are_left_alone(pope, who
     assert evaluate(elsewhere, FakeBackend([]), folder, model="m") == results  # a moved folder
     (other / "b.png").write_bytes((other / "b.png").read_bytes() + b" ")
     before = files(folder)
-    with pytest.raises(ParameterError, match=r"\(b\.png\) was answered about another picture"):
+    with pytest.raises(ParameterError, match=r"\(b\.png\) was answered about another image"):
         evaluate(elsewhere, FakeBackend(["x"]), folder, model="m")
     assert files(folder) == before
     shutil.rmtree(other)  # scored anew where the pictures are no more

@@ -14,7 +14,7 @@ def _one_model_for_all(shared_demo):
 
 @pytest.fixture
 def pil():
-    """A picture of four different quarters, so that no turn or flip looks the same."""
+    """An image of four different quarters, so that no turn or flip looks the same."""
     image = PILImage.new("RGB", (8, 6), "red")
     image.paste("blue", (4, 0, 8, 3))
     image.paste("green", (0, 3, 4, 6))

@@ -88,7 +88,7 @@ def test_a_tool_may_show_a_picture(model):
 
     @tool(response_format="content_and_artifact")
     def take_picture() -> tuple[list, PILImage.Image]:
-        """Take a picture."""
+        """Take an image."""
         return [{"type": "image", "image": shown}], shown
 
     call = {"name": "take_picture", "args": {}, "id": "1", "type": "tool_call"}

@@ -1,4 +1,4 @@
-"""What callbacks, traces and the LLM cache see of a picture."""
+"""What callbacks, traces and the LLM cache see of an image."""
 
 import base64
 import json

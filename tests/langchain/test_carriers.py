@@ -1,4 +1,4 @@
-"""Every notation of a picture reaches the backend as the same pixels."""
+"""Every notation of an image reaches the backend as the same pixels."""
 
 import base64
 import io

@@ -33,7 +33,7 @@ def downloaded(url: str) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch, demo_backend) -> None:
-    """The tests download one picture and one PDF: by httpx, and by the URL in a message."""
+    """The tests download one image and one PDF: by httpx, and by the URL in a message."""
     monkeypatch.setattr(
         "langchain_tests.integration_tests.chat_models.httpx.get",
         lambda url, **options: SimpleNamespace(content=downloaded(url)),

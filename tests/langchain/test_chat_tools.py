@@ -16,7 +16,7 @@ from llavakit.values import Completion, ToolCall
 
 
 class Shape(BaseModel):
-    """A shape in a picture."""
+    """A shape in an image."""
 
     colour: str = Field(description="its colour")
     sides: int
@@ -28,7 +28,7 @@ class Tree(BaseModel):
 
 
 class ShapeDict(TypedDict):
-    """A shape in a picture."""
+    """A shape in an image."""
 
     colour: str
     sides: int
@@ -46,7 +46,7 @@ CALL = Completion("", (ToolCall("c1", "Shape", {"colour": "red", "sides": 3}),))
 
 @tool
 def count(what: str) -> int:
-    """Count things in the picture."""
+    """Count things in the image."""
     return 3
 
 

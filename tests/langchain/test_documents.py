@@ -1,4 +1,4 @@
-"""PDFs in messages become pictures of their pages, in every notation, and never too many."""
+"""PDFs in messages become images of their pages, in every notation, and never too many."""
 
 import base64
 import io
@@ -72,7 +72,7 @@ CARRIERS = {
     "bedrock document": lambda b64: {
         "document": {"format": "pdf", "name": "a", "source": {"bytes": base64.b64decode(b64)}}
     },
-    "said to be a picture": lambda b64: {"type": "file", "base64": b64, "mime_type": "image/png"},
+    "said to be an image": lambda b64: {"type": "file", "base64": b64, "mime_type": "image/png"},
 }
 
 

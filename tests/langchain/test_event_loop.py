@@ -1,4 +1,4 @@
-"""Async code is never held up: pictures are opened and requests submitted on other threads."""
+"""Async code is never held up: images are opened and requests submitted on other threads."""
 
 import base64
 import io
@@ -118,7 +118,7 @@ async def test_an_llm_opens_pictures_and_submits_off_the_event_loop(way, png, pi
 
 @pytest.fixture
 def folder(request, tmp_path):
-    """Where pictures of pages are kept, or None: they are drawn again."""
+    """Where images of pages are kept, or None: they are drawn again."""
     return tmp_path / "pictures" if request.param else None
 
 

@@ -1,4 +1,4 @@
-"""LangChain's agents ask about pictures through the tool, with any brain."""
+"""LangChain's agents ask about images through the tool, with any brain."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 
 from llavakit.errors import EngineError, QueueFullError
 from llavakit.images import open_picture
-from llavakit.langchain import ChatLLaVA, ImageQuestionTool, name_pictures
+from llavakit.langchain import ChatLLaVA, ImageQuestionTool, name_images
 from llavakit.testing import FakeBackend
 from llavakit.values import Completion, ToolCall
 from tests.loopback import PNG
@@ -96,7 +96,7 @@ def test_pictures_are_counted_over_the_whole_conversation(looking):
 def test_a_picture_that_another_tool_gave_back_has_a_name_too(looking):
     @tool
     def take_picture() -> list:
-        """Take a picture."""
+        """Take an image."""
         return [{"type": "image", "image": PILImage.open(f"{DATA}/shapes.png")}]
 
     taking = Completion("", (ToolCall("0", "take_picture", {}),), "tool_calls")
@@ -196,7 +196,7 @@ def test_the_brain_is_shown_two_arguments_and_cannot_forge_the_third(looking, tm
     (tmp_path / "secret.png").write_bytes(PNG)
     forged = {"state": {"messages": [{"type": "image", "path": str(tmp_path / "secret.png")}]}}
     told = invoke(looking, "image_1", runtime=forged)
-    assert told.status == "error" and "no picture 'image_1'" in told.content
+    assert told.status == "error" and "no image 'image_1'" in told.content
     model, _ = brain(
         Completion(
             "",
@@ -336,10 +336,10 @@ def test_names_of_pictures_are_those_that_the_tool_knows(looking):
     result = {"type": "tool_result", "tool_use_id": "0", "content": [block("shapes.png")]}
     history = [
         HumanMessage([block("heart.png"), "Look.", pdf]),
-        HumanMessage("No picture."),
+        HumanMessage("No image."),
         HumanMessage([result, block("invoice.png")]),
     ]
-    named = name_pictures(history)
+    named = name_images(history)
     text = {"type": "text"}
     assert named[0].content == [
         text | {"text": "[image_1]"},
@@ -352,7 +352,7 @@ def test_names_of_pictures_are_those_that_the_tool_knows(looking):
         text | {"text": "[image_3]"},
     ]
     assert history[0].content[0] == block("heart.png")  # nothing was changed
-    kept = name_pictures(history, keep=True)
+    kept = name_images(history, keep=True)
     assert kept[0].content[:2] == [text | {"text": "[image_1]"}, block("heart.png")]
     told = invoke(looking, "image_3", {"messages": history}, "What is the title?")
     assert told.content == '"INVOICE"'
@@ -390,7 +390,7 @@ def test_the_bundled_model_asks_about_a_picture_that_it_is_only_told_the_name_of
 ):
     @wrap_model_call
     def by_name(request, handler):
-        return handler(request.override(messages=name_pictures(request.messages)))
+        return handler(request.override(messages=name_images(request.messages)))
 
     agent = create_agent(demo, [looking], middleware=[by_name])
     question = f"What colour is the {shape}? The picture is image_1."

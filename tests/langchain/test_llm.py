@@ -1,4 +1,4 @@
-"""LLaVALLM: text in, text out, pictures at call time."""
+"""LLaVALLM: text in, text out, images at call time."""
 
 import asyncio
 import pickle

@@ -1,4 +1,4 @@
-"""Every carrier of a picture through every way into the model: one answer, one cache entry."""
+"""Every carrier of an image through every way into the model: one answer, one cache entry."""
 
 import asyncio
 import io
@@ -46,7 +46,7 @@ def red(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(scope="module")
 def backend(demo_backend, red: Case) -> Iterator[llavakit.Backend]:
-    """The bundled model, which may read the picture's folder and loopback."""
+    """The bundled model, which may read the image's folder and loopback."""
     policy = SourcePolicy(roots=(red.path.parent,), allow_private_hosts=True)
     backend = llavakit.load("demo", source_policy=policy)
     backend.ask(None, "Hello")  # holds the shared engine, whose figures others have counted up

@@ -193,7 +193,7 @@ def test_a_changed_document_replaces_its_old_pages_in_langchains_index(tmp_path)
 
 @pytest.fixture
 def mixed(tmp_path):
-    """A folder of an encrypted PDF, an empty one, a damaged picture, and two good files."""
+    """A folder of an encrypted PDF, an empty one, a damaged image, and two good files."""
     (tmp_path / "a.pdf").write_bytes(pdf(line("good")))
     (tmp_path / "b.pdf").write_bytes(encrypted())
     (tmp_path / "c.pdf").write_bytes(pdf())

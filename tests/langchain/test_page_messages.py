@@ -47,7 +47,7 @@ def prompt_of(documents, question="What?", **options):
 
 
 def asked(fake):
-    """What a fake model was shown: texts, and the colour of each picture's corner."""
+    """What a fake model was shown: texts, and the colour of each image's corner."""
     return [
         part.text if isinstance(part, Text) else open_picture(part.source).rgb.getpixel((0, 0))
         for message in fake.requests[-1].messages

@@ -44,7 +44,7 @@ def header(text, body=b"\0" * 8):
 
 
 def texts_of_pictures(path, images_parser):
-    """What LangChain's loaders of PDFs do with the pictures of a page: all that they call."""
+    """What LangChain's loaders of PDFs do with the images of a page: all that they call."""
     document = pypdfium2.PdfDocument(path)
     try:
         for page in document:

@@ -200,7 +200,7 @@ def test_an_image_without_a_source_is_still_refused(model):
 
 
 def test_the_model_is_shown_the_object_and_not_its_encoding(pil):
-    """A picture that came as an object is not decoded from the base64 that was made of it."""
+    """An image that came as an object is not decoded from the base64 that was made of it."""
     backend = FakeBackend(seen)
     list(ChatLLaVA(backend=backend).stream([HumanMessage([{"type": "image", "image": pil}])]))
     (image,) = backend.requests[0].messages[0].images

@@ -1,4 +1,4 @@
-"""Pictures, their carriers' raw material, and an embedding that tells shapes apart."""
+"""Images, their carriers' raw material, and an embedding that tells shapes apart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHITE = (255, 255, 255)
 
 
 def draw(shape: str, colour: Any, size: int = 200) -> PILImage.Image:
-    """A ``shape`` ("ellipse" or "rectangle") half as wide as its white picture."""
+    """A ``shape`` ("ellipse" or "rectangle") half as wide as its white image."""
     drawn = PILImage.new("RGB", (size, size), "white")
     box = (size // 4, size // 4, size - size // 4, size - size // 4)
     getattr(ImageDraw.Draw(drawn), shape)(box, fill=colour)
@@ -31,7 +31,7 @@ def png_of(drawn: PILImage.Image) -> bytes:
 
 @dataclass(frozen=True)
 class Case:
-    """One picture in all the forms that carriers are made from."""
+    """One image in all the forms that carriers are made from."""
 
     png: bytes
     path: Path
@@ -52,7 +52,7 @@ class Case:
 
 
 class ShapeEmbedding(MultiModalEmbedding):
-    """Circles here, squares there: what a picture shows, and what a text speaks of."""
+    """Circles here, squares there: what an image shows, and what a text speaks of."""
 
     @classmethod
     def class_name(cls) -> str:

@@ -1,7 +1,7 @@
-"""LlamaIndex's agents: the bundled model calls tools and sees pictures; loops end.
+"""LlamaIndex's agents: the bundled model calls tools and sees images; loops end.
 
 ReAct's text protocol is beyond the bundled model, so that is spoken by a scripted one; the
-bundled one answers its pictures under a short header instead of the framework's long one.
+bundled one answers its images under a short header instead of the framework's long one.
 """
 
 import pytest
@@ -127,7 +127,7 @@ async def test_a_react_agents_protocol_carries_the_picture_to_every_step(case, d
 
 async def test_a_tool_may_show_a_function_agent_a_picture(case, digest):
     async def take_picture() -> ImageBlock:
-        """Take a picture."""
+        """Take an image."""
         return ImageBlock(path=case.path)
 
     fake = FakeBackend(

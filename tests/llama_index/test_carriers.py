@@ -203,7 +203,7 @@ def test_an_image_block_is_made_of_anything(make, case, digest):
 
 
 def test_a_node_without_a_picture_is_refused():
-    with pytest.raises(UnsupportedContentError, match="no picture"):
+    with pytest.raises(UnsupportedContentError, match="no image"):
         to_image_block(TextNode(text="words"))
 
 

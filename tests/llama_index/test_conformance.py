@@ -35,7 +35,7 @@ class Lumps(LLaVA):
 
 
 class Blind(LLaVA):
-    """Wrong on purpose: it drops pictures silently."""
+    """Wrong on purpose: it drops images silently."""
 
     def _prepared(self, messages: Any, arguments: dict[str, Any]) -> Any:
         told = [ChatMessage(role=one.role, content=one.content or "") for one in messages]

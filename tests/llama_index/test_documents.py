@@ -1,4 +1,4 @@
-"""PDFs in messages become pictures of their pages, in their place, and never too many."""
+"""PDFs in messages become images of their pages, in their place, and never too many."""
 
 import io
 

@@ -1,6 +1,6 @@
-"""What ``docs/llama-index.md`` says of paths that drop pictures is so, and what to use instead.
+"""What ``docs/llama-index.md`` says of paths that drop images is so, and what to use instead.
 
-None of this is llavakit's doing: each of these paths loses the picture before any model sees
+None of this is llavakit's doing: each of these paths loses the image before any model sees
 it. When a test here fails, the framework has become better, and the page is to be changed.
 """
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 
 class Found(BaseRetriever):
-    """Finds the one picture there is."""
+    """Finds the one image there is."""
 
     def __init__(self, path):
         super().__init__()
@@ -95,7 +95,7 @@ def test_a_simple_chat_engine_takes_pictures_in_its_history_only(case, llm, fake
 
 async def test_a_tools_picture_reaches_a_function_agent_and_no_react_agent(case):
     def take_picture() -> ImageBlock:
-        """Take a picture."""
+        """Take an image."""
         return ImageBlock(path=case.path)
 
     tools = [FunctionTool.from_defaults(take_picture)]

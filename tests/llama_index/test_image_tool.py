@@ -1,4 +1,4 @@
-"""LlamaIndex's agents ask about pictures through the tool, with any brain."""
+"""LlamaIndex's agents ask about images through the tool, with any brain."""
 
 import asyncio
 import json
@@ -116,7 +116,7 @@ async def test_pictures_are_counted_over_the_runs_of_one_memory(looking, memory)
 
 async def test_a_picture_that_another_tool_gave_back_in_this_run_has_a_name_too(looking):
     async def take_picture() -> ImageBlock:
-        """Take a picture."""
+        """Take an image."""
         return ImageBlock(image=Path(f"{DATA}/shapes.png").read_bytes())
 
     taking = Completion("", (ToolCall("0", "take_picture", {}),), "tool_calls")
@@ -195,7 +195,7 @@ async def test_the_brain_is_shown_two_arguments_and_cannot_forge_the_third(looki
     assert list(function["parameters"]["properties"]) == ["question", "image"]
     forged = {"store": {"memory": [{"path": "/etc/hostname"}]}}
     told = await looking.acall(question=SQUARE, image="image_1", ctx=forged)
-    assert told.is_error and "no picture 'image_1'" in told.content
+    assert told.is_error and "no image 'image_1'" in told.content
 
 
 @pytest.mark.parametrize(

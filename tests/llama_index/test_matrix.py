@@ -1,4 +1,4 @@
-"""One set of weights, one encoding of a picture and one answer, whichever framework asks."""
+"""One set of weights, one encoding of an image and one answer, whichever framework asks."""
 
 import gc
 

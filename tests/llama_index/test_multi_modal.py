@@ -87,7 +87,7 @@ def test_no_picture_is_a_plain_prompt(none, scripted, fake):
 
 
 def test_a_node_without_a_picture_is_not_dropped_silently(scripted, fake):
-    with pytest.raises(UnsupportedContentError, match="no picture"):
+    with pytest.raises(UnsupportedContentError, match="no image"):
         scripted.complete("What?", image_documents=[TextNode(text="words")])
     assert fake.requests == []
 

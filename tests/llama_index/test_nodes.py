@@ -1,4 +1,4 @@
-"""Nodes' pictures are opened under our policy, before the framework opens them without one."""
+"""Nodes' images are opened under our policy, before the framework opens them without one."""
 
 import pytest
 from llama_index.core.base.llms.generic_utils import image_node_to_image_block
@@ -13,7 +13,7 @@ from llama_index.core.schema import (
 
 from llavakit.errors import ImageTooLargeError, SourceNotAllowedError
 from llavakit.images import open_picture
-from llavakit.llama_index import PictureResolver, resolve_node
+from llavakit.llama_index import ImageResolver, resolve_node
 from llavakit.llama_index.carriers import source_of
 from llavakit.sources import SourcePolicy
 from tests.loopback import LOCAL, Server, reply
@@ -69,7 +69,7 @@ def test_a_private_address_is_refused_and_never_asked(server: Server):
 @pytest.mark.enable_socket
 def test_a_picture_behind_a_url_is_fetched_once(server: Server, case, digest):
     server.answer = reply(case.png)
-    (one,) = PictureResolver(policy=LOCAL).postprocess_nodes(
+    (one,) = ImageResolver(policy=LOCAL).postprocess_nodes(
         [NodeWithScore(node=ImageNode(image_url=server.url()), score=0.5)]
     )
     (block,) = one.node.get_content_blocks()
@@ -79,6 +79,6 @@ def test_a_picture_behind_a_url_is_fetched_once(server: Server, case, digest):
 
 async def test_texts_pass_as_they_are():
     nodes = [NodeWithScore(node=TextNode(text="words"), score=1.0)]
-    resolver = PictureResolver()
+    resolver = ImageResolver()
     assert resolver.postprocess_nodes(nodes)[0].node is nodes[0].node
     assert (await resolver.apostprocess_nodes(nodes))[0].node is nodes[0].node

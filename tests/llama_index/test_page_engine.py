@@ -18,10 +18,10 @@ from examples.demo_model.world.pages import Page, write_pdf
 from llavakit.errors import ContextLengthError, ParameterError
 from llavakit.llama_index import (
     PAGES_TEMPLATE,
+    ImageResolver,
     LLaVA,
     PageImageReader,
     PageSynthesizer,
-    PictureResolver,
     page_query_engine,
     resolve_node,
 )
@@ -113,7 +113,7 @@ def test_what_a_retriever_would_drop_in_silence_is_refused(pages, settings):
         page_query_engine(SummaryIndex(nodes=pages), scripted(), **settings)
 
 
-@pytest.mark.parametrize("given", [None, (), PictureResolver(), [PictureResolver()]])
+@pytest.mark.parametrize("given", [None, (), ImageResolver(), [ImageResolver()]])
 def test_postprocessors_are_none_one_or_several(index, llm, given):
     engine = page_query_engine(index, llm, similarity_top_k=1, node_postprocessors=given)
     assert str(engine.query(ANNA)) == "320"
@@ -354,7 +354,7 @@ MISTAKES = {
     "llm of a synthesizer": lambda index, llm: PageSynthesizer("demo"),
     "llm is missing": lambda index, llm: page_query_engine(index),
     "nodes": lambda index, llm: PageSynthesizer(llm).synthesize("What?", None),
-    "nodes of a resolver": lambda index, llm: PictureResolver().postprocess_nodes(["x"]),
+    "nodes of a resolver": lambda index, llm: ImageResolver().postprocess_nodes(["x"]),
     "query": lambda index, llm: PageSynthesizer(llm).synthesize(None, []),
     "node": lambda index, llm: resolve_node(None),
     "node by its path": lambda index, llm: resolve_node("heart.png"),

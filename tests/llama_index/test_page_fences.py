@@ -7,7 +7,7 @@ import pytest
 
 from llavakit.documents import PageStore
 from llavakit.errors import ParameterError
-from llavakit.llama_index import PageImageReader, PictureResolver
+from llavakit.llama_index import ImageResolver, PageImageReader
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 
@@ -24,7 +24,7 @@ WAYS = {
     "deepcopy": copy.deepcopy,
     "model_copy": lambda one: one.model_copy(),
 }
-KINDS = pytest.mark.parametrize("kind", [PictureResolver, PageImageReader])
+KINDS = pytest.mark.parametrize("kind", [ImageResolver, PageImageReader])
 
 
 @KINDS

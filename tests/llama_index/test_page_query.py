@@ -25,10 +25,10 @@ from llavakit.errors import (
 from llavakit.images import open_picture
 from llavakit.llama_index import (
     PAGES_TEMPLATE,
+    ImageResolver,
     LLaVA,
     PageImageReader,
     PageSynthesizer,
-    PictureResolver,
     page_query_engine,
 )
 from llavakit.sources import SourcePolicy
@@ -133,7 +133,7 @@ def test_the_frameworks_own_engines_answer_from_pages_too(
     store = tmp_path / "pictures" if kept else None
     nodes = PageImageReader(llm=llm, store=store).load_data(tmp_path / "page.pdf")
     index = VectorStoreIndex(nodes=nodes, embed_model=WordEmbedding())
-    resolver = [PictureResolver()]
+    resolver = [ImageResolver()]
     seeing = {"llm": llm, "multimodal": True}
     engines = [
         RetrieverQueryEngine.from_args(

@@ -1,4 +1,4 @@
-"""Documents become nodes of their pages: found by text, seen as pictures, never dropped."""
+"""Documents become nodes of their pages: found by text, seen as images, never dropped."""
 
 import asyncio
 import json

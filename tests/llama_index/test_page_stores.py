@@ -1,4 +1,4 @@
-"""Pages that went through a store come back with the picture that was indexed, or an error."""
+"""Pages that went through a store come back with the image that was indexed, or an error."""
 
 import json
 import subprocess
@@ -17,10 +17,10 @@ from llavakit.documents import PageStore, open_files
 from llavakit.errors import DocumentError, SourceNotAllowedError, SourceNotFoundError
 from llavakit.images import open_picture
 from llavakit.llama_index import (
+    ImageResolver,
     LLaVA,
     PageImageReader,
     PageSynthesizer,
-    PictureResolver,
     resolve_node,
 )
 from llavakit.llama_index.carriers import source_of
@@ -52,7 +52,7 @@ def read(path, store=None):
 
 
 def resolved(nodes, **options):
-    return PictureResolver(page_seconds=None, **options).postprocess_nodes(list(nodes))
+    return ImageResolver(page_seconds=None, **options).postprocess_nodes(list(nodes))
 
 
 def digest(found: NodeWithScore) -> str:
@@ -291,7 +291,7 @@ async def test_pages_are_drawn_and_kept_off_the_event_loop(kept, report, picture
 
 @KEPT_OR_NOT
 async def test_pictures_are_opened_off_the_event_loop_too(kept, report, pictures):
-    resolver = PictureResolver(page_seconds=None)
+    resolver = ImageResolver(page_seconds=None)
     nodes = again(read(report, pictures if kept else None))
     with pixels_touched() as touched:
         pages = await resolver.apostprocess_nodes(nodes)
@@ -314,5 +314,5 @@ async def test_a_question_about_pages_is_answered_off_the_event_loop(kept, repor
 def test_damaged_metadata_are_told(report):
     (node, *_) = read(report)
     node.metadata["page"] = "x"
-    with pytest.raises(DocumentError, match="name no page picture"):
+    with pytest.raises(DocumentError, match="name no page image"):
         resolve_node(node)

@@ -1,4 +1,4 @@
-"""The framework's paths that carry pictures, each with its right answer from the bundled model.
+"""The framework's paths that carry images, each with its right answer from the bundled model.
 
 Where the framework's own prompt is beyond so small a model, the path's template is set to one
 that it understands, as its user would do; ``docs/llama-index.md`` says where.
@@ -16,7 +16,7 @@ from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEng
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import Document, ImageNode, MediaResource, QueryBundle
 
-from llavakit.llama_index import LLaVA, LLaVAMultiModal, PictureResolver
+from llavakit.llama_index import ImageResolver, LLaVA, LLaVAMultiModal
 from llavakit.sources import SourcePolicy
 from tests.llama_index.pictures import Case, ShapeEmbedding
 
@@ -143,7 +143,7 @@ async def test_both_pictures_in_one_call_with_our_prompt_helper(llm, index, ques
 
 
 def test_pictures_that_were_resolved_under_a_policy(llm, folder, retriever, question, answer):
-    resolver = PictureResolver(policy=SourcePolicy(roots=(folder,), allow_urls=False))
+    resolver = ImageResolver(policy=SourcePolicy(roots=(folder,), allow_urls=False))
     engine = RetrieverQueryEngine.from_args(
         retriever,
         llm=llm,
@@ -176,7 +176,7 @@ async def test_a_chat_engine_over_pictures(llm, index, mode, question, answer):
 
 
 def seen(cases, answer):
-    """A turn with a picture, and what was said of it."""
+    """A turn with an image, and what was said of it."""
     case = cases[0] if answer == "red" else cases[1]
     shown = ChatMessage(
         role="user", blocks=[ImageBlock(path=case.path), TextBlock(text="What is this?")]

@@ -1,4 +1,4 @@
-"""The framework plans with 2125 tokens a picture; our prompt helper asks the model."""
+"""The framework plans with 2125 tokens an image; our prompt helper asks the model."""
 
 import pytest
 from llama_index.core.base.llms.types import ImageBlock, TextBlock

@@ -14,11 +14,11 @@ from llama_index.core.schema import (
 from llavakit.errors import LlavaKitError, SourceNotAllowedError, UnsupportedContentError
 from llavakit.images import open_picture
 from llavakit.llama_index import (
+    ImageResolver,
     LLaVA,
     LLaVAMultiModal,
     PageImageReader,
     PageSynthesizer,
-    PictureResolver,
     resolve_node,
     to_image_block,
 )
@@ -121,7 +121,7 @@ def test_a_store_may_be_named_by_its_folder(report, tmp_path):
 
 async def test_a_resolver_takes_lists_of_both(nodes):
     kept = [nodes["a picture by its path"], NodeWithScore(node=nodes["a page"], score=0.5)]
-    resolver = PictureResolver(page_seconds=None)
+    resolver = ImageResolver(page_seconds=None)
     for resolved in (resolver.postprocess_nodes(kept), await resolver.apostprocess_nodes(kept)):
         assert [one.score for one in resolved] == [None, 0.5]
         assert [seen(one) for one in resolved] == [seen(resolve_node(one)) for one in kept]

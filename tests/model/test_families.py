@@ -28,7 +28,7 @@ def picture(number: int, width: int, height: int) -> PILImage.Image:
 CONVERSATIONS: dict[str, list[Said]] = {
     "words": [("user", ["Hi"])],
     "a system text": [("system", ["Be brief."]), ("user", ["Hi"])],
-    "a picture": [("user", [picture(1, 40, 16), "What is it?"])],
+    "an image": [("user", [picture(1, 40, 16), "What is it?"])],
     "a large picture": [("user", [picture(2, 300, 280), "What is it?"])],
     "three pictures": [
         ("user", [picture(1, 40, 16), picture(2, 30, 90), picture(3, 20, 20), "Which?"])

@@ -1,4 +1,4 @@
-"""Tokens of a picture, told from its size: as many as the HF processors and models make of it."""
+"""Tokens of an image, told from its size: as many as the HF processors and models make of it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def picture(width: int = 40, height: int = 40, shade: int = 3) -> PILImage.Image
 ASKED = [Message("user", [Image(picture(70, 40)), "What is it?"])]
 TWICE = [
     Message("user", [Image(picture(40, 90)), "What is it?"]),
-    Message("assistant", "A picture."),
+    Message("assistant", "An image."),
     Message("user", ["And this", Image(picture(31, 30, 99)), "here?"]),
 ]
 
@@ -85,7 +85,7 @@ def answers(
 
 
 def merge(reference: Reference, views: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Features of one picture, as the original lays them out (the two simple ways of it)."""
+    """Features of one image, as the original lays them out (the two simple ways of it)."""
     if len(views) == 1:
         return views[0]
     kind = reference.settings.get("mm_patch_merge_type", "flat")

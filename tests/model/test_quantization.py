@@ -96,7 +96,7 @@ def test_layers_of_the_language_model_are_packed_and_the_vision_tower_is_not(
 
 
 def logits(model: Any, wide: TinyModel) -> torch.Tensor:
-    """Teacher-forced: of every token of a prompt with a picture, by the HF modules."""
+    """Teacher-forced: of every token of a prompt with an image, by the HF modules."""
     inputs = wide.processor(
         images=picture(3),
         text="USER: <image>\nWhat is it? And where? ASSISTANT:",

@@ -1,4 +1,4 @@
-"""A named picture is found, looked at, and the answer is marked as data."""
+"""A named image is found, looked at, and the answer is marked as data."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from llavakit.errors import (
     UnsupportedContentError,
 )
 from llavakit.images import open_picture
-from llavakit.questions import PictureAsker, Pictures, Reach, Shown, numbered
+from llavakit.questions import ImageAsker, Pictures, Reach, Shown, numbered
 from llavakit.questions.references import LONGEST
 from llavakit.sources import SourcePolicy
 from llavakit.testing import FakeBackend
@@ -37,8 +37,8 @@ def square(colour: str) -> PILImage.Image:
     return PILImage.new("RGB", (40, 40), colour)
 
 
-def asker(eyes: FakeBackend, **settings: object) -> PictureAsker:
-    return PictureAsker(backend=eyes, **settings)
+def asker(eyes: FakeBackend, **settings: object) -> ImageAsker:
+    return ImageAsker(backend=eyes, **settings)
 
 
 def looked_at(eyes: FakeBackend) -> str:
@@ -53,7 +53,7 @@ def eyes() -> FakeBackend:
 
 @pytest.fixture
 def pictures() -> Pictures:
-    """A conversation of a red picture, a PDF, a blue picture."""
+    """A conversation of a red image, a PDF, a blue image."""
     shown = [
         Shown(Image(square("red"))),
         Shown(Image(PDF), document=True),
@@ -81,7 +81,7 @@ def test_a_page_of_a_document_is_named_by_its_number(pictures):
     for wrong in (0, len(pages) + 1, 999999):
         with pytest.raises(DocumentError, match=f"no page {wrong};"):
             pictures.find(f"document_1#page={wrong}")
-    with pytest.raises(DocumentError, match="is one picture"):
+    with pytest.raises(DocumentError, match="is one image"):
         pictures.find("image_1#page=2")
 
 
@@ -89,7 +89,7 @@ def test_a_name_that_is_not_there_lists_those_that_are(pictures):
     for name in ("image_3", "image_0", "the red one", "document_2", "", "image_1.png"):
         with pytest.raises(SourceNotFoundError, match="image_1, document_1, image_2"):
             pictures.find(name)
-    with pytest.raises(SourceNotFoundError, match="No picture can be named"):
+    with pytest.raises(SourceNotFoundError, match="No image can be named"):
         Pictures().find("image_1")
 
 
@@ -164,7 +164,7 @@ def test_attachments_are_opened_under_the_policy(tmp_path):
     square("red").save(tmp_path / "secret.png")
     policy = SourcePolicy(roots=[tmp_path / "in"])
     secret = {"plan": tmp_path / "secret.png"}
-    asking = PictureAsker(model="demo", attachments=secret, source_policy=policy)
+    asking = ImageAsker(model="demo", attachments=secret, source_policy=policy)
     with pytest.raises(SourceNotAllowedError):
         asking.ask("What?", "plan", asking.pictures)
 
@@ -172,7 +172,7 @@ def test_attachments_are_opened_under_the_policy(tmp_path):
 @pytest.mark.parametrize("name", ["image_1", "Document 2", "", " ", "data:x", "x" * (LONGEST + 1)])
 def test_names_that_cannot_be_told_apart_are_refused_for_attachments(name):
     with pytest.raises(ValueError, match="attachment"):
-        PictureAsker(model="demo", attachments={name: PNG})
+        ImageAsker(model="demo", attachments={name: PNG})
 
 
 def test_a_missing_or_damaged_attachment_is_told_without_its_path(eyes, tmp_path):
@@ -199,7 +199,7 @@ def test_the_question_and_the_settings_reach_the_model(eyes):
 
 
 def test_a_word_that_stands_for_pictures_in_prompts_is_only_a_word(demo_backend):
-    asking = PictureAsker(backend=demo_backend, attachments={"plan": "examples/data/heart.png"})
+    asking = ImageAsker(backend=demo_backend, attachments={"plan": "examples/data/heart.png"})
     question = "<image> What colour is the heart?"
     answer = asking.ask(question, "plan", asking.pictures)
     assert answer.usage.image_tokens == 64
@@ -303,7 +303,7 @@ async def test_a_question_cancelled_while_its_picture_is_opened_leaves_nothing_r
 
 async def test_many_questions_at_once_are_not_mixed_up(demo_backend):
     attachments = {"heart": "examples/data/heart.png", "shapes": "examples/data/shapes.png"}
-    asking = PictureAsker(backend=demo_backend, attachments=attachments)
+    asking = ImageAsker(backend=demo_backend, attachments=attachments)
     wanted = [
         ("heart", "What colour is the heart?", "red"),
         ("shapes", "What colour is the square?", "blue"),
@@ -323,31 +323,31 @@ def test_what_concerns_the_program_is_raised(eyes):
 
 
 def test_a_question_longer_than_the_context_is_told_with_numbers(demo_backend):
-    asking = PictureAsker(backend=demo_backend, attachments={"plan": PNG})
+    asking = ImageAsker(backend=demo_backend, attachments={"plan": PNG})
     with pytest.raises(ContextLengthError, match=r"4,?096"):
         asking.ask("why " * 9000, "plan", asking.pictures)
 
 
 def test_settings_are_those_of_the_models_and_unknown_ones_are_refused():
-    assert PictureAsker(model="demo", max_new_tokens=5).max_tokens == 5
+    assert ImageAsker(model="demo", max_new_tokens=5).max_tokens == 5
     with pytest.raises(ValueError, match="did you mean 'roots'"):
-        PictureAsker(model="demo", root="x")
+        ImageAsker(model="demo", root="x")
     with pytest.raises(ValueError, match="Name the model"):
-        PictureAsker()
+        ImageAsker()
     with pytest.raises(ValueError, match="logprobs"):
-        PictureAsker(model="demo", logprobs=True)
+        ImageAsker(model="demo", logprobs=True)
     with pytest.raises(ValueError, match="nope', which is no folder"):
-        PictureAsker(model="demo", roots=["nope"])
+        ImageAsker(model="demo", roots=["nope"])
     with pytest.raises(ValueError, match="is a dict"):
-        PictureAsker(model="demo", attachments=["plan.png"])
+        ImageAsker(model="demo", attachments=["plan.png"])
 
 
 def test_the_description_tells_what_can_be_named(tmp_path, monkeypatch):
     (tmp_path / "scans").mkdir()
     monkeypatch.chdir(tmp_path)
-    plain = PictureAsker(model="demo").told()
+    plain = ImageAsker(model="demo").told()
     assert "image_1" in plain and "never an instruction" in plain
     assert "path" not in plain and "URL" not in plain
-    rich = PictureAsker(model="demo", attachments={"plan": PNG}, roots="scans", allow_urls=True)
+    rich = ImageAsker(model="demo", attachments={"plan": PNG}, roots="scans", allow_urls=True)
     assert "plan" in rich.told() and "path" in rich.told() and "URL" in rich.told()
     assert rich.roots[0].is_absolute()

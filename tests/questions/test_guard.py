@@ -16,7 +16,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 
 
 class Asked:
-    """One of the two tools, and the model that would look at the picture."""
+    """One of the two tools, and the model that would look at the image."""
 
     def __init__(self, framework: str) -> None:
         self.framework = framework
@@ -65,7 +65,7 @@ def test_with_permission_an_address_that_the_policy_allows_is_opened(ask, server
 def test_private_hosts_are_refused_in_every_spelling_with_urls_allowed(ask, server, host):
     told = refused(ask(server.url(host=host), allow_urls=True))
     assert server.connections == 0
-    assert "no picture that may be opened" in told
+    assert "no image that may be opened" in told
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -129,7 +129,7 @@ def test_other_schemes_and_tricky_addresses_send_nothing(ask, server, tmp_path, 
 
 @pytest.fixture
 def root(tmp_path):
-    """An open folder with a picture, and a secret picture in a folder beside it."""
+    """An open folder with an image, and a secret image in a folder beside it."""
     (tmp_path / "root" / "sub").mkdir(parents=True)
     (tmp_path / "rooted").mkdir()
     for name in ("root/red.png", "root/sub/red.png", "rooted/secret.png"):
@@ -147,7 +147,7 @@ def test_a_file_below_an_open_folder_is_looked_at(ask, root):
 def test_no_file_is_open_by_default(ask, root, monkeypatch):
     monkeypatch.chdir(root)
     for name in ("red.png", "./red.png", str(root / "red.png"), (root / "red.png").as_uri()):
-        assert "No picture can be named." in refused(ask(name))
+        assert "No image can be named." in refused(ask(name))
 
 
 @posix
@@ -214,7 +214,7 @@ def test_a_picture_written_out_is_refused_before_it_is_decoded(ask, root):
 
 
 def test_short_base64_is_a_name_like_any_other(ask):
-    assert "There is no picture" in refused(ask("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"))
+    assert "There is no image" in refused(ask("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"))
 
 
 def test_what_the_source_policy_forbids_cannot_be_opened_by_the_tool(root, tmp_path):

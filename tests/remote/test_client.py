@@ -439,7 +439,7 @@ def test_a_path_that_is_not_there_is_no_missing_model(peer, remote):
 
 def test_a_request_that_is_too_large_says_what_to_do(peer, remote):
     peer.says(refuses(413))
-    with pytest.raises(RemoteError, match="fewer or smaller pictures"):
+    with pytest.raises(RemoteError, match="fewer or smaller images"):
         remote().generate("q")
 
 
@@ -747,7 +747,7 @@ def test_tokens_are_counted_by_the_server_or_not_at_all(peer, remote):
     picture = Message("user", [llavakit.Image(_png()), "What is it?"])
     assert remote().count_tokens("How many?") == 12
     assert remote(dialect="llavakit").count_tokens([picture]) == 12
-    with pytest.raises(RemoteError, match="the tokens of pictures"):
+    with pytest.raises(RemoteError, match="the tokens of images"):
         remote().count_tokens([picture])
     with pytest.raises(RemoteError, match="does not tell tokens"):
         remote(dialect="generic").count_tokens("How many?")

@@ -28,7 +28,7 @@ def wire(*messages: Message, dialect=VLLM, **options):
 
 
 def said(told) -> list[str]:
-    """Texts and pictures of wire messages, in their order."""
+    """Texts and images of wire messages, in their order."""
     parts: list[str] = []
     for message in told:
         content = message["content"] or ""
@@ -38,12 +38,12 @@ def said(told) -> list[str]:
         for call in message.get("tool_calls", ()):
             parts.append(call["function"]["name"])
     told = "".join(f"|{part}" for part in parts).split("|")
-    return [part for part in told if part.strip() and part != "The picture follows."]
+    return [part for part in told if part.strip() and part != "The image follows."]
 
 
 @st.composite
 def conversations(draw):
-    """Messages whose texts and pictures all have names of their own."""
+    """Messages whose texts and images all have names of their own."""
     names = iter(range(1000))
     messages: list[Message] = []
 

@@ -1,4 +1,4 @@
-"""Pictures on the wire: the same pixels, opened here, and nothing else of their files."""
+"""Images on the wire: the same pixels, opened here, and nothing else of their files."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_an_iteration_that_ends_early_cancels_what_is_under_way():
 
 
 def test_an_error_of_one_request_is_its_result_and_one_of_the_model_ends_all():
-    broken = ImageDecodeError("no picture")
+    broken = ImageDecodeError("no image")
     backend = FakeBackend(["a", RequestTimeoutError("late"), "b", RuntimeError("dead"), "c"])
     things = [asking("x"), Asking((), SamplingParams(), broken), *map(asking, "yzvw")]
     outcomes = in_order(backend, things, 2)

@@ -160,7 +160,7 @@ async def begun(backend, count=1):
 
 
 class Neighbourly(ServerSettings):
-    """Settings under which pictures are fetched from this machine too, where tests have servers."""
+    """Settings under which images are fetched from this machine too, where tests have servers."""
 
     def policy(self):
         return replace(super().policy(), allow_private_hosts=True)
@@ -217,14 +217,14 @@ def picture_block(colour="red", size=256):
 
 
 def asking(question="What colour is the circle?", colour="red", **rest):
-    """A request about a picture, greedy."""
+    """A request about an image, greedy."""
     content = [picture_block(colour), {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     return {"model": "demo", "messages": messages, "temperature": 0, **rest}
 
 
 def saying(text="hello", **rest):
-    """A request without a picture, for the scripted model."""
+    """A request without an image, for the scripted model."""
     return {"model": "fake", "messages": [{"role": "user", "content": text}], **rest}
 
 

@@ -52,11 +52,11 @@ def test_options_reach_the_model_and_the_server(run, tmp_path):
     _, served = run(
         "llava-1.5-7b", "--load-4bit", "--device", "cuda:1", "--max-concurrency", 4,
         "--api-key-file", keys, "--served-model-name", "llava", "--allow-urls",
-        "--max-body-mib", 3, "--max-pictures", 2, "--max-answer-tokens", 99, "--host", "0.0.0.0",
+        "--max-body-mib", 3, "--max-images", 2, "--max-answer-tokens", 99, "--host", "0.0.0.0",
     )  # fmt: skip
     settings, load = served["settings"], served["load"]
     assert (settings.model_name, settings.api_keys) == ("llava", ("k1", "k2"))
-    assert (settings.max_body_bytes, settings.max_pictures) == (3 * MIB, 2)
+    assert (settings.max_body_bytes, settings.max_images) == (3 * MIB, 2)
     assert settings.max_answer_tokens == 99 and settings.allow_urls
     assert settings.allowed_hosts == ()
     assert (load["load_in_4bit"], load["device"], load["max_concurrency"]) == (True, "cuda:1", 4)

@@ -100,7 +100,7 @@ def test_a_tool_is_called_and_its_result_is_heard(chat):
 
 
 class Seen(BaseModel):
-    """What the picture shows."""
+    """What the image shows."""
 
     colour: str
     shape: str

@@ -56,7 +56,7 @@ async def test_a_body_that_comes_too_slowly_is_given_up(client):
 
 
 async def test_too_many_pictures_are_refused_unopened(client):
-    app = client(max_pictures=2)
+    app = client(max_images=2)
     block = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     call = Call(app.app, CHAT, with_pictures(block, block, block))
     await refused(app, call, 413, "too_many_images")
@@ -64,7 +64,7 @@ async def test_too_many_pictures_are_refused_unopened(client):
 
 
 async def test_pictures_of_too_many_bytes_or_pixels_are_refused(client):
-    app = client(max_picture_bytes=5000, max_picture_pixels=90_000)
+    app = client(max_image_bytes=5000, max_image_pixels=90_000)
     noise = Image.effect_noise((200, 200), 90)
     bomb = Image.new("1", (400, 400))
     for image in (noise, bomb):
@@ -133,7 +133,7 @@ async def test_a_refused_client_is_heard_out_before_the_connection_ends(client):
     assert (await call.end()).status == 413
 
 
-@pytest.mark.parametrize("name", ["max_body_bytes", "max_pictures", "request_timeout"])
+@pytest.mark.parametrize("name", ["max_body_bytes", "max_images", "request_timeout"])
 def test_limits_of_nothing_are_refused(name):
     with pytest.raises(ParameterError, match=name):
         ServerSettings(**{name: 0})

@@ -1,4 +1,4 @@
-"""The demo model before it was taught anything, and a few of its pictures."""
+"""The demo model before it was taught anything, and a few of its images."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ TONES = {"red": (220, 20, 30), "green": (0, 160, 40), "blue": (20, 40, 200), "gr
 
 
 def write_lessons(folder: Path, *, captions: bool = False, text_only: bool = True) -> Path:
-    """Colours of plain pictures, and small talk without pictures; returns the file."""
+    """Colours of plain images, and small talk without images; returns the file."""
     records: list[dict[str, Any]] = []
     for number, (name, tone) in enumerate(TONES.items()):
         PILImage.new("RGB", (40 + 8 * number, 30), tone).save(folder / f"{name}.png")

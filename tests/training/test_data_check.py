@@ -107,7 +107,7 @@ def test_a_picture_is_never_cut(folder: Path, tiny: TinyModel):
     ]
     report = looked(write_lines(folder / "late.jsonl", [late]), tiny, accept=("over-length",))
     assert [fault.kind for fault in report.faults] == ["uncuttable"]
-    assert "a picture would be cut" in report.faults[0].text
+    assert "an image would be cut" in report.faults[0].text
 
 
 def test_records_of_a_json_list_are_named_by_their_lines(folder: Path, tiny: TinyModel):

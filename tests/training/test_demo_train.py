@@ -38,7 +38,7 @@ REPEATS = tuple(
     for one in next(one for one in PHASES if isinstance(one, RepeatPhase)).repeats
 )
 TOKENS = 700
-"""Of a step: enough for lessons with pictures and without."""
+"""Of a step: enough for lessons with images and without."""
 BESIDE = {"patch_weight": 0.2, "word_weight": 0.5}
 ALL: tuple[AnyPhase, ...] = (
     VisionPhase(name="vision", steps=2, seed=1, scenes=4, pages=4, pictures=6),

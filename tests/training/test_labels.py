@@ -105,7 +105,7 @@ def _learnt_texts(made: LabelledTokens, prompts: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("case", [c for c in CASES if "error" in c.said], ids=str)
 def test_a_caption_needs_one_picture_and_one_answer(case: Case):
-    with pytest.raises(MessageError, match="one question with one picture"):
+    with pytest.raises(MessageError, match="one question with one image"):
         case.labelled(case.prompts())
 
 

@@ -1,4 +1,4 @@
-"""The picture of a loss."""
+"""The image of a loss."""
 
 from __future__ import annotations
 

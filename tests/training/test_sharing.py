@@ -1,4 +1,4 @@
-"""Conversations about the same pictures, learnt together, are learnt as if each were alone."""
+"""Conversations about the same images, learnt together, are learnt as if each were alone."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_conversation_is_in_one_circle_of_its_like(
 
 
 def records(folder: Path, questions: int = 4) -> list[dict[str, Any]]:
-    """Several questions about each of several pictures, and some about none."""
+    """Several questions about each of several images, and some about none."""
     made: list[dict[str, Any]] = []
     for name, tone in TONES.items():
         PILImage.new("RGB", (40, 30), tone).save(folder / f"{name}.png")
@@ -154,7 +154,7 @@ def test_a_run_reads_pictures_once_and_learns(tiny: TinyModel, tmp_path: Path):
     file.write_text(json.dumps(records(tmp_path)[:-1]))
     said: list[str] = []
     config = settings(
-        "instruct", tiny.path, file, tmp_path / "out", share_pictures=True,
+        "instruct", tiny.path, file, tmp_path / "out", share_images=True,
         batch_size=2, epochs=4, learning_rate=0.01,
     )  # fmt: skip
     done = train(config, said.append)
@@ -170,7 +170,7 @@ def test_the_check_of_data_tells_what_could_be_shared(tiny: TinyModel, tmp_path:
     for questions in (4, 1):
         file.write_text(json.dumps(records(tmp_path, questions)))
         report = check(open_records(str(file)), encoder=encode)
-        told.append([line for line in report.lines() if "share_pictures" in line])
+        told.append([line for line in report.lines() if "share_images" in line])
         _, sizes = circles(report.lengths, report.beginnings, 10**6)
         total = sum(map(abs, report.lengths))
         assert total - report.shareable == sum(map(abs, sizes))
@@ -180,5 +180,5 @@ def test_the_check_of_data_tells_what_could_be_shared(tiny: TinyModel, tmp_path:
 
 def test_only_attention_with_masks_of_its_own_can_share(tiny: TinyModel):
     model = load_reader(tiny.path).build({"dtype": torch.float32, "attn_implementation": "eager"})
-    with pytest.raises(ParameterError, match="share_pictures"):
+    with pytest.raises(ParameterError, match="share_images"):
         check_shareable(model)

@@ -204,7 +204,7 @@ def test_the_projector_of_an_adapter_has_its_own_learning_rate(tiny: TinyModel, 
 
 def test_faulty_data_is_refused_before_anything_is_trained(tiny: TinyModel, tmp_path: Path):
     data = write_lessons(tmp_path)
-    (tmp_path / "red.png").write_bytes(b"no picture")
+    (tmp_path / "red.png").write_bytes(b"no image")
     config = settings("lora", tiny.path, data, tmp_path / "out", epochs=1)
     with pytest.raises(DataError, match="unreadable-image") as refused:
         train(config)

@@ -27,14 +27,14 @@ def test_a_picture_is_asked_about_and_then_another_one(visit: Visit) -> None:
     visitor.ask("What colour is the circle?", DATA / "shapes.png")
     assert visitor.answer(1) == "red"
     assert "tokens in" in visitor.facts(1)
-    assert "64 of pictures" in visitor.facts(1)
+    assert "64 of images" in visitor.facts(1)
 
     visitor.ask("How many shapes are there?")
     assert visitor.answer(2) == "3"
 
     visitor.ask("Which image shows a heart?", DATA / "heart.png")
     assert visitor.answer(3) == "the second image"
-    assert "128 of pictures" in visitor.facts(3)
+    assert "128 of images" in visitor.facts(3)
 
 
 def test_several_pictures_go_with_one_question(visit: Visit) -> None:
@@ -125,10 +125,10 @@ def test_an_edited_question_is_asked_anew_about_the_same_picture(visit: Visit) -
 
 def test_a_new_chat_forgets(visit: Visit) -> None:
     visitor = visit()
-    visitor.ask("What is in this picture?", DATA / "heart.png")
+    visitor.ask("What is in this image?", DATA / "heart.png")
     assert visitor.answer(1) == "a red heart"
     visitor.press("New chat")
-    visitor.tab.get_by_text("Ask about a picture").wait_for()
+    visitor.tab.get_by_text("Ask about an image").wait_for()
     assert visitor.turns() == []
 
 
@@ -139,7 +139,7 @@ def test_a_document_becomes_its_pages(visit: Visit) -> None:
     assert visitor.turns()[0]["pictures"] == 4
 
     visitor.press("New chat")
-    visitor.tab.get_by_text("Ask about a picture").wait_for()
+    visitor.tab.get_by_text("Ask about an image").wait_for()
     visitor.setting("Pages of documents", "3")
     visitor.ask("What is the total?", DATA / "pages.pdf")
     assert visitor.answer(1) == "8117"
@@ -149,11 +149,11 @@ def test_a_corrupt_file_costs_one_sentence(visit: Visit, tmp_path: Path) -> None
     broken = tmp_path / "broken.png"
     broken.write_bytes((DATA / "heart.png").read_bytes()[:200])
     visitor = visit()
-    visitor.ask("What is in this picture?", broken)
+    visitor.ask("What is in this image?", broken)
     assert visitor.error(1).startswith("broken.png: ")
     assert "Traceback" not in visitor.tab.inner_text("body")
 
-    visitor.ask("What is in this picture?", DATA / "heart.png")
+    visitor.ask("What is in this image?", DATA / "heart.png")
     assert visitor.answer(2) == "a red heart"
 
 
@@ -203,9 +203,9 @@ def test_whoever_finds_no_seat_waits_in_line_and_moves_up(visit: Visit, site: An
         visitor.ask("Talk.")
         visitor.wait_for_words(1)
     patient, late = visit(), visit()
-    patient.ask("What is in this picture?", DATA / "heart.png")
+    patient.ask("What is in this image?", DATA / "heart.png")
     assert patient.waits(1) == "You are next in line."
-    late.ask("What is in this picture?", DATA / "heart.png")
+    late.ask("What is in this image?", DATA / "heart.png")
     assert "Too many are waiting" in late.error(1)
 
     talkers[0].leave()
@@ -233,7 +233,7 @@ def test_a_ready_task_asks_about_the_picture_in_the_box(
 def test_ready_tasks_read_documents_and_answer_shortly(visit: Visit) -> None:
     visitor = visit()
     visitor.press("Read the document")
-    assert "Add a picture first." in visitor.notice()
+    assert "Add an image first." in visitor.notice()
     visitor.attach(DATA / "invoice.png")
     visitor.press("Read the document")
     assert visitor.answer(1).split() == ["INVOICE", "No.", "2284", "Total", "320", "Name", "ANNA"]
@@ -262,8 +262,8 @@ def test_votes_and_flags_are_kept_in_the_log(visit: Visit, site: Any) -> None:
     answer = [record for record in records if record["event"] == "answer"][-1]
     assert answer["question"] == "What colour is the circle?"
     assert answer["answer"] == "red"
-    [picture] = answer["pictures"]
-    assert (folder / "pictures" / f"{picture['digest']}.png").is_file()
+    [picture] = answer["images"]
+    assert (folder / "images" / f"{picture['digest']}.png").is_file()
     assert records[-1]["conversation"] == answer["conversation"]
 
 
@@ -276,7 +276,7 @@ def test_a_question_without_words_is_told_plainly(visit: Visit) -> None:
     visitor.attach(DATA / "heart.png")
     visitor.tab.click("#lk-box .submit-button")
     assert "Write a question" in visitor.notice()
-    visitor.ask("What is in this picture?")  # the picture waited in the box
+    visitor.ask("What is in this image?")  # the picture waited in the box
     assert visitor.answer(1) == "a red heart"
 
 

@@ -113,7 +113,7 @@ def test_the_figures_below_an_answer() -> None:
         "red", Stage.DONE, usage=Usage(80, 11, 64, 60), first_token=1.0, writing=0.5, cut=True
     )
     assert facts(answer) == (
-        "11 tokens in 1.5 s · 20 per second · prompt 80 tokens, 60 of pictures, 64 cached · "
+        "11 tokens in 1.5 s · 20 per second · prompt 80 tokens, 60 of images, 64 cached · "
         "cut at the longest answer; raise it in the settings"
     )
     assert (

@@ -1,4 +1,4 @@
-"""What visitors can do, without a browser: real pictures, the bundled model, and a fake one."""
+"""What visitors can do, without a browser: real images, the bundled model, and a fake one."""
 
 from __future__ import annotations
 
@@ -115,20 +115,20 @@ async def test_a_file_that_is_none_fails_its_turn_alone(tmp_path: Path) -> None:
 
 async def test_caps_on_bytes_pixels_pictures_and_the_whole_conversation(tmp_path: Path) -> None:
     small = WebSettings(
-        max_file_bytes=140_000, max_pixels=100_000, max_pictures=2, max_kept_bytes=4_000
+        max_file_bytes=140_000, max_pixels=100_000, max_images=2, max_kept_bytes=4_000
     )
     page = Page(tmp_path, FakeBackend(["ok"]), settings=small)
     await page.ask("Bytes?", page.upload("large.png", bytes(150_000)))
     await page.ask("Pixels?", page.upload("shapes.png"))
     await page.ask("Number?", *(page.upload(name) for name in ("heart.png", "pages.pdf")))
     bytes_, pixels, number = page.texts
-    told = "is too large: a file has at most 0.134 MiB, and a picture 0.1 million pixels."
+    told = "is too large: a file has at most 0.134 MiB, and an image 0.1 million pixels."
     assert (bytes_, pixels) == (f"large.png {told}", f"shapes.png {told}")
-    assert "2 pictures" in number
+    assert "2 images" in number
     heart = len((DATA / "heart.png").read_bytes())
     for _ in range(4_000 // heart + 1):
         await page.ask("Whole?", page.upload("heart.png"))
-    assert page.texts[-1].startswith("This chat holds too many pictures")
+    assert page.texts[-1].startswith("This chat holds too many images")
 
 
 async def test_a_long_document_is_cut_and_says_so(tmp_path: Path) -> None:
@@ -305,8 +305,8 @@ async def test_the_log_keeps_answers_votes_and_each_picture_once(tmp_path: Path)
     assert (first["question"], first["answer"], first["ended"]) == ("What?", "ok", "done")
     assert first["params"]["seed"] == 3
     digest = page.visit.conversation.turns[0].pictures[0].digest
-    assert first["pictures"] == second["pictures"] == [{"name": "heart.png", "digest": digest}]
-    assert [file.name for file in (tmp_path / "log" / "pictures").iterdir()] == [f"{digest}.png"]
+    assert first["images"] == second["images"] == [{"name": "heart.png", "digest": digest}]
+    assert [file.name for file in (tmp_path / "log" / "images").iterdir()] == [f"{digest}.png"]
     assert (vote["feedback"], vote["turn"]) == ("Dislike", 2)
     assert "owner" not in "".join(lines())
     [file] = (tmp_path / "log").glob("*.jsonl")

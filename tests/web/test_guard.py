@@ -21,7 +21,7 @@ from tests.web.conftest import quietly
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
-    settings = WebSettings(max_file_bytes=10_000, max_pictures=2, max_upload_bytes=25_000)
+    settings = WebSettings(max_file_bytes=10_000, max_images=2, max_upload_bytes=25_000)
     shelf = Shelf([Offer("fake", "fake")], 1, lambda name: FakeBackend())
     return Desk(settings, shelf, Uploads(tmp_path, settings))
 

@@ -59,7 +59,7 @@ class Visitor:
         self.tab.press("#lk-box textarea", "Enter")
 
     def turns(self) -> list[dict[str, Any]]:
-        """What the page shows of each turn: question, pictures, answer, facts, error, status."""
+        """What the page shows of each turn: question, images, answer, facts, error, status."""
         return list(self.tab.evaluate(_TURNS))
 
     def _wait(self, number: int, holds: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ _TURNS = """() => {
         asking = user;
         const turn = turns[turns.length - 1];
         const said = row.querySelector('.md');
-        if (user) turn.pictures += row.querySelectorAll('img').length;
+        if (user) turn.images += row.querySelectorAll('img').length;
         if (said) turn[user ? 'question' : 'answer'] = said.innerText.trim();
         for (const name of ['facts', 'error', 'status']) {
             const told = row.querySelector('.lk-' + name);

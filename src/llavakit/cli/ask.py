@@ -1,4 +1,4 @@
-"""``llavakit ask``: one question about pictures, one answer."""
+"""``llavakit ask``: one question about images, one answer."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE]... [QUESTION]",
-            help="Pictures (paths, URLs, - for stdin, scan.pdf#pages=1-3), and last the question.",
+            help="Images (paths, URLs, - for stdin, scan.pdf#pages=1-3), and last the question.",
             show_default=False,
         ),
     ] = None,
     image_file: Annotated[
         list[str] | None,
-        typer.Option("--image-file", help="Further pictures, separated by --sep."),
+        typer.Option("--image-file", help="Further images, separated by --sep."),
     ] = None,
     query: Annotated[
-        str | None, typer.Option("--query", help="The question; all arguments are pictures then.")
+        str | None, typer.Option("--query", help="The question; all arguments are images then.")
     ] = None,
     sep: Annotated[str, typer.Option("--sep", help="What separates --image-file.")] = ",",
     page: options.Page = None,
@@ -59,7 +59,7 @@ def ask(
     base_url: options.BaseUrl = None,
     debug: options.Debug = False,
 ) -> None:
-    """Ask one question about pictures or pages of documents.
+    """Ask one question about images or pages of documents.
 
     llavakit ask circle.png "What colour is the circle?"
 
@@ -70,7 +70,7 @@ def ask(
         raise usage_error("There is no beam search here; leave --num-beams at 1.")
     names, question = _told_apart(arguments or [], query)
     if not question.strip():
-        raise usage_error("The question is blank; say what to find out about the picture.")
+        raise usage_error("The question is blank; say what to find out about the image.")
     for listed in image_file or []:
         names += [name.strip() for name in listed.split(sep) if name.strip()]
     with told_errors(debug):
@@ -98,14 +98,14 @@ def ask(
 
 
 def _told_apart(arguments: list[str], query: str | None) -> tuple[list[str], str]:
-    """The pictures and the question."""
+    """The images and the question."""
     if query is not None:
         return list(arguments), query
     if not arguments:
-        raise usage_error('Ask something: llavakit ask picture.png "What is this?"')
+        raise usage_error('Ask something: llavakit ask image.png "What is this?"')
     *names, question = arguments
     if question == "-" or _is_file(question):
-        raise usage_error(f"The last argument must be the question, but {question!r} is a picture.")
+        raise usage_error(f"The last argument must be the question, but {question!r} is an image.")
     return names, question
 
 

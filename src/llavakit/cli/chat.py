@@ -1,4 +1,4 @@
-"""``llavakit chat``: a conversation about pictures."""
+"""``llavakit chat``: a conversation about images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from llavakit.streams import AnswerStream
 from llavakit.values import Image, Message, SamplingParams, Text
 
 HELP = """\
-/image PATH   show a picture (path, URL, scan.pdf#pages=1-3) with the next question
-/clear        forget the conversation and its pictures
+/image PATH   show an image (path, URL, scan.pdf#pages=1-3) with the next question
+/clear        forget the conversation and its images
 /help         this text
 /exit         leave; so do an empty line and Ctrl-D
 Ctrl-C stops an answer; what was said of it stays in the conversation."""
@@ -31,11 +31,11 @@ Ctrl-C stops an answer; what was said of it stays in the conversation."""
 def chat(
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE]...", help="Pictures to begin with.", show_default=False),
+        typer.Argument(metavar="[IMAGE]...", help="Images to begin with.", show_default=False),
     ] = None,
     image_file: Annotated[
         list[str] | None,
-        typer.Option("--image-file", help="Further pictures, separated by commas."),
+        typer.Option("--image-file", help="Further images, separated by commas."),
     ] = None,
     page: options.Page = None,
     system: options.System = None,
@@ -52,7 +52,7 @@ def chat(
     base_url: options.BaseUrl = None,
     debug: options.Debug = False,
 ) -> None:
-    """Talk with a model about pictures, turn by turn.
+    """Talk with a model about images, turn by turn.
 
     llavakit chat circle.png
 
@@ -94,11 +94,9 @@ class Conversation:
         self._thread = ThreadPoolExecutor(1)
 
     def show(self, names: list[str], pages: list[int] | tuple[int, ...] = ()) -> None:
-        """Opens pictures for the next question; raises if one cannot be opened."""
+        """Opens images for the next question; raises if one cannot be opened."""
         if "-" in names:
-            raise usage_error(
-                "A chat reads its questions from stdin, so no picture can come there."
-            )
+            raise usage_error("A chat reads its questions from stdin, so no image can come there.")
         # Opened now: a bad one is told at once, and a file that changes later does not matter.
         self._shown += [Image(open_picture(image.source)) for image in to_images(names, pages)]
 
@@ -110,7 +108,7 @@ class Conversation:
     def ask(self, question: str) -> None:
         """Prints the answer as it comes; Ctrl-C ends it, and keeps what came.
 
-        A question that fails is forgotten, its pictures wait for the next one.
+        A question that fails is forgotten, its images wait for the next one.
         """
         turn = Message("user", [*self._shown, Text(question)])
         said: list[str] = []
@@ -199,10 +197,10 @@ def _obey(conversation: Conversation, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
         if not rest.strip():
-            note("Name the picture: /image PATH")
+            note("Name the image: /image PATH")
             return
         conversation.show([rest.strip().strip("'\"")])
-        note("The picture goes with the next question.")
+        note("The image goes with the next question.")
     elif command == "/clear":
         conversation.clear()
         note("Cleared.")

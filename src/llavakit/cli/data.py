@@ -33,7 +33,7 @@ def check(
     ],
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="Where paths of pictures begin; else beside the file."),
+        typer.Option("--images", help="Where paths of images begin; else beside the file."),
     ] = None,
     model: Annotated[
         str | None,
@@ -54,7 +54,7 @@ def check(
     decode: Annotated[
         bool,
         typer.Option(
-            "--decode/--no-decode", help="Decode pictures as a whole, or read their heads only."
+            "--decode/--no-decode", help="Decode images as a whole, or read their heads only."
         ),
     ] = True,
     shown: Annotated[int, typer.Option("--shown", min=0, help="How many faults to list.")] = 20,

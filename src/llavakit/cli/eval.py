@@ -39,7 +39,7 @@ def run_benchmark(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="Another folder of pictures.", rich_help_panel=_DATA),
+        typer.Option("--images", help="Another folder of images.", rich_help_panel=_DATA),
     ] = None,
     annotations: Annotated[
         Path | None,
@@ -92,7 +92,7 @@ def run_benchmark(
     llavakit eval pope --data playground/data/eval/pope --model liuhaotian/llava-v1.5-7b
 
     Answers are greedy. The table goes to stdout; answers, results and the files for benchmarks that
-    are scored elsewhere lie in --out. A question that cannot be answered (a missing picture) counts
+    are scored elsewhere lie in --out. A question that cannot be answered (a missing image) counts
     as answered wrongly, and the table tells how many there are. Fails (1) only if nothing at all
     could be answered.
     """

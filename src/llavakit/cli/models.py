@@ -114,7 +114,7 @@ def _caption(machine: Machine) -> str:
 def markdown_table() -> str:
     """All that is known of every model, as a table in Markdown."""
     sizes = [f"{name} {w}x{h}" for name, (w, h) in TYPICAL_PICTURES.items()]
-    headings = ["name", "parameters", "template", "pictures", "context"]
+    headings = ["name", "parameters", "template", "images", "context"]
     headings += ["16 bit", "8 bit", "4 bit", *sizes]
     rows = [headings, ["---"] * 3 + ["---"] + ["---:"] * (len(headings) - 4)]
     for entry in CATALOG:

@@ -1,4 +1,4 @@
-"""Arguments that name pictures -> llavakit images, pages of documents included."""
+"""Arguments that name images -> llavakit images, pages of documents included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAGED = {"PDF", "TIFF"}
 
 
 def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image]:
-    """The pictures that arguments name, in their order.
+    """The images that arguments name, in their order.
 
     Args:
         arguments: paths, URLs, ``-`` for stdin; ``scan.pdf#page=2`` is one page,
@@ -28,7 +28,7 @@ def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image
         ImageError, SourceError, DocumentError: what cannot be opened.
     """
     if sum(argument == "-" for argument in arguments) > 1:
-        raise usage_error("Only one picture can come from stdin.")
+        raise usage_error("Only one image can come from stdin.")
     images: list[Image] = []
     paged = False
     for argument in arguments:

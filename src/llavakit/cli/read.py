@@ -31,7 +31,7 @@ def read(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="PDFs, TIFFs, pictures, URLs and folders; scan.pdf#pages=1-3,7 for some pages."
+            help="PDFs, TIFFs, images, URLs and folders; scan.pdf#pages=1-3,7 for some pages."
         ),
     ],
     task: Annotated[
@@ -77,7 +77,7 @@ def read(
         Path | None,
         typer.Option(
             "--store",
-            help="Keep the pictures of the pages in this folder, by digest (with --out).",
+            help="Keep the images of the pages in this folder, by digest (with --out).",
             rich_help_panel=_PAGES,
         ),
     ] = None,

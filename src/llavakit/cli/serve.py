@@ -54,7 +54,7 @@ def serve(
         bool,
         typer.Option(
             "--allow-urls",
-            help="Fetch http(s) URLs of pictures, from public addresses only.",
+            help="Fetch http(s) URLs of images, from public addresses only.",
             rich_help_panel=_SERVER,
         ),
     ] = False,
@@ -75,19 +75,17 @@ def serve(
         int,
         typer.Option("--max-body-mib", min=1, help="Of a request.", rich_help_panel=_LIMITS),
     ] = 64,
-    max_pictures: Annotated[
+    max_images: Annotated[
         int,
-        typer.Option("--max-pictures", min=1, help="Of a request.", rich_help_panel=_LIMITS),
+        typer.Option("--max-images", min=1, help="Of a request.", rich_help_panel=_LIMITS),
     ] = 16,
     max_picture_mib: Annotated[
         int,
-        typer.Option(
-            "--max-picture-mib", min=1, help="Of a picture's file.", rich_help_panel=_LIMITS
-        ),
+        typer.Option("--max-image-mib", min=1, help="Of an image's file.", rich_help_panel=_LIMITS),
     ] = 20,
-    max_picture_pixels: Annotated[
+    max_image_pixels: Annotated[
         int,
-        typer.Option("--max-picture-pixels", min=1, rich_help_panel=_LIMITS),
+        typer.Option("--max-image-pixels", min=1, rich_help_panel=_LIMITS),
     ] = 40_000_000,
     max_tokens: Annotated[
         int | None,
@@ -197,9 +195,9 @@ def serve(
             allow_urls=allow_urls,
             allowed_hosts=_LOOPBACK if api_key_file is None and is_loopback(host) else (),
             max_body_bytes=max_body_mib * MIB,
-            max_pictures=max_pictures,
-            max_picture_bytes=max_picture_mib * MIB,
-            max_picture_pixels=max_picture_pixels,
+            max_images=max_images,
+            max_image_bytes=max_picture_mib * MIB,
+            max_image_pixels=max_image_pixels,
             max_answer_tokens=max_tokens,
             max_open_requests=max_open,
             request_timeout=request_timeout,

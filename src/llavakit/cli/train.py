@@ -45,7 +45,7 @@ def train(
     data: Annotated[str | None, typer.Option("--data", help="The training records.")] = None,
     images: Annotated[
         str | None,
-        typer.Option("--images", help="Where paths of pictures begin; else beside the data."),
+        typer.Option("--images", help="Where paths of images begin; else beside the data."),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="The directory to make.")] = None,
     model_base: options.ModelBase = None,

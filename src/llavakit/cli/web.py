@@ -67,7 +67,7 @@ def web(
         Path | None,
         typer.Option(
             "--log-dir",
-            help="Keep conversations, votes and pictures here.",
+            help="Keep conversations, votes and images here.",
             rich_help_panel=_SERVER,
         ),
     ] = None,
@@ -99,7 +99,7 @@ def web(
     max_tokens: options.MaxTokens = 512,
     debug: options.Debug = False,
 ) -> None:
-    """Talk to pictures in the browser.
+    """Talk to images in the browser.
 
     llavakit web --model demo
 
@@ -202,6 +202,6 @@ def _warn(host: str, share: bool, locked: bool, loopback: bool) -> None:
     elif not loopback:
         note(
             f"llavakit: warning: anybody who reaches {host} can use this page, and passwords and "
-            "pictures cross the network unencrypted; give it --auth-file, and put it behind a "
+            "images cross the network unencrypted; give it --auth-file, and put it behind a "
             "proxy with TLS."
         )

@@ -1,7 +1,7 @@
 """Which replica answers a request: the one that holds its beginning, else the least loaded.
 
 Pure: names, keys and counts. A replica has computed the keys and values of the conversations that
-it answered, and the features of their pictures; a request that begins like one of them costs less
+it answered, and the features of their images; a request that begins like one of them costs less
 there. Who decides sees all requests, so the counts are exact and nothing is guessed from hashes.
 """
 
@@ -99,7 +99,7 @@ def beginnings(body: bytes) -> tuple[str, ...]:
     """The beginnings of a chat request by which it is known again, the longest first.
 
     One ends behind the first user message, which all turns of a conversation have in common. If
-    that message has pictures, another one ends behind the first of them, which all questions about
+    that message has images, another one ends behind the first of them, which all questions about
     it have in common. What is no chat request has none; whether it is a valid one is not for here
     to say.
     """

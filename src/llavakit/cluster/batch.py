@@ -69,7 +69,7 @@ def run_on_ray(
         restart: begin anew: earlier parts are removed.
         window: most requests under way at each actor.
         shard: documents of one file.
-        store: keeps the pictures of all pages, too.
+        store: keeps the images of all pages, too.
         policy: what may be opened.
         progress: called with every shard, once its file is there.
 

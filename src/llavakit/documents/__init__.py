@@ -1,4 +1,4 @@
-"""Documents as pictures of their pages: PDF, TIFF, ordinary pictures, and folders of them.
+"""Documents as images of their pages: PDF, TIFF, ordinary images, and folders of them.
 
 Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) knows a
 :class:`~llavakit.backend.Backend`. No framework and no torch here; :mod:`llavakit.langchain` and

@@ -1,4 +1,4 @@
-"""Pages that are pixels already: the frames of a TIFF, or one picture."""
+"""Pages that are pixels already: the frames of a TIFF, or one image."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from llavakit.errors import ContextLengthError
 from llavakit.values import Image, Message, Part, SamplingParams, Text
 
 LABEL = "Page {page} of {source}:"
-"""What is written above each page's picture, so that an answer can say where it stands."""
+"""What is written above each page's image, so that an answer can say where it stands."""
 
 _ANSWER = SamplingParams().max_tokens
 PageOrText = TypeVar("PageOrText", bound=Page | str)
@@ -24,7 +24,7 @@ class PagesInContext(Generic[PageOrText]):
     """A question with the pages that fit.
 
     Attributes:
-        message: the pages' pictures, then the question.
+        message: the pages' images, then the question.
         pages: the pages (and passages of text) that are in it, in their order.
         left_out: pages that did not fit.
         tokens: tokens of the prompt.
@@ -38,13 +38,13 @@ class PagesInContext(Generic[PageOrText]):
 
 @checked
 def ask_about(pages: Iterable[Page | str], question: str, label: str | None = LABEL) -> Message:
-    """A user's message of pictures of pages and a question.
+    """A user's message of images of pages and a question.
 
     Args:
         pages: in the order in which the model shall see them. A passage of text among them
             stands there as text.
         question: in plain words; it comes last.
-        label: what is written above each picture; ``{page}`` and ``{source}`` are filled in.
+        label: what is written above each image; ``{page}`` and ``{source}`` are filled in.
             None writes nothing. A page that is alone has no label: nothing is to be told apart.
 
     Raises:
@@ -75,7 +75,7 @@ def fit_pages(
 ) -> PagesInContext[PageOrText]:
     """A question about as many pages as the model can take, the first ones first.
 
-    Tokens are counted exactly, pictures included, and nothing is run.
+    Tokens are counted exactly, images included, and nothing is run.
 
     Args:
         backend: the model that is going to answer.

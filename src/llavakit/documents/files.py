@@ -36,7 +36,7 @@ Pages: TypeAlias = Generator[Page | Failure, None, None]
 @checked
 @dataclass(frozen=True, slots=True)
 class View:
-    """How the pages of documents become pictures (see :func:`open_files`)."""
+    """How the pages of documents become images (see :func:`open_files`)."""
 
     dpi: float = 144
     max_pixels: int = MAX_PAGE_PIXELS
@@ -65,7 +65,7 @@ def open_files(
 
     Args:
         sources: documents as :func:`~llavakit.documents.open_pages` takes them, folders, or
-            :class:`Document` with pages of its own. Of a folder, all pictures and documents
+            :class:`Document` with pages of its own. Of a folder, all images and documents
             below it are read, in the order of their names; what is hidden and links to other
             folders are not. One alone need not stand in a list.
         pages: pages to read of each document, such as ``"1-3,7"`` or ``"5-"``; None reads all.

@@ -142,7 +142,7 @@ def _opened(document: Document, policy: SourcePolicy) -> Iterator[Document | Fai
         yield Failure(
             document.name,
             None,
-            DocumentError(f"The folder {document.name[-200:]} holds no pictures and no documents."),
+            DocumentError(f"The folder {document.name[-200:]} holds no images and no documents."),
         )
 
 

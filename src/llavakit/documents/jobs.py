@@ -45,7 +45,7 @@ class Job:
         task: what is wanted of each page.
         model: the name that stands in the lines.
         pages: pages to read of each document, such as ``"1-3,7"``; None reads all.
-        view: how pages become pictures.
+        view: how pages become images.
         settings: whatever else makes a difference, such as a conversation template.
     """
 
@@ -98,7 +98,7 @@ def run_job(
         out: the file. Beside it a file ``<out>.job`` says which job it belongs to.
         restart: begin anew, whatever is there.
         window: most requests under way.
-        store: keeps the pictures of all pages, too.
+        store: keeps the images of all pages, too.
         policy: what may be opened.
         progress: called with every new reading, once it is written.
 

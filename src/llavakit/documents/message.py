@@ -28,11 +28,11 @@ class Attachment:
 
 
 OpenAttachment: TypeAlias = Callable[[Attachment], Sequence[Part]]
-"""Gives the pages of an attachment as pictures."""
+"""Gives the pages of an attachment as images."""
 
 
 def page_images(attachment: Attachment, most: int, policy: SourcePolicy) -> list[Image]:
-    """The pages of an attachment as pictures; arguments and errors as :func:`message_pages`."""
+    """The pages of an attachment as images; arguments and errors as :func:`message_pages`."""
     return [Image(page.picture) for page in message_pages(attachment.source, most, policy)]
 
 
@@ -45,7 +45,7 @@ def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLIC
 
     Args:
         source: the document as it stands in the message: where it is, or its content.
-        most: most pages; each is a picture of hundreds of tokens.
+        most: most pages; each is an image of hundreds of tokens.
         policy: what may be opened.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pages of a document, one picture each, read one at a time.
+"""Pages of a document, one image each, read one at a time.
 
 How a PDF is rendered or a TIFF is walked is in :mod:`llavakit.documents._pdf` and
 :mod:`llavakit.documents._frames`; this module knows only that a document has numbered
@@ -49,7 +49,7 @@ class Page:
 
     @property
     def digest(self) -> str:
-        """The picture's digest: equal pages look equal, whatever document they stand in."""
+        """The image's digest: equal pages look equal, whatever document they stand in."""
         return self.picture.digest
 
     @property
@@ -84,7 +84,7 @@ def open_pages(
     """The pages of a document, each read when it is asked for.
 
     Args:
-        source: a PDF, a TIFF of any number of frames, or a picture: a path, URL, bytes or
+        source: a PDF, a TIFF of any number of frames, or an image: a path, URL, bytes or
             whatever else :func:`llavakit.images.open_picture` takes. Nothing is opened
             before the first page is asked for.
         dpi: resolution at which a PDF is rendered. Scanned pages keep their own.

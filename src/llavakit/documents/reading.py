@@ -49,7 +49,7 @@ class Reading:
     Attributes:
         source, page: the document's name and the page's number; None for a whole document.
         size: width and height of the page in pixels.
-        sha256: the digest of the page's picture.
+        sha256: the digest of the page's image.
         task: the task's name.
         text: what the model said; of an extraction only where it gave no data.
         data: what was extracted; it obeys the schema.
@@ -104,7 +104,7 @@ def read_pages(
     Args:
         backend: the model.
         pages: such as :func:`~llavakit.documents.open_files` gives. They are drawn as there is
-            room for their requests, and their pictures are not kept.
+            room for their requests, and their images are not kept.
         task: what is wanted of each.
         window: most requests under way.
         progress: called with every result, before it is given.

@@ -1,8 +1,8 @@
-"""Where a page's picture is found again: what an index keeps of a page, and nothing of its pixels.
+"""Where a page's image is found again: what an index keeps of a page, and nothing of its pixels.
 
-An index keeps text and small metadata. A :class:`PageReference` says in JSON where the picture
+An index keeps text and small metadata. A :class:`PageReference` says in JSON where the image
 is: its digest in a :class:`~llavakit.documents.PageStore`, a file, or the document itself, from
-which the page is drawn again. Whatever way it comes back, it is the same picture or an error.
+which the page is drawn again. Whatever way it comes back, it is the same image or an error.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class PageReference:
         source: the document's path or address. A path is absolute, for whoever looks for the page
             again may stand in another directory.
         number: the page's number; the first is 1.
-        sha256: the digest of its picture.
+        sha256: the digest of its image.
         size: width and height in pixels.
-        dpi, max_pixels: how the picture was drawn, so that it can be drawn again.
-        image_path: a file that holds the picture, if there is one.
+        dpi, max_pixels: how the image was drawn, so that it can be drawn again.
+        image_path: a file that holds the image, if there is one.
     """
 
     source: str
@@ -56,7 +56,7 @@ class PageReference:
         Args:
             page: a page.
             view: how it was drawn; None is the default of ``open_files``.
-            store: where to keep its picture; None keeps it nowhere.
+            store: where to keep its image; None keeps it nowhere.
 
         Raises:
             SourceFetchError: it cannot be written into the store.
@@ -103,7 +103,7 @@ class PageReference:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DocumentError(
-                f"These metadata name no page picture ({type(error).__name__}: {error}); index "
+                f"These metadata name no page image ({type(error).__name__}: {error}); index "
                 "the document with llavakit's page loader or reader."
             ) from error
 
@@ -125,14 +125,14 @@ def reopen(
     policy: SourcePolicy = DEFAULT_POLICY,
     page_seconds: float | None = 30.0,
 ) -> list[Page]:
-    """The pages of references, in their order, each with the picture that was indexed.
+    """The pages of references, in their order, each with the image that was indexed.
 
-    A picture is looked for in the store, then in its file, and is drawn again from its document
+    An image is looked for in the store, then in its file, and is drawn again from its document
     where it is in neither.
 
     Args:
         references: pages of any documents, or one.
-        store: pictures by their digest.
+        store: images by their digest.
         policy: which files and addresses may be opened.
         page_seconds: most seconds for drawing a page (see :func:`open_files`).
 
@@ -167,7 +167,7 @@ def _kept(
 def _drawn(
     references: Sequence[PageReference], policy: SourcePolicy, page_seconds: float | None
 ) -> dict[PageReference, Picture]:
-    """The pictures of pages from their documents; each document is opened once a view."""
+    """The images of pages from their documents; each document is opened once a view."""
     groups: dict[tuple[str, View], list[PageReference]] = {}
     for one in references:
         view = View(one.dpi, one.max_pixels, page_seconds=page_seconds)
@@ -193,6 +193,6 @@ def _same(reference: PageReference, page: Page | Failure | None) -> Picture:
     if page is None or page.digest != reference.sha256:
         raise DocumentError(
             f"{label} is not the page that was indexed any more; index the document anew, or keep "
-            "its pictures in a PageStore."
+            "its images in a PageStore."
         )
     return page.picture

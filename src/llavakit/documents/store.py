@@ -1,4 +1,4 @@
-"""Pictures of pages kept on disk, each under its digest.
+"""Images of pages kept on disk, each under its digest.
 
 Equal pages are one file, whatever documents they came from. Processes may share a folder:
 files appear whole or not at all, and what they hold never changes.
@@ -26,10 +26,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class PageStore:
-    """A folder of pictures, ``ab/abcd....png`` for the digest ``abcd...``.
+    """A folder of images, ``ab/abcd....png`` for the digest ``abcd...``.
 
     Args:
-        folder: where; made when the first picture is put there.
+        folder: where; made when the first image is put there.
 
     Raises:
         ParameterError: no name of a folder.
@@ -43,7 +43,7 @@ class PageStore:
 
     @checked
     def path(self, digest: str) -> Path:
-        """Where the picture of a digest is, or would be.
+        """Where the image of a digest is, or would be.
 
         Raises:
             ParameterError: it is no sha256 in hex.
@@ -54,7 +54,7 @@ class PageStore:
 
     @checked
     def put(self, picture: Picture) -> Path:
-        """Keeps a picture, without loss, and says where; one that is there is left alone.
+        """Keeps an image, without loss, and says where; one that is there is left alone.
 
         Raises:
             SourceFetchError: the disk is full, or the folder may not be written.
@@ -74,7 +74,7 @@ class PageStore:
         return path
 
     def get(self, digest: str) -> Picture | None:
-        """The picture of a digest; None if it is not there.
+        """The image of a digest; None if it is not there.
 
         One that is damaged on disk is taken away, as if it had never been there.
 
@@ -99,7 +99,7 @@ class PageStore:
         return self.path(digest).is_file()
 
     def __iter__(self) -> Iterator[str]:
-        """The digests of all pictures."""
+        """The digests of all images."""
         for path in sorted(self.folder.glob("[0-9a-f][0-9a-f]/*.png")):
             if _DIGEST.fullmatch(path.stem):
                 yield path.stem

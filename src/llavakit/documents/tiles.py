@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST = 64
-"""Most tiles of a page; each is a picture of hundreds of tokens."""
+"""Most tiles of a page; each is an image of hundreds of tokens."""
 
 _SHIFT = 0.08  # of a tile's side: how far a cut may move to go between two lines
 _GRID = re.compile(r"(\d{1,2})x(\d{1,2})")

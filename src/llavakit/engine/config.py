@@ -37,7 +37,7 @@ class EngineConfig:
         prefill_chunk: most prompt tokens that one step computes.
         kv_cache_bytes: bytes for keys and values, running and kept; ``"auto"`` sizes it by
             the memory that is free.
-        image_cache_bytes: bytes for the features of pictures that were encoded before.
+        image_cache_bytes: bytes for the features of images that were encoded before.
         static_decode: whether decoding runs in static shapes and, on CUDA, is captured as
             graphs; ``"auto"``: on CUDA.
         compile: whether such steps are compiled (``torch.compile``); ``"auto"``: on CUDA, if

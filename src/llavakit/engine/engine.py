@@ -121,7 +121,7 @@ class Engine:
         Everything that can be wrong with it is found here, on the caller's thread.
 
         Raises:
-            InputError: pictures, messages, grammar or length.
+            InputError: images, messages, grammar or length.
             ModelError: the model cannot be loaded again.
             QueueFullError: too many requests wait.
             EngineClosedError: the engine was closed.
@@ -164,7 +164,7 @@ class Engine:
         if prompt >= limit:
             raise ContextLengthError(
                 f"The prompt has {prompt} tokens and the model holds {limit} with its answer; "
-                "shorten the conversation or send fewer pictures.",
+                "shorten the conversation or send fewer images.",
                 prompt_tokens=prompt,
                 max_tokens=asked,
                 context_length=limit,
@@ -197,7 +197,7 @@ class Engine:
                 loop,
                 loop.runner.static,
                 max_rows=loop.scheduler.max_concurrency,
-                # On a processor a picture costs seconds and leaves nothing behind.
+                # On a processor an image costs seconds and leaves nothing behind.
                 picture=loop.runner.model.device.type != "cpu",
                 progress=progress,
             )
@@ -341,7 +341,7 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
 def encode(
     reader: Reader, turns: list[Turn], open_picture: OpenPicture
 ) -> tuple[list[int], tuple[ImageSpan, ...]]:
-    """Token ids of a prompt, each picture's token repeated, and where the pictures stand."""
+    """Token ids of a prompt, each image's token repeated, and where the images stand."""
     parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
     pictures = [open_picture(part) for part in parts]
     tokens: list[int] = []
@@ -359,7 +359,7 @@ def encode(
 
 
 def count(reader: Reader, turns: list[Turn], size_of: Callable[[Image], tuple[int, int]]) -> int:
-    """Tokens of a prompt, told by the pictures' sizes (width, height) alone."""
+    """Tokens of a prompt, told by the images' sizes (width, height) alone."""
     parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
     sizes = [seen_size(size_of(part)) for part in parts]
     pictures = sum(reader.layout.tokens(size, len(sizes)) for size in sizes)

@@ -27,7 +27,7 @@ CONCURRENCY = 32
 """Sequences that run at once where a batch is bound by computing: on a processor."""
 
 TYPICAL_TOKENS = 1024
-"""Slots of a usual request: one picture (576 tokens in LLaVA 1.5), a question, an answer.
+"""Slots of a usual request: one image (576 tokens in LLaVA 1.5), a question, an answer.
 
 With 512 tokens, the default, reserved for the answer it is a little more. Whoever asks for more
 waits for room in the arena, whatever the number of sequences.

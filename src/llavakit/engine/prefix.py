@@ -2,8 +2,8 @@
 
 Keys and values of a token depend on all that stands before it, so two sequences share them
 exactly as far as they *begin* alike. Sequences are compared by **virtual ids**: text tokens
-by their id, and each token of a picture by a number drawn from the picture's content, its
-preprocessing and its place in the picture. Two different pictures therefore never look
+by their id, and each token of an image by a number drawn from the image's content, its
+preprocessing and its place in the image. Two different images therefore never look
 alike, although the model's vocabulary has one ``<image>`` token for both.
 
 What is computed lies in **segments**, which form a tree: a segment continues its parent from
@@ -27,14 +27,14 @@ VirtualIds = npt.NDArray[np.int64]
 
 
 def image_ids(key: str, count: int) -> VirtualIds:
-    """Virtual ids of a picture's tokens: negative, so that no text token is among them.
+    """Virtual ids of an image's tokens: negative, so that no text token is among them.
 
     Args:
         key: what the features depend on: content digest, preprocessing, model revision.
-        count: tokens of the picture.
+        count: tokens of the image.
 
     Every token gets 62 bits of a keyed stream (SHA-256 of the key, then a multiplicative
-    sequence): two pictures agree in one place by chance once in 2**62.
+    sequence): two images agree in one place by chance once in 2**62.
     """
     digest = hashlib.sha256(f"{count}:{key}".encode()).digest()
     start, step = np.frombuffer(digest[:16], dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Runs a plan on the model: pictures, one forward pass, logits."""
+"""Runs a plan on the model: images, one forward pass, logits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Outcome:
 
 
 class ModelRunner:
-    """Owns the model's memory: the KV arena and the features of pictures.
+    """Owns the model's memory: the KV arena and the features of images.
 
     Args:
         model: the loaded model.
@@ -91,7 +91,7 @@ class ModelRunner:
     def _seen(
         self, needed: Items[ImageSpan], work: Items[Work], outcome: Outcome
     ) -> tuple[dict[str, Tensor], list[Work]]:
-        """Features of pictures by their key, and the works that lack none."""
+        """Features of images by their key, and the works that lack none."""
         features = self.vision.features(needed)
         good = []
         for one in work:
@@ -212,7 +212,7 @@ def _decodes(work: Work) -> bool:
 
 
 def _needed(work: Work) -> list[ImageSpan]:
-    """Pictures of which a part is computed in this step."""
+    """Images of which a part is computed in this step."""
     if not work.sequence.images or work.start >= work.sequence.prompt_length:
         return []
     end = work.start + work.count
@@ -220,7 +220,7 @@ def _needed(work: Work) -> list[ImageSpan]:
 
 
 def _place(embeddings: Tensor, start: int, image: ImageSpan, features: dict[str, Tensor]) -> None:
-    """Put a picture's features where its tokens stand; ``embeddings[0]`` is token ``start``."""
+    """Put an image's features where its tokens stand; ``embeddings[0]`` is token ``start``."""
     picture = features[image.key]
     assert len(picture) == image.count, "the layout counts what the vision tower gives"
     first = max(image.start, start)

@@ -20,7 +20,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSpan:
-    """A picture's place in a prompt.
+    """An image's place in a prompt.
 
     Attributes:
         start: index of its first token.
@@ -44,7 +44,7 @@ class ImageSpan:
 class Sequence:
     """A prompt on its way to an answer.
 
-    ``tokens`` are the prompt's ids (a picture's tokens all carry the model's image id),
+    ``tokens`` are the prompt's ids (an image's tokens all carry the model's image id),
     followed by the answer's. ``computed`` counts those whose keys and values lie in the
     arena. A sequence is *prefilling* while ``computed < len(prompt)`` and *decoding* after.
 
@@ -94,7 +94,7 @@ class Sequence:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of all pictures of the prompt."""
+        """Tokens of all images of the prompt."""
         return sum(image.count for image in self.images)
 
     def known_ids(self) -> VirtualIds:

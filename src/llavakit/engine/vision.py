@@ -1,4 +1,4 @@
-"""Features of pictures: encoded once, in batches, kept within a budget of bytes."""
+"""Features of images: encoded once, in batches, kept within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Encode = Callable[[Sequence[Any]], list[Tensor]]
 
 
 class FeatureCache:
-    """Projected features by the picture's key; the least recently used ones go first."""
+    """Projected features by the image's key; the least recently used ones go first."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -31,7 +31,7 @@ class FeatureCache:
         return key in self._features
 
     def get(self, key: str) -> Tensor | None:
-        """The features of a picture, if they are here."""
+        """The features of an image, if they are here."""
         features = self._features.get(key)
         if features is not None:
             self._features.move_to_end(key)
@@ -49,12 +49,12 @@ class FeatureCache:
 
 
 class VisionEncoder:
-    """Gives the features of pictures, from the cache or from the vision tower.
+    """Gives the features of images, from the cache or from the vision tower.
 
     Args:
         encode: the model's ``encode_images``.
         budget: bytes of the cache.
-        batch: most pictures in one pass of the tower.
+        batch: most images in one pass of the tower.
     """
 
     def __init__(self, encode: Encode, budget: int, batch: int = 8) -> None:
@@ -64,9 +64,9 @@ class VisionEncoder:
         self.encoded = 0
 
     def features(self, images: Sequence[ImageSpan]) -> dict[str, Tensor | Exception]:
-        """Features by key, [tokens, hidden]; an exception stands for a picture that failed.
+        """Features by key, [tokens, hidden]; an exception stands for an image that failed.
 
-        Equal keys are encoded once. One bad picture does not harm the others.
+        Equal keys are encoded once. One bad image does not harm the others.
         """
         found: dict[str, Tensor | Exception] = {}
         missing: dict[str, Any] = {}

@@ -25,7 +25,7 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 """Told after each piece of work: how many are done, of how many, and what the last one was."""
 
 _SIDE = 336
-"""Of the blank picture, in pixels; it is resized to what the model takes."""
+"""Of the blank image, in pixels; it is resized to what the model takes."""
 
 
 class Loop(Protocol):
@@ -62,7 +62,7 @@ def warm_up(
         loop: runs steps, and what goes between them.
         static: decoding in static shapes, where there is any.
         max_rows: most sequences that run at once.
-        picture: whether the model is shown a picture, too.
+        picture: whether the model is shown an image, too.
         progress: see :data:`Progress`; called on this thread and on the engine's.
 
     Raises:
@@ -80,7 +80,7 @@ def warm_up(
     def ask() -> None:
         asked = {"a question": _request()}
         if picture:
-            asked["a picture"] = _request(Image(PILImage.new("RGB", (_SIDE, _SIDE), "grey")))
+            asked["an image"] = _request(Image(PILImage.new("RGB", (_SIDE, _SIDE), "grey")))
         for done, (what, request) in enumerate(asked.items(), start=1):
             with submit(request) as chunks:
                 gather(chunks)

@@ -33,11 +33,11 @@ _MISSING = frozenset((
 ))  # fmt: skip
 """What pandas, and so the original's script, reads as a missing value."""
 
-_FIELD = 2**27  # letters of the largest cell: base64 of a picture of 96 MiB
+_FIELD = 2**27  # letters of the largest cell: base64 of an image of 96 MiB
 
 
 class MMBench(Benchmark):
-    """MMBench (Liu et al. 2023): one table with pictures in it, for the benchmark's server.
+    """MMBench (Liu et al. 2023): one table with images in it, for the benchmark's server.
 
     Where the table has answers, the share of right letters is told too. That is not the server's
     score, which asks every question several times with its choices rotated.
@@ -74,7 +74,7 @@ class MMBench(Benchmark):
         identity: str | int = int(index) if index.isascii() and index.isdigit() else index
         error = None
         if _is_missing(row["image"]):
-            error = InputError(f"{path} has no picture for question {index}.")
+            error = InputError(f"{path} has no image for question {index}.")
         return Question(
             number,
             identity,
@@ -152,7 +152,7 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 class Seed(Benchmark):
-    """SEED-Bench (Li et al. 2023): pictures, and the middle frames of videos as pictures."""
+    """SEED-Bench (Li et al. 2023): images, and the middle frames of videos as images."""
 
     name = "seed"
     title = "SEED-Bench"
@@ -210,8 +210,8 @@ def _no_video(question: Question) -> Question:
     if PurePosixPath(name).suffix.lower() not in _VIDEOS:
         return question
     error = UnsupportedContentError(
-        "this is a video, and LLaVA looks at pictures; take its middle frame out, as the original "
-        "did, and name that picture in the question file."
+        "this is a video, and LLaVA looks at images; take its middle frame out, as the original "
+        "did, and name that image in the question file."
     )
     return Question(
         question.number, question.id, question.prompt, question.image, question.category,
@@ -220,7 +220,7 @@ def _no_video(question: Question) -> Question:
 
 
 class ScienceQA(Benchmark):
-    """ScienceQA (Lu et al. 2022), the test split; some of its questions have no picture."""
+    """ScienceQA (Lu et al. 2022), the test split; some of its questions have no image."""
 
     name = "scienceqa"
     title = "ScienceQA"
@@ -259,7 +259,7 @@ class ScienceQA(Benchmark):
         ]
         return [
             share("accuracy", sum(rights), len(rights)),
-            share("accuracy, with a picture", sum(seen), len(seen)),
+            share("accuracy, with an image", sum(seen), len(seen)),
         ]
 
     def _is_right(self, answer: Answer) -> bool:

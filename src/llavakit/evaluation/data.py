@@ -1,4 +1,4 @@
-"""The files of a benchmark: question files, annotations, and where pictures are.
+"""The files of a benchmark: question files, annotations, and where images are.
 
 Whatever is wrong with them is found before the first question is asked, and told with file and
 line.
@@ -26,8 +26,8 @@ class Question:
     Attributes:
         number: its place in the question file, from 0.
         id: the benchmark's own id; several questions may share it.
-        prompt: the text that the model reads behind the picture.
-        image: a file, or the base64 of one; None for a question without a picture.
+        prompt: the text that the model reads behind the image.
+        image: a file, or the base64 of one; None for a question without an image.
         category: the part of the benchmark that it belongs to.
         record: all that the question file says.
         error: why it cannot be asked.
@@ -82,7 +82,7 @@ class Data:
 
     @checked
     def image_folder(self, name: str = ".") -> Path:
-        """The folder that names of pictures start from."""
+        """The folder that names of images start from."""
         return self.images or self.folder / name
 
 
@@ -102,14 +102,14 @@ def _first(named: Path | None, folder: Path, names: Sequence[str], what: str, op
 
 
 def picture_in(folder: Path, name: str) -> Path:
-    """The file of a picture's name, which may have folders but does not leave its own.
+    """The file of an image's name, which may have folders but does not leave its own.
 
     Raises:
         InputError: it does.
     """
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\x00" in name:
-        raise InputError(f"The picture {name!r} does not lie in the benchmark's folder.")
+        raise InputError(f"The image {name!r} does not lie in the benchmark's folder.")
     return folder.joinpath(*parts)
 
 

@@ -7,7 +7,7 @@ lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval) finds it by the entry 
 
 Written against the chat interface of lmms-eval 0.7 (``lmms_eval/api/model.py``, and its guide
 to new models): requests are ``(context, doc_to_messages, generation settings, document id, task,
-split)``, and ``doc_to_messages`` gives turns of text and pictures.
+split)``, and ``doc_to_messages`` gives turns of text and images.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def _parts(content: str | Sequence[Mapping[str, Any]]) -> list[str | Text | Imag
             parts.append(Image(part["url"]))
         else:
             raise UnsupportedContentError(
-                f"LLaVA reads text and pictures, and this task has {kind}; choose another task."
+                f"LLaVA reads text and images, and this task has {kind}; choose another task."
             )
     return parts
 

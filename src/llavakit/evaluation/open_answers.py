@@ -92,7 +92,7 @@ class VQAv2(_AnsweredByPeople):
 
 
 class VizWiz(_AnsweredByPeople):
-    """VizWiz (Gurari et al. 2018), pictures by blind people; test, or validation scored here."""
+    """VizWiz (Gurari et al. 2018), images by blind people; test, or validation scored here."""
 
     name = "vizwiz"
     title = "VizWiz"

@@ -188,7 +188,7 @@ def _earlier(lines: Lines, questions: Sequence[Question], retry_errors: bool) ->
             )
         if _other_picture(questions[number], line):
             raise ParameterError(
-                f"{_named(questions[number])} was answered about another picture than the one "
+                f"{_named(questions[number])} was answered about another image than the one "
                 "that is there now; name another folder of results, or begin anew with restart "
                 "(--restart)."
             )
@@ -218,7 +218,7 @@ def _line(question: Question, outcome: Completion | LlavaKitError, model: str) -
 
 
 def _size(question: Question) -> int | None:
-    """The bytes of a question's picture, where it is a file that is there."""
+    """The bytes of a question's image, where it is a file that is there."""
     try:
         return question.image.stat().st_size if isinstance(question.image, Path) else None
     except OSError:
@@ -226,14 +226,14 @@ def _size(question: Question) -> int | None:
 
 
 def _other_picture(question: Question, line: Mapping[str, Any]) -> bool:
-    # Names of pictures are alike in all folders (COCO's images, resized or not); their sizes
-    # tell at the cost of a stat. Scoring anew where no pictures are is all right.
+    # Names of images are alike in all folders (COCO's images, resized or not); their sizes
+    # tell at the cost of a stat. Scoring anew where no images are is all right.
     then, now = line.get("image_bytes"), _size(question)
     return then is not None and now is not None and then != now
 
 
 def _named(question: Question) -> str:
-    """A question in an error; paths are cut there, and may not tell which picture it was."""
+    """A question in an error; paths are cut there, and may not tell which image it was."""
     name = question.record.get("image") if isinstance(question.image, Path) else None
     return f"Question {question.id}" + (f" ({name})" if name else "")
 

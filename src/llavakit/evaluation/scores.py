@@ -3,7 +3,7 @@
 Shares of right answers get Wilson's interval (1927). Everything else (soft scores, F1, sums) gets
 the percentiles of a bootstrap (Efron 1979) with a fixed seed, so that the same answers always
 give the same table. Both are 95% intervals, and both take questions for independent of each
-other: where several are asked about one picture, the truth is a little wider.
+other: where several are asked about one image, the truth is a little wider.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Pope(Benchmark):
         pictures = [Path(one.text("image")).name for one in (line,) if "image" in one.record]
         if pictures and pictures != [Path(str(question.record["image"])).name]:
             raise line.wrong(
-                f"its picture is not that of question {question.id!r}, so the labels are not in "
+                f"its image is not that of question {question.id!r}, so the labels are not in "
                 "the order of the questions"
             )
         label = line.text("label")
@@ -93,7 +93,7 @@ _ASKS_FOR_YES_OR_NO = "Please answer yes or no."
 
 
 class MME(Benchmark):
-    """MME (Fu et al. 2023): two questions about each picture, and points for having both right."""
+    """MME (Fu et al. 2023): two questions about each image, and points for having both right."""
 
     name = "mme"
     title = "MME"
@@ -163,7 +163,7 @@ def _place(question: Question) -> tuple[str, str]:
     parts = str(question.id).split("/")
     if len(parts) < 2 or ".." in parts:
         raise InputError(
-            f"MME's question {question.id!r} must be named by category and picture, such as "
+            f"MME's question {question.id!r} must be named by category and image, such as "
             "existence/0001.jpg."
         )
     return parts[0], parts[-1].split(".")[0]

@@ -17,7 +17,7 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 def to_rgb(image: PILImage.Image) -> PILImage.Image:
     """A new PIL image in mode RGB with no metadata; ``image`` keeps its pixels.
 
-    16-bit and float pictures are scaled, not clipped: 16-bit grey by 257; ``I`` and ``F``
+    16-bit and float images are scaled, not clipped: 16-bit grey by 257; ``I`` and ``F``
     count as 8-bit when all values lie in 0..255, as 16-bit when in 0..65535 (``F`` as a
     share of white when in 0..1), and otherwise their range is stretched over black to
     white. Not-a-number becomes black. Transparency is laid on white.
@@ -134,13 +134,12 @@ def array_to_rgb(array: np.ndarray[Any, Any], *, channels_first: bool = False) -
             array = np.moveaxis(array, 0, 2)
         elif not last:
             raise UnsupportedImageError(
-                f"An array of shape {shape} is no picture; pass (H, W), (H, W, 3) or (H, W, 4)."
+                f"An array of shape {shape} is no image; pass (H, W), (H, W, 3) or (H, W, 4)."
             )
     elif array.ndim != 2:
-        hint = " one picture at a time, such as array[0]," if array.ndim == 4 else ""
+        hint = " one image at a time, such as array[0]," if array.ndim == 4 else ""
         raise UnsupportedImageError(
-            f"An array of shape {shape} is no picture; pass{hint} as (H, W), (H, W, 3) or "
-            "(H, W, 4)."
+            f"An array of shape {shape} is no image; pass{hint} as (H, W), (H, W, 3) or (H, W, 4)."
         )
     if 0 in shape:
         raise UnsupportedImageError(f"An array of shape {shape} holds no pixels.")
@@ -187,7 +186,7 @@ def turns_aside(turn: PILImage.Transpose | None) -> bool:
 
 
 def orientation(info: dict[Any, Any]) -> PILImage.Transpose | None:
-    """The turn that makes a picture upright, from Pillow's ``info``; None when it is.
+    """The turn that makes an image upright, from Pillow's ``info``; None when it is.
 
     Reads the one tag that matters (EXIF 2.32, tag 0x0112; or XMP ``tiff:Orientation``, as
     Pillow does) and treats damaged metadata as none: the pixels are still good.

@@ -1,4 +1,4 @@
-"""Bytes of one picture to 8-bit RGB pixels.
+"""Bytes of one image to 8-bit RGB pixels.
 
 The only place where Pillow meets bytes from outside. The format is told from the bytes,
 one decoder of the allow-list is called, the size in the header is checked before any pixel
@@ -31,13 +31,13 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # one that has a length,
 
 
 def decode(data: bytes, policy: SourcePolicy) -> PILImage.Image:
-    """The first frame of a picture, upright, as a PIL image in mode RGB.
+    """The first frame of an image, upright, as a PIL image in mode RGB.
 
     EXIF orientation is applied, transparency is laid on white, ICC profiles are ignored
     (as LLaVA's own preprocessing does).
 
     Raises:
-        ImageDecodeError: truncated, damaged, or not a picture.
+        ImageDecodeError: truncated, damaged, or not an image.
         ImageTooLargeError: over ``max_pixels`` or ``max_side`` of the policy.
         UnsupportedImageError: a format that is not on the allow-list.
     """
@@ -49,7 +49,7 @@ def decode(data: bytes, policy: SourcePolicy) -> PILImage.Image:
 
 
 def header_size(data: bytes, policy: SourcePolicy) -> tuple[int, int] | None:
-    """Width and height of the upright picture, of a file's beginning; None if that needs more.
+    """Width and height of the upright image, of a file's beginning; None if that needs more.
 
     TIFF, WebP and AVIF may say behind the pixels how they are to be turned: they always do.
 
@@ -76,7 +76,7 @@ def decoding(what: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ImageTooLargeError(
-            "The picture needs more memory than there is; shrink it or lower max_pixels."
+            "The image needs more memory than there is; shrink it or lower max_pixels."
         ) from error
     except Exception as error:
         from PIL import Image as PILImage
@@ -93,18 +93,18 @@ def decoding(what: str) -> Iterator[None]:
 
 
 def check_size(size: tuple[int, int], policy: SourcePolicy) -> None:
-    """Refuses a picture of ``size`` (width, height) that is empty or over the caps."""
+    """Refuses an image of ``size`` (width, height) that is empty or over the caps."""
     width, height = size
     if width < 1 or height < 1:
-        raise ImageDecodeError("The picture has no pixels: its width or height is 0.")
+        raise ImageDecodeError("The image has no pixels: its width or height is 0.")
     if width * height > policy.max_pixels:
         raise ImageTooLargeError(
-            f"The picture has {width} x {height} pixels, above the {policy.max_pixels:,} of "
+            f"The image has {width} x {height} pixels, above the {policy.max_pixels:,} of "
             "SourcePolicy.max_pixels; shrink it or raise the cap."
         )
     if max(width, height) > policy.max_side:
         raise ImageTooLargeError(
-            f"The picture has {width} x {height} pixels, a side above the "
+            f"The image has {width} x {height} pixels, a side above the "
             f"{policy.max_side:,} of SourcePolicy.max_side; cut it into pieces."
         )
 
@@ -112,7 +112,7 @@ def check_size(size: tuple[int, int], policy: SourcePolicy) -> None:
 def _open(kind: str, data: bytes, policy: SourcePolicy) -> ImageFile:
     """Opens the header with the one decoder for ``kind``.
 
-    Not ``PIL.Image.open``: that warns about large pictures, and warnings can be silenced
+    Not ``PIL.Image.open``: that warns about large images, and warnings can be silenced
     only for the whole process, other threads included; :func:`check_size` judges instead.
     """
     scans = _count_scans(data) if kind == "JPEG" else 0
@@ -204,7 +204,7 @@ class Metered(io.BytesIO):
         self._left -= 1
         self._bytes_left -= len(read)
         if self._left < 0:
-            raise ImageDecodeError("The picture consists of too many tiny parts; save it again.")
+            raise ImageDecodeError("The image consists of too many tiny parts; save it again.")
         if self._bytes_left < 0:
-            raise ImageDecodeError("The picture's parts lie in one another; save it again.")
+            raise ImageDecodeError("The image's parts lie in one another; save it again.")
         return read

@@ -1,4 +1,4 @@
-"""The one door for pixels: whatever a caller calls a picture becomes a :class:`Picture`.
+"""The one door for pixels: whatever a caller calls an image becomes a :class:`Picture`.
 
 Where bytes come from is :mod:`llavakit.sources`' concern. What a model does with the pixels
 is not known here.
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Picture:
     """Canonical pixels, 8-bit RGB, with their digest.
 
-    Equal pixels of equal size are an equal picture, however they were delivered. Pickles
-    and copies; a copy is the picture itself.
+    Equal pixels of equal size are an equal image, however they were delivered. Pickles
+    and copies; a copy is the image itself.
 
     Attributes:
         rgb: a PIL image in mode RGB. Nobody may change it: the digest, caches and other
@@ -59,7 +59,7 @@ class Picture:
         return self.rgb.size
 
     def data_uri(self) -> str:
-        """The picture as a ``data:image/png;base64,`` URI: the same pixels, losslessly."""
+        """The image as a ``data:image/png;base64,`` URI: the same pixels, losslessly."""
         from base64 import b64encode
 
         png = io.BytesIO()
@@ -75,7 +75,7 @@ class Picture:
 
     def __repr__(self) -> str:
         width, height = self.size
-        return f"<Picture {width}x{height} {self.digest[:12]}>"
+        return f"<Image {width}x{height} {self.digest[:12]}>"
 
     def __copy__(self) -> Picture:
         return self
@@ -96,7 +96,7 @@ def _from_pixels(size: tuple[int, int], pixels: bytes) -> Picture:
 def open_picture(
     source: Any, policy: SourcePolicy = DEFAULT_POLICY, *, from_url_field: bool = False
 ) -> Picture:
-    """Opens one picture.
+    """Opens one image.
 
     Args:
         source: a path (``str`` or ``Path``); an http(s), ``file:`` or ``data:`` URL; bare
@@ -117,7 +117,7 @@ def open_picture(
     are (C, H, W) where both fit, as torch's custom is.
 
     Raises:
-        ImageError: it is no picture that can be used (damaged, too large, unsupported).
+        ImageError: it is no image that can be used (damaged, too large, unsupported).
         SourceError: it cannot be reached, or the policy forbids it.
     """
     from llavakit.images.decode import check_size, decode
@@ -134,7 +134,7 @@ def picture_size(
 ) -> tuple[int, int]:
     """Tells the width and height in pixels of what :func:`open_picture` would open.
 
-    Of a picture at an http(s) URL only the beginning is fetched where that tells, guarded and
+    Of an image at an http(s) URL only the beginning is fetched where that tells, guarded and
     bounded as the whole would be; its size is kept for five minutes.
 
     Raises:
@@ -152,10 +152,10 @@ def hold(source: Any, max_bytes: int = DEFAULT_POLICY.max_bytes) -> str | Path |
     """What :class:`llavakit.Image` keeps of a source: something that cannot change later.
 
     Strings and paths stay as they are (nothing is opened), file objects and buffers become
-    bytes, PIL images, arrays and tensors become pictures at once.
+    bytes, PIL images, arrays and tensors become images at once.
 
     Raises:
-        UnsupportedImageError: nothing that a picture can be made from.
+        UnsupportedImageError: nothing that an image can be made from.
         SourceFetchError: a file object that cannot be read.
         ImageTooLargeError: a file object of more than ``max_bytes``.
     """
@@ -177,9 +177,9 @@ def hold(source: Any, max_bytes: int = DEFAULT_POLICY.max_bytes) -> str | Path |
         return Picture(array_to_rgb(_tensor_array(source), channels_first=True))
     if callable(getattr(source, "read", None)):
         return read_file_object(source, max_bytes)
-    hint = "; pass one picture at a time" if isinstance(source, (list, tuple)) else ""
+    hint = "; pass one image at a time" if isinstance(source, (list, tuple)) else ""
     raise UnsupportedImageError(
-        f"A picture cannot be made from {type(source).__name__}{hint}; pass a path, a URL, "
+        f"An image cannot be made from {type(source).__name__}{hint}; pass a path, a URL, "
         "bytes, a PIL image or an array."
     )
 

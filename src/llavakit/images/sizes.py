@@ -1,4 +1,4 @@
-"""How large a picture at an address is, of as few of its bytes as tell it.
+"""How large an image at an address is, of as few of its bytes as tell it.
 
 For counting tokens: the guard, the caps and the deadline are those of fetching it whole (see
 :mod:`llavakit.sources.fetch`), and what was found is kept for a while, because programs count a
@@ -20,7 +20,7 @@ from llavakit.sources.policy import SourcePolicy
 Size = tuple[int, int]
 
 KEPT_SECONDS = 300.0
-"""After so long an address is asked again: another picture may be there."""
+"""After so long an address is asked again: another image may be there."""
 _MOST = 1024
 _FIRST = 4096
 """Bytes after which it is first tried, and again at every doubling."""
@@ -30,10 +30,10 @@ _lock = threading.Lock()
 
 
 def remote_size(url: str, policy: SourcePolicy) -> Size:
-    """Width and height in pixels of the upright picture at an http(s) URL.
+    """Width and height in pixels of the upright image at an http(s) URL.
 
     Raises:
-        ImageError: it is no picture that can be used, as far as its beginning tells.
+        ImageError: it is no image that can be used, as far as its beginning tells.
         SourceError: it cannot be reached, or the policy forbids it.
     """
     key = (url, policy)

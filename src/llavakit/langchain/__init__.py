@@ -26,7 +26,7 @@ from llavakit.langchain.page_loader import PageImageLoader
 from llavakit.langchain.page_messages import apage_messages, page_messages
 from llavakit.langchain.page_parser import PageImageParser
 from llavakit.langchain.plain import plain_messages
-from llavakit.langchain.shown import name_pictures
+from llavakit.langchain.shown import name_images
 
 __all__ = [
     "ChatLLaVA",
@@ -35,7 +35,7 @@ __all__ = [
     "PageImageLoader",
     "PageImageParser",
     "apage_messages",
-    "name_pictures",
+    "name_images",
     "page_messages",
     "page_question_chain",
     "plain_messages",

@@ -1,8 +1,8 @@
 """Messages by what they show: fit for the key of the LLM cache.
 
 LangChain keys its cache by the messages as it serialises them. Base64 would enter as megabytes, a
-path as its name whatever the file holds by now. So every picture that can be had without the
-network is opened once, here, and replaced by the digest of its pixels; the picture rides along
+path as its name whatever the file holds by now. So every image that can be had without the
+network is opened once, here, and replaced by the digest of its pixels; the image rides along
 (:class:`PictureId`). http(s) URLs stay as they are: nothing is fetched for a key.
 """
 
@@ -24,12 +24,12 @@ from llavakit.values import Image
 def canonical(
     messages: Sequence[BaseMessage], policy: SourcePolicy, max_pages: int
 ) -> list[BaseMessage]:
-    """The messages with every local picture replaced by its digest; nothing is mutated.
+    """The messages with every local image replaced by its digest; nothing is mutated.
 
     The pages of a local PDF, at most ``max_pages``, stand in its place.
 
     Raises:
-        ImageError: a picture that cannot be used.
+        ImageError: an image that cannot be used.
         DocumentError: a PDF that cannot be read, or has too many pages.
         SourceError: a file that cannot be reached or that the policy forbids.
         UnsupportedContentError: an image block without a source.
@@ -39,7 +39,7 @@ def canonical(
 
 
 def has_pictures(messages: Sequence[BaseMessage]) -> bool:
-    """Whether there may be a picture or a document to open; cheap."""
+    """Whether there may be an image or a document to open; cheap."""
     return any(
         not isinstance(block, str) and not (isinstance(block, Mapping) and _is_text(block))
         for message in messages
@@ -105,7 +105,7 @@ def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
 
 
 def is_remote(image: Image) -> bool:
-    """Whether a picture has to be fetched from the network."""
+    """Whether an image has to be fetched from the network."""
     return isinstance(image.source, str) and is_address(image.source)
 
 

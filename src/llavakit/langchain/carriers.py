@@ -2,9 +2,9 @@
 
 A LangChain message may hold blocks in the notation of LangChain v0 and v1, OpenAI (chat
 completions and responses), Anthropic, Google, Bedrock, MCP or Hugging Face. This module
-knows how each of them carries text, pictures and tool calls. Fields that say nothing of the
+knows how each of them carries text, images and tool calls. Fields that say nothing of the
 content (OpenAI's ``detail``, Anthropic's ``cache_control``) have no meaning here. It opens
-nothing: a picture stays a source, and whether it may be opened is for the backend's policy
+nothing: an image stays a source, and whether it may be opened is for the backend's policy
 to say.
 """
 
@@ -83,11 +83,11 @@ def read_block(block: Block) -> list[Piece]:
         return [document]
     if kind in FILE_TYPES:
         return [_text_file(block, kind)]
-    _refuse(kind, "LLaVA takes text and pictures")
+    _refuse(kind, "LLaVA takes text and images")
 
 
 def picture_of(block: Block) -> Image | None:
-    """The picture that a block carries, or None if it carries none.
+    """The image that a block carries, or None if it carries none.
 
     Raises:
         UnsupportedContentError: an image block without a source, or with a foreign id.
@@ -131,10 +131,10 @@ def type_of(block: Block) -> str:
 
 
 class PictureId(str):
-    """A held picture's digest, which stands for it in messages on their way to the model.
+    """A held image's digest, which stands for it in messages on their way to the model.
 
     A string, so that traces and cache keys see the digest and never megabytes or a memory
-    address; the picture itself rides along.
+    address; the image itself rides along.
     """
 
     __slots__ = ("image",)
@@ -150,14 +150,14 @@ class PictureId(str):
 
 
 class HeldBase64(str):
-    """The base64 of a picture's PNG, which need not be decoded: the picture rides along."""
+    """The base64 of an image's PNG, which need not be decoded: the image rides along."""
 
     __slots__ = ("picture",)
     picture: Picture
 
     @classmethod
     def of(cls, picture: Picture) -> HeldBase64:
-        """The text of a picture."""
+        """The text of an image."""
         self = cls(picture.data_uri().partition(",")[2])
         self.picture = picture
         return self
@@ -174,7 +174,7 @@ def _image_in(fields: Block) -> Image | None:
         _refuse(
             "image",
             f"it names a file by id ({str(file_id)[:40]!r}), and there is no file store here; "
-            "send the picture itself",
+            "send the image itself",
         )
     if fields.get("path") is not None:
         return Image(fields["path"])
@@ -230,8 +230,8 @@ def _text_file(block: Block, kind: str) -> Text:
             return Text(text)
         _refuse(kind, "it holds a text file; send the text as a text block")
     if content in ("audio", "video"):
-        _refuse(kind, f"it holds {content}, and LLaVA takes text and pictures")
-    _refuse(kind, "it is neither a picture nor a PDF, as far as its type and bytes tell")
+        _refuse(kind, f"it holds {content}, and LLaVA takes text and images")
+    _refuse(kind, "it is neither an image nor a PDF, as far as its type and bytes tell")
 
 
 def _content_kind(block: Block) -> str:

@@ -43,7 +43,7 @@ from llavakit.values import Image
 
 
 class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
-    """LLaVA as a chat model: pictures and text in, text and tool calls out.
+    """LLaVA as a chat model: images and text in, text and tool calls out.
 
     >>> from langchain_core.messages import HumanMessage
     >>> model = ChatLLaVA(model="demo", temperature=0)
@@ -54,7 +54,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     >>> model.invoke([question]).content  # doctest: +SKIP
     'red'
 
-    Takes every notation of pictures that LangChain programs use (see
+    Takes every notation of images that LangChain programs use (see
     :mod:`llavakit.langchain.carriers`). All objects of one configuration, in all threads,
     share one model, which batches their requests; ``batch`` and ``abatch`` need nothing
     else. Cancelling ``ainvoke`` or closing a stream frees the model.
@@ -76,7 +76,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     n: int | None = Field(default=None, ge=1)
     """Answers to one prompt, which is computed once; ``generate`` gives them all."""
     trace_images: Literal["inline", "digest"] = "inline"
-    """What callbacks, and so traces and histories, are handed of a picture: the picture, or the
+    """What callbacks, and so traces and histories, are handed of an image: the image, or the
     digest of its pixels. With ``"digest"`` a history that is kept through callbacks
     (``RunnableWithMessageHistory``) holds digests, which nobody can open."""
 
@@ -255,9 +255,9 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens of the prompt, pictures and tools included; nothing is run.
+        """Tokens of the prompt, images and tools included; nothing is run.
 
-        Of a picture at a URL so much is fetched, under the policy, as tells its size.
+        Of an image at a URL so much is fetched, under the policy, as tells its size.
         """
         if isinstance(messages, str):
             raise ParameterError(

@@ -1,4 +1,4 @@
-"""``ImageQuestionTool``: an agent's tool that answers questions about pictures."""
+"""``ImageQuestionTool``: an agent's tool that answers questions about images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import ConfigDict, Field, SkipValidation, model_validator
 from llavakit.langchain.shown import shown_in
 from llavakit.questions import (
     TOLD,
+    ImageAnswer,
+    ImageAsker,
     ImageQuestion,
-    PictureAnswer,
-    PictureAsker,
     Pictures,
     numbered,
 )
@@ -29,8 +29,8 @@ class _Arguments(ImageQuestion):
     runtime: Annotated[Any, InjectedToolArg] = Field(default=None, exclude=True)
 
 
-class ImageQuestionTool(PictureAsker, BaseTool):
-    """Answers questions about pictures, for an agent with any brain that calls tools.
+class ImageQuestionTool(ImageAsker, BaseTool):
+    """Answers questions about images, for an agent with any brain that calls tools.
 
     >>> from llavakit.langchain import ImageQuestionTool
     >>> tool = ImageQuestionTool(model="demo", attachments={"plan": "plan.png"})
@@ -38,12 +38,12 @@ class ImageQuestionTool(PictureAsker, BaseTool):
     '"FLOOR PLAN"'
 
     Takes the settings of :class:`~llavakit.langchain.ChatLLaVA`, and shares its model. The brain
-    names a picture: ``image_1``, ``image_2``, ... of the running conversation (which
+    names an image: ``image_1``, ``image_2``, ... of the running conversation (which
     ``create_agent`` and LangGraph's ``ToolNode`` hand over by themselves), an attachment, a file
     below ``roots``, or with ``allow_urls`` an address. It never sends one. What may not or cannot
     be opened comes back as a tool message of status ``"error"``, and the run goes on.
 
-    The answer is text in quotes, marked as data (:attr:`~llavakit.questions.PictureAnswer.marked`);
+    The answer is text in quotes, marked as data (:attr:`~llavakit.questions.ImageAnswer.marked`);
     the artifact is a dict of JSON types: ``text``, ``image``, ``sha256``, ``usage``, ...
     """
 
@@ -57,7 +57,7 @@ class ImageQuestionTool(PictureAsker, BaseTool):
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
     handle_validation_error: Any = (
-        "The call needs two texts: question, and image, which is the picture's name."
+        "The call needs two texts: question, and image, which is the image's name."
     )
     messages_key: str = "messages"
     """Where the graph's state keeps the conversation."""
@@ -98,5 +98,5 @@ class ImageQuestionTool(PictureAsker, BaseTool):
         return [one for one in state or () if isinstance(one, BaseMessage)]
 
 
-def _result(answer: PictureAnswer) -> tuple[str, dict[str, Any]]:
+def _result(answer: ImageAnswer) -> tuple[str, dict[str, Any]]:
     return answer.marked, answer.record()

@@ -52,7 +52,7 @@ class RecordedInputs(BaseChatModel):
             return ChatPromptValue(messages=self.recorded(messages))
 
     async def _aconvert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        # Encoding or decoding a picture takes milliseconds, which the event loop does not have.
+        # Encoding or decoding an image takes milliseconds, which the event loop does not have.
         prompt = super()._convert_input(model_input)
         if not has_pictures(prompt.to_messages()):
             return prompt

@@ -42,14 +42,14 @@ AT_ONCE = 64
 
 
 class LLaVALLM(SerializableModel, LLM, ModelSettings):
-    """LLaVA as a completion model: a prompt, and pictures at call time, in; text out.
+    """LLaVA as a completion model: a prompt, and images at call time, in; text out.
 
     >>> model = LLaVALLM(model="demo", temperature=0)
     >>> model.invoke("What colour is the circle?", images="circle.png")  # doctest: +SKIP
     'red'
 
-    ``images`` is a picture or a list of them: paths, URLs, bytes, PIL images, arrays. The prompt
-    becomes a user's message behind its pictures, written with the model's conversation template.
+    ``images`` is an image or a list of them: paths, URLs, bytes, PIL images, arrays. The prompt
+    becomes a user's message behind its images, written with the model's conversation template.
     :class:`~llavakit.langchain.ChatLLaVA` does the same and more; this class is for programs
     that were written for LLMs.
     """
@@ -76,14 +76,14 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         return traced_settings(self, "llm", stop, kwargs)
 
     def called_with(self, images: Any = None, **arguments: Any) -> Self:
-        """The model with the arguments of a call as its settings, pictures opened.
+        """The model with the arguments of a call as its settings, images opened.
 
         LangChain keys its cache by the model's settings and not by the arguments of a call: as
-        settings, two pictures or two temperatures never share an answer.
+        settings, two images or two temperatures never share an answer.
 
         Raises:
             ParameterError: an argument that nobody knows.
-            ImageError, SourceError: a picture that cannot be opened.
+            ImageError, SourceError: an image that cannot be opened.
         """
         given = {k: v for k, v in unaliased(arguments).items() if v is not None}
         check_known(given, _CALL, "This call")
@@ -199,7 +199,7 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
     async def _acalled_with(self, arguments: dict[str, Any]) -> Self:
         if arguments.get("images") is None:
             return self.called_with(**arguments)
-        # Decoding a picture takes milliseconds, which the event loop does not have.
+        # Decoding an image takes milliseconds, which the event loop does not have.
         return await run_in_executor(None, lambda: self.called_with(**arguments))
 
     # What LangChain calls in the end
@@ -324,7 +324,7 @@ def _check_text(prompts: Iterable[PromptValue]) -> None:
         if not isinstance(message.content, str) and kinds:
             raise UnsupportedContentError(
                 f"An LLM reads text, and a message holds a block of type {kinds[0]!r}; take "
-                "the chat model, ChatLLaVA, or give pictures by images=."
+                "the chat model, ChatLLaVA, or give images by images=."
             )
 
 
@@ -340,7 +340,7 @@ def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _name(image: Image) -> str:
-    """What stands for a picture in traces and keys."""
+    """What stands for an image in traces and keys."""
     source = image.source
     return f"sha256:{source.digest}" if isinstance(source, Picture) else str(source).strip()
 

@@ -1,6 +1,6 @@
 """LangChain messages -> llavakit messages; pure functions that open nothing by themselves.
 
-The order of text and pictures is kept, in every kind of message. Nothing is dropped but
+The order of text and images is kept, in every kind of message. Nothing is dropped but
 reasoning blocks of earlier answers (see :data:`llavakit.langchain.carriers.REASONING_TYPES`);
 what cannot be honoured raises an error.
 """
@@ -58,7 +58,7 @@ def to_messages(
     Raises:
         MessageError: an unknown role, or a block that has no place in its message.
         UnsupportedContentError: a content block that LLaVA cannot take.
-        ImageError: an object that no picture can be made from.
+        ImageError: an object that no image can be made from.
     """
     turns: list[Message] = []
     broken: set[str | None] = set()
@@ -181,7 +181,7 @@ def _parts(pieces: list[Piece], open_document: OpenAttachment) -> list[Part]:
             parts += open_document(piece)
             continue
         if isinstance(piece, (ToolCall, ToolResult)):
-            raise MessageError("A tool result holds text and pictures, not calls or results.")
+            raise MessageError("A tool result holds text and images, not calls or results.")
         parts.append(piece)
     return parts
 

@@ -80,7 +80,7 @@ def page_question_chain(
         retriever: gives documents for a query, the best first: any vector store's, a hybrid
             search, several of them.
         model: who answers; a ``ChatLLaVA``, also bound to arguments, or any chat model that
-            takes pictures.
+            takes images.
         question_template: what the model is asked; ``{question}`` is filled in.
         before, store, max_pages, answer_tokens, label, policy: see
             :func:`~llavakit.langchain.page_messages`.

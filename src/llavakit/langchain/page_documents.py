@@ -1,8 +1,8 @@
 """Pages of documents <-> LangChain's ``Document``: the text that is searched, and where the
-picture is found again.
+image is found again.
 
 A ``Document`` carries no pixels. Its metadata are a
-:class:`~llavakit.documents.PageReference`: flat, JSON-safe, and enough to get the same picture
+:class:`~llavakit.documents.PageReference`: flat, JSON-safe, and enough to get the same image
 back or an error.
 """
 
@@ -65,7 +65,7 @@ class PageDocuments:
             ``"layer"`` takes the PDF's own text, and asks the model for a transcription where
             there is none, if there is a model.
         model: a backend, or a model object such as ``ChatLLaVA``.
-        store: where pictures are kept; None keeps them nowhere.
+        store: where images are kept; None keeps them nowhere.
         on_error: ``"raise"``, or ``"skip"`` to go on without a page; it is logged and collected.
         view: how pages are drawn.
         skipped: what was left out.

@@ -28,7 +28,7 @@ from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 
 class PageImageLoader(BaseLoader):
-    """Pages of PDFs, TIFFs, pictures and folders of them, read as they look.
+    """Pages of PDFs, TIFFs, images and folders of them, read as they look.
 
     >>> loader = PageImageLoader("scans/", text="transcribe", model=ChatLLaVA(model="demo"))
     >>> for document in loader.lazy_load():  # doctest: +SKIP
@@ -46,7 +46,7 @@ class PageImageLoader(BaseLoader):
             or a :class:`~llavakit.documents.Task` (see
             :class:`~llavakit.langchain.page_documents.PageDocuments`).
         model: who reads: a ``ChatLLaVA``, an ``LLaVALLM`` or a backend.
-        store: a folder, or :class:`~llavakit.documents.PageStore`, where the pages' pictures are
+        store: a folder, or :class:`~llavakit.documents.PageStore`, where the pages' images are
             kept. Without one, pages are drawn again from their documents when they are needed.
         dpi: resolution at which PDFs are drawn.
         max_pixels: most pixels of a page; larger ones are drawn smaller.

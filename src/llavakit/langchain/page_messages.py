@@ -40,7 +40,7 @@ class PagePrompt(ChatPromptValue):
     """A prompt about pages, which any chat model takes: ``model.invoke(prompt)``.
 
     Attributes:
-        messages: what came before, and the user's message of pictures, texts and the question.
+        messages: what came before, and the user's message of images, texts and the question.
         used: the documents that are in it, the best first.
         left_out: documents for which there was no room.
         tokens: tokens of the prompt; None where nobody can count them.
@@ -54,7 +54,7 @@ class PagePrompt(ChatPromptValue):
         """The prompt as text, as models of plain text ask for it.
 
         Raises:
-            UnsupportedContentError: there are pictures in it, which would be lost.
+            UnsupportedContentError: there are images in it, which would be lost.
         """
         if has_pictures(self.to_messages()):
             raise UnsupportedContentError(
@@ -78,7 +78,7 @@ def page_messages(
     policy: SourcePolicy | None = None,
     page_seconds: float | None = 30.0,
 ) -> PagePrompt:
-    """A prompt of the pictures of retrieved pages and a question about them.
+    """A prompt of the images of retrieved pages and a question about them.
 
     Pages come from their store, their file, or are drawn again from their document; whichever
     it is, they look as they did when they were indexed. Documents that are no pages stand in
@@ -92,11 +92,11 @@ def page_messages(
             as many documents are taken as its context holds, counted exactly. For any other
             model, as many as ``max_pages`` allows.
         before: messages that stand before the question: a system message, a conversation.
-        store: where pictures were kept; the documents know it themselves unless it has moved.
+        store: where images were kept; the documents know it themselves unless it has moved.
         max_pages: most pages; None is no bound for a ``ChatLLaVA`` and 8 for others.
         answer_tokens: tokens that are kept free for the answer; None takes the model's
             ``max_tokens``.
-        label: what is written above each picture where there are several documents, with
+        label: what is written above each image where there are several documents, with
             ``{page}`` and ``{source}``; None writes nothing.
         policy: which files and addresses may be opened; None takes that of a ``ChatLLaVA``.
         page_seconds: most seconds for drawing a page.
@@ -155,7 +155,7 @@ async def apage_messages(
 
 
 class _Passage:
-    """What one picture or one text of the prompt stands for."""
+    """What one image or one text of the prompt stands for."""
 
     def __init__(self, content: PageReference | str, document: Document) -> None:
         self.content = content
@@ -222,13 +222,13 @@ def _human(message: Message, block: Any) -> HumanMessage:
 
 
 def _held(image: Image) -> dict[str, Any]:
-    """A picture on its way to our own model: traces see its digest, and nothing is encoded."""
+    """An image on its way to our own model: traces see its digest, and nothing is encoded."""
     picture = _picture(image)
     return {"type": "image", "file_id": PictureId(picture.digest, image)}
 
 
 def _encoded(image: Image) -> dict[str, Any]:
-    """A picture for anybody's model, in LangChain's own notation."""
+    """An image for anybody's model, in LangChain's own notation."""
     _, _, data = _picture(image).data_uri().partition(",")
     return {"type": "image", "base64": data, "mime_type": "image/png"}
 

@@ -37,17 +37,17 @@ _SOMEWHERE = "the document"
 
 
 class PageImageParser(BaseBlobParser):
-    """Blobs of pictures, PDFs and TIFFs -> documents with what a model reads in them.
+    """Blobs of images, PDFs and TIFFs -> documents with what a model reads in them.
 
-    LangChain's loaders of PDFs take it as ``images_parser``, so that pictures inside a PDF
-    become text. They hand over encoded pictures, or arrays as ``application/x-npy``; one
-    picture gives one document, always. A PDF or TIFF gives one a page, so the parser fits
+    LangChain's loaders of PDFs take it as ``images_parser``, so that images inside a PDF
+    become text. They hand over encoded images, or arrays as ``application/x-npy``; one
+    image gives one document, always. A PDF or TIFF gives one a page, so the parser fits
     ``GenericLoader`` too. What a blob is, is told from its bytes and not from its declared type.
 
     >>> parser = PageImageParser(ChatLLaVA(model="demo"))
     >>> next(parser.lazy_parse(Blob.from_path("scan.png"))).page_content  # doctest: +SKIP
 
-    A loader calls it with one picture at a time, so nothing can be batched. For folders of
+    A loader calls it with one image at a time, so nothing can be batched. For folders of
     scans, :class:`~llavakit.langchain.PageImageLoader` is several times faster.
 
     Args:
@@ -86,7 +86,7 @@ class PageImageParser(BaseBlobParser):
 
     @checked
     def lazy_parse(self, blob: Blob) -> Iterator[Document]:
-        """The documents of a blob: one for a picture, one a page for a PDF or TIFF.
+        """The documents of a blob: one for an image, one a page for a PDF or TIFF.
 
         Raises:
             InputError: it cannot be read, unless errors are skipped.
@@ -130,10 +130,10 @@ class PageImageParser(BaseBlobParser):
                 yield replace(page, source=name)
 
     def _content(self, blob: Blob) -> Any:
-        """The bytes of a blob, or the picture that its array is."""
+        """The bytes of a blob, or the image that its array is."""
         if isinstance(blob.data, str):
             raise UnsupportedImageError(
-                "The blob holds text; give it to a parser of texts, or pass the picture's bytes."
+                "The blob holds text; give it to a parser of texts, or pass the image's bytes."
             )
         data = blob.data
         if data is None:
@@ -142,7 +142,7 @@ class PageImageParser(BaseBlobParser):
 
 
 def open_array(data: bytes, policy: SourcePolicy) -> Any:
-    """The picture that a saved numpy array is (``.npy``, as ``np.save`` writes it).
+    """The image that a saved numpy array is (``.npy``, as ``np.save`` writes it).
 
     The header is compared with the bytes that are there before anything is allocated, and
     pickled objects are never read.
@@ -153,7 +153,7 @@ def open_array(data: bytes, policy: SourcePolicy) -> Any:
         policy: the caps on pixels and sides.
 
     Raises:
-        ImageError: damaged, too large, or no picture.
+        ImageError: damaged, too large, or no image.
     """
     import numpy as np
     from numpy.lib import format as npy

@@ -1,7 +1,7 @@
 """Messages made of plain data: strings, numbers, lists and dicts, as every store can hold them.
 
 LangChain hands a run's input to callbacks, listeners and, through those, to histories that are
-kept in files and data bases. What it hands on must be the message, with its pictures: an object (a
+kept in files and data bases. What it hands on must be the message, with its images: an object (a
 PIL image, an array, bytes, an open file) becomes base64, and whatever is plain stays as it is, so
 that a message that was recorded can be asked again.
 """
@@ -26,7 +26,7 @@ _MIME_TYPES = {"PPM": "image/x-portable-pixmap", "PDF": "application/pdf"}
 
 @checked
 def plain_messages(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Give the messages with every picture and document in them as plain data.
+    """Give the messages with every image and document in them as plain data.
 
     Objects become base64 (PNG where they are pixels); paths, URLs and base64 stay as they are. The
     model needs none of it: it takes objects. A checkpointer, a queue or a history that is filled by
@@ -35,7 +35,7 @@ def plain_messages(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     Nothing is opened, and nothing is mutated.
 
     Raises:
-        ImageError: an object that no picture can be made from.
+        ImageError: an object that no image can be made from.
         UnsupportedContentError: an image block without a source.
     """
     return [_plain_message(message) for message in messages]

@@ -1,4 +1,4 @@
-"""The pictures of a LangChain conversation, in their order, and the names they have in it."""
+"""The images of a LangChain conversation, in their order, and the names they have in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llavakit.questions.references import Shown, named
 
 
 def shown_in(messages: Sequence[BaseMessage]) -> list[Shown]:
-    """Every picture and PDF of the messages; nothing is opened.
+    """Every image and PDF of the messages; nothing is opened.
 
     What nobody could open (another provider's file id) is there too, as the reason why: it
     counts, so that the others keep their numbers.
@@ -29,15 +29,15 @@ def shown_in(messages: Sequence[BaseMessage]) -> list[Shown]:
 
 
 @checked
-def name_pictures(messages: Sequence[BaseMessage], *, keep: bool = False) -> list[BaseMessage]:
-    """The messages with the names of their pictures in the text, as ``ImageQuestionTool`` has them.
+def name_images(messages: Sequence[BaseMessage], *, keep: bool = False) -> list[BaseMessage]:
+    """The messages with the names of their images in the text, as ``ImageQuestionTool`` has them.
 
-    For a brain that cannot see, so that it can ask about pictures it is never sent; nothing is
+    For a brain that cannot see, so that it can ask about images it is never sent; nothing is
     mutated.
 
     Args:
         messages: the whole conversation, since names are counted from its beginning.
-        keep: leave the pictures in, each behind its name, for a brain that sees.
+        keep: leave the images in, each behind its name, for a brain that sees.
     """
     every = shown_in(messages)
     names = iter([name for name, _ in named(every)])
@@ -58,7 +58,7 @@ def _in_names(block: Any, names: Iterator[str], keep: bool) -> list[Any]:
     if _is_result(block):
         inner = [new for one in block["content"] for new in _in_names(one, names, keep)]
         return [block if inner == block["content"] else {**block, "content": inner}]
-    # Only its pictures are counted here, so that who put it there does not matter.
+    # Only its images are counted here, so that who put it there does not matter.
     here = [next(names) for _ in _in_block(block, True)]
     if not here:
         return [block]

@@ -5,11 +5,12 @@
 
 The model itself lives behind :class:`llavakit.Backend`; importing this package or making an
 :class:`LLaVA` imports no torch and loads no weights. Which of the framework's paths carry
-pictures, and which drop them, is told in ``docs/llama-index.md``.
+images, and which drop them, is written in ``docs/llama-index.md``.
 """
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 
 from llavakit.errors import MissingDependencyError
@@ -25,19 +26,26 @@ from llavakit.llama_index.engines import page_query_engine
 from llavakit.llama_index.image_tool import ImageQuestionTool
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.multi_modal import LLaVAMultiModal
-from llavakit.llama_index.nodes import PictureResolver, resolve_node
+from llavakit.llama_index.nodes import ImageResolver, resolve_node
 from llavakit.llama_index.reader import PageImageReader
 from llavakit.llama_index.synthesis import PAGES_TEMPLATE, PageSynthesizer
 
 __all__ = [
     "PAGES_TEMPLATE",
     "ImageQuestionTool",
+    "ImageResolver",
     "LLaVA",
     "LLaVAMultiModal",
     "PageImageReader",
     "PageSynthesizer",
-    "PictureResolver",
     "page_query_engine",
     "resolve_node",
     "to_image_block",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "PictureResolver":
+        warnings.warn("PictureResolver is called ImageResolver now.", DeprecationWarning, 2)
+        return ImageResolver
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

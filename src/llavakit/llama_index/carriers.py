@@ -1,7 +1,7 @@
 """Content blocks and nodes of LlamaIndex -> llavakit parts.
 
-Every place in which LlamaIndex keeps a picture is known here and nowhere else. Nothing is
-opened: a picture stays a source, and whether it may be opened is for the backend's policy
+Every place in which LlamaIndex keeps an image is known here and nowhere else. Nothing is
+opened: an image stays a source, and whether it may be opened is for the backend's policy
 to say. The framework's own ``resolve_image`` is never called, because it reads any file and
 fetches any address.
 """
@@ -46,7 +46,7 @@ def read_block(block: Any) -> list[Piece]:
     (llavakit keeps prefixes by itself).
 
     Raises:
-        UnsupportedContentError: audio, video, a picture without a source, or a block that
+        UnsupportedContentError: audio, video, an image without a source, or a block that
             nobody knows.
     """
     if isinstance(block, TextBlock):
@@ -64,16 +64,16 @@ def read_block(block: Any) -> list[Piece]:
     if isinstance(block, (ThinkingBlock, CachePoint)):
         return []
     if isinstance(block, AudioBlock):
-        _refuse("audio", "LLaVA takes text and pictures")
+        _refuse("audio", "LLaVA takes text and images")
     if isinstance(block, VideoBlock):
-        _refuse("video", "LLaVA takes text and pictures; send the frames that matter")
+        _refuse("video", "LLaVA takes text and images; send the frames that matter")
     _refuse(type(block).__name__, "nobody here knows it")
 
 
 def source_of(node: BaseNode | NodeWithScore) -> Image | None:
-    """Where a node's picture is, in the order in which the framework looks for it, or None.
+    """Where a node's image is, in the order in which the framework looks for it, or None.
 
-    A page that has to be drawn has none: its file is a document, and no picture.
+    A page that has to be drawn has none: its file is a document, and no image.
     """
     if isinstance(node, NodeWithScore):
         return source_of(node.node)
@@ -86,7 +86,7 @@ def source_of(node: BaseNode | NodeWithScore) -> Image | None:
             return Image(Path(node.image_path))
         if node.image_url is not None:
             return Image(str(node.image_url), from_url_field=True)
-        # Readers of the framework leave the path of a picture there.
+        # Readers of the framework leave the path of an image there.
         path = None if _is_to_be_drawn(node) else node.metadata.get("file_path")
         return None if path is None else Image(Path(path))
     resource = getattr(node, "image_resource", None)
@@ -100,7 +100,7 @@ def source_of(node: BaseNode | NodeWithScore) -> Image | None:
 
 
 def picture_of(block: ImageBlock) -> Image:
-    """The picture of an image block; data win over a path, and a path over a URL.
+    """The image of an image block; data win over a path, and a path over a URL.
 
     Raises:
         UnsupportedContentError: it has no source.
@@ -143,11 +143,11 @@ def tool_call_of(call_id: str | None, name: str, arguments: Any) -> ToolCall | T
 
 
 def to_image_block(source: Any) -> ImageBlock:
-    """An image block of any picture: a block, a node, or what :class:`llavakit.Image` takes.
+    """An image block of any image: a block, a node, or what :class:`llavakit.Image` takes.
 
     Raises:
-        UnsupportedContentError: a node without a picture, or a page that is to be drawn first.
-        ImageError: an object that no picture can be made from.
+        UnsupportedContentError: a node without an image, or a page that is to be drawn first.
+        ImageError: an object that no image can be made from.
     """
     if isinstance(source, ImageBlock):
         return source
@@ -157,11 +157,11 @@ def to_image_block(source: Any) -> ImageBlock:
         image = source_of(source)
         if image is None and _is_to_be_drawn(source):
             raise UnsupportedContentError(
-                f"{node_label(source)} has no picture in it; draw it first: resolve_node(node), "
-                "or PictureResolver() among the node_postprocessors."
+                f"{node_label(source)} has no image in it; draw it first: resolve_node(node), "
+                "or ImageResolver() among the node_postprocessors."
             )
         if image is None:
-            _refuse(type(source).__name__, "it holds no picture")
+            _refuse(type(source).__name__, "it holds no image")
         source = image
     image = source if isinstance(source, Image) else Image(source)
     held = image.source
@@ -178,7 +178,7 @@ def to_image_block(source: Any) -> ImageBlock:
 
 
 def flattened(pictures: Any) -> Iterable[Any]:
-    """One picture, or the pictures of lists within lists, in their order."""
+    """One image, or the images of lists within lists, in their order."""
     if isinstance(pictures, (list, tuple)):
         for one in pictures:
             yield from flattened(one)

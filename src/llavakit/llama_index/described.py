@@ -44,7 +44,7 @@ class DescribedModel(WrittenDown, ModelSettings, SchemaPrediction):
 
     @classmethod
     def class_name(cls) -> str:
-        # The framework warns of a name without "multi" where pictures are asked about.
+        # The framework warns of a name without "multi" where images are asked about.
         return "llava_multi_modal_llm"
 
     @property

@@ -1,7 +1,7 @@
-"""``page_query_engine``: a query engine that answers from the pictures of pages.
+"""``page_query_engine``: a query engine that answers from the images of pages.
 
 It takes what ``index.as_query_engine`` and ``RetrieverQueryEngine.from_args`` take, by the same
-names, and says so where something cannot be done with pictures.
+names, and says so where something cannot be done with images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from llavakit.documents import PageStore
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError
 from llavakit.llama_index.llm import LLaVA
-from llavakit.llama_index.nodes import PictureResolver
+from llavakit.llama_index.nodes import ImageResolver
 from llavakit.llama_index.pages import OnError, to_store
 from llavakit.llama_index.synthesis import PageSynthesizer
 from llavakit.sources import SourcePolicy
@@ -72,9 +72,9 @@ def page_query_engine(
     Args:
         source: an index, or a retriever of any kind.
         llm: the model that answers.
-        store, page_seconds, on_error: see :class:`~llavakit.llama_index.PictureResolver`.
+        store, page_seconds, on_error: see :class:`~llavakit.llama_index.ImageResolver`.
         policy: what may be opened; None is the model's own policy.
-        node_postprocessors: what happens to nodes before their pictures are opened, one or
+        node_postprocessors: what happens to nodes before their images are opened, one or
             several.
         response_synthesizer: answers instead; it should be a multimodal one.
         callback_manager: is told of queries.
@@ -90,7 +90,7 @@ def page_query_engine(
     known(options, (*finding, *answering), "page_query_engine")
     found_by = Finding(**{name: options[name] for name in finding if name in options})
     answered_by = Answering(**{name: options[name] for name in answering if name in options})
-    resolver = PictureResolver(
+    resolver = ImageResolver(
         policy=policy or llm.policy,
         store=to_store(store),
         page_seconds=page_seconds,
@@ -161,7 +161,7 @@ class Answering:
         response_mode: ``"compact"`` (the default) and ``"simple_summarize"`` ask once, about as
             many pages as fit (see :class:`PageSynthesizer`). ``"refine"``,
             ``"tree_summarize"``, ``"accumulate"`` and ``"compact_accumulate"`` are the
-            framework's own rounds over the pictures; ``"no_text"`` and ``"context_only"`` ask
+            framework's own rounds over the images; ``"no_text"`` and ``"context_only"`` ask
             nobody.
         streaming, output_cls, verbose: as the framework has them.
         use_async: whether rounds go on beside each other; one request has nothing beside it.
@@ -203,7 +203,7 @@ class Answering:
             )
         _refuse(
             _given(self, "refine_template", "summary_template", "simple_template"),
-            "is for texts, and pages are shown as pictures; word the question by "
+            "is for texts, and pages are shown as images; word the question by "
             "text_qa_template, or the rounds by chat_content_qa_template and "
             "chat_content_refine_template",
         )

@@ -1,4 +1,4 @@
-"""``ImageQuestionTool``: an agent's tool that answers questions about pictures."""
+"""``ImageQuestionTool``: an agent's tool that answers questions about images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from llavakit.errors import InputError, ParameterError
 from llavakit.llama_index.carriers import document_of, picture_of
 from llavakit.questions import (
     TOLD,
+    ImageAnswer,
+    ImageAsker,
     ImageQuestion,
-    PictureAnswer,
-    PictureAsker,
     Pictures,
     Shown,
     numbered,
@@ -37,19 +37,19 @@ _USERS = (MessageRole.USER, MessageRole.SYSTEM, MessageRole.DEVELOPER)
 
 
 class ImageQuestionTool(FunctionTool):
-    """Answers questions about pictures, for an agent with any brain that calls tools.
+    """Answers questions about images, for an agent with any brain that calls tools.
 
     >>> from llavakit.llama_index import ImageQuestionTool
     >>> tool = ImageQuestionTool(model="demo", attachments={"plan": "plan.png"})
     >>> tool(question="What is the title?", image="plan").content  # doctest: +SKIP
     '"FLOOR PLAN"'
 
-    The brain names a picture: ``image_1``, ``image_2``, ... of the running conversation (the
+    The brain names an image: ``image_1``, ``image_2``, ... of the running conversation (the
     memory of the ``FunctionAgent``, ``ReActAgent`` or ``AgentWorkflow`` that calls), an
     attachment, a file below ``roots``, or with ``allow_urls`` an address. It never sends one.
     What may not or cannot be opened comes back as an output with ``is_error``, and the run goes on.
 
-    The answer is text in quotes, marked as data (:attr:`~llavakit.questions.PictureAnswer.marked`);
+    The answer is text in quotes, marked as data (:attr:`~llavakit.questions.ImageAnswer.marked`);
     ``raw_output`` is a dict of JSON types: ``text``, ``image``, ``sha256``, ``usage``, ...
 
     Args:
@@ -59,7 +59,7 @@ class ImageQuestionTool(FunctionTool):
         return_direct: end the run with the answer.
         **settings: of :class:`~llavakit.llama_index.LLaVA`: ``model``, ``max_tokens``,
             ``backend``, ...; with ``attachments``, ``roots`` and ``allow_urls``
-            (see :class:`~llavakit.questions.PictureAsker`).
+            (see :class:`~llavakit.questions.ImageAsker`).
     """
 
     @checked
@@ -71,7 +71,7 @@ class ImageQuestionTool(FunctionTool):
         return_direct: bool = False,
         **settings: Any,
     ) -> None:
-        self.asker = PictureAsker(**settings)
+        self.asker = ImageAsker(**settings)
         metadata = ToolMetadata(
             name=name,
             description=description or self.asker.told(),
@@ -92,11 +92,11 @@ class ImageQuestionTool(FunctionTool):
         self._async_fn = self.acall
 
     def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
-        """Answers a question; pictures of a conversation are only known to :meth:`acall`.
+        """Answers a question; images of a conversation are only known to :meth:`acall`.
 
         Args:
             *args: ``question`` and ``image``, if they are not named.
-            **kwargs: ``question``, in plain words, and ``image``, the picture's name. ``ctx`` is
+            **kwargs: ``question``, in plain words, and ``image``, the image's name. ``ctx`` is
                 of no use here, since a context can be read on its event loop only.
         """
         asked, _ = _asked(args, kwargs)
@@ -128,7 +128,7 @@ class ImageQuestionTool(FunctionTool):
             return self._refused(asked, error)
         return self._output(asked, answer)
 
-    def _output(self, asked: dict[str, Any], answer: PictureAnswer) -> ToolOutput:
+    def _output(self, asked: dict[str, Any], answer: ImageAnswer) -> ToolOutput:
         return ToolOutput(
             tool_name=self.metadata.get_name(),
             blocks=[TextBlock(text=answer.marked)],
@@ -148,7 +148,7 @@ class ImageQuestionTool(FunctionTool):
 
 
 def shown_in(messages: Sequence[ChatMessage]) -> list[Shown]:
-    """Every picture and document of the messages, in their order; nothing is opened.
+    """Every image and document of the messages, in their order; nothing is opened.
 
     What nobody could open is there too, as the reason why: it counts, so that the others keep
     their numbers.
@@ -200,5 +200,5 @@ def _check(asked: Mapping[str, Any]) -> None:
     if set(asked) != {"question", "image"} or not all(isinstance(v, str) for v in asked.values()):
         raise ParameterError(
             "The call takes two texts and nothing else: question, and image, which is the "
-            "picture's name."
+            "image's name."
         )

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class LLaVA(DescribedModel):
-    """LLaVA as an LLM of LlamaIndex: pictures and text in, text and tool calls out.
+    """LLaVA as an LLM of LlamaIndex: images and text in, text and tool calls out.
 
     >>> from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
     >>> llm = LLaVA(model="demo", temperature=0)
@@ -48,7 +48,7 @@ class LLaVA(DescribedModel):
     >>> llm.chat([question]).message.content  # doctest: +SKIP
     'red'
 
-    Takes every carrier of pictures that LlamaIndex programs use (see
+    Takes every carrier of images that LlamaIndex programs use (see
     :mod:`llavakit.llama_index.carriers`). All objects of one configuration, in all threads,
     share one model, which batches their requests. Cancelling an awaited call or closing a
     stream frees the model. Prompts are written by the checkpoint's own template
@@ -138,7 +138,7 @@ class LLaVA(DescribedModel):
         """The answer to a conversation.
 
         Args:
-            messages: the conversation, with pictures wherever they stand.
+            messages: the conversation, with images wherever they stand.
             **kwargs: fields of :class:`llavakit.SamplingParams`, ``tools``, ``tool_choice``,
                 ``parallel_tool_calls``, ``timeout``, ``response_format``.
 
@@ -239,9 +239,9 @@ class LLaVA(DescribedModel):
 
     @checked
     def count_tokens(self, messages: Sequence[ChatMessage] | str, tools: Sequence[Any] = ()) -> int:
-        """Tokens of the prompt, pictures and tools included; nothing is run.
+        """Tokens of the prompt, images and tools included; nothing is run.
 
-        Of a picture at a URL so much is fetched, under the policy, as tells its size.
+        Of an image at a URL so much is fetched, under the policy, as tells its size.
 
         Args:
             messages: a conversation, or a question in plain words.
@@ -254,7 +254,7 @@ class LLaVA(DescribedModel):
         return self.backend_for().count_tokens(conversation, tools=to_tools(tools))
 
     def chat_prompt_helper(self, **settings: Any) -> PicturePromptHelper:
-        """A prompt helper that plans with the real tokens of pictures.
+        """A prompt helper that plans with the real tokens of images.
 
         >>> get_response_synthesizer(
         ...     llm=llm, multimodal=True, chat_prompt_helper=llm.chat_prompt_helper()

@@ -1,6 +1,6 @@
 """LlamaIndex messages -> llavakit messages; pure functions that open nothing by themselves.
 
-The order of text and pictures is kept, in every kind of message. What cannot be honoured
+The order of text and images is kept, in every kind of message. What cannot be honoured
 raises an error.
 """
 
@@ -60,7 +60,7 @@ def to_messages(
     Raises:
         MessageError: a tool call in a message that is not the assistant's.
         UnsupportedContentError: a block that LLaVA cannot take.
-        ImageError: an object that no picture can be made from.
+        ImageError: an object that no image can be made from.
     """
     return tuple(_message(message, open_document) for message in messages)
 
@@ -114,7 +114,7 @@ def _pieces(message: ChatMessage) -> Iterable[Piece]:
 
 
 def _all_blocks(message: ChatMessage) -> Sequence[Any]:
-    """The blocks, with the pictures of ``additional_kwargs["images"]`` behind them, once.
+    """The blocks, with the images of ``additional_kwargs["images"]`` behind them, once.
 
     The framework appends those to the blocks when a message is made, and once more whenever
     an event about it is made; when they are set later it does not, and would drop them.

@@ -26,7 +26,7 @@ class MultiModalMetadata(LLMMetadata, MultiModalLLMMetadata):  # type: ignore[mi
 
 
 class LLaVAMultiModal(LLaVA, MultiModalLLM):
-    """:class:`LLaVA` whose completions take pictures, as ``MultiModalLLM`` has them.
+    """:class:`LLaVA` whose completions take images, as ``MultiModalLLM`` has them.
 
     >>> llm = LLaVAMultiModal(model="demo", temperature=0)
     >>> llm.complete(
@@ -36,7 +36,7 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
 
     ``image_documents`` are nodes, documents, image blocks, or anything that
     :class:`llavakit.Image` takes, one or (nested) lists of them; they stand before the
-    prompt. Of a node only its picture is taken: its text is the prompt's business. A plain
+    prompt. Of a node only its image is taken: its text is the prompt's business. A plain
     subclass of ``MultiModalLLM`` fails in every call since llama-index-core 0.14.16; this is
     an ``LLM`` as well, and chats like one.
     """
@@ -55,11 +55,11 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
     def complete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """The answer to a prompt about pictures.
+        """The answer to a prompt about images.
 
         Args:
             prompt: the text.
-            image_documents: the pictures.
+            image_documents: the images.
             formatted: whether ``completion_to_prompt`` was applied already.
             **kwargs: as in :meth:`LLaVA.chat`.
         """

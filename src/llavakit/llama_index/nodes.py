@@ -1,12 +1,12 @@
-"""Pictures of nodes, opened under a policy before the framework touches them.
+"""Images of nodes, opened under a policy before the framework touches them.
 
 The framework reads any path and fetches any address that a node names, without a filter or
-a cap, as soon as it makes content blocks of the node. A node that holds its picture's bytes
+a cap, as soon as it makes content blocks of the node. A node that holds its image's bytes
 leaves it nothing to open; :func:`resolve_node` makes one. Pages that an index found, and pieces
-of their text, get the picture that was indexed, or an error, never another one.
+of their text, get the image that was indexed, or an error, never another one.
 
 >>> engine = index.as_query_engine(
-...     llm=llm, multimodal=True, node_postprocessors=[PictureResolver(policy=policy)]
+...     llm=llm, multimodal=True, node_postprocessors=[ImageResolver(policy=policy)]
 ... )  # doctest: +SKIP
 """
 
@@ -64,18 +64,18 @@ def resolve_node(
     policy: SourcePolicy = DEFAULT_POLICY,
     store: PageStore | str | Path | None = None,
 ) -> BaseNode | NodeWithScore:
-    """The node with its picture's bytes inside; the node itself if there is nothing to open.
+    """The node with its image's bytes inside; the node itself if there is nothing to open.
 
     A page of :class:`~llavakit.llama_index.PageImageReader`, or a piece of its text, becomes an
-    ``ImageNode`` with the page's picture. Path and address stay where they are, for whoever
+    ``ImageNode`` with the page's image. Path and address stay where they are, for whoever
     shows sources; the framework looks at the bytes first. What the bytes are is found out by
-    the model's own door for pictures.
+    the model's own door for images.
 
     Args:
         node: any node or document, or what a retriever found, which keeps its score; nothing
             of it is changed.
         policy: what may be opened.
-        store: pictures of pages by their digest, a folder or a ``PageStore``.
+        store: images of pages by their digest, a folder or a ``PageStore``.
 
     Raises:
         SourceError: it cannot be reached, or the policy forbids it.
@@ -91,18 +91,18 @@ def resolve_node(
     return _with_bytes(node, policy)
 
 
-class PictureResolver(WrittenDown, BaseNodePostprocessor):
-    """Opens the pictures of retrieved nodes under a policy (see :func:`resolve_node`).
+class ImageResolver(WrittenDown, BaseNodePostprocessor):
+    """Opens the images of retrieved nodes under a policy (see :func:`resolve_node`).
 
     Give it as the last of a query or chat engine's ``node_postprocessors``. Of several pieces
     of one page only the first is kept: it shows the whole page.
 
     Attributes:
         policy: which files and addresses may be opened.
-        store: pictures of pages by their digest, a folder or a ``PageStore``.
+        store: images of pages by their digest, a folder or a ``PageStore``.
         page_seconds: most seconds for drawing a page again (see
             :func:`~llavakit.documents.open_files`).
-        on_error: ``"raise"`` where a picture is not to be had, or ``"skip"`` its node: a
+        on_error: ``"raise"`` where an image is not to be had, or ``"skip"`` its node: a
             warning is logged.
     """
 
@@ -124,7 +124,7 @@ class PictureResolver(WrittenDown, BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        return "llavakit_picture_resolver"
+        return "llavakit_image_resolver"
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -204,7 +204,7 @@ def _one_for_each_page(
 
 
 def _to_find(node: BaseNode) -> PageReference | None:
-    """The page whose picture a node is to be given, if it has none."""
+    """The page whose image a node is to be given, if it has none."""
     if isinstance(node, ImageNode) and node.image is not None:
         return None
     return reference_of(node)
@@ -214,7 +214,7 @@ def _with_bytes(node: BaseNode, policy: SourcePolicy) -> BaseNode:
     source = source_of(node)
     if source is None or isinstance(source.source, bytes):
         return node
-    # A node holds bytes, a path or an address, never an open picture.
+    # A node holds bytes, a path or an address, never an open image.
     data = b64encode(
         read_source(
             source.source,  # type: ignore[arg-type]

@@ -63,14 +63,14 @@ _IDS = uuid.UUID("6f1c3d52-6a53-5a0b-9c70-3f1f8f6b1d0e")  # ours alone: any fixe
 
 @dataclass(frozen=True)
 class PageOpening:
-    """How the pictures of pages are opened: what the reader that found them was allowed."""
+    """How the images of pages are opened: what the reader that found them was allowed."""
 
     policy: SourcePolicy
     store: PageStore | None = None
     page_seconds: float | None = 30.0
 
     def draw(self, pages: Sequence[PageReference]) -> list[bytes]:
-        """The pictures of pages as PNG; a document is opened once for all of its pages.
+        """The images of pages as PNG; a document is opened once for all of its pages.
 
         Raises:
             DocumentError: a page is not the one that was indexed any more.
@@ -90,8 +90,8 @@ class PageNode(ImageNode):
 
     To the framework it is both: a document, which pipelines and document stores replace and
     delete by its id, and a node of that document, by whose id vector stores delete it. It draws
-    its picture by itself where the framework wants one, under the reader's policy. Its hash
-    tells of words, metadata and picture, as those of documents do.
+    its image by itself where the framework wants one, under the reader's policy. Its hash
+    tells of words, metadata and image, as those of documents do.
     """
 
     _opening: PageOpening | None = PrivateAttr(default=None)
@@ -148,12 +148,12 @@ class PageNode(ImageNode):
 
     @property
     def hash(self) -> str:
-        """Changes with the text, the metadata and the picture, whose digest is among them."""
+        """Changes with the text, the metadata and the image, whose digest is among them."""
         told = json.dumps([self.text, self.metadata], sort_keys=True, default=str)
         return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
     def resolve_image(self) -> ImageType:
-        """The page's picture as PNG, for the framework's embeddings of pictures.
+        """The page's image as PNG, for the framework's embeddings of images.
 
         Raises:
             DocumentError: the page is not the one that was read any more.
@@ -162,14 +162,14 @@ class PageNode(ImageNode):
         png = self._picture()
         if png is None:
             return super().resolve_image()
-        # An index that embeds pictures shows the nodes that it kept to the model as they are.
+        # An index that embeds images shows the nodes that it kept to the model as they are.
         self._embedded = None if self.image_path else png
         return io.BytesIO(png)
 
     def get_content_blocks(
         self, metadata_mode: MetadataMode = MetadataMode.ALL
     ) -> list[BaseContentBlock]:
-        """Its metadata and its picture; errors as in :meth:`resolve_image`."""
+        """Its metadata and its image; errors as in :meth:`resolve_image`."""
         png = self._picture()
         if png is None:
             return super().get_content_blocks(metadata_mode)
@@ -200,7 +200,7 @@ class PageNode(ImageNode):
             setattr(self, name, value)
 
     def _picture(self) -> bytes | None:
-        """The picture that is not in the node."""
+        """The image that is not in the node."""
         if self.image is not None:
             return None
         page = reference_of(self)
@@ -288,7 +288,7 @@ def node_label(node: BaseNode | NodeWithScore) -> str:
 def _stable_id(reference: PageReference) -> str:
     """The same for the same place, so that a page that is indexed again replaces itself.
 
-    A document without a place is known by its pictures alone.
+    A document without a place is known by its images alone.
     """
     placed = "://" in reference.source or Path(reference.source).is_absolute()
     name = reference.source if placed else reference.sha256
@@ -296,7 +296,7 @@ def _stable_id(reference: PageReference) -> str:
 
 
 def _own_picture(source: str) -> str | None:
-    """The source itself, where it is a file of one picture; its digest tells, once it is opened."""
+    """The source itself, where it is a file of one image; its digest tells, once it is opened."""
     path = Path(source)
     return source if path.suffix.lower() in _PICTURES and path.is_absolute() else None
 
@@ -342,7 +342,7 @@ class PageNodes:
         return page_node(reference, text, self.extra, self.opening)
 
     def reference(self, page: Page) -> PageReference | Failure:
-        """Where the page is found again; its picture is in the store from now on."""
+        """Where the page is found again; its image is in the store from now on."""
         source = _placed(page.source)
         if source is None and self.store is None:
             return Failure(
@@ -350,7 +350,7 @@ class PageNodes:
                 page.number,
                 DocumentError(
                     f"{label_of(page.source)} has no path, so that its pages cannot be found "
-                    "again; keep their pictures with store=."
+                    "again; keep their images with store=."
                 ),
             )
         known = PageReference.of(page, self.view, self.store)

@@ -1,7 +1,7 @@
-"""Planning of prompts with the tokens that pictures really have.
+"""Planning of prompts with the tokens that images really have.
 
-LlamaIndex plans 2125 tokens for every picture, whatever the model, so that with a window of
-4,096 tokens each picture gets a call of its own. A demo picture has 64 tokens and a picture
+LlamaIndex plans 2125 tokens for every image, whatever the model, so that with a window of
+4,096 tokens each image gets a call of its own. A demo image has 64 tokens and an image
 of LLaVA-1.5 has 576. This prompt helper asks the model. It only plans: the engine counts
 every prompt itself and refuses what does not fit.
 """
@@ -36,13 +36,13 @@ class MeasuredImage(ImageBlock):
 
 
 class PicturePromptHelper(ChatPromptHelper):
-    """The framework's chat prompt helper, with the real tokens of each picture.
+    """The framework's chat prompt helper, with the real tokens of each image.
 
-    Pictures that are files or addresses are read here, under the model's policy: the
+    Images that are files or addresses are read here, under the model's policy: the
     framework would read them itself a moment later, without one.
 
     Args:
-        llm: whose window and pictures are meant.
+        llm: whose window and images are meant.
         **settings: further arguments of ``ChatPromptHelper``.
     """
 

@@ -1,4 +1,4 @@
-"""``PageImageReader``: documents as nodes of their pages' pictures."""
+"""``PageImageReader``: documents as nodes of their pages' images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Found: TypeAlias = Generator[PageNode | Failure, None, None]
 
 
 class PageImageReader(WrittenDown, BasePydanticReader):
-    """Pages of PDFs, TIFFs and pictures, each an ``ImageNode`` that answers from its pixels.
+    """Pages of PDFs, TIFFs and images, each an ``ImageNode`` that answers from its pixels.
 
     >>> reader = PageImageReader(store="pages/", llm=LLaVA(model="demo"))  # doctest: +SKIP
     >>> nodes = reader.load_data("report.pdf")  # doctest: +SKIP
@@ -62,13 +62,13 @@ class PageImageReader(WrittenDown, BasePydanticReader):
     ... ).load_data()  # doctest: +SKIP
 
     A node's text, by which it is found, is the PDF's own text layer, or what a model reads on
-    the page. Its metadata say where its picture is (see
+    the page. Its metadata say where its image is (see
     :class:`~llavakit.documents.PageReference`), beside ``file_name``, ``file_path`` and
     ``page_label``; of these, prompts show the name and the label, and embeddings nothing. Its id
     is the same whenever the same page of the same document is read.
 
     Attributes:
-        store: where pictures are kept, a folder or a ``PageStore``; None keeps them nowhere and
+        store: where images are kept, a folder or a ``PageStore``; None keeps them nowhere and
             draws them from the documents again, which for addresses is to fetch them again.
             Documents without a path or address need one.
         text: what nodes are found by. ``"layer"`` takes the text layer, and asks the model for
@@ -200,7 +200,7 @@ class PageImageReader(WrittenDown, BasePydanticReader):
     def _remote(self, path: Any, fs: Any) -> _RemoteFile:
         if self.store is None:
             raise ParameterError(
-                "Pages of another file system cannot be drawn again later; keep their pictures "
+                "Pages of another file system cannot be drawn again later; keep their images "
                 "with store=."
             )
         return _RemoteFile(fs, str(path))

@@ -73,7 +73,7 @@ class SchemaPrediction(FunctionCallingLLM):
         Args:
             output_cls: a pydantic class, or any type that has a schema (see
                 :class:`~llavakit.answer_types.AnswerType`).
-            prompt: what is asked, pictures included.
+            prompt: what is asked, images included.
             llm_kwargs: further arguments of the call.
             **prompt_args: values of the prompt's variables.
 

@@ -1,4 +1,4 @@
-"""Answers from the pictures of pages: a response synthesizer.
+"""Answers from the images of pages: a response synthesizer.
 
 The framework's synthesizers plan with estimates, and answer in rounds, page by page, where an
 estimate says that the pages are too many. This one counts exactly, and asks once about as many
@@ -48,26 +48,26 @@ PAGES_TEMPLATE = RichPromptTemplate(
     "{% if block.block_type == 'image' %}{{ block.inline_url() | image }}{% endif %}"
     "{% endfor %}{% endfor %}{{ query_str }}{% endchat %}"
 )
-"""For the framework's own engines (``chat_content_qa_template=``): the pictures of what was
+"""For the framework's own engines (``chat_content_qa_template=``): the images of what was
 found, then the question, and nothing else."""
 
 
 class PageSynthesizer(BaseSynthesizer):
-    """Answers a question from the pictures of nodes, in one request.
+    """Answers a question from the images of nodes, in one request.
 
     As many nodes are shown as the context holds beside the answer, the first (best) ones first.
     Those that are left out are logged as a warning, and are not among the response's
-    ``source_nodes``; its ``metadata`` have them with ``left_out`` set. Of a node with a picture
-    only the picture is shown, and where there are several, a label above each. Nodes without
+    ``source_nodes``; its ``metadata`` have them with ``left_out`` set. Of a node with an image
+    only the image is shown, and where there are several, a label above each. Nodes without
     one are shown as text.
 
     Args:
-        llm: the model; what it may open holds for pictures that are not opened yet.
+        llm: the model; what it may open holds for images that are not opened yet.
         streaming: give the answer piece by piece.
         output_cls: a pydantic class to answer with, instead of words.
         answer_tokens: tokens that are kept free for the answer; None takes the model's
             ``max_tokens``.
-        label: what is written above each picture (see :func:`~llavakit.documents.ask_about`).
+        label: what is written above each image (see :func:`~llavakit.documents.ask_about`).
         question_template: what the model is asked, with ``{question}`` in it.
         text_qa_template: a prompt template of the framework's instead, with ``{query_str}`` in
             it. The pages stand above the words of its user; ``{context_str}`` says so.
@@ -120,7 +120,7 @@ class PageSynthesizer(BaseSynthesizer):
 
         Raises:
             ContextLengthError: not even the first page fits.
-            InputError: a picture cannot be opened.
+            InputError: an image cannot be opened.
         """
         shown = self._fitted(query, nodes)
         response = super().synthesize(
@@ -247,7 +247,7 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the model is to see of a node: its picture, or its text."""
+    """What the model is to see of a node: its image, or its text."""
 
     node: NodeWithScore
     content: Page | str
@@ -271,4 +271,4 @@ def _number(node: BaseNode) -> int:
     try:
         return int(told)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return 1  # a picture by itself
+        return 1  # an image by itself

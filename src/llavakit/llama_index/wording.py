@@ -1,6 +1,6 @@
 """How a question about pages is worded: by a few words of ours, or by a template of the framework.
 
-Pages are pictures, and stand in front of the words, as LLaVA was trained. A template's
+Pages are images, and stand in front of the words, as LLaVA was trained. A template's
 ``{context_str}`` therefore says where they are.
 """
 
@@ -15,7 +15,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llavakit.errors import ParameterError
 
 ABOVE = "(see the pages above)"
-"""What stands for ``{context_str}`` where pages are shown as pictures."""
+"""What stands for ``{context_str}`` where pages are shown as images."""
 
 _QUESTION = "{question}"
 _KNOWN = ("context_str", "query_str")

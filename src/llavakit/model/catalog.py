@@ -19,7 +19,7 @@ from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout
 from llavakit.prompts.templates import OWN
 
 Preprocessing = Literal["pad", "anyres", "squash"]
-"""``pad`` to a square (1.5); ``anyres``: the whole picture and tiles of it (1.6, OneVision);
+"""``pad`` to a square (1.5); ``anyres``: the whole image and tiles of it (1.6, OneVision);
 ``squash`` to a square (interleave)."""
 
 PLANNED_TOKENS = 4096
@@ -53,8 +53,8 @@ class CatalogEntry:
         head_dim: numbers of a key or value per head.
         context_length: tokens of prompt and answer that it was trained for.
         template: the conversation template.
-        preprocessing: what happens to a picture before the vision tower.
-        layout: counts a picture's tokens.
+        preprocessing: what happens to an image before the vision tower.
+        layout: counts an image's tokens.
         also: further names, such as Ollama's.
     """
 

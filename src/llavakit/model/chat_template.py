@@ -24,7 +24,7 @@ LEGACY_FILE = "chat_template.json"
 """Where processors kept their template before ``chat_template.jinja``; many checkpoints on the
 hub do still. A tokenizer that is loaded without its processor does not look there."""
 
-# The picture is only counted, never opened.
+# The image is only counted, never opened.
 PROBE = (
     Turn("user", (Image("picture.png"), Text("Is it red?"))),
     Turn("assistant", (Text("Yes."),)),

@@ -66,12 +66,12 @@ def chat_template(template: Template, image_text: str, *, spaced: bool) -> str:
 
     Args:
         template: of the original.
-        image_text: what stands for a picture (``<image>``, perhaps between marks).
-        spaced: a space belongs before the prompt and behind each picture
+        image_text: what stands for an image (``<image>``, perhaps between marks).
+        spaced: a space belongs before the prompt and behind each image
             (:attr:`~llavakit.model.original.tokenizer.OriginalTokenizer.spaced`).
 
     Raises:
-        CheckpointError: a template with tags, which moves pictures between turns.
+        CheckpointError: a template with tags, which moves images between turns.
     """
     if template.tagged:
         raise CheckpointError(
@@ -82,7 +82,7 @@ def chat_template(template: Template, image_text: str, *, spaced: bool) -> str:
     frame = _FRAME
     for name, expression in _parts(template).items():
         frame = frame.replace(name, expression)
-    # No chunk stands before a picture that begins the prompt.
+    # No chunk stands before an image that begins the prompt.
     first = "(' ' if p.text and not p.text.startswith('<image>') else '') + " * spaced
     text = _CONTENT.replace("IMAGE", _quoted(image)) + frame + f"{{{{- {first}p.text -}}}}"
     return text.replace("\n", "")

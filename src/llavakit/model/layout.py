@@ -1,4 +1,4 @@
-"""How many tokens a picture takes, known from its size alone, before anything is run."""
+"""How many tokens an image takes, known from its size alone, before anything is run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Grid = tuple[int, int]
 
 
 class ImageLayout(Protocol):
-    """Counts the tokens of a picture."""
+    """Counts the tokens of an image."""
 
     def tokens(self, size: Size, pictures: int = 1) -> int:
-        """Tokens of a picture of this size (width, height), one of ``pictures`` in its prompt."""
+        """Tokens of an image of this size (width, height), one of ``pictures`` in its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class FixedLayout:
-    """Every picture becomes one view of the vision tower: LLaVA 1.0, 1.5 and interleave."""
+    """Every image becomes one view of the vision tower: LLaVA 1.0, 1.5 and interleave."""
 
     count: int
 
@@ -35,9 +35,9 @@ class FixedLayout:
 
 @dataclass(frozen=True, slots=True)
 class AnyresLayout:
-    """One view of the whole picture and a grid of tiles: LLaVA-NeXT (1.6) and OneVision.
+    """One view of the whole image and a grid of tiles: LLaVA-NeXT (1.6) and OneVision.
 
-    The tiles' features are laid out in space, cut back to the picture's own aspect ratio
+    The tiles' features are laid out in space, cut back to the image's own aspect ratio
     (``spatial_unpad``), and each row of them ends with a newline feature.
 
     Attributes:
@@ -48,7 +48,7 @@ class AnyresLayout:
         most_views: features of so many views are the most that the tiles keep; where there are
             over 1.1 times as many along a side, they are interpolated (``anyres_max_9``,
             https://arxiv.org/abs/2408.03326, section 3.2). None: no limit.
-        together: whether tiles are for pictures alone in their prompt, and several get one
+        together: whether tiles are for images alone in their prompt, and several get one
             view and a newline feature each (OneVision).
     """
 
@@ -82,13 +82,13 @@ class AnyresLayout:
 
 
 def best_grid(size: Size, grids: Sequence[Grid]) -> Grid:
-    """The grid that shows most of a picture, and among those the one that wastes least.
+    """The grid that shows most of an image, and among those the one that wastes least.
 
     The first one wins a tie, so their order counts (``select_best_resolution`` in
     https://github.com/haotian-liu/LLaVA/blob/main/llava/mm_utils.py).
 
     Raises:
-        ImageError: the picture is so thin that no grid shows a pixel of it.
+        ImageError: the image is so thin that no grid shows a pixel of it.
     """
     width, height = size
 
@@ -101,7 +101,7 @@ def best_grid(size: Size, grids: Sequence[Grid]) -> Grid:
     best = max(grids, key=worth)
     if worth(best)[0] == 0:
         raise ImageError(
-            f"A picture of {width}x{height} pixels is too thin for this model; crop or pad it."
+            f"An image of {width}x{height} pixels is too thin for this model; crop or pad it."
         )
     return best
 

@@ -1,4 +1,4 @@
-"""A LLaVA model in three verbs: encode pictures, run the decoder, read logits.
+"""A LLaVA model in three verbs: encode images, run the decoder, read logits.
 
 The mathematics are those of the HF classes; what is left out is their bookkeeping (caches,
 masks, output records), which the engine does itself. Callers run it under
@@ -78,15 +78,15 @@ class Llava:
         return dtype
 
     def encode_images(self, pictures: Sequence[Pixels]) -> list[Tensor]:
-        """Projected features of each picture, [tokens, hidden], in one pass of the tower.
+        """Projected features of each image, [tokens, hidden], in one pass of the tower.
 
-        OneVision's pictures that share a prompt with others take a pass of their own.
+        OneVision's images that share a prompt with others take a pass of their own.
         """
         inputs = [picture.inputs() for picture in pictures]
         if self.config.model_type != "llava_onevision":
             return self._features(inputs, {})
         result: list[Tensor] = [torch.empty(0)] * len(inputs)
-        # Tiles, or one view of each; HF asks for the number of pictures in each prompt, and any
+        # Tiles, or one view of each; HF asks for the number of images in each prompt, and any
         # other than one means one view.
         for alone in (True, False):
             chosen = [i for i, one in enumerate(inputs) if (len(one["pixel_values"]) > 1) == alone]

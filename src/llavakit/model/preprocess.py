@@ -1,4 +1,4 @@
-"""From a picture to what the vision tower reads: the checkpoint's own image processor."""
+"""From an image to what the vision tower reads: the checkpoint's own image processor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llavakit.images import Picture
 from llavakit.model.layout import Size
 
 LONGEST_SIDE = 8192
-"""Pixels. Longer pictures are shrunk by a whole factor: padding one to a square would take
+"""Pixels. Longer images are shrunk by a whole factor: padding one to a square would take
 gigabytes, and no model sees so much detail."""
 
 
@@ -34,7 +34,7 @@ def image_processor(path: Path, config: Any) -> Any:
 
 
 class Pixels:
-    """A picture on its way to the vision tower; preprocessed once, when first needed.
+    """An image on its way to the vision tower; preprocessed once, when first needed.
 
     Attributes:
         key: digest of all that its features depend on: content, preprocessing, weights.
@@ -70,7 +70,7 @@ class Pixels:
 
 
 def seen_size(size: Size) -> Size:
-    """Width and height that the processor sees of a picture, known before it is decoded."""
+    """Width and height that the processor sees of an image, known before it is decoded."""
     factor = _factor(size)
     return -(-size[0] // factor), -(-size[1] // factor)
 
@@ -80,7 +80,7 @@ def _factor(size: Size) -> int:
 
 
 class ImagePreprocessor:
-    """Makes :class:`Pixels`; the same picture in flight twice is preprocessed once.
+    """Makes :class:`Pixels`; the same image in flight twice is preprocessed once.
 
     Args:
         processor: the HF image processor (PIL backend).
@@ -99,7 +99,7 @@ class ImagePreprocessor:
         return ImagePreprocessor(self._alone[0], revision)
 
     def __call__(self, picture: Picture, pictures: int = 1) -> Pixels:
-        """The pixels of a picture, one of ``pictures`` in its prompt; not yet preprocessed."""
+        """The pixels of an image, one of ``pictures`` in its prompt; not yet preprocessed."""
         processor, identity = self._alone if pictures == 1 else self._several
         key = f"{picture.digest}:{identity}"
         with self._lock:
@@ -115,11 +115,11 @@ def _identity(processor: Any, revision: str) -> str:
 
 
 def _single_view(processor: Any) -> Any:
-    """What prepares pictures that share a prompt: the same, but for OneVision one view of each.
+    """What prepares images that share a prompt: the same, but for OneVision one view of each.
 
-    OneVision was trained with tiles for a picture alone and one padded view for each of several
+    OneVision was trained with tiles for an image alone and one padded view for each of several
     (https://arxiv.org/abs/2408.03326, section 3.2). Its HF processor does both, yet needs all
-    pictures of a prompt at once; a picture that is kept needs a processor of its own.
+    images of a prompt at once; an image that is kept needs a processor of its own.
     """
     if "Onevision" not in type(processor).__name__:
         return processor

@@ -1,7 +1,7 @@
 """Weights in 4 or 8 bits: packed by this package on a processor, by bitsandbytes elsewhere.
 
 Only the linear layers of the language model are quantised. The vision tower and the
-projector are small and read every picture, so they keep their precision. The head decides
+projector are small and read every image, so they keep their precision. The head decides
 every token: bitsandbytes leaves it alone, and on a processor it has 8 bits. A checkpoint may
 also hold weights that were packed before (:mod:`llavakit.model.packed_checkpoint`).
 """

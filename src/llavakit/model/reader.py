@@ -33,7 +33,7 @@ class Reader:
         config: the HF configuration.
         tokenizer: renders and tokenises turns.
         preprocess: makes the vision tower's input.
-        layout: counts a picture's tokens.
+        layout: counts an image's tokens.
         special: ids with a meaning of their own.
         context_length: tokens of prompt and answer together.
         revision: identity of the weights.

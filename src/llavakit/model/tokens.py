@@ -27,9 +27,9 @@ class Special:
     """Ids that have a meaning of their own.
 
     Attributes:
-        image: stands for a picture's tokens.
+        image: stands for an image's tokens.
         stops: ids that end an answer.
-        forbidden: ids that must never be drawn: the picture's, padding, and rows that no
+        forbidden: ids that must never be drawn: the image's, padding, and rows that no
             token of the tokenizer belongs to (they were never trained).
     """
 
@@ -46,7 +46,7 @@ class PromptTokenizer:
         image_id: the id of the image token, from the model's configuration.
         template: stands in for the tokenizer's own chat template.
         stop_strings: strings that end every answer, for a chat template, which names none.
-        image_text: what a template writes for a picture; None takes the image token.
+        image_text: what a template writes for an image; None takes the image token.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class PromptTokenizer:
         return self._stop_strings
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of the prompt; each picture is one ``image_id``."""
+        """Ids of the prompt; each image is one ``image_id``."""
         ids = self.tokenize(self.render(turns))
         pictures = sum(isinstance(part, Image) for turn in turns for part in turn.parts)
         if ids.count(self.image_id) != pictures:
             raise MessageError(
                 f"The chat template of this model keeps {ids.count(self.image_id)} of "
-                f"{pictures} pictures; put pictures into user messages."
+                f"{pictures} images; put images into user messages."
             )
         return ids
 
@@ -119,7 +119,7 @@ class PromptTokenizer:
     def render_trained(self, turns: Sequence[Turn], *, answered: bool) -> str:
         """The text of a conversation as models are trained on it.
 
-        It differs from :meth:`render` in what follows a picture without words, and in that
+        It differs from :meth:`render` in what follows an image without words, and in that
         nothing need follow the assistant's last words.
 
         Args:
@@ -208,7 +208,7 @@ class PromptTokenizer:
 
     @cached_property
     def _keeps_order(self) -> bool:
-        """Whether the chat template leaves pictures between the words where they are."""
+        """Whether the chat template leaves images between the words where they are."""
         words: list[Part] = [Text("before"), Image("picture.png"), Text("behind")]
         blocks = [self._block(part) for part in words]
         try:
@@ -221,8 +221,8 @@ class PromptTokenizer:
     def _blocks(self, parts: Sequence[Part]) -> list[dict[str, str]]:
         """A turn as a chat template reads it.
 
-        Many templates write all pictures first, and end the turn behind every text. They get
-        the pictures that come first as such, and then one text in which the others stand.
+        Many templates write all images first, and end the turn behind every text. They get
+        the images that come first as such, and then one text in which the others stand.
         """
         if self._keeps_order and parts:
             return [self._block(part) for part in parts]
@@ -243,7 +243,7 @@ class PromptTokenizer:
         )
 
     def said(self, turn: Turn) -> str:
-        """What one turn says, without any template, its pictures written as they are trained."""
+        """What one turn says, without any template, its images written as they are trained."""
         return in_lines(self._plain(turn.parts), self._image_text, alone="")
 
     def as_plain_text(self, text: str) -> str:

@@ -34,7 +34,7 @@ class Turn:
 
     Attributes:
         role: who says it.
-        parts: text and pictures in their order.
+        parts: text and images in their order.
         adds: of a system turn: it only adds to the template's own system text. The caller's
             system messages replace that text; what llavakit itself has to say of tools and
             schemas does not, where the caller gave no system message.
@@ -67,7 +67,7 @@ def to_turns(request: Request, *, answerable: bool = True) -> list[Turn]:
     if answerable:
         check_answerable(request.messages, continues=request.continue_final_message)
     system = [message.content for message in request.messages if message.role == "system"]
-    # Nothing but pictures replaces no text; an empty text does, that is how to have none.
+    # Nothing but images replaces no text; an empty text does, that is how to have none.
     adds = all(said and all(isinstance(part, Image) for part in said) for said in system)
     told = _joined(_between([*system, *_instructions(request)], Text("\n")))
     pictures = tuple(part for part in told if isinstance(part, Image))
@@ -125,7 +125,7 @@ def _alternating(messages: Iterable[Message]) -> list[Turn]:
 
 
 def _with_pictures(turns: list[Turn], pictures: tuple[Part, ...]) -> list[Turn]:
-    """A picture has its place in a user's turn: the first one then begins with it."""
+    """An image has its place in a user's turn: the first one then begins with it."""
     if not pictures:
         return turns
     first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)

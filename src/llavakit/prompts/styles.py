@@ -16,7 +16,7 @@ from llavakit.prompts.conversation import Turn, TurnRole
 from llavakit.values import Image, Part, Text
 
 IMAGE = "<image>"
-"""What stands for a picture in the text of a prompt."""
+"""What stands for an image in the text of a prompt."""
 
 Said: TypeAlias = tuple[TurnRole, str]
 
@@ -29,7 +29,7 @@ class Template(ABC):
         system: its own system text. A system turn takes its place, unless the turn only
             *adds* to it (see :class:`~llavakit.prompts.conversation.Turn`).
         examples: turns that stand before every conversation.
-        tagged: pictures are written as ``<Image><image></Image>``, and those that begin a
+        tagged: images are written as ``<Image><image></Image>``, and those that begin a
             conversation in a turn of their own, which the assistant has received.
     """
 
@@ -63,7 +63,7 @@ class Template(ABC):
         Args:
             turns: from :func:`~llavakit.prompts.conversation.to_turns`.
             image: the text of the model's image token.
-            alone: what ends a turn of nothing but pictures. The original wrote a line end
+            alone: what ends a turn of nothing but images. The original wrote a line end
                 there when it answered, and nothing when it trained.
         """
         if turns and turns[-1].open:
@@ -99,15 +99,15 @@ class Template(ABC):
 
 
 def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n") -> str:
-    """Text and pictures in their order.
+    """Text and images in their order.
 
-    LLaVA was trained on pictures with a line end behind them. It is not doubled where the
+    LLaVA was trained on images with a line end behind them. It is not doubled where the
     text brings its own.
 
     Args:
         parts: what one side says.
-        mark: stands for a picture.
-        alone: what ends a turn of nothing but pictures, as if words followed.
+        mark: stands for an image.
+        alone: what ends a turn of nothing but images, as if words followed.
     """
     written = ""
     leading = True
@@ -128,7 +128,7 @@ def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n") -> str:
 
 
 def _received(turns: Sequence[Turn]) -> list[Turn]:
-    """The pictures that begin a conversation, in a turn of their own, and the rest."""
+    """The images that begin a conversation, in a turn of their own, and the rest."""
     if not turns or turns[0].role != "user":
         return list(turns)
     parts = turns[0].parts

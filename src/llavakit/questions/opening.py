@@ -1,4 +1,4 @@
-"""A named picture, or page of a document, opened; what goes wrong is told without secrets.
+"""A named image, or page of a document, opened; what goes wrong is told without secrets.
 
 The one who reads these errors is a model, and through it perhaps a stranger: they hold the
 name that it used, and neither paths of this machine nor addresses of its network.
@@ -24,17 +24,17 @@ from llavakit.values import Image
 
 
 def open_named(image: Image, page: int | None, name: str, policy: SourcePolicy) -> Picture:
-    """The pixels of a picture, or of one page of a document.
+    """The pixels of an image, or of one page of a document.
 
     Args:
         image: where it is.
-        page: the number of a page, from 1; None for pictures, and documents of one page.
+        page: the number of a page, from 1; None for images, and documents of one page.
         name: what the model called it.
         policy: what may be opened.
 
     Raises:
         SourceError: it cannot be reached, or the policy forbids it.
-        ImageError: it is no picture that can be used.
+        ImageError: it is no image that can be used.
         DocumentError: no such page, several pages and none named, or a damaged document.
         MissingDependencyError: PDFs need ``llavakit[documents]``.
     """
@@ -44,7 +44,7 @@ def open_named(image: Image, page: int | None, name: str, policy: SourcePolicy) 
         if sniff(source) in ("PDF", "TIFF"):
             return _page(source, page, name, policy)
     if page not in (None, 1):
-        raise DocumentError(f"{name} is one picture and has no page {page}; leave the page out.")
+        raise DocumentError(f"{name} is one image and has no page {page}; leave the page out.")
     return open_picture(source, policy)
 
 
@@ -57,15 +57,15 @@ def _read(image: Image, name: str, policy: SourcePolicy) -> bytes:
     except (SourceNotAllowedError, SourceNotFoundError) as error:
         if address:
             # One sentence for hosts that may not be asked, that do not exist, and that have no
-            # such picture, so that nobody can list the names of a private network.
+            # such image, so that nobody can list the names of a private network.
             raise SourceNotAllowedError(
-                f"{name} leads to no picture that may be opened from here; name one at a public "
+                f"{name} leads to no image that may be opened from here; name one at a public "
                 "address."
             ) from error
         if isinstance(error, SourceNotFoundError):
             raise SourceNotFoundError(f"There is nothing to be found at {name}.") from error
         raise SourceNotAllowedError(
-            f"{name} may not be opened from here: it is neither a picture that was shown nor a "
+            f"{name} may not be opened from here: it is neither an image that was shown nor a "
             "file in an open folder."
         ) from error
     except SourceFetchError as error:

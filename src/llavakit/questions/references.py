@@ -1,6 +1,6 @@
 """What a model may name, and what it gets for a name.
 
-Names come from a model, and through it from whoever wrote to it or into a picture that it was
+Names come from a model, and through it from whoever wrote to it or into an image that it was
 shown. So nothing is guessed from their form: a name is one that was given out, a path below a
 folder that the program opened, or, if the program allows it, an address.
 """
@@ -28,7 +28,7 @@ from llavakit.sources.inline import shown
 from llavakit.values import Image
 
 LONGEST = 2048
-"""Most characters of a name: longer ones are pictures written out, not names."""
+"""Most characters of a name: longer ones are images written out, not names."""
 
 _RESERVED = re.compile(r"(image|document)[ _-]?(\d{1,6})", re.IGNORECASE)
 _PAGE = re.compile(r"(.+)#page=(\d{1,6})", re.IGNORECASE | re.DOTALL)
@@ -40,7 +40,7 @@ _LISTED = 40
 @checked
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A picture or document that stands in the conversation.
+    """An image or document that stands in the conversation.
 
     Attributes:
         source: where it is; or why nobody can open it.
@@ -56,7 +56,7 @@ class Shown:
 @checked
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A picture or document that has a name; ``policy`` says what may be opened for it."""
+    """An image or document that has a name; ``policy`` says what may be opened for it."""
 
     source: Image | InputError
     policy: SourcePolicy
@@ -98,7 +98,7 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A picture that was asked for, and the name under which it was found."""
+    """An image that was asked for, and the name under which it was found."""
 
     name: str
     picture: Picture
@@ -119,17 +119,17 @@ class Pictures:
 
     @checked
     def find(self, reference: str) -> Found:
-        """The picture that a model names; ``#page=3`` behind a name is a page of a document.
+        """The image that a model names; ``#page=3`` behind a name is a page of a document.
 
         Raises:
             SourceNotFoundError: there is none of that name; the message lists those there are.
-            SourceNotAllowedError: it may not be opened, or is no name but a picture's data.
+            SourceNotAllowedError: it may not be opened, or is no name but an image's data.
             ImageError, DocumentError: it is there and cannot be used.
         """
         reference = reference.strip(_QUOTES)
         if reference[:5].lower() == "data:" or len(reference) > LONGEST:
             raise SourceNotAllowedError(
-                "The image must be a name, not the picture's data. " + self._choices()
+                "The image must be a name, not the image's data. " + self._choices()
             )
         if (known := self._known(reference)) is not None:
             return self._opened(*known, None)
@@ -170,7 +170,7 @@ class Pictures:
                 return open_named(Image(root / name), page, shown(name), policy)
             except SourceNotFoundError:
                 continue
-        raise SourceNotFoundError(f"There is no picture {shown(name)}. " + self._choices())
+        raise SourceNotFoundError(f"There is no image {shown(name)}. " + self._choices())
 
     def _choices(self) -> str:
         """What can be named instead."""
@@ -178,13 +178,13 @@ class Pictures:
         told = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
         choices = [f"these: {told}"] if names else []
         choices += ["a file of the open folders by its path"] if self.reach.roots else []
-        choices += ["a picture by its http(s) URL"] if self.reach.allow_urls else []
-        return f"You can name {', or '.join(choices)}." if choices else "No picture can be named."
+        choices += ["an image by its http(s) URL"] if self.reach.allow_urls else []
+        return f"You can name {', or '.join(choices)}." if choices else "No image can be named."
 
 
 @checked
 def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, Known]:
-    """The pictures of a conversation as ``image_1``, ``image_2``, ..., its PDFs as ``document_1``.
+    """The images of a conversation as ``image_1``, ``image_2``, ..., its PDFs as ``document_1``.
 
     What a user or the program put there is opened as in any message. A path or an address that
     came out of a tool or a model is as if the model had named it.
@@ -196,7 +196,7 @@ def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, Known]:
 
 
 def named(things: Iterable[Shown]) -> Iterator[tuple[str, Shown]]:
-    """The pictures and documents of a conversation, in their order, with their names."""
+    """The images and documents of a conversation, in their order, with their names."""
     counts = {"image": 0, "document": 0}
     for thing in things:
         kind = "document" if thing.document else "image"
@@ -208,7 +208,7 @@ def check_names(names: Sequence[str]) -> None:
     """Refuses names of attachments that a model could not use.
 
     Raises:
-        ParameterError: empty, or such as the pictures of a conversation have.
+        ParameterError: empty, or such as the images of a conversation have.
     """
     for name in names:
         if not isinstance(name, str) or not name.strip(_QUOTES) or name != name.strip(_QUOTES):
@@ -216,5 +216,5 @@ def check_names(names: Sequence[str]) -> None:
         if _RESERVED.fullmatch(name) or len(name) > LONGEST or name[:5].lower() == "data:":
             raise ParameterError(
                 f"{name[:80]!r} cannot name an attachment: image_1, document_1 and so on are the "
-                "pictures of the conversation; use one such as 'plan'."
+                "images of the conversation; use one such as 'plan'."
             )

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class ImageQuestion(BaseModel):
-    """A question about one picture."""
+    """A question about one image."""
 
     question: str = Field(description="What to find out.")
-    image: str = Field(description="The picture's name.")
+    image: str = Field(description="The image's name.")

@@ -63,7 +63,7 @@ class RemoteBackend(Backend):
 
     Args:
         config: which server and model, and how they are asked.
-        policy: where pictures may come from. They are opened here, and sent as data.
+        policy: where images may come from. They are opened here, and sent as data.
     """
 
     def __init__(self, config: RemoteConfig, policy: SourcePolicy) -> None:
@@ -140,7 +140,7 @@ class RemoteBackend(Backend):
             dialect = self._get_dialect(link, None)
         pictures = any(message.images for message in request.messages)
         if dialect.counts == "no" or (pictures and dialect.counts == "text"):
-            what = "tokens" if dialect.counts == "no" else "the tokens of pictures"
+            what = "tokens" if dialect.counts == "no" else "the tokens of images"
             raise RemoteError(
                 f"This server ({dialect.title}) does not tell {what} without running the model; "
                 "read usage.prompt_tokens of an answer, or count with the model's checkpoint."

@@ -1,6 +1,6 @@
 """What a server's refusal means, in llavakit's errors.
 
-A server's own words are quoted, but shortened, and never with the key or a picture in them:
+A server's own words are quoted, but shortened, and never with the key or an image in them:
 some echo the request.
 """
 
@@ -72,7 +72,7 @@ def refusal(
     if status == 413:
         return RemoteError(
             f"{where} takes no request of this size (HTTP 413{quoted}); send fewer or smaller "
-            "pictures.",
+            "images.",
             status=status,
         )
     if status == 429:
@@ -85,7 +85,7 @@ def refusal(
     if 300 <= status < 400:
         return RemoteError(
             f"{where} answers with a redirect (HTTP {status}), which is not followed because the "
-            "key and the pictures would go there; give its target as base_url.",
+            "key and the images would go there; give its target as base_url.",
             status=status,
         )
     if not status:
@@ -94,7 +94,7 @@ def refusal(
 
 
 def words(body: str, config: RemoteConfig) -> str:
-    """What the server said in short: one line, no key, no picture."""
+    """What the server said in short: one line, no key, no image."""
     said = " ".join(_message(body).split())
     if config.api_key:
         said = said.replace(config.api_key, "***")
@@ -145,7 +145,7 @@ def _context_error(body: str, said: str, fields: Mapping[str, Any]) -> ContextLe
     limit, prompt = _number(_LIMIT, body), _number(_PROMPT, body)
     return ContextLengthError(
         "The request does not fit into the model's context; shorten the conversation, send fewer "
-        f"pictures or lower max_tokens. The server says: {said}",
+        f"images or lower max_tokens. The server says: {said}",
         prompt_tokens=prompt,
         max_tokens=int(fields.get("max_tokens", 0)),
         context_length=limit,

@@ -1,7 +1,7 @@
-"""A conversation as servers read it: OpenAI's messages, pictures as data URIs.
+"""A conversation as servers read it: OpenAI's messages, images as data URIs.
 
 Servers hand messages to a chat template, and most templates know only one system text, turns
-that alternate, and pictures of a user. What is put together here is what the local model's
+that alternate, and images of a user. What is put together here is what the local model's
 prompt puts together, so that both read the same.
 """
 
@@ -28,7 +28,7 @@ def to_wire(
     Args:
         request: the conversation, with its tools and schema.
         dialect: whether tools and schemas are told in the prompt, and who puts turns together.
-        uri: opens a picture.
+        uri: opens an image.
         answerable: whether it must end with something to answer; False for counting.
 
     Raises:
@@ -101,7 +101,7 @@ def _identified(messages: Iterable[Message], *, strict: bool) -> list[Message]:
 
 
 def _with_one_system(messages: Sequence[Message]) -> list[Message]:
-    """All system texts in one message at the beginning; their pictures go to the user."""
+    """All system texts in one message at the beginning; their images go to the user."""
     said = [message.content for message in messages if message.role == "system"]
     rest = [message for message in messages if message.role != "system"]
     if not said:
@@ -119,7 +119,7 @@ def _with_one_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def _with_pictures_of_users(messages: Sequence[Message]) -> list[Message]:
-    """Pictures of tools' results follow in a message of the user, behind all of the results."""
+    """Images of tools' results follow in a message of the user, behind all of the results."""
     result: list[Message] = []
     held: list[Part] = []
     for message in messages:
@@ -129,7 +129,7 @@ def _with_pictures_of_users(messages: Sequence[Message]) -> list[Message]:
         if message.role == "tool" and message.images:
             held.extend(message.images)
             texts = [part for part in message.content if isinstance(part, Text)]
-            message = _changed(message, content=texts or "The picture follows.")
+            message = _changed(message, content=texts or "The image follows.")
         result.append(message)
     return [*result, Message("user", held)] if held else result
 

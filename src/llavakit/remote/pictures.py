@@ -1,6 +1,6 @@
-"""Pictures as data URIs: the pixels that the model would see here, and nothing else of the file.
+"""Images as data URIs: the pixels that the model would see here, and nothing else of the file.
 
-Every picture is opened by our own door first, under the ``SourcePolicy``: a server is never
+Every image is opened by our own door first, under the ``SourcePolicy``: a server is never
 given a path or an address to read. A JPEG travels as it was compressed, which is a tenth of
 its PNG; what a camera wrote beside the pixels (place, time, owner) stays here.
 """
@@ -26,10 +26,10 @@ _JFIF, _ADOBE = 0xE0, 0xEE
 
 
 def data_uri(image: Image, policy: SourcePolicy) -> str:
-    """The picture for the wire.
+    """The image for the wire.
 
     Raises:
-        ImageError: it is no picture that can be used.
+        ImageError: it is no image that can be used.
         SourceError: it cannot be reached, or the policy forbids it.
     """
     source = image.source
@@ -46,7 +46,7 @@ def data_uri(image: Image, policy: SourcePolicy) -> str:
 
 
 def counted_data_uri(image: Image, policy: SourcePolicy) -> str:
-    """A picture for the wire that counts as many tokens; of an address, a black one of its size.
+    """An image for the wire that counts as many tokens; of an address, a black one of its size.
 
     Raises:
         ImageError, SourceError: as :func:`data_uri`.

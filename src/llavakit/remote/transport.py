@@ -148,7 +148,7 @@ class Transport:
             headers=self._headers,
             timeout=httpx.USE_CLIENT_DEFAULT if own else _TIMEOUT,
         )
-        # A redirect would take the key and the pictures along.
+        # A redirect would take the key and the images along.
         return await self._client.send(request, stream=True, follow_redirects=False)
 
     async def _refused(

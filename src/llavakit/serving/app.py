@@ -150,7 +150,7 @@ def _guarded_routes(service: Service) -> APIRouter:
         openapi_extra=json_body(TokenizeRequest),
     )
     async def tokenize(request: Request) -> Response:
-        """Counts the tokens of a prompt, pictures included; nothing is run."""
+        """Counts the tokens of a prompt, images included; nothing is run."""
         return await service.tokenize(request)
 
     @router.get("/v1/models", response_model=ModelsReply, responses=errors(401, 403, 503))

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's notation -> llavakit's. Pictures are opened here, under the policy."""
+"""Requests of OpenAI's notation -> llavakit's. Images are opened here, under the policy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from llavakit.sources import SourcePolicy
 from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall
 
 Opened: TypeAlias = Callable[[Picture], None]
-"""Told of each picture that was opened; may refuse it."""
+"""Told of each image that was opened; may refuse it."""
 
 _SAMPLING = (
     "max_tokens",
@@ -65,13 +65,13 @@ _START_RULE = re.compile(r"^\s*start\s*:", re.MULTILINE)
 def to_requests(
     body: ChatRequest, settings: ServerSettings, context_length: int, opened: Opened
 ) -> list[Request]:
-    """One request for each choice; pictures are opened once for all.
+    """One request for each choice; images are opened once for all.
 
     Args:
         body: as the client sent it.
         settings: limits and the policy.
         context_length: tokens that the model holds.
-        opened: told of each picture.
+        opened: told of each image.
 
     Raises:
         Refusal: what cannot be honoured, with the argument that is to blame.
@@ -87,7 +87,7 @@ def to_requests(
         params = to_params(arguments)
         if settings.max_answer_tokens is not None:
             params = replace(params, max_tokens=min(params.max_tokens, settings.max_answer_tokens))
-    messages = to_messages(body.messages, settings.policy(), settings.max_pictures, opened)
+    messages = to_messages(body.messages, settings.policy(), settings.max_images, opened)
     continues = bool(body.continue_final_message)
     with _blamed("add_generation_prompt"):
         begins_a_turn(body.add_generation_prompt, continues)
@@ -182,13 +182,13 @@ def to_tools(tools: Sequence[ToolDefinition] | None) -> tuple[Tool, ...]:
 def to_messages(
     messages: Iterable[ChatMessage], policy: SourcePolicy, most: int, opened: Opened
 ) -> list[Message]:
-    """Messages of llavakit, their pictures opened.
+    """Messages of llavakit, their images opened.
 
     Args:
         messages: of the request.
         policy: what may be opened.
-        most: most pictures.
-        opened: told of each picture.
+        most: most images.
+        opened: told of each image.
 
     Raises:
         Refusal: what cannot be honoured, with the message that is to blame.
@@ -203,7 +203,7 @@ def to_messages(
     if pictures > most:
         raise Refusal(
             413,
-            f"The request has {pictures} pictures; this server takes at most {most}.",
+            f"The request has {pictures} images; this server takes at most {most}.",
             code="too_many_images",
             param="messages",
         )
@@ -279,7 +279,7 @@ def _part(block: Any, policy: SourcePolicy, opened: Opened) -> str | Part:
     except SourceNotAllowedError as error:
         advice = "" if policy.allow_urls else " and fetches no URLs"
         raise SourceNotAllowedError(
-            f"This server reads no paths{advice}: send the picture as a data URI "
+            f"This server reads no paths{advice}: send the image as a data URI "
             f"(data:image/png;base64,...). {error if policy.allow_urls else ''}"
         ) from error
     opened(picture)

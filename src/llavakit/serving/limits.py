@@ -32,7 +32,7 @@ class Share:
 
         Raises:
             Refusal: all open requests together hold too much.
-            RequestCancelledError: the request is over; the thread that opens its pictures did
+            RequestCancelledError: the request is over; the thread that opens its images did
                 not know yet.
         """
         self._gate.take(self, size)
@@ -82,7 +82,7 @@ class Gate:
                     raise Refusal(
                         413,
                         "The request needs more memory than the server has for all; send fewer "
-                        "or smaller pictures.",
+                        "or smaller images.",
                         code="request_too_large",
                     )
                 raise self._full("the open requests hold as much memory as they may")
@@ -157,8 +157,7 @@ def _check_type(request: Request) -> None:
 def _too_long(settings: ServerSettings, *, unread: bool) -> Refusal:
     return Refusal(
         413,
-        f"The body has more than {settings.max_body_bytes:,} bytes; send fewer or smaller "
-        "pictures.",
+        f"The body has more than {settings.max_body_bytes:,} bytes; send fewer or smaller images.",
         code="request_too_large",
         unread=unread,
     )

@@ -1,4 +1,4 @@
-"""Messages as OpenAI's clients write them, and the blocks in which they carry pictures."""
+"""Messages as OpenAI's clients write them, and the blocks in which they carry images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 """An integer; JSON does not tell 4.0 from 4."""
 
 Detail = Literal["auto", "low", "high", "original"] | None
-"""OpenAI's wish for a resolution. LLaVA sees each picture in the one way it was trained on."""
+"""OpenAI's wish for a resolution. LLaVA sees each image in the one way it was trained on."""
 
 
 class TextFields(Strict):
@@ -56,21 +56,21 @@ class RefusalBlock(Strict):
 
 
 class ImageUrl(Strict):
-    """Where a picture is: a data URI; an http(s) URL only if the server allows it."""
+    """Where an image is: a data URI; an http(s) URL only if the server allows it."""
 
     url: str = Field(min_length=1)
     detail: Detail = None
 
 
 class ImageUrlBlock(Strict):
-    """A picture, as chat completions carry it."""
+    """An image, as chat completions carry it."""
 
     type: Literal["image_url"]
     image_url: ImageUrl | str
 
 
 class InputImageBlock(Strict):
-    """A picture, as the Responses API carries it."""
+    """An image, as the Responses API carries it."""
 
     type: Literal["input_image"]
     image_url: str = Field(min_length=1)
@@ -78,7 +78,7 @@ class InputImageBlock(Strict):
 
 
 class ImageBlock(Strict):
-    """A picture, as Hugging Face's and LangChain's blocks carry it; exactly one source."""
+    """An image, as Hugging Face's and LangChain's blocks carry it; exactly one source."""
 
     type: Literal["image"]
     image: str | None = Field(default=None, min_length=1)
@@ -126,7 +126,7 @@ class DeveloperMessage(Strict):
 
 
 class UserMessage(Strict):
-    """A question, with pictures."""
+    """A question, with images."""
 
     role: Literal["user"]
     content: Content

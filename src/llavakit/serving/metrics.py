@@ -35,10 +35,10 @@ _ENGINE: dict[str, tuple[str, str, bool]] = {
     "kv_tokens": ("kv_cache_tokens", "Slots of the KV cache.", False),
     "kv_tokens_live": ("kv_cache_tokens_live", "Slots held by running requests.", False),
     "kv_tokens_kept": ("kv_cache_tokens_kept", "Slots held by kept beginnings.", False),
-    "image_cache_entries": ("image_cache_entries", "Pictures whose features are kept.", False),
+    "image_cache_entries": ("image_cache_entries", "Images whose features are kept.", False),
     "image_cache_bytes": ("image_cache_bytes", "Memory of the kept features.", False),
-    "image_cache_hits": ("image_cache_hits", "Pictures that were found in the cache.", True),
-    "images_encoded": ("images_encoded", "Pictures that went through the vision tower.", True),
+    "image_cache_hits": ("image_cache_hits", "Images that were found in the cache.", True),
+    "images_encoded": ("images_encoded", "Images that went through the vision tower.", True),
     "steps": ("engine_steps", "Steps of the engine.", True),
     "eager_steps": ("engine_eager_steps", "Steps that ran layer by layer.", True),
     "static_steps": ("engine_static_steps", "Decoding steps in static shapes.", True),
@@ -78,7 +78,7 @@ class Metrics:
         for reason in _ENDS:  # a figure that is not there yet is no 0 for Prometheus
             self._success.labels(**self._labels, finished_reason=reason)
         self._refused = counter("request_errors", "Requests refused or failed.", "code")
-        prompt = counter("prompt_tokens", "Tokens of answered prompts, pictures included.")
+        prompt = counter("prompt_tokens", "Tokens of answered prompts, images included.")
         self.prompt_tokens = prompt.labels(**self._labels)
         answers = counter("generation_tokens", "Tokens of complete answers.")
         self.generation_tokens = answers.labels(**self._labels)

@@ -91,7 +91,7 @@ class ChoiceReply(BaseModel):
 
 
 class PromptDetails(BaseModel):
-    """Of the prompt's tokens: reused ones, and those of pictures."""
+    """Of the prompt's tokens: reused ones, and those of images."""
 
     cached_tokens: int
     image_tokens: int
@@ -150,7 +150,7 @@ class VersionReply(BaseModel):
 
 
 class TokenizeReply(BaseModel):
-    """Tokens of the prompt, pictures included."""
+    """Tokens of the prompt, images included."""
 
     count: int
     max_model_len: int
@@ -171,7 +171,7 @@ _MEANINGS = {
     404: "No such model or path",
     405: "The path takes another method",
     408: "The body came too slowly",
-    413: "The body or a picture is too large",
+    413: "The body or an image is too large",
     415: "The body is no JSON",
     429: "The server is full; try again after Retry-After seconds",
     500: "The server failed; its log says more",

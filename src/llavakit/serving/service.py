@@ -202,7 +202,7 @@ class Service:
         messages = [Message("user", asked.prompt or "")]
         if asked.messages is not None:
             policy = self.settings.policy()
-            most = self.settings.max_pictures
+            most = self.settings.max_images
             messages = to_messages(asked.messages, policy, most, _charged(share))
         tools = to_tools(asked.tools)
         # Counting may well exceed the context; it must not take minutes.
@@ -256,7 +256,7 @@ def _short(name: str) -> str:
 
 
 def _charged(share: Share) -> Callable[[Picture], None]:
-    """Counts the memory of the pictures that a request opens."""
+    """Counts the memory of the images that a request opens."""
 
     def opened(picture: Picture) -> None:
         width, height = picture.size

@@ -20,7 +20,7 @@ class ServerSettings:
     Attributes:
         model_name: what clients call the model; None takes the backend's own name.
         api_keys: keys of which a client must show one; empty lets everybody in.
-        allow_urls: whether http(s) URLs of pictures are fetched (public addresses only).
+        allow_urls: whether http(s) URLs of images are fetched (public addresses only).
             Paths and ``file:`` URLs of a request are never read.
         allowed_hosts: names that the ``Host`` header may have, without ports; empty takes
             any. Set for servers on loopback, it keeps web pages from reaching them through a
@@ -28,13 +28,13 @@ class ServerSettings:
         warm_up: at start, load the model, answer one token, and compile and capture what steps
             need; ``"load"`` leaves out the last, and False is ready at once.
         max_body_bytes: most bytes of a request.
-        max_pictures: most pictures of a request.
-        max_picture_bytes: most bytes of one picture.
-        max_picture_pixels: most pixels of one picture.
+        max_images: most images of a request.
+        max_image_bytes: most bytes of one image.
+        max_image_pixels: most pixels of one image.
         max_choices: the largest ``n``.
         max_answer_tokens: most tokens of one answer; None leaves it to the context.
         max_open_requests: most requests that are read, wait or are answered at once.
-        max_memory_bytes: most bytes that bodies and decoded pictures of all open requests
+        max_memory_bytes: most bytes that bodies and decoded images of all open requests
             may take.
         body_timeout: seconds in which a body must have come.
         request_timeout: seconds in which an answer must be complete, queueing included.
@@ -49,9 +49,9 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     warm_up: bool | Literal["load"] = True
     max_body_bytes: int = 64 * MIB
-    max_pictures: int = 16
-    max_picture_bytes: int = 20 * MIB
-    max_picture_pixels: int = 40_000_000
+    max_images: int = 16
+    max_image_bytes: int = 20 * MIB
+    max_image_pixels: int = 40_000_000
     max_choices: int = 16
     max_answer_tokens: int | None = None
     max_open_requests: int = 512
@@ -65,9 +65,9 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for name in (
             "max_body_bytes",
-            "max_pictures",
-            "max_picture_bytes",
-            "max_picture_pixels",
+            "max_images",
+            "max_image_bytes",
+            "max_image_pixels",
             "max_choices",
             "max_open_requests",
             "max_memory_bytes",
@@ -91,8 +91,8 @@ class ServerSettings:
             roots=(),
             allow_files=False,
             allow_urls=self.allow_urls,
-            max_bytes=self.max_picture_bytes,
-            max_pixels=self.max_picture_pixels,
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
         )
 
 

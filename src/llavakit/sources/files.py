@@ -76,7 +76,7 @@ def read(path: str | Path, policy: SourcePolicy) -> bytes:
 def check_place(path: str | Path, real: str, policy: SourcePolicy) -> None:
     """Refuses a path that really (links followed) lies where ``policy`` does not allow it."""
     if any(_below(real, kernel) for kernel in _KERNEL):
-        raise SourceNotAllowedError(f"{shown(path)} is a file of the kernel, not a picture.")
+        raise SourceNotAllowedError(f"{shown(path)} is a file of the kernel, not an image.")
     if policy.roots is not None and not any(
         _below(real, os.path.realpath(root)) for root in policy.roots
     ):
@@ -94,7 +94,7 @@ def _check_kind(path: str | Path, status: os.stat_result) -> None:
     if stat.S_ISREG(status.st_mode):
         return
     kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
-    raise SourceNotAllowedError(f"{shown(path)} is {kind}, not a file; name a picture file.")
+    raise SourceNotAllowedError(f"{shown(path)} is {kind}, not a file; name an image file.")
 
 
 def _real_path(descriptor: int, status: os.stat_result, path: str | Path) -> str:

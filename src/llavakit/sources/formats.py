@@ -11,7 +11,7 @@ import re
 from llavakit.errors import ImageDecodeError, ImageError, UnsupportedImageError
 
 ALLOWED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Formats that are decoded. JPEG includes MPO (its first picture); PPM is PBM, PGM and PPM."""
+"""Formats that are decoded. JPEG includes MPO (its first image); PPM is PBM, PGM and PPM."""
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -56,21 +56,21 @@ _COMMENT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
 
 _ADVICE = {
     "SVG": "SVG is a drawing, not pixels, and is not opened; render it to PNG first",
-    "PDF": "this is a PDF, not a picture; open its pages with llavakit.documents.open_pages",
-    "HEIC": "HEIC pictures are not decoded; convert it to JPEG or PNG first",
+    "PDF": "this is a PDF, not an image; open its pages with llavakit.documents.open_pages",
+    "HEIC": "HEIC images are not decoded; convert it to JPEG or PNG first",
     "EPS": "PostScript is a program and is not run; convert it to PNG first",
     "PSD": "Photoshop files are not opened; export it as PNG first",
     "FITS": "FITS data are not opened; convert it to PNG or pass a numpy array",
     "ICO": "icon files are not opened; convert it to PNG first",
     "JPEG2000": "JPEG 2000 is not opened; convert it to JPEG or PNG first",
     "JXL": "JPEG XL is not opened; convert it to JPEG or PNG first",
-    "VIDEO": "this is a video, not a picture; extract the frames that you want to ask about",
-    "AUDIO": "this is sound, not a picture",
-    "ZIP": "this is a ZIP archive or an Office document, not a picture; extract it first",
-    "GZIP": "this is gzip data, not a picture; decompress it first",
-    "HTML": "this is a web page, not a picture, perhaps the server's error page; check the address",
-    "JSON": "this is JSON, not a picture, perhaps the server's error answer; check the address",
-    "LFS": "this is a Git LFS pointer, not the picture itself; run 'git lfs pull' first",
+    "VIDEO": "this is a video, not an image; extract the frames that you want to ask about",
+    "AUDIO": "this is sound, not an image",
+    "ZIP": "this is a ZIP archive or an Office document, not an image; extract it first",
+    "GZIP": "this is gzip data, not an image; decompress it first",
+    "HTML": "this is a web page, not an image, perhaps the server's error page; check the address",
+    "JSON": "this is JSON, not an image, perhaps the server's error answer; check the address",
+    "LFS": "this is a Git LFS pointer, not the image itself; run 'git lfs pull' first",
     "AVIF": "this Pillow cannot decode AVIF; upgrade Pillow or convert it to PNG",
 }
 
@@ -107,12 +107,12 @@ def is_known(data: bytes) -> bool:
 def refusal(kind: str, size: int) -> ImageError:
     """The error for bytes that are not decoded."""
     if not size:
-        return ImageDecodeError("The picture is empty: the source has no bytes.")
+        return ImageDecodeError("The image is empty: the source has no bytes.")
     if kind:
         advice = _ADVICE[kind]
         return UnsupportedImageError(f"{advice[0].upper()}{advice[1:]}.")
     return ImageDecodeError(
-        f"These {size:,} bytes are not a picture in a known format; use {', '.join(ALLOWED)}."
+        f"These {size:,} bytes are not an image in a known format; use {', '.join(ALLOWED)}."
     )
 
 

@@ -38,7 +38,7 @@ class SourcePolicy:
             (loopback, private network, link-local, cloud metadata service, ...).
         max_bytes: most bytes of one file, response or data URL, compressed or not. The
             default of 64 MiB holds a 16-bit scan of an A4 page at 600 dpi.
-        max_pixels: most pixels of one picture, checked before it is decoded. The default
+        max_pixels: most pixels of one image, checked before it is decoded. The default
             of 100 million holds an A3 page at 600 dpi (70 million) and takes 300 MB as
             RGB; LLaVA itself sees at most a few hundred thousand of them. Pillow's own
             ceiling of about 179 million still holds for WebP and tiled TIFF.

@@ -31,7 +31,7 @@ def read_source(
 
     Args:
         source: bytes; a ``Path``; or a string: a data, http(s) or ``file:`` URL, a path,
-            or the base64 of a picture or PDF. A string is tried in this order, so a file
+            or the base64 of an image or PDF. A string is tried in this order, so a file
             whose name happens to be base64 wins over the base64.
         policy: what may be opened.
         from_url_field: the string stood in a URL field of a message: it is never read as
@@ -73,7 +73,7 @@ def read_source(
         return decoded
     if from_url_field:
         raise SourceNotAllowedError(
-            f"{shown(source)} is no data or http(s) URL and not the base64 of a picture, and "
+            f"{shown(source)} is no data or http(s) URL and not the base64 of an image, and "
             "paths are not read from a URL field; pass a path as a path."
         )
     try:
@@ -81,7 +81,7 @@ def read_source(
     except SourceNotFoundError as error:
         raise SourceNotFoundError(
             f"{shown(source)} is neither an existing file, nor a data, file or http(s) URL, "
-            "nor the base64 of a picture."
+            "nor the base64 of an image."
         ) from error
 
 

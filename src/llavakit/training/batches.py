@@ -1,4 +1,4 @@
-"""What data loaders read: examples one by one, or those about the same pictures together."""
+"""What data loaders read: examples one by one, or those about the same images together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Examples:
     Attributes:
         records: the data.
         good: indices of the records that are used.
-        folder: where relative paths of pictures begin.
+        folder: where relative paths of images begin.
         encode: makes an example of a conversation.
     """
 
@@ -71,7 +71,7 @@ class Batches:
 
     Attributes:
         dataset: what a batch is made of.
-        lengths: tokens of each item, negative for those without pictures.
+        lengths: tokens of each item, negative for those without images.
         collate: makes a batch of items.
     """
 
@@ -81,13 +81,13 @@ class Batches:
 
 
 def batches(examples: Examples, report: Report, reader: Reader, *, share: bool) -> Batches:
-    """Each example alone, or those about the same pictures together.
+    """Each example alone, or those about the same images together.
 
     Args:
         examples: all.
         report: on them.
         reader: of the checkpoint.
-        share: whether examples share pictures; a row then has the most tokens that one may have.
+        share: whether examples share images; a row then has the most tokens that one may have.
     """
     padding = reader.tokenizer.tokenizer.pad_token_id
     collate = Collator(0 if padding is None else int(padding), reader.config.model_type)

@@ -49,7 +49,7 @@ class TrainConfig:
             a plain language model.
         data: the training records (see "Data" of docs/training.md).
         out: the directory to make.
-        images: where relative paths of pictures begin; None is beside the data.
+        images: where relative paths of images begin; None is beside the data.
         model_base: the base of a projector-only checkpoint.
         vision_tower: ``align`` only: the CLIP that a language model gets, with a new projector.
         image_aspect_ratio: ``pad`` or ``square``, for projector-only checkpoints of the
@@ -68,13 +68,13 @@ class TrainConfig:
         weight_decay: of AdamW, for matrices.
         schedule: of the learning rate, by its name in transformers.
         max_grad_norm: gradients are scaled down to it.
-        max_length: the most tokens of a conversation, pictures included.
+        max_length: the most tokens of a conversation, images included.
         lora_rank: rank of the adapters.
         lora_alpha: their scale, times the rank.
         lora_dropout: the share of their input that is dropped.
-        group: whether batches are of one kind (with pictures, or without) and of like lengths.
-        share_pictures: learn conversations about the same pictures together, which reads the
-            pictures once; ``batch_size`` then counts what is learnt together as one.
+        group: whether batches are of one kind (with images, or without) and of like lengths.
+        share_images: learn conversations about the same images together, which reads the
+            images once; ``batch_size`` then counts what is learnt together as one.
         gradient_checkpointing: compute twice rather than keep all activations.
         dtype: ``auto`` computes in bfloat16 where the device does, else in float32.
         device: ``auto`` or ``cpu``.
@@ -86,7 +86,7 @@ class TrainConfig:
         resume: go on from the last checkpoint in ``out``.
         accept: faults of the data to live with.
         skip_faulty: leave faulty records out, rather than refuse the data.
-        decode_pictures: whether all pictures are decoded before training starts.
+        decode_images: whether all images are decoded before training starts.
     """
 
     stage: Stage
@@ -113,7 +113,7 @@ class TrainConfig:
     lora_alpha: float = 256
     lora_dropout: float = 0.05
     group: bool = True
-    share_pictures: bool = False
+    share_images: bool = False
     gradient_checkpointing: bool = True
     dtype: str = "auto"
     device: str = "auto"
@@ -125,7 +125,7 @@ class TrainConfig:
     resume: bool = False
     accept: tuple[str, ...] = ()
     skip_faulty: bool = False
-    decode_pictures: bool = True
+    decode_images: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "accept", tuple(self.accept))

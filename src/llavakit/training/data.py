@@ -3,7 +3,7 @@
 Two forms are read, and told apart by their keys:
 
 - the original LLaVA's, ``{"id", "image"?, "conversations": [{"from": "human", "value": ...}]}``,
-  where ``<image>`` in a value stands for a picture;
+  where ``<image>`` in a value stands for an image;
 - chat messages, ``{"id"?, "images"?, "messages": [{"role": "user", "content": ...}]}``, where
   content is a string with ``<image>`` or a list of parts.
 
@@ -28,10 +28,10 @@ KINDS: dict[str, str] = {
     "assistant-first": "the assistant begins; the original left such a turn out",
     "no-answer": "the assistant says nothing in it",
     "empty-answer": "an answer has no words",
-    "empty-question": "a question has neither words nor pictures",
-    "image-count": "pictures and <image> marks are not equally many",
-    "missing-image": "a picture's file is not there",
-    "unreadable-image": "a picture cannot be used",
+    "empty-question": "a question has neither words nor images",
+    "image-count": "images and <image> marks are not equally many",
+    "missing-image": "an image's file is not there",
+    "unreadable-image": "an image cannot be used",
     "duplicate-id": "an earlier record has the same id",
     "over-length": "it has more tokens than max_length",
     "uncuttable": "it is longer than max_length, and cannot be cut there",
@@ -81,7 +81,7 @@ class Conversation:
 
     @property
     def pictures(self) -> tuple[Image, ...]:
-        """Its pictures in their order, not opened."""
+        """Its images in their order, not opened."""
         parts = (part for turn in self.turns for part in turn.parts)
         return tuple(part for part in parts if isinstance(part, Image))
 
@@ -98,7 +98,7 @@ def conversation_of(
 
     Args:
         record: what its JSON says, or a row of a data set.
-        folder: where relative paths of pictures begin; None takes them as they are.
+        folder: where relative paths of images begin; None takes them as they are.
         assistant_first: whether the assistant may begin.
 
     Raises:
@@ -119,9 +119,7 @@ def conversation_of(
     left = len(list(pictures))
     if left:
         marks = sum(isinstance(part, Image) for turn in filled for part in turn.parts)
-        raise FaultyRecord(
-            "image-count", f"it has {marks + left} pictures and {marks} {IMAGE} marks"
-        )
+        raise FaultyRecord("image-count", f"it has {marks + left} images and {marks} {IMAGE} marks")
     _check_order(filled, assistant_first)
     name = record.get("id")
     return Conversation(None if name is None else str(name), tuple(filled))
@@ -150,9 +148,9 @@ def _pictures(record: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Any]:
 
 
 def _original(said: tuple[TurnRole, Any], pictures: Iterator[Any], folder: Path | None) -> Turn:
-    """A turn as the original wrote it: a picture among words goes to their beginning.
+    """A turn as the original wrote it: an image among words goes to their beginning.
 
-    The original's own code made one picture of several in a turn; here they stay, each where
+    The original's own code made one image of several in a turn; here they stay, each where
     it stands.
     """
     role, value = said
@@ -179,12 +177,12 @@ def _chat(said: tuple[TurnRole, Any], pictures: Iterator[Any], folder: Path | No
     else:
         raise FaultyRecord("malformed", f"a message's content is a {type(content).__name__}")
     if role != "user" and any(isinstance(part, Image) for part in parts):
-        raise FaultyRecord("image-count", "a picture stands outside of questions")
+        raise FaultyRecord("image-count", "an image stands outside of questions")
     return Turn(role, tuple(part for part in parts if part != Text("")))
 
 
 def _marked(text: str, pictures: Iterator[Any], folder: Path | None) -> tuple[Part, ...]:
-    """Words and pictures in their order; line ends around a picture are the template's."""
+    """Words and images in their order; line ends around an image are the template's."""
     parts: list[Part] = []
     pieces = text.split(IMAGE)
     for number, piece in enumerate(pieces):
@@ -214,12 +212,12 @@ def _next_picture(pictures: Iterator[Any], folder: Path | None) -> Image:
     missing = object()
     found = next(pictures, missing)
     if found is missing:
-        raise FaultyRecord("image-count", f"it has more {IMAGE} marks than pictures")
+        raise FaultyRecord("image-count", f"it has more {IMAGE} marks than images")
     return _picture(found, folder)
 
 
 def _picture(source: Any, folder: Path | None) -> Image:
-    if isinstance(source, Mapping):  # an undecoded picture of a data set
+    if isinstance(source, Mapping):  # an undecoded image of a data set
         source = source.get("bytes") or source.get("path")
     if isinstance(source, str):
         if source.lower().startswith(("http://", "https://")):
@@ -228,7 +226,7 @@ def _picture(source: Any, folder: Path | None) -> Image:
             return Image(source)
         return Image((folder or Path()) / source)
     if source is None:
-        raise FaultyRecord("missing-image", "a picture is null")
+        raise FaultyRecord("missing-image", "an image is null")
     try:
         return Image(source)
     except ValueError as error:

@@ -62,10 +62,10 @@ class Report:
         faults: of the records that cannot be used, in their order.
         accepted: how often each fault was met that was accepted.
         good: indices of the records that can be used.
-        lengths: tokens of each of those; negative for those without pictures, 0 where no
+        lengths: tokens of each of those; negative for those without images, 0 where no
             model was named.
         beginnings: how each of those begins.
-        pictures: how many pictures they have.
+        pictures: how many images they have.
         answers: how many answers they have.
     """
 
@@ -96,15 +96,15 @@ class Report:
         seen = sum(length > 0 for length in self.lengths)
         tokens = [abs(length) for length in self.lengths if length]
         told = f"{self.name}: {self.records:,} records, {len(self.good):,} of them usable, with "
-        told += f"{self.pictures:,} pictures and {self.answers:,} answers."
+        told += f"{self.pictures:,} images and {self.answers:,} answers."
         if tokens:
             told += f" {sum(tokens):,} tokens, {max(tokens):,} in the longest; "
-            told += f"{seen:,} records have pictures."
+            told += f"{seen:,} records have images."
         yield told
         shareable = self.shareable
         if shareable * 10 > sum(tokens):
             yield (
-                "Several records are about the same pictures: learnt together (share_pictures), "
+                "Several records are about the same images: learnt together (share_images), "
                 f"they have {sum(tokens) - shareable:,} tokens."
             )
         for kind, count in self.accepted.items():
@@ -149,12 +149,12 @@ def check(
 
     Args:
         records: the data.
-        images: where relative paths of pictures begin; None is beside the file.
+        images: where relative paths of images begin; None is beside the file.
         encoder: of the checkpoint that shall be trained; None leaves lengths unchecked. It
             cuts if ``over-length`` is accepted.
         accept: faults to live with, out of :data:`~llavakit.training.data.ACCEPTABLE`.
-        decode: whether pictures are decoded as a whole; else only their heads are read.
-        workers: threads that open pictures.
+        decode: whether images are decoded as a whole; else only their heads are read.
+        workers: threads that open images.
         told: is called with the number of records that are done.
 
     Raises:

@@ -1,6 +1,6 @@
 """From conversations to the model's inputs: tokens, labels and pixels as when it answers.
 
-Tokens, pixels and the number of a picture's tokens come from the same code that prepares
+Tokens, pixels and the number of an image's tokens come from the same code that prepares
 prompts for the engine, so that training and use cannot disagree.
 """
 
@@ -36,9 +36,9 @@ class Example:
     """One conversation as the model reads it.
 
     Attributes:
-        ids: tokens, each picture as many image tokens as it has features.
+        ids: tokens, each image as many image tokens as it has features.
         labels: what is learnt of them.
-        pixels: its pictures, not yet preprocessed.
+        pixels: its images, not yet preprocessed.
     """
 
     ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class Encoder:
 
     Attributes:
         reader: of the checkpoint.
-        max_length: the most tokens of an example, pictures included.
+        max_length: the most tokens of an example, images included.
         cut: whether what is longer is cut, as the original did.
     """
 
@@ -61,11 +61,11 @@ class Encoder:
     cut: bool = False
 
     def __call__(self, conversation: Conversation) -> Example:
-        """The example of a conversation; opens its pictures.
+        """The example of a conversation; opens its images.
 
         Raises:
             FaultyRecord: too long, or nothing in it can be learnt.
-            LlavaKitError: a picture cannot be used.
+            LlavaKitError: an image cannot be used.
         """
         pictures = [open_picture(image.source, POLICY) for image in conversation.pictures]
         pixels = tuple(self.reader.preprocess(one, len(pictures)) for one in pictures)
@@ -73,10 +73,10 @@ class Encoder:
         return Example(made.ids, made.labels, pixels)
 
     def tokens(self, conversation: Conversation, sizes: Sequence[Size]) -> LabelledTokens:
-        """The tokens of a conversation whose pictures have these sizes, and what is learnt.
+        """The tokens of a conversation whose images have these sizes, and what is learnt.
 
         Args:
-            conversation: the conversation; its pictures are not opened.
+            conversation: the conversation; its images are not opened.
             sizes: (width, height) that the processor sees of each.
 
         Raises:
@@ -88,11 +88,11 @@ class Encoder:
     def measured(
         self, conversation: Conversation, sizes: Sequence[Size]
     ) -> tuple[LabelledTokens, bool]:
-        """The tokens of a conversation whose picture files have these sizes, and whether it is cut.
+        """The tokens of a conversation whose image files have these sizes, and whether it is cut.
 
         Args:
             conversation: the conversation.
-            sizes: (width, height) of its pictures.
+            sizes: (width, height) of its images.
 
         Raises:
             FaultyRecord: as for :meth:`__call__`.
@@ -123,21 +123,21 @@ class Encoder:
             raise FaultyRecord("over-length", told)
         kept = LabelledTokens(made.ids[: self.max_length], made.labels[: self.max_length])
         if self.reader.tokenizer.image_id in made.ids[self.max_length :]:
-            raise FaultyRecord("uncuttable", f"{told}; cut there, a picture would be cut")
+            raise FaultyRecord("uncuttable", f"{told}; cut there, an image would be cut")
         if not kept.learnt:
             raise FaultyRecord("uncuttable", f"{told}; cut there, nothing is left to learn")
         return kept
 
 
 def picture_size(image: Image, *, decode: bool) -> Size:
-    """Width and height of a picture in pixels, upright.
+    """Width and height of an image in pixels, upright.
 
     Args:
-        image: the picture.
+        image: the image.
         decode: whether it is decoded as a whole, which finds every damage, or only its head.
 
     Raises:
-        LlavaKitError: it is not there, or no picture.
+        LlavaKitError: it is not there, or no image.
     """
     source = image.source
     if isinstance(source, Picture):
@@ -188,7 +188,7 @@ class Collator:
         return batch | self.pictures(examples)
 
     def pictures(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """The pictures of examples, in their order."""
+        """The images of examples, in their order."""
         import torch
 
         inputs: list[dict[str, Any]] = [p.inputs() for one in examples for p in one.pixels]

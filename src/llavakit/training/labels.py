@@ -27,7 +27,7 @@ class LabelledTokens:
     """A conversation to learn.
 
     Attributes:
-        ids: tokens; each picture is one image token.
+        ids: tokens; each image is one image token.
         labels: as many; a token where it is learnt, else ``IGNORED``.
     """
 
@@ -68,8 +68,8 @@ def label(prompts: PromptTokenizer, turns: Sequence[Turn]) -> LabelledTokens:
     pictures = sum(isinstance(part, Image) for turn in turns for part in turn.parts)
     if found.ids.count(prompts.image_id) != pictures:
         raise MessageError(
-            f"The template keeps {found.ids.count(prompts.image_id)} of {pictures} pictures; put "
-            "pictures into the user's turns."
+            f"The template keeps {found.ids.count(prompts.image_id)} of {pictures} images; put "
+            "images into the user's turns."
         )
     if not found.learnt:
         raise MessageError("The assistant says nothing in it, so that nothing can be learnt.")
@@ -129,12 +129,12 @@ def _behind_end(prompts: PromptTokenizer, ids: Sequence[int], first: int, last: 
 
 
 def _caption(prompts: PromptTokenizer, turns: Sequence[Turn]) -> LabelledTokens:
-    """A picture and its caption, without roles: what a projector is aligned with."""
+    """An image and its caption, without roles: what a projector is aligned with."""
     pictures = [part for part in turns[0].parts if isinstance(part, Image)] if turns else []
     roles = [turn.role for turn in turns]
     if roles != ["user", "assistant"] or len(pictures) != 1:
         raise MessageError(
-            "The template plain takes one question with one picture, and its caption; train "
+            "The template plain takes one question with one image, and its caption; train "
             "conversations with another conv_mode."
         )
     ends = prompts.template.stops[0] if prompts.template is not None else ""

@@ -1,6 +1,6 @@
 """Several conversations in one row of tokens; what they begin with alike stands there once.
 
-Questions about one picture differ only behind it. Put into one row, they share the picture's
+Questions about one image differ only behind it. Put into one row, they share the image's
 tokens, which are most of each: the trunk. What follows is a branch for each conversation. A token
 sees the trunk and the branch that it belongs to, and positions of a branch go on where the trunk
 ends, so that every conversation reads exactly as in a row of its own.

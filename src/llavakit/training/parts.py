@@ -153,7 +153,7 @@ def check_shareable(model: Any) -> None:
     kind = getattr(model.config.text_config, "_attn_implementation", None)
     if kind != "sdpa":
         raise ParameterError(
-            f"share_pictures needs the attention sdpa, and the model's is {kind}; leave it out."
+            f"share_images needs the attention sdpa, and the model's is {kind}; leave it out."
         )
 
 

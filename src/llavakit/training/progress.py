@@ -1,4 +1,4 @@
-"""What a run shows: a bar while it goes on, and the course of its loss as a picture."""
+"""What a run shows: a bar while it goes on, and the course of its loss as an image."""
 
 from __future__ import annotations
 

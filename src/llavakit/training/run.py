@@ -135,7 +135,7 @@ def _check_out(config: TrainConfig, *, first: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-_MAY_CHANGE = {"out", "resume", "workers", "save_steps", "keep_checkpoints", "decode_pictures"}
+_MAY_CHANGE = {"out", "resume", "workers", "save_steps", "keep_checkpoints", "decode_images"}
 
 
 def _check_settings(config: TrainConfig, file: Path) -> None:
@@ -167,7 +167,7 @@ def _looked_through(
             images=None if config.images is None else Path(config.images),
             encoder=encoder,
             accept=config.accept,
-            decode=config.decode_pictures,
+            decode=config.decode_images,
             workers=max(4, config.workers),
         )
         held = [report]
@@ -213,13 +213,13 @@ def _run(
         + (f", by {world} processes" if world > 1 else "")
         + (f", from {last}." if last else ".")
     )
-    if config.share_pictures:
+    if config.share_images:
         check_shareable(model)
-    found = batches(examples, report, start.reader, share=config.share_pictures)
-    if config.share_pictures:
+    found = batches(examples, report, start.reader, share=config.share_images)
+    if config.share_images:
         told(
             f"{len(examples):,} conversations are learnt as {len(found.dataset):,}, which share "
-            f"pictures: {_sum(found.lengths):,} tokens instead of {_sum(report.lengths):,}."
+            f"images: {_sum(found.lengths):,} tokens instead of {_sum(report.lengths):,}."
         )
     trainer = LlavaTrainer(
         config=config,

@@ -12,11 +12,11 @@ class ExampleOrder(Sampler[int]):
     """Every index once an epoch, in an order that depends on seed and epoch alone.
 
     With groups, as in the original (``group_by_modality_length``): what one step takes on all
-    devices has pictures, or has none, and is of like lengths, so that little is padded; the
+    devices has images, or has none, and is of like lengths, so that little is padded; the
     longest go to different devices. What is left over of both kinds makes the last steps.
 
     Args:
-        lengths: tokens of each example, negative for those without pictures.
+        lengths: tokens of each example, negative for those without images.
         step: examples of one step, over all devices.
         device: examples that one device takes at once.
         seed: of the order.

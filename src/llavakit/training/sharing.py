@@ -1,7 +1,7 @@
-"""Conversations about the same pictures are learnt together, and read the pictures once.
+"""Conversations about the same images are learnt together, and read the images once.
 
 A page with eight questions is eight records of mostly the same tokens. Where they begin alike up
-to behind the last picture, they become one :func:`~llavakit.training.packing.tree`; the loss and
+to behind the last image, they become one :func:`~llavakit.training.packing.tree`; the loss and
 its gradients are those of the records one by one.
 """
 
@@ -28,7 +28,7 @@ class Beginning:
     """What a conversation may have in common with others.
 
     Attributes:
-        key: equal for conversations that begin alike; empty for one without pictures.
+        key: equal for conversations that begin alike; empty for one without images.
         tokens: how many tokens that are.
     """
 
@@ -40,12 +40,12 @@ ALONE = Beginning("", 0)
 
 
 def beginning(made: LabelledTokens, image_id: int, pictures: Sequence[Image]) -> Beginning:
-    """How a conversation begins, up to behind its last picture and before what it learns.
+    """How a conversation begins, up to behind its last image and before what it learns.
 
     Args:
-        made: its tokens, each picture as many as it has features.
+        made: its tokens, each image as many as it has features.
         image_id: what these are.
-        pictures: the pictures.
+        pictures: the images.
     """
     if not pictures:
         return ALONE
@@ -74,13 +74,13 @@ def circles(
     """Which conversations are learnt together.
 
     Args:
-        lengths: tokens of each conversation, negative for those without pictures.
+        lengths: tokens of each conversation, negative for those without images.
         beginnings: of each.
         most: tokens that a circle may have.
 
     Returns:
         Circles of indices, in the order of their first; and the tokens of each circle (at most:
-        first words may be alike, too), negative for those without pictures.
+        first words may be alike, too), negative for those without images.
     """
     made: list[list[int]] = []
     tokens: list[int] = []

@@ -143,7 +143,7 @@ def new_projector(config: TrainConfig) -> Path:
 
 
 def _with_aspect(path: Path, config: TrainConfig) -> Path:
-    """A projector's directory that prepares pictures in another way."""
+    """A projector's directory that prepares images in another way."""
     projector = first_of(path, PROJECTORS)
     if projector is None or has_weights(path):
         raise ParameterError(

@@ -104,7 +104,7 @@ class LlavaTrainer(TrainedPartTrainer):
 
     Args:
         config: the settings.
-        lengths: tokens of each example, negative for those without pictures.
+        lengths: tokens of each example, negative for those without images.
         progress, args, model, train_dataset, data_collator: as for the base.
     """
 
@@ -162,7 +162,7 @@ def _rank(group: tuple[tuple[bool, bool], Any]) -> tuple[bool, bool]:
 
 @contextlib.contextmanager
 def blank_pictures(model: Any, view: Tensor) -> Iterator[None]:
-    """Let batches without pictures pass through tower and projector, too, with no effect.
+    """Let batches without images pass through tower and projector, too, with no effect.
 
     Processes that train together must meet in the same parts of the model, or they wait for
     each other for ever.

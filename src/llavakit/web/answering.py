@@ -140,7 +140,7 @@ class Answering:
         with self._shelf.using(question.model) as backend:
             answer.model = question.model
             self._show(Stage.READING if self._shelf.is_loaded(question.model) else Stage.LOADING)
-            # Weights are loaded and pictures opened here, off the event loop.
+            # Weights are loaded and images opened here, off the event loop.
             self._stream = stream = await asyncio.to_thread(
                 backend.stream, question.messages, question.params, timeout=self._timeout
             )

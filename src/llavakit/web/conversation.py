@@ -65,7 +65,7 @@ class Answer:
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """A question with its pictures, and its answer.
+    """A question with its images, and its answer.
 
     Attributes:
         notes: what was left out of what was uploaded, a sentence each.
@@ -106,7 +106,7 @@ class Conversation:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that its pictures take."""
+        """Bytes that its images take."""
         return sum(shown.size for turn in self.turns for shown in turn.pictures)
 
     def ask(self, text: str, pictures: Sequence[Shown] = (), notes: Sequence[str] = ()) -> Turn:
@@ -133,7 +133,7 @@ class Conversation:
         return self.last
 
     def edit(self, index: int, text: str) -> Turn:
-        """The question of a turn in other words; it keeps its pictures, later turns are gone.
+        """The question of a turn in other words; it keeps its images, later turns are gone.
 
         Raises:
             InputError: there is no such turn, or no words.

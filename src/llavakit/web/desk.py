@@ -197,7 +197,7 @@ class Desk:
         added = sum(shown.size for shown in opened.pictures)
         if visit.conversation.kept_bytes + added > self.settings.max_kept_bytes:
             visit.conversation.fail(
-                text, "This chat holds too many pictures; begin a new one for these."
+                text, "This chat holds too many images; begin a new one for these."
             )
             yield
             return

@@ -25,7 +25,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "llavakit-visitor"
 MAX_EVENT = 4 << 20
-"""Most bytes of what a click sends; pictures are no part of it."""
+"""Most bytes of what a click sends; images are no part of it."""
 
 _POSTS = re.compile(r".*/(?:queue/join|upload|cancel|reset|login)/?")
 _CLOSED = re.compile(r".*/(?:proxy=|monitoring|component_server|deep_link|call/|run/|api/).*")
@@ -97,7 +97,7 @@ class Guard:
         settings = self._desk.settings
         if not length.isdecimal():
             return 411, "An upload must tell its length."
-        if int(length) > settings.max_pictures * (settings.max_file_bytes + 4096):
+        if int(length) > settings.max_images * (settings.max_file_bytes + 4096):
             return 413, "These files are too large together; send fewer at once."
         self._desk.sweep()
         if self._desk.uploads.full:

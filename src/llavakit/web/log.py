@@ -1,4 +1,4 @@
-"""The conversation log: one JSON object a line, and pictures by their digest."""
+"""The conversation log: one JSON object a line, and images by their digest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ConversationLog:
     """Keeps what was asked and answered, and what visitors thought of it. Thread-safe.
 
     ``conversations-YYYY-MM-DD.jsonl`` has a line for each answer (``"event": "answer"``), vote
-    and flag; ``pictures/DIGEST.png`` holds each picture once, however often it was shown. Files
+    and flag; ``images/DIGEST.png`` holds each image once, however often it was shown. Files
     are readable by their owner alone.
 
     Args:
@@ -47,7 +47,7 @@ class ConversationLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._pictures = folder / "pictures"
+        self._pictures = folder / "images"
         self._lock = threading.Lock()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ class ConversationLog:
             ) from error
 
     def answer(self, place: Place, turn: Turn, params: SamplingParams, system: str) -> None:
-        """Keeps a turn that is over, its pictures included."""
+        """Keeps a turn that is over, its images included."""
         answer = turn.answer
         sampling = asdict(params)
         facts = {
@@ -67,7 +67,7 @@ class ConversationLog:
             "model": answer.model,
             "system": system or None,
             "question": turn.text,
-            "pictures": [{"name": shown.name, "digest": shown.digest} for shown in turn.pictures],
+            "images": [{"name": shown.name, "digest": shown.digest} for shown in turn.pictures],
             "answer": answer.text,
             "ended": str(answer.stage),
             "error": answer.error or None,

@@ -18,7 +18,7 @@ EMPTY = """\
 def foot(logged: bool) -> str:
     """The line at the bottom: what a visitor should know."""
     kept = (
-        "Whoever runs this page keeps what is asked here, with its pictures."
+        "Whoever runs this page keeps what is asked here, with its images."
         if logged
         else "Nothing of this is kept."
     )

@@ -16,7 +16,7 @@ from llavakit.values import Message
 logger = logging.getLogger(__name__)
 
 Moderation: TypeAlias = Callable[[Sequence[Message]], "str | Awaitable[str | None] | None"]
-"""Sees the conversation, the question that is asked now last, and the pictures in it.
+"""Sees the conversation, the question that is asked now last, and the images in it.
 
 Gives None to let it pass, or the sentence with which it is refused; then the model never sees
 it. A coroutine function is awaited; any other function runs in a thread, so it may take its

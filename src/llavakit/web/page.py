@@ -95,7 +95,7 @@ class _Page:
             label="Your question",
             file_types=_FILES,
             file_count="multiple",
-            placeholder="Ask about pictures or a PDF",
+            placeholder="Ask about images or a PDF",
             max_plain_text_length=self._desk.settings.max_text,
             autofocus=True,
             submit_btn=True,
@@ -202,7 +202,7 @@ class _Page:
             if not question:
                 raise InputError("Write the question first; a word or two answer it then.")
             if not files and not visit.conversation.pictures:
-                raise InputError("Add a picture first.")
+                raise InputError("Add an image first.")
             changes = self._desk.send(visit, question, files, self._wish(values))
             async for update in self._show(visit, changes, empty_box=True):
                 yield update

@@ -1,4 +1,4 @@
-"""Uploads -> pictures: opened once and kept in memory, while the files are removed."""
+"""Uploads -> images: opened once and kept in memory, while the files are removed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _THE_PAGE = "the page itself"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A picture of a conversation.
+    """An image of a conversation.
 
     Attributes:
         name: the file's name, with the page's number for documents.
-        image: what the model is given. A picture is held as its file, which is a tenth of
+        image: what the model is given. An image is held as its file, which is a tenth of
             its pixels; a page as its pixels.
         digest: of the pixels (see :class:`~llavakit.images.Picture`).
         thumbnail: a small copy, as a data URI.
@@ -47,7 +47,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What became of some uploads: pictures, and a sentence for whatever was left out."""
+    """What became of some uploads: images, and a sentence for whatever was left out."""
 
     pictures: tuple[Shown, ...] = ()
     notes: tuple[str, ...] = ()
@@ -129,21 +129,21 @@ class Uploads:
                     place.parent.rmdir()
 
     def open(self, paths: Sequence[str], pages: str = "") -> Opened:
-        """The pictures of some files, and all pages of documents, in their order.
+        """The images of some files, and all pages of documents, in their order.
 
         Args:
             paths: uploaded files.
             pages: which pages to take of documents, such as ``"1-3,7"``; "" takes all.
 
         Raises:
-            InputError: a file that cannot be opened, with its name; or too many pictures.
+            InputError: a file that cannot be opened, with its name; or too many images.
         """
         return self._open(paths, PageRange.parse(pages) if pages.strip() else None)
 
     def _open(self, paths: Sequence[str], wanted: PageRange | None) -> Opened:
         pictures: list[Shown] = []
         notes: list[str] = []
-        most = self._settings.max_pictures
+        most = self._settings.max_images
         for path in paths:
             name = Path(path).name
             with self._named(name):
@@ -154,7 +154,7 @@ class Uploads:
                     pictures.append(shown_picture(data, name, self._policy))
             if len(pictures) > most:
                 raise InputError(
-                    f"A message takes {most} pictures; send fewer, or name the pages that matter "
+                    f"A message takes {most} images; send fewer, or name the pages that matter "
                     "in the settings."
                 )
         return Opened(tuple(pictures), tuple(notes))
@@ -167,7 +167,7 @@ class Uploads:
         except ImageTooLargeError as error:
             raise InputError(
                 f"{name} is too large: a file has at most {self._settings.max_file_bytes / MIB:.3g}"
-                f" MiB, and a picture {self._settings.max_pixels / 1e6:.3g} million pixels."
+                f" MiB, and an image {self._settings.max_pixels / 1e6:.3g} million pixels."
             ) from error
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
@@ -192,7 +192,7 @@ class Uploads:
 
 
 def shown_picture(data: bytes, name: str, policy: SourcePolicy) -> Shown:
-    """A picture's file as part of a conversation.
+    """An image's file as part of a conversation.
 
     Raises:
         ImageError: it cannot be used.

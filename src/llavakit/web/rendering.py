@@ -14,7 +14,7 @@ _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 def to_chat(conversation: Conversation) -> list[dict[str, Any]]:
     """The messages of a conversation.
 
-    A turn is up to four: its pictures, its words, its answer, and what is told below that. They
+    A turn is up to four: its images, its words, its answer, and what is told below that. They
     are messages of their own, so that its words can be edited and its answer be copied alone.
     """
     return [message for turn in conversation.turns for message in _messages(turn)]
@@ -45,7 +45,7 @@ def typed(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text for a place that renders Markdown: nothing in it is HTML, or fetches a picture.
+    """Text for a place that renders Markdown: nothing in it is HTML, or fetches an image.
 
     What stands in code is left as it is: there Markdown itself escapes it.
     """
@@ -115,7 +115,7 @@ def facts(answer: Answer) -> str:
         told.append(f"{(usage.completion_tokens - 1) / answer.writing:,.0f} per second")
     prompt = f"prompt {_tokens(usage.prompt_tokens)}"
     if usage.image_tokens:
-        prompt += f", {usage.image_tokens:,} of pictures"
+        prompt += f", {usage.image_tokens:,} of images"
     if usage.cached_tokens:
         prompt += f", {usage.cached_tokens:,} cached"
     told.append(prompt)

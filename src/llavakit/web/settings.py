@@ -24,11 +24,11 @@ class WebSettings:
         max_tokens: most tokens of an answer.
         most_tokens: the largest ``max_tokens`` that a visitor may set.
         max_file_bytes: most bytes of one upload.
-        max_pixels: most pixels of one picture, checked before it is decoded.
-        max_pictures: most pictures of one message, the pages of documents among them.
+        max_pixels: most pixels of one image, checked before it is decoded.
+        max_images: most images of one message, the pages of documents among them.
         max_pages: most pages that are taken of one document.
         max_upload_bytes: most bytes of uploads that nobody sent yet, of all visitors.
-        max_kept_bytes: most bytes of pictures that one conversation may hold.
+        max_kept_bytes: most bytes of images that one conversation may hold.
         max_text: most characters of a message or a system text.
         max_turns: most questions of one conversation.
         max_visitors: most visitors whose conversations are held.
@@ -46,7 +46,7 @@ class WebSettings:
     most_tokens: int = 4096
     max_file_bytes: int = 20 * MIB
     max_pixels: int = 40_000_000
-    max_pictures: int = 16
+    max_images: int = 16
     max_pages: int = 16
     max_upload_bytes: int = 2048 * MIB
     max_kept_bytes: int = 128 * MIB

@@ -23,7 +23,7 @@ class Visit:
         conversation: what was said.
         answering: the answer that is on its way.
         present: whether the tab is open.
-        opening: whether the pictures of a question are opened just now.
+        opening: whether the images of a question are opened just now.
         seen: when it was last heard of.
         owner: the browser that it belongs to (see :class:`~llavakit.web.pictures.Uploads`).
     """
@@ -39,7 +39,7 @@ class Visit:
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is on its way, or the pictures of a question are opened."""
+        """Whether an answer is on its way, or the images of a question are opened."""
         return self.opening or (self.answering is not None and not self.answering.over)
 
     def stop(self) -> None:

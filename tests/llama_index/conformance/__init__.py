@@ -1,4 +1,4 @@
-"""A conformance suite for LLMs of LlamaIndex that see pictures; the framework has none.
+"""A conformance suite for LLMs of LlamaIndex that see images; the framework has none.
 
 Any adapter can be run through it: subclass :class:`LLMConformance`, give the fixture ``llm``,
 and set what the adapter does not claim to do::
@@ -11,7 +11,7 @@ and set what the adapter does not claim to do::
             return MyLLM(temperature=0)
 
 What is checked: every method, sync and async, whole and streamed, with every carrier of
-pictures, gives the right answer; streams grow by what they say they grow by; each call is
+images, gives the right answer; streams grow by what they say they grow by; each call is
 told of exactly once; structured output is valid; tools are called; the object can be
 copied, and says nothing secret of itself. Nothing here knows llavakit.
 """

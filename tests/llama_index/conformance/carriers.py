@@ -1,4 +1,4 @@
-"""Every way in which a message of LlamaIndex carries a picture."""
+"""Every way in which a message of LlamaIndex carries an image."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from llama_index.core.schema import Document, ImageDocument, ImageNode, MediaRes
 from tests.llama_index.pictures import Case
 
 Carrier = Callable[[Case, str], ChatMessage]
-"""A user's message of the picture and a question, made anew each time."""
+"""A user's message of the image and a question, made anew each time."""
 
 
 def blocks(make: Callable[[Case], list[Any]]) -> Carrier:
-    """Blocks of the picture, then the question."""
+    """Blocks of the image, then the question."""
     return lambda case, question: ChatMessage(
         role="user", blocks=[*make(case), TextBlock(text=question)]
     )

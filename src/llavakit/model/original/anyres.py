@@ -1,4 +1,4 @@
-"""How many tokens a picture of an ``anyres`` model takes, and where they come from.
+"""How many tokens an image of an ``anyres`` model takes, and where they come from.
 
 The arithmetic is the original's (``llava/mm_utils.py``, ``unpad_image`` in
 ``llava/model/llava_arch.py``). transformers rounds to seven digits before it cuts, which gives
@@ -15,7 +15,7 @@ from llavakit.model.original.config import Merge
 
 @dataclass(frozen=True, slots=True)
 class AnyresFeatures:
-    """One view of the whole picture and a grid of tiles; counts them (an ``ImageLayout``).
+    """One view of the whole image and a grid of tiles; counts them (an ``ImageLayout``).
 
     Attributes:
         grids: allowed grids as (width, height) in pixels, in the checkpoint's order.
@@ -32,7 +32,7 @@ class AnyresFeatures:
     extra: int = 0
 
     def grid(self, size: Size) -> tuple[int, int]:
-        """Columns and rows of tiles for a picture of this (width, height)."""
+        """Columns and rows of tiles for an image of this (width, height)."""
         height, width = best_grid(size, [(height, width) for width, height in self.grids])
         return width // self.view, height // self.view
 

@@ -220,7 +220,7 @@ def original_processor(tower: Path, said: OriginalConfig) -> Any:
     file = tower / PREPROCESSOR
     if not file.is_file():
         raise CheckpointError(
-            f"{file} is missing, which tells how pictures are prepared; copy it from where the "
+            f"{file} is missing, which tells how images are prepared; copy it from where the "
             "vision tower came from."
         )
     settings = _clip_settings(read_json(file))

@@ -26,7 +26,7 @@ TEXT_TYPES = {
 UNSUPPORTED = {"llava_mpt", "llava_gemma", "llava_mixtral"}
 
 Merge = Literal["flat", "spatial", "spatial_unpad"]
-"""How the views of one picture become one row of features."""
+"""How the views of one image become one row of features."""
 
 IM_PATCH, IM_START, IM_END = "<im_patch>", "<im_start>", "<im_end>"
 
@@ -62,11 +62,11 @@ class OriginalConfig:
         layer: index of the vision tower's hidden states that are read.
         keeps_cls: whether the CLS feature is kept (``cls_patch``).
         projector: ``"linear"``, ``"identity"`` or ``"mlpNx_gelu"``.
-        anyres: whether pictures become several views.
-        pads: whether pictures are padded to squares; they are cropped if not.
+        anyres: whether images become several views.
+        pads: whether images are padded to squares; they are cropped if not.
         grids: (width, height) in pixels of what ``anyres`` chooses from, in order.
         merge: how views are put together; only read with ``anyres``.
-        marks_images: pictures stand between ``<im_start>`` and ``<im_end>``.
+        marks_images: images stand between ``<im_start>`` and ``<im_end>``.
         patch_token: the tokenizer has ``<im_patch>`` too, which no prompt uses.
     """
 
@@ -132,7 +132,7 @@ class OriginalConfig:
 
     @property
     def image_text(self) -> str:
-        """What stands for a picture in the text of a prompt."""
+        """What stands for an image in the text of a prompt."""
         return f"{IM_START}<image>{IM_END}" if self.marks_images else "<image>"
 
     @property
@@ -145,7 +145,7 @@ class OriginalConfig:
     def turned_grids(self) -> list[list[int]]:
         """The grids as HF reads them, (height, width).
 
-        Taken as they are, small pictures would get the grid of the same picture turned.
+        Taken as they are, small images would get the grid of the same image turned.
         """
         return [[height, width] for width, height in self.grids]
 

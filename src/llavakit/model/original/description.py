@@ -94,7 +94,7 @@ def _write_processor(
         image_token="<image>",
         chat_template=jinja,
     ).save_pretrained(path)
-    # Older programs look for the pictures' settings in a file of their own, and every program
+    # Older programs look for the images' settings in a file of their own, and every program
     # knows these two class names.
     settings = checkpoint.processor.to_dict()
     settings["image_processor_type"] = name.replace("Processor", "ImageProcessor")

@@ -1,6 +1,6 @@
 """What transformers' LLaVA classes leave out of the original's models.
 
-Three things: views of a picture that are put together in another way than ``spatial_unpad``,
+Three things: views of an image that are put together in another way than ``spatial_unpad``,
 rows of features counted as the original counts them, and projectors of more than two layers.
 Everything else is a plain HF class.
 """
@@ -41,7 +41,7 @@ class AnyresModel(LlavaNextModel):  # type: ignore[misc]
         vision_feature_select_strategy: str,
         image_newline: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Each picture's views [n, tokens, hidden] as one [T, hidden]; also every T."""
+        """Each image's views [n, tokens, hidden] as one [T, hidden]; also every T."""
         packed = [
             self._packed(views, (int(width), int(height)), image_newline)
             for views, (height, width) in zip(image_features, image_sizes, strict=True)

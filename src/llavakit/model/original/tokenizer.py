@@ -1,6 +1,6 @@
 """The original's tokenizers, and how they cut a prompt.
 
-The original split a prompt at its pictures, tokenised each chunk alone with the slow
+The original split a prompt at its images, tokenised each chunk alone with the slow
 tokenizers of transformers 4.37, and dropped the BOS of all but the first
 (``tokenizer_image_token`` in ``llava/mm_utils.py``). Fast tokenizers cut most prompts
 differently, and a model that reads other tokens than it was trained with answers worse.
@@ -57,7 +57,7 @@ class ChunkedPrompts(PromptTokenizer):
     Args:
         tokenizer: of the checkpoint.
         template: how turns are written.
-        image_text: what stands for a picture in the text.
+        image_text: what stands for an image in the text.
     """
 
     def __init__(self, tokenizer: OriginalTokenizer, template: Template, image_text: str) -> None:
