@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 
 from llavakit.training.examples import Encoder
-from llavakit.training.parts import trained
 from llavakit.training.progress import Progress
+from llavakit.training.trainable import trained
 from llavakit.training.trainer import TrainedPartTrainer, arguments
 
 from .batches import LessonSteps

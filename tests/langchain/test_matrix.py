@@ -18,7 +18,7 @@ from PIL import ImageDraw
 import llavakit
 from llavakit.langchain import ChatLLaVA
 from llavakit.sources import SourcePolicy
-from tests.langchain.test_carriers import CARRIERS, Case, image, image_url
+from tests.langchain.test_content_blocks import CARRIERS, Case, image, image_url
 from tests.loopback import Server, reply
 
 QUESTION = "What colour is the circle?"

@@ -14,7 +14,7 @@ from llama_index.core.schema import (
 from llavakit.errors import ImageTooLargeError, SourceNotAllowedError
 from llavakit.images import open_picture
 from llavakit.llama_index import ImageResolver, resolve_node
-from llavakit.llama_index.carriers import source_of
+from llavakit.llama_index.content_blocks import source_of
 from llavakit.sources import SourcePolicy
 from tests.loopback import LOCAL, Server, reply
 

@@ -23,7 +23,7 @@ from llavakit.llama_index import (
     PageSynthesizer,
     resolve_node,
 )
-from llavakit.llama_index.carriers import source_of
+from llavakit.llama_index.content_blocks import source_of
 from llavakit.sources import SourcePolicy
 from llavakit.testing import FakeBackend
 from tests.llama_index.paging import WORDS, Lance, WordEmbedding, found, write

@@ -22,7 +22,7 @@ from llavakit.llama_index import (
     resolve_node,
     to_image_block,
 )
-from llavakit.llama_index.carriers import source_of
+from llavakit.llama_index.content_blocks import source_of
 from llavakit.llama_index.pages import node_label, reference_of
 from llavakit.sources import SourcePolicy
 from llavakit.testing import FakeBackend

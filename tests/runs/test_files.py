@@ -7,8 +7,8 @@ import pytest
 
 from llavakit.errors import SourceFetchError
 from llavakit.runs import lines as module
+from llavakit.runs.atomic import write_whole
 from llavakit.runs.lines import Lines
-from llavakit.runs.whole import write_whole
 
 
 def test_a_write_that_fails_leaves_neither_a_file_nor_a_part_of_one(tmp_path, monkeypatch):

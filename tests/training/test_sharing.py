@@ -21,9 +21,9 @@ from llavakit.training.data_check import check
 from llavakit.training.data_files import open_records
 from llavakit.training.examples import Collator, Encoder
 from llavakit.training.labels import IGNORED
-from llavakit.training.parts import check_shareable
 from llavakit.training.run import train
 from llavakit.training.sharing import ALONE, Beginning, SharingCollator, beginning, circles
+from llavakit.training.trainable import check_shareable
 from tests.families import FAMILIES, tiny_family
 from tests.tiny import TinyModel
 from tests.training.lessons import TONES, settings

@@ -87,7 +87,7 @@ def site(browser: Any, talker: Path, tmp_path_factory: pytest.TempPathFactory) -
 
     with quietly():
         from llavakit.web import WebSettings, serve
-    from llavakit.web.offered import offers
+    from llavakit.web.catalog import offers
 
     settings = WebSettings(
         temperature=0, top_p=1, seats=2, places=1, most_tokens=50_000, max_file_bytes=1 << 20

@@ -40,7 +40,7 @@ def test_settings_without_sense_are_refused() -> None:
 
 def test_importing_the_page_loads_neither_gradio_nor_torch() -> None:
     code = (
-        "import sys, llavakit.web, llavakit.cli.web, llavakit.web.desk, llavakit.web.guard; "
+        "import sys, llavakit.web, llavakit.cli.web, llavakit.web.controller, llavakit.web.guard; "
         "assert not {'gradio', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from llavakit.testing import FakeBackend
-from llavakit.web.desk import Desk
+from llavakit.web.catalog import Offer
+from llavakit.web.controller import Desk
 from llavakit.web.guard import COOKIE, MAX_EVENT, Guard
-from llavakit.web.offered import Offer
+from llavakit.web.model_cache import Shelf
 from llavakit.web.pictures import Uploads
 from llavakit.web.settings import WebSettings
-from llavakit.web.shelf import Shelf
 from tests.web.conftest import quietly
 
 

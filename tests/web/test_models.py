@@ -10,9 +10,9 @@ from llavakit.errors import ParameterError, QueueFullError
 from llavakit.model.catalog import CATALOG, resolve
 from llavakit.testing import FakeBackend
 from llavakit.web.accounts import read_accounts
+from llavakit.web.catalog import Offer, offers
+from llavakit.web.model_cache import Shelf
 from llavakit.web.moderation import load_hook
-from llavakit.web.offered import Offer, offers
-from llavakit.web.shelf import Shelf
 
 
 def test_the_list_tells_the_memory_of_the_catalog_and_of_directories(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from llavakit.cli import options
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors
 from llavakit.errors import ParameterError
 from llavakit.web.accounts import read_accounts
+from llavakit.web.catalog import offers
 from llavakit.web.moderation import load_hook
-from llavakit.web.offered import offers
 from llavakit.web.settings import WebSettings, is_loopback
 
 _SERVER = "Server"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from llavakit.documents import Document, Failure
 from llavakit.documents.jobs import difference
 from llavakit.errors import ParameterError, SourceFetchError
+from llavakit.runs.atomic import write_whole
 from llavakit.runs.claim import claim
 from llavakit.runs.lines import Lines
-from llavakit.runs.whole import write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llavakit._checks import checked, refused
 from llavakit.errors import ImageError, ParameterError, SourceFetchError, SourceNotFoundError
 from llavakit.images import Picture, open_picture
-from llavakit.runs.whole import write_whole
+from llavakit.runs.atomic import write_whole
 from llavakit.sources import SourcePolicy
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from llavakit.engine.decode import StaticDecode
-from llavakit.engine.pieces import Kernel
+from llavakit.engine.splits import Kernel
 from llavakit.kernels.fused import computed_by
 from llavakit.kernels.native import kernels
 

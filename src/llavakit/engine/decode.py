@@ -26,7 +26,7 @@ from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.graphs import Capture, CudaGraphs, Step, as_it_is
 from llavakit.engine.layout import Row, pieces_of
-from llavakit.engine.pieces import Call, Kernel, working_kernel
+from llavakit.engine.splits import Call, Kernel, working_kernel
 from llavakit.engine.transfer import to_device
 from llavakit.model.decoder import FusedDecoder
 from llavakit.model.llava import Llava

@@ -21,9 +21,9 @@ from llavakit.errors import LlavaKitError, ParameterError, SourceFetchError
 from llavakit.evaluation.benchmark import Answer, Benchmark
 from llavakit.evaluation.data import Question
 from llavakit.evaluation.scores import Score
+from llavakit.runs.atomic import write_whole
 from llavakit.runs.claim import claim
 from llavakit.runs.lines import Lines
-from llavakit.runs.whole import write_whole
 from llavakit.runs.window import WINDOW, Asking, in_order
 from llavakit.values import Completion, SamplingParams
 

@@ -19,6 +19,7 @@ if find_spec("langchain_core") is None:
     )
 
 from llavakit.langchain.chat_models import ChatLLaVA
+from llavakit.langchain.conversation_images import name_images
 from llavakit.langchain.image_tool import ImageQuestionTool
 from llavakit.langchain.llms import LLaVALLM
 from llavakit.langchain.page_chain import page_question_chain
@@ -26,7 +27,6 @@ from llavakit.langchain.page_loader import PageImageLoader
 from llavakit.langchain.page_messages import apage_messages, page_messages
 from llavakit.langchain.page_parser import PageImageParser
 from llavakit.langchain.plain import plain_messages
-from llavakit.langchain.shown import name_images
 
 __all__ = [
     "ChatLLaVA",

@@ -16,7 +16,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 
 from llavakit.documents.message import page_images
 from llavakit.images import open_picture
-from llavakit.langchain.carriers import PictureId, document_of, picture_of
+from llavakit.langchain.content_blocks import PictureId, document_of, picture_of
 from llavakit.sources import SourcePolicy, is_address
 from llavakit.values import Image
 

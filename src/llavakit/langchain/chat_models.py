@@ -55,7 +55,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     'red'
 
     Takes every notation of images that LangChain programs use (see
-    :mod:`llavakit.langchain.carriers`). All objects of one configuration, in all threads,
+    :mod:`llavakit.langchain.content_blocks`). All objects of one configuration, in all threads,
     share one model, which batches their requests; ``batch`` and ``abatch`` need nothing
     else. Cancelling ``ainvoke`` or closing a stream frees the model.
 

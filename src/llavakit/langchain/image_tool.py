@@ -9,7 +9,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.tools import ArgsSchema, BaseTool, InjectedToolArg, ToolException
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
-from llavakit.langchain.shown import shown_in
+from llavakit.langchain.conversation_images import shown_in
 from llavakit.questions import (
     TOLD,
     ImageAnswer,

@@ -1,7 +1,7 @@
 """LangChain messages -> llavakit messages; pure functions that open nothing by themselves.
 
 The order of text and images is kept, in every kind of message. Nothing is dropped but
-reasoning blocks of earlier answers (see :data:`llavakit.langchain.carriers.REASONING_TYPES`);
+reasoning blocks of earlier answers (see :data:`llavakit.langchain.content_blocks.REASONING_TYPES`);
 what cannot be honoured raises an error.
 """
 
@@ -23,8 +23,8 @@ from langchain_core.messages import (
 
 from llavakit.documents.message import Attachment, OpenAttachment
 from llavakit.errors import MessageError, UnsupportedContentError
-from llavakit.langchain.carriers import INVALID_CALL, Piece, ToolResult, read_block
 from llavakit.langchain.chunks import written
+from llavakit.langchain.content_blocks import INVALID_CALL, Piece, ToolResult, read_block
 from llavakit.values import Message, Part, Text, ToolCall
 
 _ROLES = {

@@ -22,8 +22,8 @@ from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError, UnsupportedContentError
 from llavakit.images import Picture
 from llavakit.langchain.canonical import has_pictures
-from llavakit.langchain.carriers import PictureId
 from llavakit.langchain.chat_models import ChatLLaVA
+from llavakit.langchain.content_blocks import PictureId
 from llavakit.langchain.messages import to_messages
 from llavakit.langchain.page_documents import reference_of
 from llavakit.langchain.page_loader import to_store

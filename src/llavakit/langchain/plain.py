@@ -17,7 +17,7 @@ from langchain_core.messages import BaseMessage
 
 from llavakit._checks import checked
 from llavakit.images import Picture
-from llavakit.langchain.carriers import CARRYING, HeldBase64, document_of, head_of, picture_of
+from llavakit.langchain.content_blocks import CARRYING, HeldBase64, document_of, head_of, picture_of
 from llavakit.sources.formats import sniff
 from llavakit.values import Image
 

@@ -21,7 +21,7 @@ if find_spec("llama_index") is None or find_spec("llama_index.core") is None:
         'LlamaIndex is not installed; run: pip install "llavakit[llama-index]"'
     )
 
-from llavakit.llama_index.carriers import to_image_block
+from llavakit.llama_index.content_blocks import to_image_block
 from llavakit.llama_index.engines import page_query_engine
 from llavakit.llama_index.image_tool import ImageQuestionTool
 from llavakit.llama_index.llm import LLaVA

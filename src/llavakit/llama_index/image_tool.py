@@ -19,7 +19,7 @@ from llama_index.core.workflow import Context
 
 from llavakit._checks import checked
 from llavakit.errors import InputError, ParameterError
-from llavakit.llama_index.carriers import document_of, picture_of
+from llavakit.llama_index.content_blocks import document_of, picture_of
 from llavakit.questions import (
     TOLD,
     ImageAnswer,

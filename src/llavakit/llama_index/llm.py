@@ -26,8 +26,8 @@ from llavakit._checks import checked
 from llavakit.arguments import Call
 from llavakit.backend import Backend
 from llavakit.llama_index.calls import to_call
-from llavakit.llama_index.described import DescribedModel
 from llavakit.llama_index.messages import has_media, to_messages
+from llavakit.llama_index.metadata import DescribedModel
 from llavakit.llama_index.responses import Growing, to_completion, to_response, to_selections
 from llavakit.llama_index.tools import to_openai_tools, to_tools
 from llavakit.streams import AnswerStream
@@ -49,7 +49,7 @@ class LLaVA(DescribedModel):
     'red'
 
     Takes every carrier of images that LlamaIndex programs use (see
-    :mod:`llavakit.llama_index.carriers`). All objects of one configuration, in all threads,
+    :mod:`llavakit.llama_index.content_blocks`). All objects of one configuration, in all threads,
     share one model, which batches their requests. Cancelling an awaited call or closing a
     stream frees the model. Prompts are written by the checkpoint's own template
     (``conv_mode``), so that ``messages_to_prompt`` has no place here.

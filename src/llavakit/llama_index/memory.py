@@ -14,8 +14,8 @@ from llama_index.core.memory import ChatMemoryBuffer, Memory
 from pydantic import PrivateAttr
 
 from llavakit.errors import ParameterError
-from llavakit.llama_index.described import DescribedModel
 from llavakit.llama_index.messages import to_messages
+from llavakit.llama_index.metadata import DescribedModel
 
 _SHARE = 0.75
 """Of the context, for the conversation; the rest is for the answer. The framework's own share."""

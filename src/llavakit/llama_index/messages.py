@@ -19,7 +19,7 @@ from llama_index.core.base.llms.types import (
 
 from llavakit.documents.message import Attachment, OpenAttachment
 from llavakit.errors import MessageError, UnsupportedContentError
-from llavakit.llama_index.carriers import (
+from llavakit.llama_index.content_blocks import (
     Piece,
     read_block,
     source_of,

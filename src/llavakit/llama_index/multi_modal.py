@@ -16,7 +16,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.multi_modal_llms import MultiModalLLM, MultiModalLLMMetadata
 
-from llavakit.llama_index.carriers import flattened, to_image_block
+from llavakit.llama_index.content_blocks import flattened, to_image_block
 from llavakit.llama_index.llm import LLaVA, acompletions, completions
 from llavakit.llama_index.responses import to_completion
 

@@ -37,14 +37,14 @@ from llama_index.core.schema import (
 from llavakit._checks import checked, members
 from llavakit.documents import PageReference, PageStore
 from llavakit.errors import InputError
-from llavakit.llama_index.carriers import source_of
+from llavakit.llama_index.content_blocks import source_of
 from llavakit.llama_index.pages import (
     OnError,
     PageOpening,
     reference_of,
     to_store,
 )
-from llavakit.llama_index.written import WrittenDown
+from llavakit.llama_index.text_messages import WrittenDown
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
 
 _logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools import BaseTool
 
 from llavakit.images import Picture
-from llavakit.llama_index.carriers import picture_of
-from llavakit.llama_index.described import DescribedModel
+from llavakit.llama_index.content_blocks import picture_of
+from llavakit.llama_index.metadata import DescribedModel
 from llavakit.sources import read_source
 from llavakit.values import Image, Message
 

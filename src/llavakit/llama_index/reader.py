@@ -43,7 +43,7 @@ from llavakit.llama_index.pages import (
     checked_extra,
     to_store,
 )
-from llavakit.llama_index.written import WrittenDown
+from llavakit.llama_index.text_messages import WrittenDown
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from llavakit.documents import Page, fit_pages
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError
 from llavakit.images import open_picture
-from llavakit.llama_index.carriers import source_of
+from llavakit.llama_index.content_blocks import source_of
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.messages import to_messages
 from llavakit.llama_index.nodes import resolve_node, scored

@@ -18,8 +18,8 @@ from typing import Any
 from llavakit.errors import CheckpointError, MissingDependencyError, ModelNotFoundError
 from llavakit.model.locate import locate
 from llavakit.model.original.config import is_original
+from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of, read_json
 from llavakit.model.original.lora import check_kind, merge_lora
-from llavakit.model.original.parts import ADAPTER_CONFIG, ADAPTERS, first_of, read_json
 from llavakit.model.original.tensors import Stored, Tensors
 from llavakit.model.reader import Reader, revision_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import ParameterError
+from llavakit.runs.atomic import write_whole
 from llavakit.runs.lines import Lines
-from llavakit.runs.whole import write_whole
 
 
 def claim(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llavakit.model.adapter import TRAINING
 from llavakit.model.description import write_json
 from llavakit.model.export import describe
-from llavakit.model.original.parts import PROJECTORS
+from llavakit.model.original.directories import PROJECTORS
 from llavakit.training.config import TrainConfig
 from llavakit.training.start import Start
 
@@ -52,7 +52,7 @@ def write_weights(
     Args:
         start: what was trained.
         config: the settings.
-        model: the trained model, as :func:`~llavakit.training.parts.prepare` gave it.
+        model: the trained model, as :func:`~llavakit.training.trainable.prepare` gave it.
         state: all its weights.
         mixed: whether it computed in bfloat16; whole models are written so.
     """

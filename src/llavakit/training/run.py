@@ -12,7 +12,7 @@ from typing import Any
 
 from llavakit.errors import CheckpointError, LlavaKitError, ParameterError
 from llavakit.model.adapter import TRAINING
-from llavakit.model.original.parts import read_json
+from llavakit.model.original.directories import read_json
 from llavakit.model.quantization import check_quantized, keep_unpackable, quantization_config
 from llavakit.training.batches import Examples, batches
 from llavakit.training.config import TrainConfig
@@ -20,8 +20,8 @@ from llavakit.training.data_check import Report, check
 from llavakit.training.data_files import Records, open_records
 from llavakit.training.examples import Encoder
 from llavakit.training.output import describe_output, write_weights
-from llavakit.training.parts import check_shareable, precision, prepare
 from llavakit.training.start import Start, start_from
+from llavakit.training.trainable import check_shareable, precision, prepare
 
 Told = Callable[[str], object]
 

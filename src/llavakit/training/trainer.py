@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from llavakit.errors import CheckpointError
-from llavakit.model.original.parts import read_json
+from llavakit.model.original.directories import read_json
 from llavakit.training.config import TrainConfig
-from llavakit.training.parts import is_projector, load_trained, trained, trained_state
 from llavakit.training.progress import Progress
 from llavakit.training.sampler import ExampleOrder
+from llavakit.training.trainable import is_projector, load_trained, trained, trained_state
 
 CHECKPOINTS = "checkpoints"
 TRAINED = "trained.safetensors"

@@ -18,9 +18,9 @@ from llavakit.errors import (
 from llavakit.streams import AnswerStream
 from llavakit.values import Chunk, Message, SamplingParams
 from llavakit.web.conversation import Answer, Stage
-from llavakit.web.line import Line, Ticket
+from llavakit.web.model_cache import Shelf
 from llavakit.web.moderation import Moderation, judge
-from llavakit.web.shelf import Shelf
+from llavakit.web.queue import Line, Ticket
 
 logger = logging.getLogger(__name__)
 

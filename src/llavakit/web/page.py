@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import gradio as gr
 
 from llavakit.errors import InputError, LlavaKitError
-from llavakit.web import look
+from llavakit.web import style
 from llavakit.web.answering import sentence
-from llavakit.web.desk import Desk, Wish
+from llavakit.web.controller import Desk, Wish
 from llavakit.web.guard import COOKIE
 from llavakit.web.rendering import feedback, to_chat, turn_of, typed
 from llavakit.web.tasks import TASKS, ReadyTask
@@ -56,7 +56,7 @@ class _Page:
 
     def _draw_top(self) -> None:
         with gr.Row(elem_id="lk-top"):
-            gr.HTML(look.HEAD, elem_id="lk-name")
+            gr.HTML(style.HEAD, elem_id="lk-name")
             self._again = gr.Button("Regenerate", size="sm", min_width=0, elem_id="lk-again")
             self._clear = gr.Button("New chat", size="sm", min_width=0, elem_id="lk-clear")
             self._settings = gr.Button("Settings", size="sm", min_width=0, elem_id="lk-set")
@@ -76,7 +76,7 @@ class _Page:
             latex_delimiters=[],  # a dollar is a dollar
             allow_tags=False,
             feedback_options=FLAGS,
-            placeholder=look.EMPTY,
+            placeholder=style.EMPTY,
             examples=[
                 {"text": example.question, "files": [str(example.file)]}
                 for example in self._desk.examples
@@ -164,12 +164,12 @@ class _Page:
             cleared(_noticed(self._new_chat), None, shown, **_LISTENING)
         if self._desk.log is not None:
             chat.like(self._vote, None, None, **_LISTENING)
-        self._dark.click(None, None, None, js=look.TOGGLE_DARK)
-        self._settings.click(None, None, None, js=look.TOGGLE_SETTINGS)
+        self._dark.click(None, None, None, js=style.TOGGLE_DARK)
+        self._settings.click(None, None, None, js=style.TOGGLE_SETTINGS)
         loaded = self.blocks.load(
-            self._enter, self._token, [*shown, self._token], js=look.FIND_TOKEN, **_LISTENING
+            self._enter, self._token, [*shown, self._token], js=style.FIND_TOKEN, **_LISTENING
         )
-        loaded.then(None, self._token, None, js=look.KEEP_TOKEN)
+        loaded.then(None, self._token, None, js=style.KEEP_TOKEN)
         # Only a page with something to unload keeps the connection that tells who is here.
         self.blocks.unload(lambda: None)
 

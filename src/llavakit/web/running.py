@@ -21,17 +21,17 @@ from starlette.middleware import Middleware
 from llavakit.backend import Backend
 from llavakit.errors import ParameterError
 from llavakit.values import SamplingParams
-from llavakit.web import look
-from llavakit.web.desk import Desk
+from llavakit.web import style
+from llavakit.web.catalog import Offer
+from llavakit.web.controller import Desk
 from llavakit.web.examples import copy_examples
 from llavakit.web.guard import Guard
 from llavakit.web.log import ConversationLog
+from llavakit.web.model_cache import Shelf
 from llavakit.web.moderation import Moderation
-from llavakit.web.offered import Offer
 from llavakit.web.page import build
 from llavakit.web.pictures import Uploads
 from llavakit.web.settings import LOOPBACK, WebSettings, is_loopback
-from llavakit.web.shelf import Shelf
 
 
 class RunningPage:
@@ -97,7 +97,7 @@ def serve(
     The first model is loaded in the background at once.
 
     Args:
-        offers: the models of the list (:func:`llavakit.web.offered.offers`).
+        offers: the models of the list (:func:`llavakit.web.catalog.offers`).
         load: gives the backend of an offer's name.
         kept: how many offers, from the first, stay in memory; of the others one at a time.
         settings: defaults and limits.
@@ -150,8 +150,8 @@ def serve(
             max_file_size=settings.max_file_bytes,
             app_kwargs={"middleware": [Middleware(Guard, desk, uploads, hosts)]},
             theme=_theme(),
-            css=look.STYLE,
-            head=look.SCRIPT,
+            css=style.STYLE,
+            head=style.SCRIPT,
             inbrowser=False,
         )
     except Exception:
@@ -192,6 +192,6 @@ def _theme() -> Any:
         primary_hue="indigo",
         neutral_hue="slate",
         radius_size="lg",
-        font=list(look.FONT),
-        font_mono=list(look.MONO),
+        font=list(style.FONT),
+        font_mono=list(style.MONO),
     )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from llavakit.errors import CheckpointError
 from llavakit.model.original.config import projector_depth
+from llavakit.model.original.directories import EXTRAS, PROJECTORS, TOWER_INSIDE, Parts, first_of
 from llavakit.model.original.lora import merge_lora
-from llavakit.model.original.parts import EXTRAS, PROJECTORS, TOWER_INSIDE, Parts, first_of
 from llavakit.model.original.tensors import Stored, Tensors, open_directory, open_file
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from langchain_core.messages import BaseMessage
 
 from llavakit._checks import checked
 from llavakit.errors import InputError, MessageError
-from llavakit.langchain.carriers import document_of, picture_of, type_of
+from llavakit.langchain.content_blocks import document_of, picture_of, type_of
 from llavakit.langchain.messages import role_of
 from llavakit.questions.references import Shown, named
 

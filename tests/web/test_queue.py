@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import QueueFullError
-from llavakit.web.line import Line, Ticket
+from llavakit.web.queue import Line, Ticket
 
 
 async def test_who_comes_first_sits_first_and_the_others_know_their_place() -> None:

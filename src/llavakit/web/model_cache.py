@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llavakit.backend import Backend
 from llavakit.errors import ParameterError, QueueFullError
-from llavakit.web.offered import Offer
+from llavakit.web.catalog import Offer
 
 
 class Shelf:

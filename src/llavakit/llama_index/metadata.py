@@ -13,7 +13,7 @@ from llavakit.arguments import to_params
 from llavakit.documents.message import Attachment, page_images
 from llavakit.errors import ParameterError
 from llavakit.llama_index.structured import SchemaPrediction
-from llavakit.llama_index.written import WrittenDown
+from llavakit.llama_index.text_messages import WrittenDown
 from llavakit.model.catalog import context_length
 from llavakit.settings import ModelSettings, key_from_environment
 from llavakit.values import Image

@@ -35,7 +35,7 @@ from llavakit.errors import (
     UnsupportedContentError,
 )
 from llavakit.images import open_picture
-from llavakit.llama_index.carriers import flattened, read_block, to_image_block
+from llavakit.llama_index.content_blocks import flattened, read_block, to_image_block
 from llavakit.sources import SourcePolicy
 from llavakit.values import Image, Text
 from tests.llama_index.conformance import CARRIERS

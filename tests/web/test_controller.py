@@ -13,14 +13,14 @@ from llavakit.backend import Backend
 from llavakit.errors import CheckpointError, InputError, ParameterError, RemoteError
 from llavakit.testing import FakeBackend
 from llavakit.values import Message
+from llavakit.web.catalog import Offer
+from llavakit.web.controller import Desk, Wish
 from llavakit.web.conversation import Stage
-from llavakit.web.desk import Desk, Wish
 from llavakit.web.examples import copy_examples
 from llavakit.web.log import ConversationLog
-from llavakit.web.offered import Offer
+from llavakit.web.model_cache import Shelf
 from llavakit.web.pictures import Uploads
 from llavakit.web.settings import WebSettings
-from llavakit.web.shelf import Shelf
 from llavakit.web.visitors import Visit
 
 DATA = Path(__file__).parents[2] / "examples" / "data"

@@ -11,12 +11,12 @@ from llavakit.values import SamplingParams
 from llavakit.web.answering import Answering, Question, sentence
 from llavakit.web.conversation import Turn
 from llavakit.web.examples import PageExample
-from llavakit.web.line import Line
 from llavakit.web.log import ConversationLog, Place
+from llavakit.web.model_cache import Shelf
 from llavakit.web.moderation import Moderation
 from llavakit.web.pictures import Opened, Uploads, shown_picture
+from llavakit.web.queue import Line
 from llavakit.web.settings import WebSettings
-from llavakit.web.shelf import Shelf
 from llavakit.web.visitors import Visit, Visitors
 
 
