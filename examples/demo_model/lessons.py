@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 
 from llavakit.images import Picture
 from llavakit.prompts.conversation import Turn
-from llavakit.training.data import Conversation
+from llavakit.training.data import Record
 from llavakit.values import Image, Part, Text
 
 from .pictures import Pictures
@@ -45,19 +45,19 @@ class Lesson:
         gap: by how many positions the conversation stands apart from its system text.
     """
 
-    conversations: tuple[Conversation, ...]
+    conversations: tuple[Record, ...]
     tasks: tuple[tuple[str, ...], ...]
     pictures: tuple[tuple[str, int], ...] = ()
     gap: int = 0
 
 
-def conversation(dialogue: Dialogue) -> Conversation:
+def conversation(dialogue: Dialogue) -> Record:
     """A dialogue of the demo world as the records' readers make it."""
     turns = [Turn("system", (Text(dialogue.system),))] if dialogue.system else []
     for question, answer in dialogue.turns:
         turns.append(Turn("user", tuple(_parts(question))))
         turns.append(Turn("assistant", (Text(answer),)))
-    return Conversation(None, tuple(turns))
+    return Record(None, tuple(turns))
 
 
 def _parts(question: str) -> Iterator[Part]:

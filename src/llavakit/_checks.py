@@ -1,9 +1,9 @@
 """What callers give by name: taken if it is what it should be, refused in one sentence if not.
 
-:func:`checked` holds what is called to the hints of its signature. Ranges are for :func:`whole`
-and :func:`real`: every setting that is a number goes through here, so that a value of a wrong
-type ("3", True, 1.5, NaN) is refused where it is given. Found later, in the engine's own thread,
-it would end a step that is taken for everybody.
+:func:`checked` holds what is called to the hints of its signature. Ranges are for
+:func:`check_integer` and :func:`check_number`: every setting that is a number goes through here,
+so that a value of a wrong type ("3", True, 1.5, NaN) is refused where it is given. Found later, in
+the engine's own thread, it would end a step that serves every request.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from llavakit.errors import ParameterError
 __all__ = [
     "Said",
     "Takes",
+    "check_instance",
+    "check_integer",
+    "check_number",
     "checked",
-    "kind",
     "known",
     "members",
     "plain",
-    "real",
     "refused",
     "strings",
-    "whole",
 ]
 
 Called = TypeVar("Called", bound=Callable[..., Any])
@@ -59,7 +59,7 @@ def checked(called: Called) -> Called:
     if isinstance(called, type):
         called.__init__ = checked(called.__init__)  # type: ignore[misc]
         return cast("Called", called)
-    arguments = _Arguments(called)
+    arguments = _CheckedArguments(called)
     if inspect.iscoroutinefunction(called):
 
         @functools.wraps(called)
@@ -77,7 +77,7 @@ def checked(called: Called) -> Called:
     return cast("Called", checked_first)
 
 
-class _Arguments:
+class _CheckedArguments:
     """The arguments of a function, and what they must be."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -130,7 +130,9 @@ class _Arguments:
         return {name: allowed(hint) for name, hint in read.items() if hint is not Any}
 
 
-def whole(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
+def check_integer(
+    name: str, value: Any, *, least: int | None = None, most: int | None = None
+) -> int:
     """``value`` as an int; numpy's are taken too, bools and floats are not.
 
     Args:
@@ -151,7 +153,7 @@ def whole(name: str, value: Any, *, least: int | None = None, most: int | None =
     raise refused(name, value, " of ".join(["a whole number", *bounds]))
 
 
-def real(
+def check_number(
     name: str,
     value: Any,
     *,
@@ -238,7 +240,7 @@ def plain(name: str, value: Any) -> None:
         raise ParameterError(f"{name} must be what JSON can hold ({reason}).") from None
 
 
-def kind(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:
+def check_instance(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:
     """Refuses a value that is none of these kinds; ``words`` tell what it must be."""
     if not isinstance(value, kinds):
         raise refused(name, value, words)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from llavakit import tracing
-from llavakit._checks import kind, known, real, whole
+from llavakit._checks import check_instance, check_integer, check_number, known
 from llavakit._threads import off_loop
 from llavakit.errors import MessageError, ParameterError
 from llavakit.streams import AnswerStream, Gathering, agather, gather, gather_all
@@ -243,7 +243,7 @@ class Backend(ABC):
 
 def _requests(request: Request, n: int) -> list[Request]:
     """A request for each of ``n`` answers; seeds count up."""
-    whole("n", n, least=1)
+    check_integer("n", n, least=1)
     seed = request.params.seed
     if seed is None:
         return [request] * n
@@ -279,7 +279,7 @@ def _watched(
 
     @functools.wraps(submit)
     def submit_watched(self: Backend, request: Request) -> AnswerStream:
-        kind("request", request, Request, "a llavakit.Request")
+        check_instance("request", request, Request, "a llavakit.Request")
         if not tracing.enabled():
             return submit(self, request)
         return tracing.traced(
@@ -324,7 +324,7 @@ def to_request(
         raise ParameterError(
             f"params is of type {type(params).__name__}; give SamplingParams(...)."
         )
-    kind("tools", tools, Iterable, "a list of llavakit.Tool objects")
+    check_instance("tools", tools, Iterable, "a list of llavakit.Tool objects")
     tools = tuple(tools)
     for tool in tools:
         if not isinstance(tool, Tool):
@@ -335,7 +335,7 @@ def to_request(
     for name in names:
         if names.count(name) > 1:
             raise ParameterError(f"Two tools are called {name!r}; a call could mean either.")
-    kind("parallel_tool_calls", parallel_tool_calls, bool, "True or False")
+    check_instance("parallel_tool_calls", parallel_tool_calls, bool, "True or False")
     if tool_choice not in ["auto", "none", "required", *names]:
         raise ParameterError(
             f"tool_choice is {tool_choice!r}; it must be auto, none, required or the name of a "
@@ -344,8 +344,8 @@ def to_request(
     if tool_choice == "required" and not tools:
         raise ParameterError("tool_choice is 'required', but no tools were given.")
     if timeout is not None:
-        real("timeout", timeout, above=0)
-    kind("continue_final_message", continue_final_message, bool, "True or False")
+        check_number("timeout", timeout, above=0)
+    check_instance("continue_final_message", continue_final_message, bool, "True or False")
     return Request(
         conversation,
         params or SamplingParams(),
@@ -370,7 +370,7 @@ def begins_a_turn(asked: bool | None, continues: bool) -> bool:
     """
     if asked is None:
         return not continues
-    kind("add_generation_prompt", asked, bool, "True or False")
+    check_instance("add_generation_prompt", asked, bool, "True or False")
     if asked and continues:
         raise ParameterError(
             "add_generation_prompt and continue_final_message contradict each other: an answer "

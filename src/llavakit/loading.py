@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from llavakit._checks import kind, refused
+from llavakit._checks import check_instance, refused
 from llavakit.backend import Backend
 from llavakit.errors import ParameterError
 
@@ -102,21 +102,23 @@ def load(
     from llavakit.engine.keep_alive import seconds_of
     from llavakit.sources import SourcePolicy
 
-    kind("model", model, (str, os.PathLike), "a name or a path")
+    check_instance("model", model, (str, os.PathLike), "a name or a path")
     if not os.fspath(model):
         raise refused("model", model, "a name or a path")
-    kind("model_base", model_base, (str, os.PathLike, type(None)), "a name, a path or None")
-    kind("conv_mode", conv_mode, (str, type(None)), "the name of a template or None")
-    kind("base_url", base_url, (str, type(None)), "a server's address or None")
-    kind(
+    check_instance(
+        "model_base", model_base, (str, os.PathLike, type(None)), "a name, a path or None"
+    )
+    check_instance("conv_mode", conv_mode, (str, type(None)), "the name of a template or None")
+    check_instance("base_url", base_url, (str, type(None)), "a server's address or None")
+    check_instance(
         "source_policy",
         source_policy,
         (SourcePolicy, type(None)),
         "a llavakit.SourcePolicy or None",
     )
-    kind("load_in_4bit", load_in_4bit, bool, "True or False")
-    kind("load_in_8bit", load_in_8bit, bool, "True or False")
-    kind("warm_up", warm_up, bool, "True or False")
+    check_instance("load_in_4bit", load_in_4bit, bool, "True or False")
+    check_instance("load_in_8bit", load_in_8bit, bool, "True or False")
+    check_instance("warm_up", warm_up, bool, "True or False")
     seconds = seconds_of(keep_alive)
     policy = source_policy or SourcePolicy()
     if base_url is not None:
@@ -194,8 +196,10 @@ def _remote(
             f"{given[0]} has no effect on a server (base_url); set it where the server is started."
         )
     headers, client, arguments = how.pop("http")
-    kind("default_headers", headers, (Mapping, type(None)), "a dict of names and values or None")
-    kind("client_kwargs", arguments, (Mapping, type(None)), "a dict of arguments or None")
+    check_instance(
+        "default_headers", headers, (Mapping, type(None)), "a dict of names and values or None"
+    )
+    check_instance("client_kwargs", arguments, (Mapping, type(None)), "a dict of arguments or None")
     how["http"] = ClientSettings(headers or {}, client, arguments or {})
     how["extra_body"] = to_extra_body(how["extra_body"])
     key = os.environ.get("LLAVAKIT_API_KEY") if api_key is None else api_key

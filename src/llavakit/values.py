@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from llavakit._checks import kind, members, real, refused, strings, whole
+from llavakit._checks import check_instance, check_integer, check_number, members, refused, strings
 from llavakit.errors import MessageError, ParameterError, SchemaError, UnsupportedContentError
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class Tool:
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name):
             raise refused("A tool's name", self.name, "a non-empty string")
-        kind("A tool's description", self.description, str, "a string")
-        kind("A tool's parameters", self.parameters, Mapping, "a JSON schema (a mapping)")
+        check_instance("A tool's description", self.description, str, "a string")
+        check_instance("A tool's parameters", self.parameters, Mapping, "a JSON schema (a mapping)")
         said = self.parameters.get("type", "object")
         if said != "object" and not (isinstance(said, list) and "object" in said):
             raise SchemaError(
@@ -157,7 +157,7 @@ class Message:
             raise MessageError(f"Unknown role {role!r}; use one of {', '.join(ROLES)}.")
         object.__setattr__(self, "role", role)
         object.__setattr__(self, "content", _parts(content))
-        kind("tool_calls", tool_calls, Iterable, "a list of llavakit.ToolCall objects")
+        check_instance("tool_calls", tool_calls, Iterable, "a list of llavakit.ToolCall objects")
         calls = tuple(tool_calls)
         if not all(isinstance(call, ToolCall) for call in calls):
             raise MessageError("tool_calls holds llavakit.ToolCall objects.")
@@ -239,19 +239,23 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, value in {
-            "max_tokens": whole("max_tokens", self.max_tokens, least=1),
-            "temperature": real("temperature", self.temperature, least=0),
-            "top_p": real("top_p", self.top_p, above=0, most=1),
-            "top_k": whole("top_k", self.top_k, least=0),
-            "min_p": real("min_p", self.min_p, least=0, below=1),
-            "repetition_penalty": real("repetition_penalty", self.repetition_penalty, above=0),
-            "seed": None if self.seed is None else whole("seed", self.seed),
+            "max_tokens": check_integer("max_tokens", self.max_tokens, least=1),
+            "temperature": check_number("temperature", self.temperature, least=0),
+            "top_p": check_number("top_p", self.top_p, above=0, most=1),
+            "top_k": check_integer("top_k", self.top_k, least=0),
+            "min_p": check_number("min_p", self.min_p, least=0, below=1),
+            "repetition_penalty": check_number(
+                "repetition_penalty", self.repetition_penalty, above=0
+            ),
+            "seed": None if self.seed is None else check_integer("seed", self.seed),
             "stop": strings("stop", self.stop),
             "logprobs": None
             if self.logprobs is None
-            else whole("logprobs", self.logprobs, least=0, most=20),
-            "presence_penalty": real("presence_penalty", self.presence_penalty, least=-2, most=2),
-            "frequency_penalty": real(
+            else check_integer("logprobs", self.logprobs, least=0, most=20),
+            "presence_penalty": check_number(
+                "presence_penalty", self.presence_penalty, least=-2, most=2
+            ),
+            "frequency_penalty": check_number(
                 "frequency_penalty", self.frequency_penalty, least=-2, most=2
             ),
             "logit_bias": _biases(self.logit_bias),
@@ -288,10 +292,12 @@ def _biases(given: Any) -> tuple[tuple[int, float], ...]:
         raise refused("logit_bias", given, "a mapping of token ids to numbers from -100 to 100")
     biases: dict[int, float] = {}
     for token, bias in pairs:
-        number = whole("A token id of logit_bias", _token_id(token), least=0)
+        number = check_integer("A token id of logit_bias", _token_id(token), least=0)
         if number in biases:
             raise ParameterError(f"logit_bias names the token {number} twice; give it one value.")
-        biases[number] = real(f"logit_bias of the token {number}", bias, least=-100, most=100)
+        biases[number] = check_number(
+            f"logit_bias of the token {number}", bias, least=-100, most=100
+        )
     return tuple(sorted(biases.items()))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import llavakit
 from llavakit.cluster.batch import ShardReader
-from llavakit.cluster.shards import Parts, shards_of
+from llavakit.cluster.shards import ShardFolder, shards_of
 from llavakit.documents import Document, Job, Task, View, run_job
 from llavakit.documents.jobs import fingerprint_of, listed
 from llavakit.errors import ParameterError
@@ -123,7 +123,7 @@ def test_names_that_are_no_unicode_have_a_row(folder, tmp_path, monkeypatch):
 
 
 def claim(out, job, shards=3, restart=False):
-    parts = Parts(out)
+    parts = ShardFolder(out)
     documents = listed(job, DEFAULT_POLICY)
     with parts.opened(restart) as lines:
         parts.claim(lines, fingerprint_of(job, documents, FakeBackend()), shards)
@@ -173,15 +173,18 @@ def test_parts_of_nobody_are_not_taken_for_ones_own(job, reader, tmp_path):
 
 
 def test_two_runs_do_not_write_one_folder(job, tmp_path):
-    with Parts(tmp_path / "out").opened(False), pytest.raises(ParameterError, match="Another run"):
-        Parts(tmp_path / "out").opened(False)
+    with (
+        ShardFolder(tmp_path / "out").opened(False),
+        pytest.raises(ParameterError, match="Another run"),
+    ):
+        ShardFolder(tmp_path / "out").opened(False)
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "out").write_text("")
 
     with pytest.raises(ParameterError, match="is a file"):
-        Parts(tmp_path / "out").opened(False)
+        ShardFolder(tmp_path / "out").opened(False)
 
 
 class Run:

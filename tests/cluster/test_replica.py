@@ -7,7 +7,7 @@ import pytest
 
 from llavakit.cluster.ingress import create_ingress
 from llavakit.cluster.replica import Replica
-from llavakit.cluster.wire import END, Call
+from llavakit.cluster.wire import END, WireRequest
 from llavakit.serving import ServerSettings
 from tests.serving.conftest import CHAT
 
@@ -52,7 +52,7 @@ def door(replica):
 async def test_a_replica_asks_the_door_for_no_key_and_no_host_name(replica):
     await replica.start()
     body = json.dumps(ASKED).encode()
-    call = Call("POST", CHAT, headers=((b"content-type", b"application/json"),), body=body)
+    call = WireRequest("POST", CHAT, headers=((b"content-type", b"application/json"),), body=body)
     pieces = [piece async for batch in replica.answer(call) for piece in batch]
     assert pieces[0] == ("from", "first") and pieces[-1] == END
     assert pieces[1][:2] == ("start", 200), pieces

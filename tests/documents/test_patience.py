@@ -1,12 +1,12 @@
 """When a document is given up: bad pages in a row, not in total; fatal ones in total."""
 
-from llavakit.documents.files import Patience
+from llavakit.documents.files import FailureLimit
 
 BAD, FATAL = "DocumentError", "RenderError"
 
 
 def seen(*errors):
-    patience = Patience()
+    patience = FailureLimit()
     for error in errors:
         assert not patience.over
         patience.see(error)
@@ -14,11 +14,11 @@ def seen(*errors):
 
 
 def test_bad_pages_in_a_row_give_it_up():
-    assert seen(*[BAD] * Patience.BAD_IN_A_ROW).over
+    assert seen(*[BAD] * FailureLimit.BAD_IN_A_ROW).over
 
 
 def test_bad_pages_between_good_ones_do_not_however_many():
-    patience = seen(*([BAD] * (Patience.BAD_IN_A_ROW - 1) + [None]) * 5)
+    patience = seen(*([BAD] * (FailureLimit.BAD_IN_A_ROW - 1) + [None]) * 5)
     assert not patience.over and not patience.failing
 
 

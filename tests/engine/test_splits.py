@@ -12,7 +12,7 @@ from llavakit.engine.attention import ArenaAttention, Row, SegmentAttention
 from llavakit.engine.decode import Shape, _tables, batch_bucket, table_of
 from llavakit.engine.extents import Extent
 from llavakit.engine.layout import LEAST_PIECE, pieces_of
-from llavakit.engine.splits import GATHERED, LOOPED, VARLEN, Call, working_kernel
+from llavakit.engine.splits import GATHERED, LOOPED, VARLEN, AttentionCall, working_kernel
 
 CPU = torch.device("cpu")
 DIM, SLOTS = 8, 4000
@@ -206,7 +206,7 @@ def test_gathered_attention_gives_the_log_sum_exp_of_the_scores():
     queries, starts, lengths = (
         torch.tensor(one, dtype=torch.int32) for one in ([0, 1], [20, 20], [7])
     )
-    call = Call(queries, starts, lengths, most=1, longest=64, causal=True)
+    call = AttentionCall(queries, starts, lengths, most=1, longest=64, causal=True)
     _, lse = GATHERED.attend(query, keys, values, call, 0.5)
     expected = (keys[20:27, 0] @ query[0, 0] * 0.5).logsumexp(0)
     torch.testing.assert_close(lse, expected.view(1, 1))

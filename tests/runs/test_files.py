@@ -7,7 +7,7 @@ import pytest
 
 from llavakit.errors import SourceFetchError
 from llavakit.runs import lines as module
-from llavakit.runs.atomic import write_whole
+from llavakit.runs.atomic import write_atomic
 from llavakit.runs.lines import Lines
 
 
@@ -17,16 +17,16 @@ def test_a_write_that_fails_leaves_neither_a_file_nor_a_part_of_one(tmp_path, mo
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SourceFetchError, match="No space left"):
-        write_whole(tmp_path / "a.json", b"{}")
+        write_atomic(tmp_path / "a.json", b"{}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_older_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    write_whole(path, b"old")
+    write_atomic(path, b"old")
     monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(5, "I/O")))
     with pytest.raises(SourceFetchError):
-        write_whole(path, b"new")
+        write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 

@@ -22,7 +22,7 @@ from llavakit.training.data_files import open_records
 from llavakit.training.examples import Collator, Encoder
 from llavakit.training.labels import IGNORED
 from llavakit.training.run import train
-from llavakit.training.sharing import ALONE, Beginning, SharingCollator, beginning, circles
+from llavakit.training.sharing import ALONE, Beginning, SharingCollator, beginning, groups
 from llavakit.training.trainable import check_shareable
 from tests.families import FAMILIES, tiny_family
 from tests.tiny import TinyModel
@@ -45,7 +45,7 @@ def test_every_conversation_is_in_one_circle_of_its_like(
         tokens = 2 + key if key else 0  # what begins alike has as many tokens in common
         begins.append(Beginning(str(key), tokens) if key else ALONE)
         lengths.append((tokens + more) if key else -(1 + more))
-    members, sizes = circles(lengths, begins, most)
+    members, sizes = groups(lengths, begins, most)
     assert sorted(at for circle in members for at in circle) == list(range(len(drawn)))
     for circle, size in zip(members, sizes, strict=True):
         assert len({begins[at].key for at in circle}) == 1
@@ -83,7 +83,7 @@ def test_loss_and_gradients_are_those_of_the_conversations_one_by_one(key: str, 
     encode = Encoder(reader, 20_000)
     report = check(open_records(str(file)), encoder=encode)
     examples = [encode(conversation_of(one, tmp_path)) for one in records(tmp_path)]
-    members, sizes = circles(report.lengths, report.beginnings, 20_000)
+    members, sizes = groups(report.lengths, report.beginnings, 20_000)
     assert len(members) == len(TONES) + 2
     alone = Collator(0, reader.config.model_type)
     together = SharingCollator(alone)([[examples[at] for at in circle] for circle in members])
@@ -171,7 +171,7 @@ def test_the_check_of_data_tells_what_could_be_shared(tiny: TinyModel, tmp_path:
         file.write_text(json.dumps(records(tmp_path, questions)))
         report = check(open_records(str(file)), encoder=encode)
         told.append([line for line in report.lines() if "share_images" in line])
-        _, sizes = circles(report.lengths, report.beginnings, 10**6)
+        _, sizes = groups(report.lengths, report.beginnings, 10**6)
         total = sum(map(abs, report.lengths))
         assert total - report.shareable == sum(map(abs, sizes))
     (line,), nothing = told

@@ -87,13 +87,13 @@ def site(browser: Any, talker: Path, tmp_path_factory: pytest.TempPathFactory) -
 
     with quietly():
         from llavakit.web import WebSettings, serve
-    from llavakit.web.catalog import offers
+    from llavakit.web.catalog import listed_models
 
     settings = WebSettings(
         temperature=0, top_p=1, seats=2, places=1, most_tokens=50_000, max_file_bytes=1 << 20
     )
     page = serve(
-        offers(["demo", str(talker)]),
+        listed_models(["demo", str(talker)]),
         llavakit.load,
         kept=2,
         settings=settings,
@@ -128,7 +128,7 @@ def idle(site: Any) -> bool:
     """Whether no model computes anything, by the engines' own figures."""
     return all(
         figures["running"] == figures["waiting"] == 0
-        for figures in site.desk.shelf.stats().values()
+        for figures in site.controller.model_cache.stats().values()
     )
 
 

@@ -100,9 +100,9 @@ def test_regenerate_answers_the_last_question_anew(visit: Visit, site: Any) -> N
     visitor = visit()
     visitor.ask("How many squares are there?", DATA / "squares.png")
     assert visitor.answer(1) == "3"
-    before = site.desk.shelf.stats()["demo"]["requests"]
+    before = site.controller.model_cache.stats()["demo"]["requests"]
     visitor.press("Regenerate")
-    until(lambda: site.desk.shelf.stats()["demo"]["requests"] > before)
+    until(lambda: site.controller.model_cache.stats()["demo"]["requests"] > before)
     assert visitor.answer(1) == "3"
     assert len(visitor.turns()) == 1
 
@@ -182,7 +182,9 @@ def test_two_visitors_are_answered_at_once_and_do_not_see_each_other(
         visitor.ask("Talk.")
     first.wait_for_words(1)
     second.wait_for_words(1)
-    [talking] = [value for value in site.desk.shelf.stats().values() if value["running"]]
+    [talking] = [
+        value for value in site.controller.model_cache.stats().values() if value["running"]
+    ]
     assert talking["running"] == 2
 
     first.stop.click()
@@ -193,7 +195,7 @@ def test_two_visitors_are_answered_at_once_and_do_not_see_each_other(
 
 
 def talking_now(site: Any) -> int:
-    return sum(figures["running"] for figures in site.desk.shelf.stats().values())
+    return sum(figures["running"] for figures in site.controller.model_cache.stats().values())
 
 
 def test_whoever_finds_no_seat_waits_in_line_and_moves_up(visit: Visit, site: Any) -> None:
@@ -253,7 +255,7 @@ def test_votes_and_flags_are_kept_in_the_log(visit: Visit, site: Any) -> None:
     visitor.ask("What colour is the circle?", DATA / "shapes.png")
     assert visitor.answer(1) == "red"
     visitor.press("Like")
-    [folder] = [site.desk.log.folder]
+    [folder] = [site.controller.log.folder]
     until(lambda: '"Like"' in _log(folder))
     visitor.tab.get_by_role("button", name="Feedback").first.hover()
     visitor.tab.get_by_text("Flag", exact=True).first.click()
@@ -309,7 +311,7 @@ def test_uploads_are_gone_when_they_were_sent_or_their_visitor_left(
 
 
 def _files(site: Any) -> set[Path]:
-    return {file for file in site.desk.uploads.folder.rglob("*") if file.is_file()}
+    return {file for file in site.controller.uploads.folder.rglob("*") if file.is_file()}
 
 
 def test_an_answer_that_holds_markup_fetches_and_runs_nothing(visit: Visit, site: Any) -> None:

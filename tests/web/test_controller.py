@@ -13,12 +13,12 @@ from llavakit.backend import Backend
 from llavakit.errors import CheckpointError, InputError, ParameterError, RemoteError
 from llavakit.testing import FakeBackend
 from llavakit.values import Message
-from llavakit.web.catalog import Offer
-from llavakit.web.controller import Desk, Wish
-from llavakit.web.conversation import Stage
+from llavakit.web.catalog import ListedModel
+from llavakit.web.controller import Controller, Wish
+from llavakit.web.conversation import AnswerStage
 from llavakit.web.examples import copy_examples
 from llavakit.web.log import ConversationLog
-from llavakit.web.model_cache import Shelf
+from llavakit.web.model_cache import ModelCache
 from llavakit.web.pictures import Uploads
 from llavakit.web.settings import WebSettings
 from llavakit.web.visitors import Visit
@@ -27,24 +27,24 @@ DATA = Path(__file__).parents[2] / "examples" / "data"
 
 
 class Page:
-    """A desk with one visitor, whose uploads lie in a folder."""
+    """A controller with one visitor, whose uploads lie in a folder."""
 
     def __init__(self, folder: Path, backend: Backend, **options: object) -> None:
         self.folder = folder
         settings = options.pop("settings", None) or WebSettings(seats=1, places=1)
         assert isinstance(settings, WebSettings)
-        shelf = Shelf([Offer("demo", "demo")], 1, lambda name: backend)
-        self.desk = Desk(settings, shelf, Uploads(folder, settings), **options)  # type: ignore[arg-type]
+        model_cache = ModelCache([ListedModel("demo", "demo")], 1, lambda name: backend)
+        self.controller = Controller(settings, model_cache, Uploads(folder, settings), **options)  # type: ignore[arg-type]
         self.visit = self.arrive("tab")
 
     def arrive(self, tab: str) -> Visit:
-        self.desk.visitors.came(tab, f"owner of {tab}")
-        return self.desk.visitors.of(tab)
+        self.controller.visitors.came(tab, f"owner of {tab}")
+        return self.controller.visitors.of(tab)
 
     def upload(self, name: str, data: bytes | None = None, owner: str = "owner of tab") -> str:
         path = self.folder / name
         path.write_bytes((DATA / name).read_bytes() if data is None else data)
-        self.desk.uploads.came(owner, [str(path)])
+        self.controller.uploads.came(owner, [str(path)])
         return str(path)
 
     def wish(self, **changed: object) -> Wish:
@@ -57,10 +57,10 @@ class Page:
             "system": "",
             "pages": "",
         }
-        return self.desk.wish(**{**values, **changed})  # type: ignore[arg-type]
+        return self.controller.wish(**{**values, **changed})  # type: ignore[arg-type]
 
     async def ask(self, text: str, *files: str, **changed: object) -> None:
-        await drained(self.desk.send(self.visit, text, files, self.wish(**changed)))
+        await drained(self.controller.send(self.visit, text, files, self.wish(**changed)))
 
     @property
     def texts(self) -> list[str]:
@@ -99,7 +99,7 @@ async def test_answers_are_the_same_for_the_same_seed(
         page.visit.conversation.turns[:-1] = []
     wished = page.wish(seed="7", temperature=1.8)
     first = page.texts[-1]
-    await drained(page.desk.again(page.visit, wished))
+    await drained(page.controller.again(page.visit, wished))
     assert page.texts == [first]
 
 
@@ -109,7 +109,7 @@ async def test_a_file_that_is_none_fails_its_turn_alone(tmp_path: Path) -> None:
     await page.ask("Well?")
     assert page.texts[0].startswith("bad.png: ")
     assert page.texts[1] == "ok"
-    [request] = page.desk.shelf.stats().values()
+    [request] = page.controller.model_cache.stats().values()
     assert request["requests"] == 1
 
 
@@ -160,7 +160,7 @@ async def test_equal_files_of_two_visitors_go_when_both_are_done(tmp_path: Path)
     page.upload("heart.png", owner="owner of other")
     await page.ask("What?", path)
     assert Path(path).exists()
-    page.desk.left("other")
+    page.controller.left("other")
     assert not Path(path).exists()
 
 
@@ -168,8 +168,8 @@ async def test_who_left_is_forgotten_though_nobody_else_comes(tmp_path: Path) ->
     page = Page(tmp_path, FakeBackend(["ok"]), settings=WebSettings(linger=0))
     path = page.upload("heart.png")
     program = page.upload("wide.webp", owner="a program that never opened the page")
-    page.desk.left("tab")
-    await becomes(lambda: len(page.desk.visitors) == 0)
+    page.controller.left("tab")
+    await becomes(lambda: len(page.controller.visitors) == 0)
     assert not Path(path).exists()
     assert not Path(program).exists()
 
@@ -184,23 +184,23 @@ async def test_stop_and_leaving_cancel_the_request(tmp_path: Path) -> None:
     page.visit.stop()
     await asking
     assert backend.cancelled == 1
-    assert page.visit.conversation.turns[0].answer.stage is Stage.STOPPED
+    assert page.visit.conversation.turns[0].answer.stage is AnswerStage.STOPPED
 
     asking = asyncio.create_task(page.ask("More?"))
     await becomes(lambda: len(page.texts) == 2 and page.texts[1] == "one two three")
-    page.desk.left("tab")
+    page.controller.left("tab")
     await asking
     assert backend.cancelled == 2
-    assert page.desk.line.seated == 0
+    assert page.controller.line.seated == 0
 
 
 async def test_the_seat_is_free_though_nobody_looks_at_the_answer(tmp_path: Path) -> None:
     page = Page(tmp_path, FakeBackend(["ok"]))
-    changes = page.desk.send(page.visit, "What?", (), page.wish())
+    changes = page.controller.send(page.visit, "What?", (), page.wish())
     await anext(changes)  # the browser is gone before the answer
     await becomes(lambda: not page.visit.busy)
     assert page.texts == ["ok"]
-    assert page.desk.line.seated == 0
+    assert page.controller.line.seated == 0
 
 
 async def test_who_is_stopped_in_line_never_reaches_the_model(tmp_path: Path) -> None:
@@ -208,17 +208,17 @@ async def test_who_is_stopped_in_line_never_reaches_the_model(tmp_path: Path) ->
     page = Page(tmp_path, backend)
     other = page.arrive("other")
     talking = asyncio.create_task(page.ask("Talk."))
-    await becomes(lambda: page.desk.line.seated == 1)
-    waiting = asyncio.create_task(drained(page.desk.send(other, "Wait.", (), page.wish())))
-    await becomes(lambda: page.desk.line.waiting == 1)
+    await becomes(lambda: page.controller.line.seated == 1)
+    waiting = asyncio.create_task(drained(page.controller.send(other, "Wait.", (), page.wish())))
+    await becomes(lambda: page.controller.line.waiting == 1)
     assert other.conversation.turns[0].answer.place == 1
     third = page.arrive("third")
-    await drained(page.desk.send(third, "Late.", (), page.wish()))
+    await drained(page.controller.send(third, "Late.", (), page.wish()))
     assert "Too many are waiting" in third.conversation.turns[0].answer.error
 
     other.stop()
     await waiting
-    assert other.conversation.turns[0].answer.stage is Stage.STOPPED
+    assert other.conversation.turns[0].answer.stage is AnswerStage.STOPPED
     page.visit.stop()
     await talking
     assert len(backend.requests) == 1
@@ -291,9 +291,9 @@ async def test_the_log_keeps_answers_votes_and_each_picture_once(tmp_path: Path)
     page = Page(tmp_path / "uploads", FakeBackend(["ok"]), log=log)
     for _ in range(2):
         await page.ask("What?", page.upload("heart.png"), seed="3")
-    await page.desk.vote(page.visit, 1, "Dislike")
+    await page.controller.vote(page.visit, 1, "Dislike")
     with pytest.raises(InputError):
-        await page.desk.vote(page.visit, 2, "Like")
+        await page.controller.vote(page.visit, 2, "Like")
 
     def lines() -> list[str]:
         [file] = (tmp_path / "log").glob("*.jsonl")
@@ -319,7 +319,7 @@ async def test_without_a_log_nothing_is_kept_and_there_is_nothing_to_vote_on(
     page = Page(tmp_path, FakeBackend(["ok"]))
     await page.ask("What?")
     with pytest.raises(InputError, match="nothing to vote on"):
-        await page.desk.vote(page.visit, 0, "Like")
+        await page.controller.vote(page.visit, 0, "Like")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -333,11 +333,11 @@ async def test_the_examples_are_answered_right(tmp_path: Path, demo_backend: Bac
     examples = copy_examples(tmp_path / "examples")
     page = Page(tmp_path, demo_backend, examples=examples)
     for number in range(len(examples)):
-        await drained(page.desk.example(page.visit, number, page.wish()))
-        page.desk.clear(page.visit) if number + 1 < len(examples) else None
+        await drained(page.controller.example(page.visit, number, page.wish()))
+        page.controller.clear(page.visit) if number + 1 < len(examples) else None
     answers = []
     for number in range(len(examples)):
-        page.desk.clear(page.visit)
-        await drained(page.desk.example(page.visit, number, page.wish()))
+        page.controller.clear(page.visit)
+        await drained(page.controller.example(page.visit, number, page.wish()))
         answers += page.texts
     assert answers == ["red", "left", "2284", "3"]

@@ -6,26 +6,28 @@ import pytest
 
 from llavakit.errors import InputError
 from llavakit.values import Image, Usage
-from llavakit.web.conversation import Answer, Conversation, Stage
-from llavakit.web.pictures import Shown
+from llavakit.web.conversation import AnswerStage, ShownAnswer, WebConversation
+from llavakit.web.pictures import AttachedImage
 from llavakit.web.rendering import facts, plain, status, to_chat, turn_of, typed
 
-PICTURE = Shown('a"<b>.png', Image(b"file"), "digest", "data:image/jpeg;base64,AA", 4)
+PICTURE = AttachedImage('a"<b>.png', Image(b"file"), "digest", "data:image/jpeg;base64,AA", 4)
 
 
-def answered(conversation: Conversation, question: str, answer: str, *pictures: Shown) -> None:
+def answered(
+    conversation: WebConversation, question: str, answer: str, *pictures: AttachedImage
+) -> None:
     turn = conversation.ask(question, pictures)
-    turn.answer = Answer(answer, Stage.DONE, usage=Usage(10, 2))
+    turn.answer = ShownAnswer(answer, AnswerStage.DONE, usage=Usage(10, 2))
 
 
 def test_the_model_is_told_what_was_said_and_nothing_of_what_failed() -> None:
-    conversation = Conversation()
+    conversation = WebConversation()
     answered(conversation, "First?", "one", PICTURE)
     conversation.fail("Broken?", "a.png: damaged.")
     stopped = conversation.ask("Long?")
-    stopped.answer = Answer("begun", Stage.STOPPED)
+    stopped.answer = ShownAnswer("begun", AnswerStage.STOPPED)
     silent = conversation.ask("Silent?")
-    silent.answer = Answer("", Stage.STOPPED)
+    silent.answer = ShownAnswer("", AnswerStage.STOPPED)
     conversation.ask("Last?")
 
     messages = conversation.messages("Be short.")
@@ -43,7 +45,7 @@ def test_the_model_is_told_what_was_said_and_nothing_of_what_failed() -> None:
 
 
 def test_an_edit_forgets_what_came_after_and_keeps_the_pictures() -> None:
-    conversation = Conversation()
+    conversation = WebConversation()
     answered(conversation, "First?", "one", PICTURE)
     answered(conversation, "Second?", "two")
     turn = conversation.edit(0, "Other?")
@@ -58,18 +60,18 @@ def test_an_edit_forgets_what_came_after_and_keeps_the_pictures() -> None:
 
 
 def test_again_needs_a_question_and_clear_begins_another_conversation() -> None:
-    conversation = Conversation()
+    conversation = WebConversation()
     with pytest.raises(InputError, match="Ask something"):
         conversation.again()
     answered(conversation, "First?", "one")
-    assert conversation.again().answer.stage is Stage.WAITING
+    assert conversation.again().answer.stage is AnswerStage.WAITING
     name = conversation.name
     conversation.clear()
     assert conversation.turns == [] and conversation.name != name
 
 
 def test_every_message_shown_leads_back_to_its_turn() -> None:
-    conversation = Conversation()
+    conversation = WebConversation()
     answered(conversation, "First?", "one", PICTURE)
     conversation.fail("Broken?", "damaged")
     answered(conversation, "Third?", "three")
@@ -86,7 +88,7 @@ def test_every_message_shown_leads_back_to_its_turn() -> None:
 
 
 def test_names_of_files_cannot_add_markup() -> None:
-    conversation = Conversation()
+    conversation = WebConversation()
     answered(conversation, "First?", "one", PICTURE)
     [part] = to_chat(conversation)[0]["content"]
     assert "<b>" not in part["value"]
@@ -109,20 +111,21 @@ def test_text_is_shown_as_text(text: str, shown: str) -> None:
 
 
 def test_the_figures_below_an_answer() -> None:
-    answer = Answer(
-        "red", Stage.DONE, usage=Usage(80, 11, 64, 60), first_token=1.0, writing=0.5, cut=True
+    answer = ShownAnswer(
+        "red", AnswerStage.DONE, usage=Usage(80, 11, 64, 60), first_token=1.0, writing=0.5, cut=True
     )
     assert facts(answer) == (
         "11 tokens in 1.5 s · 20 per second · prompt 80 tokens, 60 of images, 64 cached · "
         "cut at the longest answer; raise it in the settings"
     )
     assert (
-        facts(Answer("r", Stage.STOPPED, first_token=0.1, writing=0.15)) == "Stopped after 0.25 s"
+        facts(ShownAnswer("r", AnswerStage.STOPPED, first_token=0.1, writing=0.15))
+        == "Stopped after 0.25 s"
     )
-    assert facts(Answer("", Stage.STOPPED)) == "Stopped"
+    assert facts(ShownAnswer("", AnswerStage.STOPPED)) == "Stopped"
 
 
 def test_who_waits_is_told_his_place() -> None:
-    assert status(Answer(place=1)) == "You are next in line."
-    assert status(Answer(place=3)) == "You are number 3 in line."
-    assert status(Answer(stage=Stage.LOADING, model="demo")) == "Loading demo…"
+    assert status(ShownAnswer(place=1)) == "You are next in line."
+    assert status(ShownAnswer(place=3)) == "You are number 3 in line."
+    assert status(ShownAnswer(stage=AnswerStage.LOADING, model="demo")) == "Loading demo…"

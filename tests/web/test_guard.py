@@ -10,20 +10,20 @@ import httpx
 import pytest
 
 from llavakit.testing import FakeBackend
-from llavakit.web.catalog import Offer
-from llavakit.web.controller import Desk
+from llavakit.web.catalog import ListedModel
+from llavakit.web.controller import Controller
 from llavakit.web.guard import COOKIE, MAX_EVENT, Guard
-from llavakit.web.model_cache import Shelf
+from llavakit.web.model_cache import ModelCache
 from llavakit.web.pictures import Uploads
 from llavakit.web.settings import WebSettings
 from tests.web.conftest import quietly
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def controller(tmp_path: Path) -> Controller:
     settings = WebSettings(max_file_bytes=10_000, max_images=2, max_upload_bytes=25_000)
-    shelf = Shelf([Offer("fake", "fake")], 1, lambda name: FakeBackend())
-    return Desk(settings, shelf, Uploads(tmp_path, settings))
+    model_cache = ModelCache([ListedModel("fake", "fake")], 1, lambda name: FakeBackend())
+    return Controller(settings, model_cache, Uploads(tmp_path, settings))
 
 
 class Behind:
@@ -46,8 +46,10 @@ def behind() -> Behind:
 
 
 @pytest.fixture
-async def client(desk: Desk, behind: Behind, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    guard: Any = Guard(behind, desk, tmp_path, ("localhost", "127.0.0.1", "::1"))
+async def client(
+    controller: Controller, behind: Behind, tmp_path: Path
+) -> AsyncIterator[httpx.AsyncClient]:
+    guard: Any = Guard(behind, controller, tmp_path, ("localhost", "127.0.0.1", "::1"))
     transport = httpx.ASGITransport(app=guard)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
         yield client
@@ -126,7 +128,7 @@ async def test_an_event_about_an_upload_passes_unchanged(
 
 
 async def test_uploads_are_capped_and_noted_for_their_owner(
-    client: httpx.AsyncClient, desk: Desk, behind: Behind, tmp_path: Path
+    client: httpx.AsyncClient, controller: Controller, behind: Behind, tmp_path: Path
 ) -> None:
     large = await client.post("/gradio_api/upload", content=bytes(40_000))
     assert large.status_code == 413
@@ -137,7 +139,7 @@ async def test_uploads_are_capped_and_noted_for_their_owner(
     behind.reply = f'["{file}"]'.encode()
     headers = {"cookie": f"{COOKIE}=anna"}
     assert (await client.post("/gradio_api/upload", content=b"x", headers=headers)).is_success
-    desk.uploads.claim("anna", [str(file)])
+    controller.uploads.claim("anna", [str(file)])
     full = await client.post("/gradio_api/upload", content=b"x")
     assert full.status_code == 507
 
@@ -146,13 +148,15 @@ async def _pieces() -> AsyncIterator[bytes]:
     yield b"piece"
 
 
-async def test_a_closed_heartbeat_is_a_visitor_who_left(desk: Desk, tmp_path: Path) -> None:
+async def test_a_closed_heartbeat_is_a_visitor_who_left(
+    controller: Controller, tmp_path: Path
+) -> None:
     present: list[bool] = []
     left = False
 
     async def page(scope: Any, receive: Any, send: Any) -> None:
         nonlocal left
-        present.append(desk.visitors.of("tab").present)
+        present.append(controller.visitors.of("tab").present)
         left = True
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -169,10 +173,10 @@ async def test_a_closed_heartbeat_is_a_visitor_who_left(desk: Desk, tmp_path: Pa
         "path": "/gradio_api/heartbeat/tab",
         "headers": [(b"cookie", f"{COOKIE}=anna".encode())],
     }
-    await Guard(page, desk, tmp_path)(scope, receive, send)
+    await Guard(page, controller, tmp_path)(scope, receive, send)
     assert present == [True]
-    assert not desk.visitors.of("tab").present
-    assert not desk.visitors.has("anna")
+    assert not controller.visitors.of("tab").present
+    assert not controller.visitors.has("anna")
 
 
 @pytest.mark.enable_socket
@@ -186,7 +190,7 @@ def test_the_real_page_reads_no_file_and_fetches_nothing_for_strangers() -> None
 def _ask_the_real_page() -> None:
     from llavakit.web import serve
 
-    offered = [Offer("fake", "fake")]
+    offered = [ListedModel("fake", "fake")]
     with (
         serve(offered, lambda name: FakeBackend(), port=0, accounts=[("anna", "right")]) as page,
         httpx.Client(base_url=page.url, trust_env=False) as client,
@@ -204,6 +208,6 @@ def _ask_the_real_page() -> None:
             "session_hash": "tab",
         }
         assert client.post("/gradio_api/queue/join", json=event).status_code == 400
-        folder = page.desk.uploads.folder
+        folder = page.controller.uploads.folder
         assert folder.is_dir()
     assert not folder.exists()

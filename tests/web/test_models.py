@@ -10,8 +10,8 @@ from llavakit.errors import ParameterError, QueueFullError
 from llavakit.model.catalog import CATALOG, resolve
 from llavakit.testing import FakeBackend
 from llavakit.web.accounts import read_accounts
-from llavakit.web.catalog import Offer, offers
-from llavakit.web.model_cache import Shelf
+from llavakit.web.catalog import ListedModel, listed_models
+from llavakit.web.model_cache import ModelCache
 from llavakit.web.moderation import load_hook
 
 
@@ -21,7 +21,7 @@ def test_the_list_tells_the_memory_of_the_catalog_and_of_directories(tmp_path: P
     (model / "config.json").write_text('{"max_position_embeddings": 2048}')
     (model / "model.safetensors").write_bytes(bytes(4_000_000))
     (tmp_path / "no-model").mkdir()
-    listed = offers(["demo"], [tmp_path], catalog=True, bits=4)
+    listed = listed_models(["demo"], [tmp_path], catalog=True, bits=4)
     assert [offer.name for offer in listed[:2]] == ["demo", str(model)]
     assert len(listed) == len(CATALOG) + 1  # demo stands there once
     assert listed[1].label == "mine · needs 1.0 MB"
@@ -35,10 +35,10 @@ def test_the_list_tells_the_memory_of_the_catalog_and_of_directories(tmp_path: P
 
 def test_a_list_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError):
-        offers([])
-    assert [offer.name for offer in offers("demo")] == ["demo"]  # and not d, e, m, o
+        listed_models([])
+    assert [offer.name for offer in listed_models("demo")] == ["demo"]  # and not d, e, m, o
     with pytest.raises(ParameterError, match="no directory"):
-        offers(["demo"], [tmp_path / "none"])
+        listed_models(["demo"], [tmp_path / "none"])
 
 
 def test_only_offers_are_loaded_and_the_others_take_turns() -> None:
@@ -48,18 +48,20 @@ def test_only_offers_are_loaded_and_the_others_take_turns() -> None:
         made[name] = FakeBackend(name=name)
         return made[name]
 
-    shelf = Shelf([Offer(name, name) for name in ("mine", "other", "third")], 1, load)
-    with pytest.raises(ParameterError), shelf.using("secret"):
+    model_cache = ModelCache(
+        [ListedModel(name, name) for name in ("mine", "other", "third")], 1, load
+    )
+    with pytest.raises(ParameterError), model_cache.using("secret"):
         pass
-    with shelf.using("mine"), shelf.using("other"):
-        with pytest.raises(QueueFullError, match="other is answering"), shelf.using("third"):
+    with model_cache.using("mine"), model_cache.using("other"):
+        with pytest.raises(QueueFullError, match="other is answering"), model_cache.using("third"):
             pass
-        with shelf.using("other") as again:
+        with model_cache.using("other") as again:
             assert again is made["other"]
-    with shelf.using("third"):
+    with model_cache.using("third"):
         assert made["other"].closed
         assert not made["mine"].closed
-    shelf.close()
+    model_cache.close()
     assert all(backend.closed for backend in made.values())
 
 

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import QueueFullError
-from llavakit.web.queue import Line, Ticket
+from llavakit.web.queue import Queue, Ticket
 
 
 async def test_who_comes_first_sits_first_and_the_others_know_their_place() -> None:
-    line = Line(seats=1, places=2)
+    line = Queue(seats=1, places=2)
     first, second, third = line.enter(), line.enter(), line.enter()
     assert [first.place, second.place, third.place] == [0, 1, 2]
     with pytest.raises(QueueFullError, match="Too many are waiting"):
@@ -22,7 +22,7 @@ async def test_who_comes_first_sits_first_and_the_others_know_their_place() -> N
 
 
 async def test_who_leaves_twice_frees_one_seat() -> None:
-    line = Line(seats=1, places=2)
+    line = Queue(seats=1, places=2)
     first, second, third = line.enter(), line.enter(), line.enter()
     first.leave()
     first.leave()
@@ -33,7 +33,7 @@ async def test_who_leaves_twice_frees_one_seat() -> None:
 async def test_no_seat_is_empty_while_somebody_waits(
     moves: list[int], seats: int, places: int
 ) -> None:
-    line = Line(seats, places)
+    line = Queue(seats, places)
     inside: list[Ticket] = []
     for move in moves:
         if move > 0 and inside:

@@ -74,12 +74,12 @@ def chat(
             load_in_4bit=load_4bit,
             load_in_8bit=load_8bit,
         )
-        conversation = Conversation(backend, params, model, system)
+        conversation = ChatSession(backend, params, model, system)
         conversation.show(names, page or ())
         _talk(conversation)
 
 
-class Conversation:
+class ChatSession:
     """What was said and shown so far, and the model that answers."""
 
     def __init__(
@@ -148,7 +148,7 @@ class Conversation:
             raise
 
 
-def _talk(conversation: Conversation) -> None:
+def _talk(conversation: ChatSession) -> None:
     if sys.stdin.isatty():
         note("Ask something; /help lists the commands, an empty line leaves.")
     warned = False
@@ -193,7 +193,7 @@ def _read_line() -> str:
     return input("> ").strip()
 
 
-def _obey(conversation: Conversation, line: str) -> None:
+def _obey(conversation: ChatSession, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
         if not rest.strip():

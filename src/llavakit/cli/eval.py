@@ -21,7 +21,7 @@ import llavakit
 from llavakit.backend import Backend
 from llavakit.cli import options
 from llavakit.cli.terminal import FAILED, Remarks, note, told_errors
-from llavakit.evaluation import BENCHMARKS, Data, Progress, evaluate, open_benchmark, to_table
+from llavakit.evaluation import BENCHMARKS, Data, RunProgress, evaluate, open_benchmark, to_table
 
 _DATA = "Data"
 _MOST_TOLD = 5  # errors that stderr tells one by one
@@ -106,7 +106,7 @@ def run_benchmark(
         }
         backend = _load(model, base_url, device, here)
         folder = out or Path("eval") / benchmark / _as_name(model)
-        with Told() as told:
+        with EvaluationOutput() as told:
             results = evaluate(
                 read,
                 backend,
@@ -142,7 +142,7 @@ def _as_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "-", last).strip(".") or "model"
 
 
-class Told(Remarks):
+class EvaluationOutput(Remarks):
     """What stderr shows of a run: a bar on a terminal, the first errors, and the end."""
 
     def __init__(self) -> None:
@@ -159,7 +159,7 @@ class Told(Remarks):
         if self._line is not None:
             self._task = self._line.add_task("Questions", total=None)
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: RunProgress) -> None:
         """Takes note of how far the run is."""
         if self._earlier is None:
             self._earlier = progress.done

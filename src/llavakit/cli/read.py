@@ -186,7 +186,7 @@ def read(
             "load_in_8bit": load_8bit,
         }
         earlier = 0
-        with Told(watched=is_watched(out)) as told:
+        with ReadingOutput(watched=is_watched(out)) as told:
             if ray and out is not None:
                 earlier = read_on_ray(
                     *(job, load, out, store, actors or 1, ray_address, shard),
@@ -208,7 +208,7 @@ def read(
             raise typer.Exit(FAILED)
 
 
-class Told(Remarks):
+class ReadingOutput(Remarks):
     """What stderr shows of a run: failures, a line that grows on a terminal, and the end."""
 
     def __init__(self, *, watched: bool) -> None:
@@ -273,7 +273,7 @@ def _set(**settings: object) -> dict[str, object]:
     return {name: value for name, value in settings.items() if value}
 
 
-def _print(job: Job, backend: Backend, window: int, told: Told) -> None:
+def _print(job: Job, backend: Backend, window: int, told: ReadingOutput) -> None:
     from llavakit.documents import stream_job, to_line
     from llavakit.runs.lines import to_bytes
 

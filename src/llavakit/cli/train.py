@@ -12,7 +12,7 @@ from llavakit.cli import options
 from llavakit.cli.terminal import note, told_errors, usage_error
 
 
-class Stage(StrEnum):
+class TrainingStage(StrEnum):
     """What is trained."""
 
     align = "align"
@@ -26,7 +26,7 @@ _RUN = "Run"
 
 def train(
     stage: Annotated[
-        Stage,
+        TrainingStage,
         typer.Argument(
             help="align: the projector alone; instruct: projector and language model; lora, "
             "qlora: projector and adapters.",

@@ -15,7 +15,7 @@ from llavakit.cli import options
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors
 from llavakit.errors import ParameterError
 from llavakit.web.accounts import read_accounts
-from llavakit.web.catalog import offers
+from llavakit.web.catalog import listed_models
 from llavakit.web.moderation import load_hook
 from llavakit.web.settings import WebSettings, is_loopback
 
@@ -133,7 +133,7 @@ def web(
         if base_url is not None:
             _refuse_local_options(of_named, here)
         load = _loading(named, base_url, of_named, here)
-        listed = offers(
+        listed = listed_models(
             named,
             models_dir or (),
             catalog=private and base_url is None,

@@ -19,7 +19,7 @@ from typing import Any
 
 import llavakit
 from llavakit.cluster.deploy import ClusterSettings, import_ray, ray_running, resources_of
-from llavakit.cluster.shards import SHARD, Parts, Shard, shards_of
+from llavakit.cluster.shards import SHARD, Shard, ShardFolder, shards_of
 from llavakit.documents import Job, Page, PageStore, Tally, read_pages, to_line
 from llavakit.documents.files import Pages, read_documents
 from llavakit.documents.jobs import fingerprint_of, listed
@@ -79,7 +79,7 @@ def run_on_ray(
         LlavaKitError: a model failed; the same call goes on later.
     """
     import_ray("ray")  # tells of a missing extra, and of no missing part of it
-    parts = Parts(Path(out))
+    parts = ShardFolder(Path(out))
     with parts.opened(restart) as lines:
         documents = listed(job, policy)
         backend = llavakit.load(job.model, **load)
@@ -157,7 +157,7 @@ class ShardReader:
         with suppress(OSError):
             os.chdir(home)
         self._job = job
-        self._parts = Parts(Path(out))
+        self._parts = ShardFolder(Path(out))
         self._window = window
         self._store = None if store is None else PageStore(store)
         self._policy = policy

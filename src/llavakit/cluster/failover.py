@@ -15,7 +15,7 @@ from typing import Protocol
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from llavakit.cluster.wire import Call, Headers, Piece
+from llavakit.cluster.wire import Headers, Piece, WireRequest
 from llavakit.serving.answering import ClientGone, while_connected
 from llavakit.serving.answers import to_json
 from llavakit.serving.errors import Refusal
@@ -39,7 +39,7 @@ class Replicas(Protocol):
     """Whoever reaches the replicas."""
 
     def ask(
-        self, call: Call, keys: Sequence[str], avoid: Sequence[str]
+        self, call: WireRequest, keys: Sequence[str], avoid: Sequence[str]
     ) -> AsyncGenerator[list[Piece], None]:
         """The response of a replica; leaving the iteration cancels the call.
 
@@ -70,7 +70,7 @@ def going_down(settings: ServerSettings, *, unread: bool = False) -> Refusal:
     )
 
 
-class HandedOn(Response):
+class Failover(Response):
     """The response of whichever replica gives a whole one.
 
     Args:
@@ -84,7 +84,7 @@ class HandedOn(Response):
     def __init__(
         self,
         replicas: Replicas,
-        call: Call,
+        call: WireRequest,
         keys: Sequence[str],
         settings: ServerSettings,
         held: ExitStack,
@@ -105,7 +105,7 @@ class HandedOn(Response):
             self._asking.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        said = _Said(send, self._settings.send_timeout)
+        said = _BufferedResponse(send, self._settings.send_timeout)
         try:
             await while_connected(receive, self._told(said))
         except (ClientGone, TimeoutError):
@@ -113,7 +113,7 @@ class HandedOn(Response):
         finally:
             self._held.close()
 
-    async def _told(self, said: _Said) -> None:
+    async def _told(self, said: _BufferedResponse) -> None:
         self._asking = asyncio.create_task(self._ask(said))
         if self._closed:
             self._asking.cancel()
@@ -127,7 +127,7 @@ class HandedOn(Response):
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
 
-    async def _ask(self, said: _Said) -> None:
+    async def _ask(self, said: _BufferedResponse) -> None:
         lost: list[str] = []
         for number in range(_REFUSALS):
             said.forget()
@@ -150,7 +150,7 @@ class HandedOn(Response):
             )
         )
 
-    async def _one(self, said: _Said, lost: Sequence[str]) -> None:
+    async def _one(self, said: _BufferedResponse, lost: Sequence[str]) -> None:
         # The replica has its own timeout for an answer; this one is for not finding a replica.
         patience = self._settings.request_timeout + self._settings.ping_seconds
         async with aclosing(self._replicas.ask(self._call, self._keys, lost)) as batches:
@@ -173,7 +173,7 @@ class HandedOn(Response):
                     await said.take(piece)
 
 
-class _Said:
+class _BufferedResponse:
     """What a client was told so far, and what waits until it is sure.
 
     A response that is no stream waits until it is whole. Of a stream waits what says nothing:

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from llavakit.cluster.affinity import affinity_of
 from llavakit.cluster.failover import ReplicaLost
-from llavakit.cluster.wire import END, Call, Piece
+from llavakit.cluster.wire import END, Piece, WireRequest
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
 LABEL = "replica"
 """Of figures: whose they are."""
-_METRICS = Call("GET", "/metrics")
+_METRICS = WireRequest("GET", "/metrics")
 _METRICS_SECONDS = 5.0
 
 
@@ -37,11 +37,11 @@ class RayReplicas:
 
     def greet(self) -> None:
         """One call, with which Ray makes its router and learns who lives."""
-        for _ in self._call(Call("GET", "/version"), ()):
+        for _ in self._call(WireRequest("GET", "/version"), ()):
             pass
 
     async def ask(
-        self, call: Call, keys: Sequence[str], avoid: Sequence[str]
+        self, call: WireRequest, keys: Sequence[str], avoid: Sequence[str]
     ) -> AsyncGenerator[list[Piece], None]:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
@@ -68,7 +68,7 @@ class RayReplicas:
                 answer.cancel()  # type: ignore[no-untyped-call]
 
     def _call(
-        self, call: Call, wish: Sequence[str], avoid: Sequence[str] = ()
+        self, call: WireRequest, wish: Sequence[str], avoid: Sequence[str] = ()
     ) -> DeploymentResponseGenerator[list[Piece]]:
         method = self._handle.options(stream=True).answer
         return method.remote(call, wish=tuple(wish), avoid=tuple(avoid))  # type: ignore[return-value]

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 
 import llavakit
 from llavakit.cluster.affinity import beginnings
-from llavakit.cluster.failover import HandedOn, Replicas, going_down
-from llavakit.cluster.wire import Call
+from llavakit.cluster.failover import Failover, Replicas, going_down
+from llavakit.cluster.wire import WireRequest
 from llavakit.serving.auth import Keys, check_host
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.limits import Gate, linger, read_body
@@ -70,7 +70,7 @@ class Ingress:
         self._settings = settings
         self._keys = Keys(settings.api_keys)
         self._gate = Gate(settings)
-        self._open: weakref.WeakSet[HandedOn] = weakref.WeakSet()
+        self._open: weakref.WeakSet[Failover] = weakref.WeakSet()
         self.stopping = False
 
     # What llavakit.serving.Server asks of the service of an app.
@@ -130,7 +130,7 @@ class Ingress:
             if request.scope["path"] == _CHAT:
                 large = len(body) > _LARGE
                 keys = await asyncio.to_thread(beginnings, body) if large else beginnings(body)
-            answer = HandedOn(
+            answer = Failover(
                 self._replicas, _call(request, body), keys, self._settings, held.pop_all()
             )
             self._open.add(answer)
@@ -143,9 +143,9 @@ class Ingress:
             self._keys.check(request)
 
 
-def _call(request: Request, body: bytes) -> Call:
+def _call(request: Request, body: bytes) -> WireRequest:
     scope = request.scope
-    return Call(
+    return WireRequest(
         method=request.method,
         path=scope["path"],
         query=scope["query_string"],

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import llavakit
-from llavakit.cluster.wire import Call, Piece, response
+from llavakit.cluster.wire import Piece, WireRequest, response
 from llavakit.errors import EngineError, LlavaKitError
 from llavakit.serving.app import create_app
 from llavakit.serving.settings import ServerSettings
@@ -51,7 +51,7 @@ class Replica:
             raise self._ended
 
     async def answer(
-        self, call: Call, wish: Sequence[str] = (), avoid: Sequence[str] = ()
+        self, call: WireRequest, wish: Sequence[str] = (), avoid: Sequence[str] = ()
     ) -> AsyncGenerator[list[Piece], None]:
         """The response to a call; ``wish`` and ``avoid`` are for the router."""
         yield [("from", self.name)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llavakit.documents import Document, Failure
 from llavakit.documents.jobs import difference
 from llavakit.errors import ParameterError, SourceFetchError
-from llavakit.runs.atomic import write_whole
+from llavakit.runs.atomic import write_atomic
 from llavakit.runs.claim import claim
 from llavakit.runs.lines import Lines
 
@@ -55,7 +55,7 @@ def shards_of(documents: Sequence[Document | Failure], size: int = SHARD) -> lis
     ]
 
 
-class Parts:
+class ShardFolder:
     """The folder of a run.
 
     Args:
@@ -120,7 +120,7 @@ class Parts:
 
         sink = pa.BufferOutputStream()
         pq.write_table(to_table(lines), sink)
-        write_whole(self.folder / shard.file, sink.getvalue().to_pybytes())
+        write_atomic(self.folder / shard.file, sink.getvalue().to_pybytes())
 
     def _present(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))

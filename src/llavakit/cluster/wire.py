@@ -25,7 +25,7 @@ END: End = ("end",)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class WireRequest:
     """A request whose body is there.
 
     Attributes:
@@ -59,7 +59,7 @@ class Call:
         }
 
 
-async def response(app: ASGIApp, call: Call) -> AsyncGenerator[list[Piece], None]:
+async def response(app: ASGIApp, call: WireRequest) -> AsyncGenerator[list[Piece], None]:
     """The response of an app, in batches of what was there at once.
 
     Leaving the iteration cancels the call.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from llavakit._checks import checked, members, whole
+from llavakit._checks import check_integer, checked, members
 from llavakit.documents.pages import Page
 from llavakit.documents.reading import Model
 from llavakit.errors import ContextLengthError
@@ -89,7 +89,7 @@ def fit_pages(
         ContextLengthError: not even the first page fits.
         ParameterError: ``answer_tokens`` is below 1, or a page that is none.
     """
-    whole("answer_tokens", answer_tokens, least=1)
+    check_integer("answer_tokens", answer_tokens, least=1)
     pages = members("pages", pages, Page | str)
     room = backend.info.context_length - answer_tokens
     fewest = min(1, len(pages))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from llavakit._checks import checked, real, whole
+from llavakit._checks import check_integer, check_number, checked
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.folders import Document, Failure, list_documents
 from llavakit.documents.limits import page_limit
@@ -44,10 +44,10 @@ class View:
     page_seconds: float | None = 30.0
 
     def __post_init__(self) -> None:
-        real("dpi", self.dpi, above=0)
-        whole("max_pixels", self.max_pixels, least=1)
+        check_number("dpi", self.dpi, above=0)
+        check_integer("max_pixels", self.max_pixels, least=1)
         if self.page_seconds is not None:
-            real("page_seconds", self.page_seconds, above=0)
+            check_number("page_seconds", self.page_seconds, above=0)
 
 
 @checked
@@ -126,7 +126,7 @@ def _opened(
 
 
 def _read(document: Document, reader: PageReader) -> Pages:
-    patience = Patience()
+    patience = FailureLimit()
     for earlier in document.earlier:
         patience.see(earlier)
     numbers = count(1) if document.pages is None else document.pages.numbers(_count(reader))
@@ -177,7 +177,7 @@ def _given_up(document: Document, number: int) -> DocumentError:
     )
 
 
-class Patience:
+class FailureLimit:
     """When a document is given up; a law of what happened to its pages and nothing else.
 
     So a reading that goes on where another one was killed gives up at the same page.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from llavakit._checks import Takes, checked, plain, whole
+from llavakit._checks import Takes, check_integer, checked, plain
 from llavakit.backend import Backend
 from llavakit.documents.files import Pages, View, read_documents
 from llavakit.documents.folders import Document, Failure, list_documents, several
@@ -133,7 +133,7 @@ def stream_job(
     job: Job, backend: Model, *, window: int = WINDOW, policy: SourcePolicy = DEFAULT_POLICY
 ) -> Readings:
     """The readings of a job, in order, with nothing written anywhere (see :func:`run_job`)."""
-    whole("window", window, least=1)
+    check_integer("window", window, least=1)
     return _streamed(job, listed(job, policy), backend, window, policy)
 
 

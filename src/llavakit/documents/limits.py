@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llavakit._checks import real, whole
+from llavakit._checks import check_integer, check_number
 from llavakit.sources import SourcePolicy
 
 
@@ -30,6 +30,6 @@ class PageLimit:
 
 def page_limit(dpi: float, max_pixels: int, policy: SourcePolicy) -> PageLimit:
     """The caps for pages; raises ``ParameterError`` for numbers that make no sense."""
-    real("dpi", dpi, above=0)
-    whole("max_pixels", max_pixels, least=1)
+    check_number("dpi", dpi, above=0)
+    check_integer("max_pixels", max_pixels, least=1)
     return PageLimit(min(max_pixels, policy.max_pixels), policy.max_side)

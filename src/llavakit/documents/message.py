@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llavakit._checks import checked, whole
+from llavakit._checks import check_integer, checked
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.limits import PageLimit
 from llavakit.documents.pages import MAX_PAGE_PIXELS, Page, PageReader, open_reader
@@ -53,7 +53,7 @@ def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLIC
         SourceError: it cannot be reached, or the policy forbids it.
         MissingDependencyError: PDFs need ``llavakit[documents]``.
     """
-    whole("most", most, least=1)
+    check_integer("most", most, least=1)
     held = source.source
     if not isinstance(held, Picture):
         held = read_source(held, policy, from_url_field=source.from_url_field)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeAlias
 
-from llavakit._checks import Said, checked, known, whole
+from llavakit._checks import Said, check_integer, checked, known
 from llavakit._json import is_whole
 from llavakit.backend import Backend, to_request
 from llavakit.documents.folders import Failure
@@ -119,7 +119,7 @@ def read_pages(
 
     Leaving the iteration cancels what is under way.
     """
-    whole("window", window, least=1)
+    check_integer("window", window, least=1)
     return _told(in_order(backend, (_Asked(page, task) for page in pages), window), progress)
 
 

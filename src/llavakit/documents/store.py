@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llavakit._checks import checked, refused
 from llavakit.errors import ImageError, ParameterError, SourceFetchError, SourceNotFoundError
 from llavakit.images import Picture, open_picture
-from llavakit.runs.atomic import write_whole
+from llavakit.runs.atomic import write_atomic
 from llavakit.sources import SourcePolicy
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class PageStore:
             ) from error
         png = io.BytesIO()
         picture.rgb.save(png, "PNG", compress_level=1)
-        write_whole(path, png.getvalue())
+        write_atomic(path, png.getvalue())
         return path
 
     def get(self, digest: str) -> Picture | None:

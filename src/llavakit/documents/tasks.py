@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from llavakit._checks import Takes, checked, refused, whole
+from llavakit._checks import Takes, check_integer, checked, refused
 from llavakit.documents.pages import Page
 from llavakit.documents.tiles import Tiles
 from llavakit.errors import ParameterError
@@ -54,7 +54,7 @@ class Task:
             object.__setattr__(self, "schema", _schema(self.schema))
         if self.prompt and not self.prompt.strip():
             raise refused("prompt", self.prompt, "words, or an empty string for the usual ones")
-        whole("max_tokens", self.max_tokens, least=1)
+        check_integer("max_tokens", self.max_tokens, least=1)
         if isinstance(self.tiles, str):
             object.__setattr__(self, "tiles", Tiles.parse(self.tiles))
         elif not (self.tiles is None or isinstance(self.tiles, Tiles)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from llavakit._checks import checked, whole
+from llavakit._checks import check_integer, checked
 from llavakit.errors import ParameterError
 from llavakit.images import Picture
 
@@ -34,8 +34,8 @@ class Tiles:
     rows: int = 0
 
     def __post_init__(self) -> None:
-        whole("columns", self.columns)
-        whole("rows", self.rows)
+        check_integer("columns", self.columns)
+        check_integer("rows", self.rows)
         if (self.columns, self.rows) == (0, 0):
             return
         if self.columns < 1 or self.rows < 1 or self.columns * self.rows > MOST:

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from llavakit.engine.arena import KVArena
 from llavakit.engine.layout import Layout, Row, lay_out
-from llavakit.engine.splits import LOOPED, VARLEN, Call, Kernel, call_of, working_kernel
+from llavakit.engine.splits import (
+    LOOPED,
+    VARLEN,
+    AttentionCall,
+    Kernel,
+    attention_call,
+    working_kernel,
+)
 from llavakit.engine.transfer import to_device
 from llavakit.errors import EngineError
 from llavakit.kernels.attention import Pass
@@ -37,13 +44,13 @@ class Tables:
     """
 
     slots: Tensor
-    calls: tuple[Call, ...]
+    calls: tuple[AttentionCall, ...]
     parts: Tensor | None
 
 
 def tables_of(layout: Layout, device: torch.device) -> Tables:
     """Put a pass's integers on a device."""
-    calls = tuple(call_of(one, device) for one in layout.calls)
+    calls = tuple(attention_call(one, device) for one in layout.calls)
     parts = None
     if layout.parts is not None:
         parts = to_device(torch.from_numpy(layout.parts), device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llavakit._checks import kind, whole
+from llavakit._checks import check_instance, check_integer
 from llavakit.errors import ParameterError
 from llavakit.model.quantization import Quantization
 from llavakit.prompts.templates import OWN, template
@@ -67,7 +67,7 @@ class EngineConfig:
     lookahead: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        kind("device", self.device, str, "the name of a device, such as cuda:0")
+        check_instance("device", self.device, str, "the name of a device, such as cuda:0")
         if self.conv_mode is not None and self.conv_mode != OWN:
             template(self.conv_mode)  # raises for a name that does not exist
         if self.quantization not in (None, "4bit", "8bit"):
@@ -90,11 +90,11 @@ class EngineConfig:
                 f"device_map is {self.device_map!r}; use {', '.join(DEVICE_MAPS)} or None."
             )
         for name in ("max_waiting", "prefill_chunk"):
-            whole(name, getattr(self, name), least=1)
+            check_integer(name, getattr(self, name), least=1)
         if self.max_concurrency != "auto":
-            whole("max_concurrency", self.max_concurrency, least=1)
-        whole("image_cache_bytes", self.image_cache_bytes, least=0)
+            check_integer("max_concurrency", self.max_concurrency, least=1)
+        check_integer("image_cache_bytes", self.image_cache_bytes, least=0)
         if self.context_length is not None:
-            whole("context_length", self.context_length, least=1)
+            check_integer("context_length", self.context_length, least=1)
         if self.kv_cache_bytes != "auto":
-            whole("kv_cache_bytes", self.kv_cache_bytes, least=1)
+            check_integer("kv_cache_bytes", self.kv_cache_bytes, least=1)

@@ -26,7 +26,7 @@ from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.graphs import Capture, CudaGraphs, Step, as_it_is
 from llavakit.engine.layout import Row, pieces_of
-from llavakit.engine.splits import Call, Kernel, working_kernel
+from llavakit.engine.splits import AttentionCall, Kernel, working_kernel
 from llavakit.engine.transfer import to_device
 from llavakit.model.decoder import FusedDecoder
 from llavakit.model.llava import Llava
@@ -284,7 +284,7 @@ def _tables(slots: Tensor, starts: Tensor, lengths: Tensor, shape: Shape) -> Tab
     count, rows = starts.shape
     device = starts.device
     queries = torch.arange(count * rows + 1, dtype=torch.int32, device=device)
-    call = Call(
+    call = AttentionCall(
         queries,
         torch.cat((starts.flatten(), starts[-1, -1:])),
         lengths.flatten(),

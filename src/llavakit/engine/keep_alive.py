@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from llavakit._checks import real, refused
+from llavakit._checks import check_number, refused
 
 FOREVER = math.inf
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
@@ -29,7 +29,7 @@ def seconds_of(value: Any) -> float:
     """
     if value is None:
         return FOREVER
-    seconds = _of_text(value) if isinstance(value, str) else real("keep_alive", value)
+    seconds = _of_text(value) if isinstance(value, str) else check_number("keep_alive", value)
     return FOREVER if seconds < 0 else float(seconds)
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class AttentionCall:
     """One attention call's stretches, N in all, as a kernel reads them.
 
     Attributes:
@@ -57,7 +57,7 @@ class Call:
     stretches: Tensor | None = None
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Call, float], tuple[Tensor, Tensor]]
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionCall, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def _has_splits() -> bool:
 
 
 def _varlen(
-    query: Tensor, keys: Tensor, values: Tensor, call: Call, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, scaling: float
 ) -> tuple[Tensor, Tensor]:
     # A stretch's place is taken from cum_seq_k and its length from seqused_k alone, which is
     # written nowhere: `error_of` tries it. Splitting is done by cutting pieces (see `layout`),
@@ -107,7 +107,7 @@ def _varlen(
 
 
 def _gathered(
-    query: Tensor, keys: Tensor, values: Tensor, call: Call, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, scaling: float
 ) -> tuple[Tensor, Tensor]:
     assert call.most == 1, "only stretches of one query are gathered"
     count, heads, dim = query.shape
@@ -125,7 +125,7 @@ def _gathered(
 
 
 def _looped(
-    query: Tensor, keys: Tensor, values: Tensor, call: Call, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, scaling: float
 ) -> tuple[Tensor, Tensor]:
     assert call.stretches is not None, "these stretches are known to the device alone"
     stretches, causal = call.stretches, call.causal
@@ -141,7 +141,7 @@ LOOPED = Kernel("looped", _looped, static=False)
 """One stretch after the other: any device, type and pass."""
 
 
-def call_of(layout: CallLayout, device: torch.device) -> Call:
+def attention_call(layout: CallLayout, device: torch.device) -> AttentionCall:
     """Put a call's integers on a device, in one copy."""
     stretches = layout.stretches
     count = len(stretches)
@@ -154,7 +154,7 @@ def call_of(layout: CallLayout, device: torch.device) -> Call:
     gather = None
     if layout.gather is not None:
         gather = to_device(torch.from_numpy(layout.gather), device)
-    return Call(
+    return AttentionCall(
         *(there[: count + 1], there[count + 1 : -count], there[-count:]),
         *(int(stretches[:, 1].max()), int(lengths.max()), layout.causal),
         *(gather, torch.from_numpy(stretches)),
@@ -247,7 +247,7 @@ def error_of(
     asked, k, v = (one.to(device) for one in (query, keys, values))
     results = []
     for one in layout.calls:
-        call = call_of(one, device)
+        call = attention_call(one, device)
         gathered = asked if call.gather is None else asked[call.gather]
         results.append(kernel.attend(gathered, k, v, call, dim**-0.5))
     out = torch.cat([one for one, _ in results])

@@ -7,23 +7,23 @@
 
 from __future__ import annotations
 
-from llavakit.evaluation.benchmark import Answer, Benchmark
+from llavakit.evaluation.benchmark import Benchmark, BenchmarkAnswer
 from llavakit.evaluation.data import Data, Question
 from llavakit.evaluation.metrics import Counts, anls, vqa_accuracy
 from llavakit.evaluation.registry import BENCHMARKS, open_benchmark
-from llavakit.evaluation.run import Progress, Results, evaluate
+from llavakit.evaluation.run import Results, RunProgress, evaluate
 from llavakit.evaluation.scores import Score
 from llavakit.evaluation.table import to_table
 
 __all__ = [
     "BENCHMARKS",
-    "Answer",
     "Benchmark",
+    "BenchmarkAnswer",
     "Counts",
     "Data",
-    "Progress",
     "Question",
     "Results",
+    "RunProgress",
     "Score",
     "anls",
     "evaluate",

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from llavakit.errors import InputError
-from llavakit.evaluation.data import Data, Line, Question, picture_in, read_lines
+from llavakit.evaluation.data import Data, DataLine, Question, picture_in, read_lines
 from llavakit.evaluation.scores import Score
 
-SHORT = "Answer the question using a single word or phrase."
-LETTER = "Answer with the option's letter from the given choices directly."
+SHORT = "BenchmarkAnswer the question using a single word or phrase."
+LETTER = "BenchmarkAnswer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BenchmarkAnswer:
     """What a model said to a question.
 
     Attributes:
@@ -66,15 +66,15 @@ class Benchmark(ABC):
         return [question_of(line, number, folder) for number, line in enumerate(lines)]
 
     @abstractmethod
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         """The figures; a question without an answer counts as answered wrongly."""
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         """Files in the form that the benchmark's own scoring takes, by name."""
         return {}
 
 
-def question_of(line: Line, number: int, folder: Path) -> Question:
+def question_of(line: DataLine, number: int, folder: Path) -> Question:
     """A question from a line of the original's question files."""
     name = line.text("image")
     category = line.text("category") if "category" in line.record else ""

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from llavakit.evaluation.answers import review_scores
-from llavakit.evaluation.benchmark import Answer, Benchmark
-from llavakit.evaluation.data import Line, read_lines
+from llavakit.evaluation.benchmark import Benchmark, BenchmarkAnswer
+from llavakit.evaluation.data import DataLine, read_lines
 from llavakit.evaluation.scores import Score
 
 
@@ -22,10 +22,10 @@ class MMVet(Benchmark):
     max_tokens = 1024
     elsewhere = "MM-Vet's own notebook or server, with GPT-4"
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         return []
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         texts = {f"v1_{one.question.id}": one.text for one in answers}
         return {"upload.json": json.dumps(texts, indent=2).encode()}
 
@@ -45,7 +45,7 @@ class LLaVABench(Benchmark):
     max_tokens = 1024
     elsewhere = "a judge such as GPT-4, with the original's review script and answers.jsonl"
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         if self.data.annotations is None:
             return []
         pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -55,7 +55,7 @@ class LLaVABench(Benchmark):
         return [_relative(name, values) for name, values in pairs.items()]
 
 
-def _reviewed(line: Line) -> tuple[float, float]:
+def _reviewed(line: DataLine) -> tuple[float, float]:
     given = line.record.get("tuple")
     if isinstance(given, list) and len(given) == 2:
         return float(given[0]), float(given[1])

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from llavakit.errors import InputError, UnsupportedContentError
 from llavakit.evaluation.answers import LETTERS, science_answer
-from llavakit.evaluation.benchmark import LETTER, Answer, Benchmark, question_of
+from llavakit.evaluation.benchmark import LETTER, Benchmark, BenchmarkAnswer, question_of
 from llavakit.evaluation.data import (
     Data,
-    Line,
+    DataLine,
     Question,
     entries,
     keyed,
@@ -85,7 +85,7 @@ class MMBench(Benchmark):
             error,
         )
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         if "answer" not in self.columns or all(_is_missing(row["answer"]) for row in self.rows):
             return []
         correct = sum(
@@ -93,7 +93,7 @@ class MMBench(Benchmark):
         )
         return [share("right letters, asked once", correct, len(answers))]
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         dropped = ("hint", "category", "source", "image", "comment", "l2-category")
         kept = [name for name in self.columns if name not in dropped]
         place = min(6, len(kept))
@@ -169,7 +169,7 @@ class Seed(Benchmark):
         known = keyed(
             entries(path, value["questions"], "question"), lambda line: str(line.id("question_id"))
         )
-        self.truth: list[Line] = []
+        self.truth: list[DataLine] = []
         for question in self.questions:
             if str(question.id) not in known:
                 raise InputError(f"{path} says nothing of question {question.id!r}.")
@@ -181,7 +181,7 @@ class Seed(Benchmark):
         lines = read_lines(self.data.question_file(*self.question_files))
         return [_no_video(question_of(line, number, folder)) for number, line in enumerate(lines)]
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         groups: dict[str, list[bool]] = defaultdict(list)
         for answer in answers:
             line = self.truth[answer.question.number]
@@ -191,7 +191,7 @@ class Seed(Benchmark):
                 groups[f"accuracy, {name}"].append(correct)
         return [share(name, sum(rights), len(rights)) for name, rights in groups.items()]
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         rows = [
             {
                 "question_id": self.truth[one.question.number].record["question_id"],
@@ -250,7 +250,7 @@ class ScienceQA(Benchmark):
             raise InputError(f"{path} holds no questions.")
         return [_science_question(number, line, folder) for number, line in enumerate(lines)]
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         rights = [self._is_right(one) for one in answers]
         seen = [
             good
@@ -262,12 +262,12 @@ class ScienceQA(Benchmark):
             share("accuracy, with an image", sum(seen), len(seen)),
         ]
 
-    def _is_right(self, answer: Answer) -> bool:
+    def _is_right(self, answer: BenchmarkAnswer) -> bool:
         wanted, choices = self.problems[answer.question.number]
         return answer.error is None and science_answer(answer.text, choices) == wanted
 
 
-def _science_question(number: int, line: Line, folder: Path) -> Question:
+def _science_question(number: int, line: DataLine, folder: Path) -> Question:
     turns: Any = line.record.get("conversations")
     if not (isinstance(turns, list) and turns and isinstance(turns[0], dict)):
         raise line.wrong("'conversations' must be a list of turns")

@@ -114,7 +114,7 @@ def picture_in(folder: Path, name: str) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class DataLine:
     """An object of a file, and where it stands."""
 
     path: Path
@@ -163,7 +163,7 @@ class Line:
         return self.record[key]
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[DataLine]:
     """The objects of a file of JSON Lines; empty lines do not count.
 
     Raises:
@@ -180,7 +180,7 @@ def read_lines(path: Path) -> list[Line]:
             raise InputError(f"{path}, line {number}: this is no JSON ({_told(error)}).") from error
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number}: this is no JSON object.")
-        lines.append(Line(path, f"line {number}", record))
+        lines.append(DataLine(path, f"line {number}", record))
     if not lines:
         raise InputError(f"{path} is empty; it must hold a JSON object on each line.")
     return lines
@@ -201,7 +201,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is no JSON ({_told(error)}).") from error
 
 
-def entries(path: Path, value: Any, what: str) -> list[Line]:
+def entries(path: Path, value: Any, what: str) -> list[DataLine]:
     """The objects of a list, or of the values of an object, in a JSON file.
 
     Args:
@@ -218,21 +218,21 @@ def entries(path: Path, value: Any, what: str) -> list[Line]:
         pairs = [(f"{what} number {number}", one) for number, one in enumerate(value, 1)]
     else:
         raise InputError(f"{path} holds no list of {what}s.")
-    found: list[Line] = []
+    found: list[DataLine] = []
     for place, one in pairs:
         if not isinstance(one, dict):
             raise InputError(f"{path}, {place}: this is no JSON object.")
-        found.append(Line(path, place, one))
+        found.append(DataLine(path, place, one))
     return found
 
 
-def keyed(lines: Sequence[Line], key: Callable[[Line], Any]) -> dict[Any, Line]:
+def keyed(lines: Sequence[DataLine], key: Callable[[DataLine], Any]) -> dict[Any, DataLine]:
     """Objects by a key of theirs.
 
     Raises:
         InputError: two have the same.
     """
-    found: dict[Any, Line] = {}
+    found: dict[Any, DataLine] = {}
     for line in lines:
         value = key(line)
         if value in found:

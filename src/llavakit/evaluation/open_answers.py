@@ -9,10 +9,10 @@ from typing import Any
 
 from llavakit.errors import InputError
 from llavakit.evaluation.answers import gqa_answer, textvqa_question, vqa_answer
-from llavakit.evaluation.benchmark import SHORT, Answer, Benchmark
+from llavakit.evaluation.benchmark import SHORT, Benchmark, BenchmarkAnswer
 from llavakit.evaluation.data import (
     Data,
-    Line,
+    DataLine,
     Question,
     entries,
     keyed,
@@ -36,7 +36,7 @@ class _AnsweredByPeople(Benchmark):
     def read_people(self) -> list[list[str]] | None:
         """People's answers to each question, or None where they are not public."""
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         if self.people is None:
             return []
         worth = [_accuracy(answer, self.people[answer.question.number]) for answer in answers]
@@ -48,7 +48,7 @@ class _AnsweredByPeople(Benchmark):
         return found
 
 
-def _accuracy(answer: Answer, people: Sequence[str]) -> float:
+def _accuracy(answer: BenchmarkAnswer, people: Sequence[str]) -> float:
     return 0.0 if answer.error is not None else vqa_accuracy(answer.text, people)
 
 
@@ -85,7 +85,7 @@ class VQAv2(_AnsweredByPeople):
             return [question.id for question in self.questions]
         return [line.id("question_id") for line in read_lines(path)]
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         given = {answer.question.id: vqa_answer(answer.text) for answer in answers}
         rows = [{"question_id": one, "answer": given.get(one, "")} for one in self.everything]
         return {"upload.json": to_json(rows)}
@@ -111,7 +111,7 @@ class VizWiz(_AnsweredByPeople):
         self.kinds = _kinds(lines)
         return [line.texts("answers", of="answer") for line in lines]
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         given = {answer.question.number: vqa_answer(answer.text) for answer in answers}
         rows = [
             {"image": question.record["image"], "answer": given.get(question.number, "")}
@@ -176,7 +176,7 @@ class GQA(Benchmark):
             for question in self.questions
         ]
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         if self.wanted is None:
             return []
         correct = sum(
@@ -186,7 +186,7 @@ class GQA(Benchmark):
         )
         return [share("accuracy", correct, len(answers))]
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         rows = [
             {"questionId": answer.question.id, "prediction": gqa_answer(answer.text)}
             for answer in answers
@@ -219,14 +219,14 @@ class DocVQA(Benchmark):
             raise InputError(f"{path} holds no questions.")
         return found
 
-    def _picture(self, line: Line) -> Any:
+    def _picture(self, line: DataLine) -> Any:
         name = line.text("image")
         newer = self.data.folder / "spdocvqa_images"
         if self.data.images is None and newer.is_dir():
             return picture_in(newer, name.rpartition("/")[2])
         return picture_in(self.data.image_folder(), name)
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         if self.accepted is None:
             return []
         accepted = self.accepted
@@ -240,12 +240,12 @@ class DocVQA(Benchmark):
             )
         ]
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         rows = [{"questionId": one.question.id, "answer": one.text} for one in answers]
         return {"upload.json": to_json(rows)}
 
 
-def _kinds(lines: Sequence[Line]) -> dict[int, str]:
+def _kinds(lines: Sequence[DataLine]) -> dict[int, str]:
     """Which questions want a number, a yes or a no, or something else, where it is said."""
     return {
         number: line.text("answer_type")
@@ -266,7 +266,7 @@ def _member(path: Any, key: str) -> Any:
     return value[key]
 
 
-def _found(known: dict[Any, Line], key: Any, path: Any, question: Question) -> Line:
+def _found(known: dict[Any, DataLine], key: Any, path: Any, question: Question) -> DataLine:
     if key not in known:
         raise InputError(
             f"{path} says nothing of question {question.id!r}; the annotations must be those of "

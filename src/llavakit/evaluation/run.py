@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit._checks import checked, plain, whole
+from llavakit._checks import check_integer, checked, plain
 from llavakit.backend import Backend
 from llavakit.documents.reading import Model
 from llavakit.errors import LlavaKitError, ParameterError, SourceFetchError
-from llavakit.evaluation.benchmark import Answer, Benchmark
+from llavakit.evaluation.benchmark import Benchmark, BenchmarkAnswer
 from llavakit.evaluation.data import Question
 from llavakit.evaluation.scores import Score
-from llavakit.runs.atomic import write_whole
+from llavakit.runs.atomic import write_atomic
 from llavakit.runs.claim import claim
 from llavakit.runs.lines import Lines
 from llavakit.runs.window import WINDOW, Asking, in_order
@@ -32,7 +32,7 @@ _KEYS = ("number", "question_id", "text", "error")
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """Where a run is.
 
     Attributes:
@@ -96,7 +96,7 @@ def evaluate(
     retry_errors: bool = False,
     window: int = WINDOW,
     settings: Mapping[str, Any] | None = None,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[RunProgress], None] = lambda progress: None,
 ) -> Results:
     """Asks the questions of a benchmark, greedily, and scores the answers.
 
@@ -121,7 +121,7 @@ def evaluate(
     """
     plain("settings", settings)
     if limit is not None:
-        whole("limit", limit, least=1)
+        check_integer("limit", limit, least=1)
     questions = benchmark.questions[:limit]
     params = SamplingParams(max_tokens or benchmark.max_tokens, temperature=0.0)
     job = _job(benchmark, backend, model, params, settings or {})
@@ -132,7 +132,7 @@ def evaluate(
         missing = [question for question in questions if question.number not in given]
         known = [given[one.number] for one in questions if one.number in given]
         done, errors = len(known), sum(answer.error is not None for answer in known)
-        progress(Progress(done, len(questions), errors))
+        progress(RunProgress(done, len(questions), errors))
         with closing(_ask(backend, missing, params, window)) as outcomes:
             for question, outcome in zip(missing, outcomes, strict=True):
                 line = _line(question, outcome, model)
@@ -140,7 +140,7 @@ def evaluate(
                 answer = given[question.number] = _answer(question, line)
                 done += 1
                 errors += answer.error is not None
-                progress(Progress(done, len(questions), errors, answer.error))
+                progress(RunProgress(done, len(questions), errors, answer.error))
     return _finish(benchmark, [given[one.number] for one in questions], backend, model, out)
 
 
@@ -175,9 +175,11 @@ def _job(
     }
 
 
-def _earlier(lines: Lines, questions: Sequence[Question], retry_errors: bool) -> dict[int, Answer]:
+def _earlier(
+    lines: Lines, questions: Sequence[Question], retry_errors: bool
+) -> dict[int, BenchmarkAnswer]:
     """Answers that are there, by the number of their question; of two, the later one counts."""
-    found: dict[int, Answer] = {}
+    found: dict[int, BenchmarkAnswer] = {}
     for at, line in enumerate(lines.read(), 1):
         number = line["number"]
         known = isinstance(number, int) and 0 <= number < len(questions)
@@ -238,19 +240,23 @@ def _named(question: Question) -> str:
     return f"Question {question.id}" + (f" ({name})" if name else "")
 
 
-def _answer(question: Question, line: Mapping[str, Any]) -> Answer:
+def _answer(question: Question, line: Mapping[str, Any]) -> BenchmarkAnswer:
     error = line["error"] and str(line["error"].get("message"))
-    return Answer(question, str(line["text"]), error, line.get("finish_reason"))
+    return BenchmarkAnswer(question, str(line["text"]), error, line.get("finish_reason"))
 
 
 def _finish(
-    benchmark: Benchmark, answers: Sequence[Answer], backend: Backend, model: str, out: Path
+    benchmark: Benchmark,
+    answers: Sequence[BenchmarkAnswer],
+    backend: Backend,
+    model: str,
+    out: Path,
 ) -> Results:
     """Scores the answers, and writes all files but the answers themselves."""
     files = benchmark.files(answers)
     for name, data in files.items():
         _make((out / name).parent)
-        write_whole(out / name, data)
+        write_atomic(out / name, data)
     results = Results(
         benchmark.name,
         benchmark.title,
@@ -265,7 +271,7 @@ def _finish(
         tuple(files),
     )
     text = json.dumps(results.to_dict(), indent=1, ensure_ascii=False) + "\n"
-    write_whole(out / "results.json", text.encode())
+    write_atomic(out / "results.json", text.encode())
     return results
 
 

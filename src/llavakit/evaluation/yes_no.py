@@ -8,8 +8,8 @@ from pathlib import Path
 
 from llavakit.errors import InputError, SourceNotFoundError
 from llavakit.evaluation.answers import YesNo, mme_answer, pope_answer
-from llavakit.evaluation.benchmark import SHORT, Answer, Benchmark
-from llavakit.evaluation.data import Data, Line, Question, read, read_lines
+from llavakit.evaluation.benchmark import SHORT, Benchmark, BenchmarkAnswer
+from llavakit.evaluation.data import Data, DataLine, Question, read, read_lines
 from llavakit.evaluation.metrics import Counts
 from llavakit.evaluation.scores import Score, f1, share, sum_of_means
 
@@ -37,7 +37,7 @@ class Pope(Benchmark):
         return list(dict.fromkeys(question.category for question in self.questions))
 
     def _label(
-        self, question: Question, upcoming: dict[str, Iterator[Line]], folder: Path
+        self, question: Question, upcoming: dict[str, Iterator[DataLine]], folder: Path
     ) -> YesNo:
         """Labels stand in the order of the questions of their category."""
         path = _label_file(folder, question.category)
@@ -55,7 +55,7 @@ class Pope(Benchmark):
             raise line.wrong(f"the label is {label!r} and must be yes or no")
         return "yes" if label == "yes" else "no"
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         groups: dict[str, list[tuple[YesNo | None, YesNo]]] = defaultdict(list)
         for answer in answers:
             given = None if answer.error is not None else pope_answer(answer.text)
@@ -78,7 +78,7 @@ def _label_file(folder: Path, category: str) -> Path:
     return folder / f"coco_pope_{category}.json"
 
 
-def _labels(folder: Path, category: str) -> list[Line]:
+def _labels(folder: Path, category: str) -> list[DataLine]:
     return read_lines(_label_file(folder, category))
 
 
@@ -119,7 +119,7 @@ class MME(Benchmark):
             )
         return wanted
 
-    def scores(self, answers: Sequence[Answer]) -> list[Score]:
+    def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
         pictures: dict[str, dict[str, dict[str, bool]]] = defaultdict(lambda: defaultdict(dict))
         for answer in answers:
             category, stem = _place(answer.question)
@@ -144,7 +144,7 @@ class MME(Benchmark):
     def _both(self, category: str, stem: str, rights: dict[str, bool]) -> bool:
         return all(rights.values()) and len(rights) == len(self.truth[category, stem])
 
-    def files(self, answers: Sequence[Answer]) -> dict[str, bytes]:
+    def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
         rows: dict[str, dict[str, str]] = defaultdict(dict)
         for answer in answers:
             category, stem = _place(answer.question)

@@ -21,7 +21,7 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, model_validator
 
-from llavakit._checks import checked, whole
+from llavakit._checks import check_integer, checked
 from llavakit.arguments import Call, to_tool_choice, unaliased
 from llavakit.backend import Backend
 from llavakit.documents.message import Attachment, page_images
@@ -194,7 +194,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     def _answers(self, arguments: dict[str, Any], *, streamed: bool = False) -> int:
         """How many answers a call asks for; takes the number out of its arguments."""
         told = arguments.pop("n", None)
-        n = whole("n", self.n or 1 if told is None else told, least=1)
+        n = check_integer("n", self.n or 1 if told is None else told, least=1)
         if streamed and n > 1:
             raise ParameterError(
                 f"n is {n}, and a stream is one answer; call generate, or stream n times."

@@ -14,7 +14,7 @@ from llavakit.langchain.messages import role_of
 from llavakit.questions.references import Shown, named
 
 
-def shown_in(messages: Sequence[BaseMessage]) -> list[Shown]:
+def images_of(messages: Sequence[BaseMessage]) -> list[Shown]:
     """Every image and PDF of the messages; nothing is opened.
 
     What nobody could open (another provider's file id) is there too, as the reason why: it
@@ -39,7 +39,7 @@ def name_images(messages: Sequence[BaseMessage], *, keep: bool = False) -> list[
         messages: the whole conversation, since names are counted from its beginning.
         keep: leave the images in, each behind its name, for a brain that sees.
     """
-    every = shown_in(messages)
+    every = images_of(messages)
     names = iter([name for name, _ in named(every)])
     return [_renamed(message, names, keep) for message in messages]
 

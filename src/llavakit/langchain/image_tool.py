@@ -9,7 +9,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.tools import ArgsSchema, BaseTool, InjectedToolArg, ToolException
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
-from llavakit.langchain.conversation_images import shown_in
+from llavakit.langchain.conversation_images import images_of
 from llavakit.questions import (
     TOLD,
     ImageAnswer,
@@ -21,7 +21,7 @@ from llavakit.questions import (
 from llavakit.questions.asking import NAME
 
 
-class _Arguments(ImageQuestion):
+class _ImageArguments(ImageQuestion):
     __doc__ = ImageQuestion.__doc__
 
     # LangGraph gives its runtime to a field of this name, and takes a value from the model away.
@@ -53,7 +53,9 @@ class ImageQuestionTool(ImageAsker, BaseTool):
     description: str = ""
     """What the brain is told; by default what may be named, and that answers are data."""
     # A class, which JSON cannot hold.
-    args_schema: Annotated[ArgsSchema | None, SkipValidation()] = Field(_Arguments, exclude=True)
+    args_schema: Annotated[ArgsSchema | None, SkipValidation()] = Field(
+        _ImageArguments, exclude=True
+    )
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
     handle_validation_error: Any = (
@@ -85,7 +87,7 @@ class ImageQuestionTool(ImageAsker, BaseTool):
             raise ToolException(str(error)) from error
 
     def _pictures(self, runtime: Any) -> Pictures:
-        return self.pictures(numbered(shown_in(self._conversation(runtime)), self.reach()))
+        return self.pictures(numbered(images_of(self._conversation(runtime)), self.reach()))
 
     def _conversation(self, runtime: Any) -> list[BaseMessage]:
         # Where no graph takes it away, a model may write a `runtime` of its own. That is JSON,

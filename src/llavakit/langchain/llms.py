@@ -22,7 +22,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from llavakit._checks import members, whole
+from llavakit._checks import check_integer, members
 from llavakit.arguments import CALL_ARGUMENTS, check_known, over, to_params, unaliased
 from llavakit.backend import question_about
 from llavakit.errors import ParameterError, UnsupportedContentError
@@ -94,7 +94,7 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         if model != self.model:
             update = {"model": model, "backend": None}
         if "n" in given:
-            update["n"] = whole("n", given.pop("n"), least=1)
+            update["n"] = check_integer("n", given.pop("n"), least=1)
         other = self.model_copy(update=update)
         other._arguments = {**self._arguments, **given}
         if images is not None:

@@ -20,7 +20,7 @@ from langchain_core.runnables import (
     RunnablePick,
 )
 
-from llavakit._checks import Takes, checked, whole
+from llavakit._checks import Takes, check_integer, checked
 from llavakit.documents import PageStore
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError
@@ -94,7 +94,7 @@ def page_question_chain(
         raise ParameterError("question_template has no {question} where the question goes.")
     for name, value in (("max_pages", max_pages), ("answer_tokens", answer_tokens)):
         if value is not None:
-            whole(name, value, least=1)
+            check_integer(name, value, least=1)
     options: dict[str, Any] = {
         "model": model,
         "before": before,

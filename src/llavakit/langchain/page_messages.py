@@ -16,7 +16,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import run_in_executor
 from pydantic import Field
 
-from llavakit._checks import checked, whole
+from llavakit._checks import check_integer, checked
 from llavakit.documents import PageReference, PageStore, ask_about, fit_pages, reopen
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError, UnsupportedContentError
@@ -109,7 +109,7 @@ def page_messages(
     """
     for name, value in (("max_pages", max_pages), ("answer_tokens", answer_tokens)):
         if value is not None:
-            whole(name, value, least=1)
+            check_integer(name, value, least=1)
     llava, bound = _llava(model)
     if llava is None and max_pages is None:
         max_pages = MAX_PAGES

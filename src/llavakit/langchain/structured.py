@@ -238,18 +238,18 @@ def _parsed(model: Runnable[Any, Any], parser: Any, include_raw: bool) -> Runnab
 
 
 def _whole(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    seen = _Seen()
+    seen = _PartialAnswer()
     for message in messages:
         yield seen.uncut(message)
 
 
 async def _awhole(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
-    seen = _Seen()
+    seen = _PartialAnswer()
     async for message in messages:
         yield seen.uncut(message)
 
 
-class _Seen:
+class _PartialAnswer:
     """What came so far of an answer.
 
     LangChain's parsers complete an object that was cut, with a part of its last value.

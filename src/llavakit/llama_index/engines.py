@@ -29,7 +29,7 @@ from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQueryMode
 from pydantic import BaseModel
 
-from llavakit._checks import checked, known, refused, whole
+from llavakit._checks import check_integer, checked, known, refused
 from llavakit.documents import PageStore
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError
@@ -79,17 +79,17 @@ def page_query_engine(
         response_synthesizer: answers instead; it should be a multimodal one.
         callback_manager: is told of queries.
         **options: how an index finds (:class:`Finding`: ``similarity_top_k``, ``filters``,
-            ...), and how the answer is made (:class:`Answering`: ``response_mode``,
+            ...), and how the answer is made (:class:`AnswerSettings`: ``response_mode``,
             ``streaming``, ``output_cls``, ``text_qa_template``, ...). None is the default.
 
     Raises:
         ParameterError: what cannot be honoured: settings of a retriever beside a retriever,
             templates for texts, ``multimodal=False``, an argument that nobody knows.
     """
-    finding, answering = _names(Finding), _names(Answering)
+    finding, answering = _names(Finding), _names(AnswerSettings)
     known(options, (*finding, *answering), "page_query_engine")
     found_by = Finding(**{name: options[name] for name in finding if name in options})
-    answered_by = Answering(**{name: options[name] for name in answering if name in options})
+    answered_by = AnswerSettings(**{name: options[name] for name in answering if name in options})
     resolver = ImageResolver(
         policy=policy or llm.policy,
         store=to_store(store),
@@ -126,7 +126,7 @@ class Finding:
     def __post_init__(self) -> None:
         for name, value in _given(self).items():
             if name.endswith("top_k"):
-                whole(name, value, least=1)
+                check_integer(name, value, least=1)
         modes = [mode.value for mode in VectorStoreQueryMode]
         if self.vector_store_query_mode not in (None, *modes):
             words = f"one of {', '.join(modes)}"
@@ -154,7 +154,7 @@ class Finding:
 
 @checked
 @dataclass(frozen=True)
-class Answering:
+class AnswerSettings:
     """How the answer is made; the names are those of ``RetrieverQueryEngine.from_args``.
 
     Attributes:
@@ -265,11 +265,11 @@ def _several(
     return postprocessors or []
 
 
-def _names(settings: type[Finding | Answering]) -> list[str]:
+def _names(settings: type[Finding | AnswerSettings]) -> list[str]:
     return [field.name for field in fields(settings)]
 
 
-def _given(settings: Finding | Answering, *among: str) -> dict[str, Any]:
+def _given(settings: Finding | AnswerSettings, *among: str) -> dict[str, Any]:
     """What was set, of some or all settings."""
     return {
         field.name: value

@@ -27,7 +27,7 @@ from llavakit.arguments import Call
 from llavakit.backend import Backend
 from llavakit.llama_index.calls import to_call
 from llavakit.llama_index.messages import has_media, to_messages
-from llavakit.llama_index.metadata import DescribedModel
+from llavakit.llama_index.metadata import ModelMetadata
 from llavakit.llama_index.responses import Growing, to_completion, to_response, to_selections
 from llavakit.llama_index.tools import to_openai_tools, to_tools
 from llavakit.streams import AnswerStream
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from llavakit.llama_index.planning import PicturePromptHelper
 
 
-class LLaVA(DescribedModel):
+class LLaVA(ModelMetadata):
     """LLaVA as an LLM of LlamaIndex: images and text in, text and tool calls out.
 
     >>> from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock

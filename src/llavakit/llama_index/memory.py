@@ -15,7 +15,7 @@ from pydantic import PrivateAttr
 
 from llavakit.errors import ParameterError
 from llavakit.llama_index.messages import to_messages
-from llavakit.llama_index.metadata import DescribedModel
+from llavakit.llama_index.metadata import ModelMetadata
 
 _SHARE = 0.75
 """Of the context, for the conversation; the rest is for the answer. The framework's own share."""
@@ -37,7 +37,7 @@ class LLaVAChatMemoryBuffer(ChatMemoryBuffer):
 
     @classmethod
     def from_dict(
-        cls, data: dict[str, Any], llm: DescribedModel | None = None, **kwargs: Any
+        cls, data: dict[str, Any], llm: ModelMetadata | None = None, **kwargs: Any
     ) -> Self:
         """Read back what ``to_dict`` wrote.
 
@@ -80,7 +80,7 @@ class LLaVAMemory(Memory):
         return _count(self._llm, messages, type(self).__name__)
 
 
-def buffer_for(llm: DescribedModel, **settings: Any) -> LLaVAChatMemoryBuffer:
+def buffer_for(llm: ModelMetadata, **settings: Any) -> LLaVAChatMemoryBuffer:
     """A buffer that counts with ``llm``; see ``ChatMemoryBuffer.from_defaults``."""
     limit = settings.pop("token_limit", None) or _limit(llm)
     memory = LLaVAChatMemoryBuffer.from_defaults(
@@ -90,7 +90,7 @@ def buffer_for(llm: DescribedModel, **settings: Any) -> LLaVAChatMemoryBuffer:
     return memory  # type: ignore[return-value]
 
 
-def memory_for(llm: DescribedModel, **settings: Any) -> LLaVAMemory:
+def memory_for(llm: ModelMetadata, **settings: Any) -> LLaVAMemory:
     """A memory that counts with ``llm``; see ``Memory.from_defaults``."""
     limit = settings.pop("token_limit", None) or _limit(llm)
     memory = LLaVAMemory.from_defaults(
@@ -100,11 +100,11 @@ def memory_for(llm: DescribedModel, **settings: Any) -> LLaVAMemory:
     return memory  # type: ignore[return-value]
 
 
-def _limit(llm: DescribedModel) -> int:
+def _limit(llm: ModelMetadata) -> int:
     return int(llm.metadata.context_window * _SHARE)
 
 
-def _count(llm: DescribedModel | None, messages: list[ChatMessage], name: str) -> int:
+def _count(llm: ModelMetadata | None, messages: list[ChatMessage], name: str) -> int:
     if llm is None:
         raise ParameterError(
             f"This {name} has no model to count with; make it by a method of the model, or give "
@@ -115,6 +115,6 @@ def _count(llm: DescribedModel | None, messages: list[ChatMessage], name: str) -
     return llm.backend_for().count_tokens(to_messages(messages, llm._open_document))
 
 
-def _tokens(llm: DescribedModel, text: str) -> list[Any]:
+def _tokens(llm: ModelMetadata, text: str) -> list[Any]:
     """As many as the text has tokens, template and all; engines want their number alone."""
     return [None] * (llm.backend_for().count_tokens(text) if text else 0)

@@ -13,13 +13,13 @@ from llavakit.arguments import to_params
 from llavakit.documents.message import Attachment, page_images
 from llavakit.errors import ParameterError
 from llavakit.llama_index.structured import SchemaPrediction
-from llavakit.llama_index.text_messages import WrittenDown
+from llavakit.llama_index.text_messages import TextMessages
 from llavakit.model.catalog import context_length
 from llavakit.settings import ModelSettings, key_from_environment
 from llavakit.values import Image
 
 
-class DescribedModel(WrittenDown, ModelSettings, SchemaPrediction):
+class ModelMetadata(TextMessages, ModelSettings, SchemaPrediction):
     """The settings of a model, and what the framework is told of them; nothing is loaded."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)

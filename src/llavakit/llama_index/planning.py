@@ -21,7 +21,7 @@ from llama_index.core.tools import BaseTool
 
 from llavakit.images import Picture
 from llavakit.llama_index.content_blocks import picture_of
-from llavakit.llama_index.metadata import DescribedModel
+from llavakit.llama_index.metadata import ModelMetadata
 from llavakit.sources import read_source
 from llavakit.values import Image, Message
 
@@ -48,7 +48,7 @@ class PicturePromptHelper(ChatPromptHelper):
 
     _llm: Any = PrivateAttr()
 
-    def __init__(self, llm: DescribedModel, **settings: Any) -> None:
+    def __init__(self, llm: ModelMetadata, **settings: Any) -> None:
         metadata = llm.metadata
         settings.setdefault("context_window", metadata.context_window)
         settings.setdefault("num_output", metadata.num_output)

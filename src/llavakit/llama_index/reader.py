@@ -43,7 +43,7 @@ from llavakit.llama_index.pages import (
     checked_extra,
     to_store,
 )
-from llavakit.llama_index.text_messages import WrittenDown
+from llavakit.llama_index.text_messages import TextMessages
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ PageText: TypeAlias = Literal["layer", "transcribe", "describe"] | Task
 Found: TypeAlias = Generator[PageNode | Failure, None, None]
 
 
-class PageImageReader(WrittenDown, BasePydanticReader):
+class PageImageReader(TextMessages, BasePydanticReader):
     """Pages of PDFs, TIFFs and images, each an ``ImageNode`` that answers from its pixels.
 
     >>> reader = PageImageReader(store="pages/", llm=LLaVA(model="demo"))  # doctest: +SKIP

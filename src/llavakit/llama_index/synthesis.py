@@ -27,7 +27,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from llama_index.core.utils import print_text
 from pydantic import BaseModel
 
-from llavakit._checks import checked, whole
+from llavakit._checks import check_integer, checked
 from llavakit.documents import Page, fit_pages
 from llavakit.documents.context import LABEL
 from llavakit.errors import ParameterError
@@ -92,7 +92,7 @@ class PageSynthesizer(BaseSynthesizer):
     ) -> None:
         wording = Wording(question_template, text_qa_template)
         if answer_tokens is not None:
-            whole("answer_tokens", answer_tokens, least=1)
+            check_integer("answer_tokens", answer_tokens, least=1)
         if streaming and output_cls is not None:
             raise ParameterError("An object cannot be streamed; give streaming or output_cls.")
         # Not `multimodal`: the framework would build content blocks of its own, for nobody.
@@ -201,7 +201,7 @@ class PageSynthesizer(BaseSynthesizer):
             return _Shown()
         question = query if isinstance(query, str) else query.query_str
         before, text = self._wording.told(question)
-        seen = [_Seen.of(one, self._model.policy) for one in scored(nodes)]
+        seen = [_NodeContent.of(one, self._model.policy) for one in scored(nodes)]
         system = self._model.system_prompt
         fitted = fit_pages(
             self._model.backend_for(),
@@ -246,7 +246,7 @@ class _Shown:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _NodeContent:
     """What the model is to see of a node: its image, or its text."""
 
     node: NodeWithScore

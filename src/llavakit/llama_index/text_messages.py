@@ -17,7 +17,7 @@ from llavakit.errors import ParameterError
 _WRITTEN = "class_name"
 
 
-class WrittenDown(BaseComponent):
+class TextMessages(BaseComponent):
     """A component whose policy is missed where it was written down without one.
 
     Attributes:

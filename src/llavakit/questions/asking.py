@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from llavakit._checks import checked, kind, members
+from llavakit._checks import check_instance, checked, members
 from llavakit.arguments import to_params
 from llavakit.backend import question_about
 from llavakit.errors import (
@@ -98,7 +98,7 @@ class ImageAsker(ModelSettings):
     @classmethod
     def _absolute(cls, roots: Any) -> Any:
         several = (roots,) if isinstance(roots, (str, Path)) else () if roots is None else roots
-        kind("roots", several, Iterable, "a folder or a list of folders")
+        check_instance("roots", several, Iterable, "a folder or a list of folders")
         # At once, so that a later chdir does not move the fence.
         named = members("roots", several, str | os.PathLike[str])
         found = tuple(Path(root).absolute() for root in named)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from llavakit._checks import real, whole
+from llavakit._checks import check_integer, check_number
 from llavakit.errors import ParameterError
 from llavakit.remote.dialects import DIALECTS
 from llavakit.remote.http_client import ClientSettings
@@ -47,9 +47,9 @@ class RemoteConfig:
             raise ParameterError(
                 f"dialect is {self.dialect!r}; use {', '.join(DIALECTS)}, or None to find out."
             )
-        whole("max_retries", self.max_retries, least=0)
+        check_integer("max_retries", self.max_retries, least=0)
         if self.timeout is not None:
-            real("timeout", self.timeout, above=0)
+            check_number("timeout", self.timeout, above=0)
         if self.api_key is not None and not _fits_a_header(self.api_key):
             raise ParameterError(
                 "api_key holds characters that no HTTP header can (line breaks, non-ASCII); "

@@ -9,7 +9,7 @@ from pathlib import Path
 from llavakit.errors import SourceFetchError
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file that appears whole or not at all, with the permissions of any new file.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import ParameterError
-from llavakit.runs.atomic import write_whole
+from llavakit.runs.atomic import write_atomic
 from llavakit.runs.lines import Lines
 
 
@@ -31,7 +31,7 @@ def claim(
     path = Path(f"{lines.path}.job")
     given = json.loads(json.dumps(job))
     if lines.empty:
-        write_whole(path, json.dumps(given, indent=1).encode() + b"\n")
+        write_atomic(path, json.dumps(given, indent=1).encode() + b"\n")
         return
     try:
         known = json.loads(path.read_bytes())

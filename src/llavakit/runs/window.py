@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Protocol, TypeVar
 
-from llavakit._checks import whole
+from llavakit._checks import check_integer
 from llavakit.backend import Backend, to_request
 from llavakit.errors import (
     InputError,
@@ -62,7 +62,7 @@ def in_order(
         ParameterError: at once: a window below 1.
         LlavaKitError: what ``submit`` and ``result`` raise; the iteration ends with it.
     """
-    whole("window", window, least=1)
+    check_integer("window", window, least=1)
     return _in_order(backend, things, window)
 
 

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llavakit._checks import checked, real
+from llavakit._checks import check_number, checked
 from llavakit.errors import ParameterError
 
 HEAD_SECONDS = 10.0
@@ -68,7 +68,7 @@ class Server(uvicorn.Server):
         access_log: bool = False,
         listening: Callable[[], None] = lambda: None,
     ) -> None:
-        real("grace", grace, least=0)
+        check_number("grace", grace, least=0)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from llavakit._checks import kind, real, strings, whole
+from llavakit._checks import check_instance, check_integer, check_number, strings
 from llavakit.errors import ParameterError
 from llavakit.sources import SourcePolicy
 
@@ -73,14 +73,14 @@ class ServerSettings:
             "max_memory_bytes",
             "retry_after",
         ):
-            whole(name, getattr(self, name), least=1)
+            check_integer(name, getattr(self, name), least=1)
         for name in ("body_timeout", "request_timeout", "send_timeout", "ping_seconds"):
-            real(name, getattr(self, name), above=0)
+            check_number(name, getattr(self, name), above=0)
         if self.max_answer_tokens is not None:
-            whole("max_answer_tokens", self.max_answer_tokens, least=1)
-        kind("allow_urls", self.allow_urls, bool, "True or False")
+            check_integer("max_answer_tokens", self.max_answer_tokens, least=1)
+        check_instance("allow_urls", self.allow_urls, bool, "True or False")
         if self.warm_up != "load":
-            kind("warm_up", self.warm_up, bool, 'True, False or "load"')
+            check_instance("warm_up", self.warm_up, bool, 'True, False or "load"')
         for name, secret in (("api_keys", True), ("allowed_hosts", False)):
             value = strings(name, getattr(self, name), secret=secret)
             object.__setattr__(self, name, value)

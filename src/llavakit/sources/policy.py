@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeAlias, cast
 
-from llavakit._checks import Takes, checked, known, real, whole
+from llavakit._checks import Takes, check_integer, check_number, checked, known
 from llavakit.errors import ParameterError
 
 _Roots: TypeAlias = Iterable[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -70,9 +70,9 @@ class SourcePolicy:
             # Absolute at once, so that a later chdir does not move the fence.
             object.__setattr__(self, "roots", tuple(Path(root).absolute() for root in several))
         for name in ("max_bytes", "max_pixels", "max_side"):
-            whole(name, getattr(self, name), least=1)
-        real("timeout", self.timeout, above=0)
-        whole("max_redirects", self.max_redirects, least=0)
+            check_integer(name, getattr(self, name), least=1)
+        check_number("timeout", self.timeout, above=0)
+        check_integer("max_redirects", self.max_redirects, least=0)
 
     def to_dict(self) -> dict[str, Any]:
         """The policy in types of JSON, every field of it."""

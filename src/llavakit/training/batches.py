@@ -13,7 +13,7 @@ from llavakit.training.data import FaultyRecord, conversation_of
 from llavakit.training.data_check import Report
 from llavakit.training.data_files import Records
 from llavakit.training.examples import Collator, Encoder, Example
-from llavakit.training.sharing import SharingCollator, circles
+from llavakit.training.sharing import SharingCollator, groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +93,5 @@ def batches(examples: Examples, report: Report, reader: Reader, *, share: bool) 
     collate = Collator(0 if padding is None else int(padding), reader.config.model_type)
     if not share:
         return Batches(examples, report.lengths, collate)
-    members, lengths = circles(report.lengths, report.beginnings, examples.encode.max_length)
+    members, lengths = groups(report.lengths, report.beginnings, examples.encode.max_length)
     return Batches(Circles(examples, members), lengths, SharingCollator(collate))

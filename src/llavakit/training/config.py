@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from llavakit._checks import real
+from llavakit._checks import check_number
 from llavakit.errors import ParameterError
 from llavakit.prompts.templates import OWN, template
 from llavakit.training.data_check import check_accepted
@@ -137,7 +137,7 @@ class TrainConfig:
             if value is not None and not least <= value <= most:
                 told = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
                 raise _wrong(name, value, f"it must be {told}")
-        real("epochs", self.epochs, above=0)
+        check_number("epochs", self.epochs, above=0)
         if self.batch_size % self.per_device_batch_size:
             raise ParameterError(
                 f"batch_size is {self.batch_size}, which per_device_batch_size "

@@ -68,7 +68,7 @@ class FaultyRecord(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class Record:
     """What one record says.
 
     Attributes:
@@ -93,7 +93,7 @@ class Conversation:
 
 def conversation_of(
     record: Any, folder: Path | None = None, *, assistant_first: bool = False
-) -> Conversation:
+) -> Record:
     """The conversation of a record.
 
     Args:
@@ -122,7 +122,7 @@ def conversation_of(
         raise FaultyRecord("image-count", f"it has {marks + left} images and {marks} {IMAGE} marks")
     _check_order(filled, assistant_first)
     name = record.get("id")
-    return Conversation(None if name is None else str(name), tuple(filled))
+    return Record(None if name is None else str(name), tuple(filled))
 
 
 def _turns(said: Any, who: str, what: str) -> list[tuple[TurnRole, Any]]:

@@ -20,8 +20,8 @@ from llavakit.model.layout import Size
 from llavakit.training.data import (
     ACCEPTABLE,
     KINDS,
-    Conversation,
     FaultyRecord,
+    Record,
     conversation_of,
 )
 from llavakit.training.data_files import Place, Records, Unread
@@ -129,7 +129,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    conversation: Conversation | None
+    conversation: Record | None
     length: int = 0
     begins: Beginning = ALONE
     faults: tuple[tuple[str, str], ...] = ()
@@ -251,7 +251,7 @@ def _look(record: object, folder: Path | None, encoder: Encoder | None, decode: 
     return _Looked(conversation, length if sizes else -length, begins, first)
 
 
-def _sizes(conversation: Conversation, decode: bool) -> Sequence[Size]:
+def _sizes(conversation: Record, decode: bool) -> Sequence[Size]:
     sizes: list[Size] = []
     for image in conversation.pictures:
         try:

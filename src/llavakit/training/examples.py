@@ -17,7 +17,7 @@ from llavakit.model.layout import Size
 from llavakit.model.preprocess import Pixels, seen_size
 from llavakit.model.reader import Reader
 from llavakit.sources import SourcePolicy
-from llavakit.training.data import Conversation, FaultyRecord
+from llavakit.training.data import FaultyRecord, Record
 from llavakit.training.labels import IGNORED, LabelledTokens, label
 from llavakit.values import Image
 
@@ -60,7 +60,7 @@ class Encoder:
     max_length: int
     cut: bool = False
 
-    def __call__(self, conversation: Conversation) -> Example:
+    def __call__(self, conversation: Record) -> Example:
         """The example of a conversation; opens its images.
 
         Raises:
@@ -72,7 +72,7 @@ class Encoder:
         made = self.tokens(conversation, [one.size for one in pixels])
         return Example(made.ids, made.labels, pixels)
 
-    def tokens(self, conversation: Conversation, sizes: Sequence[Size]) -> LabelledTokens:
+    def tokens(self, conversation: Record, sizes: Sequence[Size]) -> LabelledTokens:
         """The tokens of a conversation whose images have these sizes, and what is learnt.
 
         Args:
@@ -85,9 +85,7 @@ class Encoder:
         made = self._expanded(conversation, sizes)
         return made if len(made.ids) <= self.max_length else self._shortened(made)
 
-    def measured(
-        self, conversation: Conversation, sizes: Sequence[Size]
-    ) -> tuple[LabelledTokens, bool]:
+    def measured(self, conversation: Record, sizes: Sequence[Size]) -> tuple[LabelledTokens, bool]:
         """The tokens of a conversation whose image files have these sizes, and whether it is cut.
 
         Args:
@@ -102,7 +100,7 @@ class Encoder:
             return made, False
         return self._shortened(made), True
 
-    def _expanded(self, conversation: Conversation, sizes: Sequence[Size]) -> LabelledTokens:
+    def _expanded(self, conversation: Record, sizes: Sequence[Size]) -> LabelledTokens:
         try:
             made = label(self.reader.tokenizer, conversation.turns)
         except MessageError as error:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Labelled(Protocol):
+class TokensAndLabels(Protocol):
     """Tokens and their labels, of one conversation."""
 
     @property
@@ -49,7 +49,7 @@ class Tree:
         return len(self.ids)
 
 
-def tree(conversations: Sequence[Labelled]) -> Tree:
+def tree(conversations: Sequence[TokensAndLabels]) -> Tree:
     """Conversations as one tree; one alone is a trunk.
 
     Args:
@@ -71,7 +71,7 @@ def tree(conversations: Sequence[Labelled]) -> Tree:
     return Tree(tuple(ids), tuple(labels), tuple(positions), tuple(branches))
 
 
-def _trunk(conversations: Sequence[Labelled]) -> int:
+def _trunk(conversations: Sequence[TokensAndLabels]) -> int:
     """How many tokens all begin with, without any that another is learnt from.
 
     The token before a learnt one predicts it, and the trunk's last token would have to predict

@@ -68,7 +68,7 @@ def _identity(image: Image) -> bytes:
     return opened.digest.encode()
 
 
-def circles(
+def groups(
     lengths: Sequence[int], beginnings: Sequence[Beginning], most: int
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """Which conversations are learnt together.
@@ -84,15 +84,15 @@ def circles(
     """
     made: list[list[int]] = []
     tokens: list[int] = []
-    open_circles: dict[str, int] = {}
+    open_groups: dict[str, int] = {}
     for index, (length, begins) in enumerate(zip(lengths, beginnings, strict=True)):
-        at = open_circles.get(begins.key) if begins.key else None
+        at = open_groups.get(begins.key) if begins.key else None
         own = abs(length) - begins.tokens
         if at is not None and tokens[at] + own <= most:
             made[at].append(index)
             tokens[at] += own
             continue
-        open_circles[begins.key] = len(made)
+        open_groups[begins.key] = len(made)
         made.append([index])
         tokens.append(length)
     return tuple(tuple(one) for one in made), tuple(tokens)

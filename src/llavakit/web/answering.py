@@ -17,10 +17,10 @@ from llavakit.errors import (
 )
 from llavakit.streams import AnswerStream
 from llavakit.values import Chunk, Message, SamplingParams
-from llavakit.web.conversation import Answer, Stage
-from llavakit.web.model_cache import Shelf
+from llavakit.web.conversation import AnswerStage, ShownAnswer
+from llavakit.web.model_cache import ModelCache
 from llavakit.web.moderation import Moderation, judge
-from llavakit.web.queue import Line, Ticket
+from llavakit.web.queue import Queue, Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ PACE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class WebQuestion:
     """What one answer depends on."""
 
     messages: tuple[Message, ...]
@@ -37,32 +37,32 @@ class Question:
     model: str
 
 
-class Answering:
+class AnswerTask:
     """An answer on its way. Runs as a task of its own, whoever looks at it or not.
 
     Args:
         question: what is asked.
         answer: filled in while it comes.
         line: where to wait for a seat.
-        shelf: where the models are.
+        model_cache: where the models are.
         moderation: the hook that may refuse.
         timeout: seconds for the answer, without the time in line.
     """
 
     def __init__(
         self,
-        question: Question,
-        answer: Answer,
+        question: WebQuestion,
+        answer: ShownAnswer,
         *,
-        line: Line,
-        shelf: Shelf,
+        line: Queue,
+        model_cache: ModelCache,
         moderation: Moderation | None = None,
         timeout: float | None = None,
     ) -> None:
         self.answer = answer
         self._question = question
         self._line = line
-        self._shelf = shelf
+        self._model_cache = model_cache
         self._moderation = moderation
         self._timeout = timeout
         self._stopped = False
@@ -113,10 +113,10 @@ class Answering:
             await self._wait_in_line()
             if not self._stopped:
                 await self._write()
-            self._end(Stage.STOPPED if self._stopped else Stage.DONE)
+            self._end(AnswerStage.STOPPED if self._stopped else AnswerStage.DONE)
         except RequestCancelledError as error:
             if self._stopped:
-                self._end(Stage.STOPPED)
+                self._end(AnswerStage.STOPPED)
             else:
                 self._fail(error)
         except Exception as error:
@@ -131,23 +131,27 @@ class Answering:
     async def _wait_in_line(self) -> None:
         ticket = self._ticket = self._line.enter()
         while not self._stopped and (place := ticket.place):
-            self._show(Stage.WAITING, place)
+            self._show(AnswerStage.WAITING, place)
             await ticket.moved.wait()
             ticket.moved.clear()
 
     async def _write(self) -> None:
         question, answer = self._question, self.answer
-        with self._shelf.using(question.model) as backend:
+        with self._model_cache.using(question.model) as backend:
             answer.model = question.model
-            self._show(Stage.READING if self._shelf.is_loaded(question.model) else Stage.LOADING)
+            self._show(
+                AnswerStage.READING
+                if self._model_cache.is_loaded(question.model)
+                else AnswerStage.LOADING
+            )
             # Weights are loaded and images opened here, off the event loop.
             self._stream = stream = await asyncio.to_thread(
                 backend.stream, question.messages, question.params, timeout=self._timeout
             )
-            self._shelf.loaded(question.model)
+            self._model_cache.loaded(question.model)
             if self._stopped:
                 return
-            self._show(Stage.READING)
+            self._show(AnswerStage.READING)
             begun, first = time.monotonic(), 0.0
             async for chunk in stream:
                 if not first:
@@ -162,13 +166,13 @@ class Answering:
         if chunk.finish_reason is not None:
             answer.usage = chunk.usage
             answer.cut = chunk.finish_reason == "length"
-        self._show(Stage.WRITING)
+        self._show(AnswerStage.WRITING)
 
-    def _show(self, stage: Stage, place: int = 0) -> None:
+    def _show(self, stage: AnswerStage, place: int = 0) -> None:
         self.answer.stage, self.answer.place = stage, place
         self._changed.set()
 
-    def _end(self, stage: Stage) -> None:
+    def _end(self, stage: AnswerStage) -> None:
         self.answer.text = self.answer.text.strip()
         self._show(stage)
 
@@ -178,7 +182,7 @@ class Answering:
         elif not isinstance(error, LlavaKitError):
             logger.error("An answer failed", exc_info=error)
         self.answer.error = sentence(error)
-        self._end(Stage.FAILED)
+        self._end(AnswerStage.FAILED)
 
 
 def sentence(error: BaseException) -> str:

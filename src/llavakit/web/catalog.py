@@ -16,7 +16,7 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ListedModel:
     """One model of the list.
 
     Attributes:
@@ -32,14 +32,14 @@ class Offer:
     context: int | None = None
 
 
-def offers(
+def listed_models(
     named: Sequence[str],
     folders: Sequence[Path] = (),
     *,
     catalog: bool = False,
     bits: Bits = 16,
     remote: bool = False,
-) -> tuple[Offer, ...]:
+) -> tuple[ListedModel, ...]:
     """The list, without one name twice.
 
     Args:
@@ -60,8 +60,8 @@ def offers(
     if catalog:
         names.update(dict.fromkeys(entry.name for entry in CATALOG))
     if remote:
-        return tuple(Offer(name, name) for name in names)
-    return tuple(_offer(name, bits) for name in names)
+        return tuple(ListedModel(name, name) for name in names)
+    return tuple(_listed(name, bits) for name in names)
 
 
 def _checkpoints(folder: Path) -> Iterable[str]:
@@ -71,7 +71,7 @@ def _checkpoints(folder: Path) -> Iterable[str]:
     return [str(path) for path in inside]
 
 
-def _offer(name: str, bits: Bits) -> Offer:
+def _listed(name: str, bits: Bits) -> ListedModel:
     path = Path(name).expanduser()
     if path.is_dir():
         label, memory = path.resolve().name, _directory_memory(path, bits)
@@ -79,7 +79,7 @@ def _offer(name: str, bits: Bits) -> Offer:
         entry = resolve(name)
         label, memory = name, None if entry is None else entry.memory(bits)
     told = "" if memory is None else f" · needs {size(memory)}"
-    return Offer(name, label + told, memory, context_length(name))
+    return ListedModel(name, label + told, memory, context_length(name))
 
 
 def _directory_memory(path: Path, bits: Bits) -> int | None:

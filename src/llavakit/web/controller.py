@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from llavakit.errors import InputError, ParameterError
 from llavakit.values import SamplingParams
-from llavakit.web.answering import Answering, Question, sentence
-from llavakit.web.conversation import Turn
+from llavakit.web.answering import AnswerTask, WebQuestion, sentence
+from llavakit.web.conversation import WebTurn
 from llavakit.web.examples import PageExample
-from llavakit.web.log import ConversationLog, Place
-from llavakit.web.model_cache import Shelf
+from llavakit.web.log import ConversationLog, LogPosition
+from llavakit.web.model_cache import ModelCache
 from llavakit.web.moderation import Moderation
 from llavakit.web.pictures import Opened, Uploads, shown_picture
-from llavakit.web.queue import Line
+from llavakit.web.queue import Queue
 from llavakit.web.settings import WebSettings
 from llavakit.web.visitors import Visit, Visitors
 
@@ -37,13 +37,13 @@ class Wish:
     pages: str = ""
 
 
-class Desk:
+class Controller:
     """One page: its models, its visitors, the line between them. Belongs to one event loop."""
 
     def __init__(
         self,
         settings: WebSettings,
-        shelf: Shelf,
+        model_cache: ModelCache,
         uploads: Uploads,
         *,
         examples: Sequence[PageExample] = (),
@@ -51,12 +51,12 @@ class Desk:
         moderation: Moderation | None = None,
     ) -> None:
         self.settings = settings
-        self.shelf = shelf
+        self.model_cache = model_cache
         self.uploads = uploads
         self.examples = tuple(examples)
         self.log = log
         self.visitors = Visitors(settings)
-        self.line = Line(settings.seats, settings.places)
+        self.line = Queue(settings.seats, settings.places)
         self._moderation = moderation
 
     def wish(
@@ -166,7 +166,7 @@ class Desk:
         if self.log is None or not 0 <= index < len(turns):
             raise InputError("There is nothing to vote on.")
         turns[index].answer.feedback = feedback
-        place = Place(visit.conversation.name, index + 1)
+        place = LogPosition(visit.conversation.name, index + 1)
         await asyncio.to_thread(self.log.feedback, place, feedback)
 
     def left(self, tab: str) -> None:
@@ -205,19 +205,19 @@ class Desk:
         async for _ in self._answered(visit, turn, wish):
             yield
 
-    async def _answered(self, visit: Visit, turn: Turn, wish: Wish) -> AsyncIterator[None]:
+    async def _answered(self, visit: Visit, turn: WebTurn, wish: Wish) -> AsyncIterator[None]:
         conversation = visit.conversation
-        question = Question(conversation.messages(wish.system), wish.params, wish.model)
-        answering = visit.answering = Answering(
+        question = WebQuestion(conversation.messages(wish.system), wish.params, wish.model)
+        answering = visit.answering = AnswerTask(
             question,
             turn.answer,
             line=self.line,
-            shelf=self.shelf,
+            model_cache=self.model_cache,
             moderation=self._moderation,
             timeout=self.settings.answer_timeout,
         )
         if (log := self.log) is not None:
-            place = Place(conversation.name, len(conversation.turns))
+            place = LogPosition(conversation.name, len(conversation.turns))
 
             async def keep() -> None:
                 await asyncio.to_thread(log.answer, place, turn, wish.params, wish.system)

@@ -9,10 +9,10 @@ from enum import StrEnum
 
 from llavakit.errors import InputError
 from llavakit.values import Image, Message, Text, Usage
-from llavakit.web.pictures import Shown
+from llavakit.web.pictures import AttachedImage
 
 
-class Stage(StrEnum):
+class AnswerStage(StrEnum):
     """How far an answer is."""
 
     WAITING = "waiting"
@@ -26,11 +26,11 @@ class Stage(StrEnum):
     @property
     def over(self) -> bool:
         """Whether nothing more comes."""
-        return self in (Stage.DONE, Stage.STOPPED, Stage.FAILED)
+        return self in (AnswerStage.DONE, AnswerStage.STOPPED, AnswerStage.FAILED)
 
 
 @dataclass(slots=True)
-class Answer:
+class ShownAnswer:
     """An answer, while it comes and afterwards.
 
     Attributes:
@@ -47,7 +47,7 @@ class Answer:
     """
 
     text: str = ""
-    stage: Stage = Stage.WAITING
+    stage: AnswerStage = AnswerStage.WAITING
     place: int = 0
     error: str = ""
     model: str = ""
@@ -60,11 +60,11 @@ class Answer:
     @property
     def counts(self) -> bool:
         """Whether the model is shown it in later turns."""
-        return self.stage in (Stage.DONE, Stage.STOPPED) and bool(self.text.strip())
+        return self.stage in (AnswerStage.DONE, AnswerStage.STOPPED) and bool(self.text.strip())
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class WebTurn:
     """A question with its images, and its answer.
 
     Attributes:
@@ -72,9 +72,9 @@ class Turn:
     """
 
     text: str
-    pictures: tuple[Shown, ...] = ()
+    pictures: tuple[AttachedImage, ...] = ()
     notes: tuple[str, ...] = ()
-    answer: Answer = field(default_factory=Answer)
+    answer: ShownAnswer = field(default_factory=ShownAnswer)
 
     @property
     def question(self) -> Message:
@@ -82,7 +82,7 @@ class Turn:
         return Message("user", [*(shown.image for shown in self.pictures), Text(self.text)])
 
 
-class Conversation:
+class WebConversation:
     """The turns of one tab, in their order.
 
     Attributes:
@@ -92,10 +92,10 @@ class Conversation:
 
     def __init__(self) -> None:
         self.name = secrets.token_hex(8)
-        self.turns: list[Turn] = []
+        self.turns: list[WebTurn] = []
 
     @property
-    def last(self) -> Turn | None:
+    def last(self) -> WebTurn | None:
         """The turn that is asked or was asked last."""
         return self.turns[-1] if self.turns else None
 
@@ -109,19 +109,21 @@ class Conversation:
         """Bytes that its images take."""
         return sum(shown.size for turn in self.turns for shown in turn.pictures)
 
-    def ask(self, text: str, pictures: Sequence[Shown] = (), notes: Sequence[str] = ()) -> Turn:
+    def ask(
+        self, text: str, pictures: Sequence[AttachedImage] = (), notes: Sequence[str] = ()
+    ) -> WebTurn:
         """Adds a question."""
-        turn = Turn(text, tuple(pictures), tuple(notes))
+        turn = WebTurn(text, tuple(pictures), tuple(notes))
         self.turns.append(turn)
         return turn
 
-    def fail(self, text: str, error: str) -> Turn:
+    def fail(self, text: str, error: str) -> WebTurn:
         """Adds a question that cannot be asked, and why."""
         turn = self.ask(text)
-        turn.answer = Answer(stage=Stage.FAILED, error=error)
+        turn.answer = ShownAnswer(stage=AnswerStage.FAILED, error=error)
         return turn
 
-    def again(self) -> Turn:
+    def again(self) -> WebTurn:
         """The last question anew.
 
         Raises:
@@ -129,10 +131,10 @@ class Conversation:
         """
         if self.last is None:
             raise InputError("Ask something first.")
-        self.last.answer = Answer()
+        self.last.answer = ShownAnswer()
         return self.last
 
-    def edit(self, index: int, text: str) -> Turn:
+    def edit(self, index: int, text: str) -> WebTurn:
         """The question of a turn in other words; it keeps its images, later turns are gone.
 
         Raises:

@@ -15,7 +15,7 @@ from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from llavakit.web.controller import Desk
+from llavakit.web.controller import Controller
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -49,14 +49,16 @@ class Guard:
 
     Args:
         app: the page.
-        desk: who is told of visitors and uploads.
+        controller: who is told of visitors and uploads.
         folder: where uploads lie.
         hosts: names that the ``Host`` header may have, without ports; empty takes any.
     """
 
-    def __init__(self, app: App, desk: Desk, folder: Path, hosts: Iterable[str] = ()) -> None:
+    def __init__(
+        self, app: App, controller: Controller, folder: Path, hosts: Iterable[str] = ()
+    ) -> None:
         self._app = app
-        self._desk = desk
+        self._controller = controller
         self._folder = folder.resolve()
         self._hosts = frozenset(hosts)
 
@@ -94,13 +96,13 @@ class Guard:
         return None
 
     def _refused_upload(self, length: str) -> tuple[int, str] | None:
-        settings = self._desk.settings
+        settings = self._controller.settings
         if not length.isdecimal():
             return 411, "An upload must tell its length."
         if int(length) > settings.max_images * (settings.max_file_bytes + 4096):
             return 413, "These files are too large together; send fewer at once."
-        self._desk.sweep()
-        if self._desk.uploads.full:
+        self._controller.sweep()
+        if self._controller.uploads.full:
             return 507, "There is no room for uploads now; try again later."
         return None
 
@@ -115,17 +117,17 @@ class Guard:
                 event = await receive()
                 events.put_nowait(event)
                 if event["type"] == "http.disconnect":
-                    self._desk.left(tab)
+                    self._controller.left(tab)
                     return
 
-        self._desk.visitors.came(tab, owner)
+        self._controller.visitors.came(tab, owner)
         watching = asyncio.get_running_loop().create_task(watch())
         try:
             await self._app(scope, events.get, send)
         finally:
             if not watching.done():
                 watching.cancel()
-                self._desk.left(tab)
+                self._controller.left(tab)
 
     def _noting_uploads(self, owner: str, send: Send) -> Send:
         body = bytearray()
@@ -138,7 +140,7 @@ class Guard:
             elif event["type"] == "http.response.body":
                 body.extend(event.get("body", b""))
                 if status == 200 and not event.get("more_body", False):
-                    self._desk.uploads.came(owner, _paths(body))
+                    self._controller.uploads.came(owner, _paths(body))
             await send(event)
 
         return noting

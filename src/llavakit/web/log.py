@@ -15,8 +15,8 @@ from typing import Any
 from llavakit.errors import ParameterError
 from llavakit.images import open_picture
 from llavakit.values import SamplingParams
-from llavakit.web.conversation import Turn
-from llavakit.web.pictures import Shown
+from llavakit.web.conversation import WebTurn
+from llavakit.web.pictures import AttachedImage
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _PARAMS = ("temperature", "top_p", "max_tokens", "seed")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LogPosition:
     """Where in which conversation something happened; turns are numbered from 1."""
 
     conversation: str
@@ -58,7 +58,9 @@ class ConversationLog:
                 f"The log cannot be written to {folder}: {error.strerror or error}."
             ) from error
 
-    def answer(self, place: Place, turn: Turn, params: SamplingParams, system: str) -> None:
+    def answer(
+        self, place: LogPosition, turn: WebTurn, params: SamplingParams, system: str
+    ) -> None:
         """Keeps a turn that is over, its images included."""
         answer = turn.answer
         sampling = asdict(params)
@@ -77,11 +79,13 @@ class ConversationLog:
         }
         self._keep(place, facts, turn.pictures)
 
-    def feedback(self, place: Place, feedback: str | None) -> None:
+    def feedback(self, place: LogPosition, feedback: str | None) -> None:
         """Keeps a vote or a flag; None takes it back."""
         self._keep(place, {"event": "feedback", "feedback": feedback})
 
-    def _keep(self, place: Place, facts: Mapping[str, Any], pictures: Sequence[Shown] = ()) -> None:
+    def _keep(
+        self, place: LogPosition, facts: Mapping[str, Any], pictures: Sequence[AttachedImage] = ()
+    ) -> None:
         record = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "conversation": place.conversation,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from llavakit.backend import Backend
 from llavakit.errors import ParameterError, QueueFullError
-from llavakit.web.catalog import Offer
+from llavakit.web.catalog import ListedModel
 
 
-class Shelf:
+class ModelCache:
     """Models by name. The first offers stay in memory; of the others there is one at a time.
 
     Args:
@@ -22,7 +22,9 @@ class Shelf:
         load: gives the backend of a name, without loading weights (``llavakit.load``).
     """
 
-    def __init__(self, offers: Sequence[Offer], kept: int, load: Callable[[str], Backend]) -> None:
+    def __init__(
+        self, offers: Sequence[ListedModel], kept: int, load: Callable[[str], Backend]
+    ) -> None:
         self.offers = tuple(offers)
         self._kept = {offer.name for offer in self.offers[:kept]}
         self._load = load

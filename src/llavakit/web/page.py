@@ -1,4 +1,4 @@
-"""The page itself: gradio's components, and which of them calls whom at the desk."""
+"""The page itself: gradio's components, and which of them calls whom at the controller."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import gradio as gr
 from llavakit.errors import InputError, LlavaKitError
 from llavakit.web import style
 from llavakit.web.answering import sentence
-from llavakit.web.controller import Desk, Wish
+from llavakit.web.controller import Controller, Wish
 from llavakit.web.guard import COOKIE
 from llavakit.web.rendering import feedback, to_chat, turn_of, typed
 from llavakit.web.tasks import TASKS, ReadyTask
@@ -32,15 +32,15 @@ Values: TypeAlias = Mapping[Any, Any]
 """What stands in the components."""
 
 
-def build(desk: Desk) -> gr.Blocks:
-    """The page of a desk."""
-    page: gr.Blocks = _Page(desk).blocks
+def build(controller: Controller) -> gr.Blocks:
+    """The page of a controller."""
+    page: gr.Blocks = _Page(controller).blocks
     return page
 
 
 class _Page:
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
         with gr.Blocks(title="llavakit", fill_height=True, analytics_enabled=False) as self.blocks:
             self._token = gr.Textbox(visible="hidden")
             self._draw_settings()
@@ -49,7 +49,7 @@ class _Page:
             with gr.Row(elem_id="lk-tasks"):
                 self._tasks = [gr.Button(task.label, size="sm", min_width=0) for task in TASKS]
             self._box = self._draw_box()
-            gr.HTML(look.foot(desk.log is not None), elem_id="lk-foot")
+            gr.HTML(style.foot(controller.log is not None), elem_id="lk-foot")
             self._listen()
 
     # What there is to see
@@ -79,13 +79,13 @@ class _Page:
             placeholder=style.EMPTY,
             examples=[
                 {"text": example.question, "files": [str(example.file)]}
-                for example in self._desk.examples
+                for example in self._controller.examples
             ],
         )
         # They lie among the uploads, and go with the page.
         for shown in chat.examples or ():
             files: Any = shown["files"]
-            self._desk.uploads.keep(str(file["path"]) for file in files)
+            self._controller.uploads.keep(str(file["path"]) for file in files)
         return chat
 
     def _draw_box(self) -> gr.MultimodalTextbox:
@@ -96,19 +96,19 @@ class _Page:
             file_types=_FILES,
             file_count="multiple",
             placeholder="Ask about images or a PDF",
-            max_plain_text_length=self._desk.settings.max_text,
+            max_plain_text_length=self._controller.settings.max_text,
             autofocus=True,
             submit_btn=True,
             stop_btn=False,
         )
 
     def _draw_settings(self) -> None:
-        settings, shelf = self._desk.settings, self._desk.shelf
+        settings, model_cache = self._controller.settings, self._controller.model_cache
         with gr.Sidebar(position="right", open=False, label="Settings", elem_id="lk-settings"):
             gr.HTML("<h2>Settings</h2>")
             model = gr.Dropdown(
-                [(offer.label, offer.name) for offer in shelf.offers],
-                value=shelf.default,
+                [(offer.label, offer.name) for offer in model_cache.offers],
+                value=model_cache.default,
                 label="Model",
                 interactive=True,
             )
@@ -162,7 +162,7 @@ class _Page:
         self._again.click(_noticed(self._regenerate), controls, shown, **_LISTENING)
         for cleared in (self._clear.click, chat.clear):
             cleared(_noticed(self._new_chat), None, shown, **_LISTENING)
-        if self._desk.log is not None:
+        if self._controller.log is not None:
             chat.like(self._vote, None, None, **_LISTENING)
         self._dark.click(None, None, None, js=style.TOGGLE_DARK)
         self._settings.click(None, None, None, js=style.TOGGLE_SETTINGS)
@@ -174,16 +174,16 @@ class _Page:
         self.blocks.unload(lambda: None)
 
     def _visit(self, request: gr.Request) -> Visit:
-        visit = self._desk.visitors.of(request.session_hash or "")
+        visit = self._controller.visitors.of(request.session_hash or "")
         visit.owner = visit.owner or request.cookies.get(COOKIE, "")
         return visit
 
     def _wish(self, values: Values) -> Wish:
-        return self._desk.wish(*(values[control] for control in self._controls))
+        return self._controller.wish(*(values[control] for control in self._controls))
 
     async def _enter(self, token: str, request: gr.Request) -> tuple[Any, Any, str]:
         try:
-            visit = self._desk.visitors.enter(request.session_hash or "", token or "")
+            visit = self._controller.visitors.enter(request.session_hash or "", token or "")
         except LlavaKitError as error:
             gr.Info(sentence(error))
             return gr.skip(), gr.skip(), ""
@@ -191,7 +191,7 @@ class _Page:
 
     async def _send(self, values: Values, request: gr.Request) -> Updates:
         visit, (text, files) = self._visit(request), self._typed(values)
-        changes = self._desk.send(visit, text, files, self._wish(values))
+        changes = self._controller.send(visit, text, files, self._wish(values))
         async for update in self._show(visit, changes, empty_box=True):
             yield update
 
@@ -203,7 +203,7 @@ class _Page:
                 raise InputError("Write the question first; a word or two answer it then.")
             if not files and not visit.conversation.pictures:
                 raise InputError("Add an image first.")
-            changes = self._desk.send(visit, question, files, self._wish(values))
+            changes = self._controller.send(visit, question, files, self._wish(values))
             async for update in self._show(visit, changes, empty_box=True):
                 yield update
 
@@ -215,7 +215,7 @@ class _Page:
 
     async def _example(self, values: Values, request: gr.Request, chosen: gr.SelectData) -> Updates:
         visit = self._visit(request)
-        changes = self._desk.example(visit, int(chosen.index), self._wish(values))
+        changes = self._controller.example(visit, int(chosen.index), self._wish(values))
         async for update in self._show(visit, changes):
             yield update
 
@@ -224,19 +224,19 @@ class _Page:
         # The browser shows the new words already; should they be refused, these are right.
         yield self._look(visit), gr.skip()
         turn = turn_of(visit.conversation, edited.index)
-        changes = self._desk.edit(visit, turn, typed(str(edited.value)), self._wish(values))
+        changes = self._controller.edit(visit, turn, typed(str(edited.value)), self._wish(values))
         async for update in self._show(visit, changes):
             yield update
 
     async def _regenerate(self, values: Values, request: gr.Request) -> Updates:
         visit = self._visit(request)
-        changes = self._desk.again(visit, self._wish(values))
+        changes = self._controller.again(visit, self._wish(values))
         async for update in self._show(visit, changes):
             yield update
 
     async def _new_chat(self, request: gr.Request) -> Updates:
         visit = self._visit(request)
-        self._desk.clear(visit)
+        self._controller.clear(visit)
         yield self._look(visit), _asking()
 
     async def _stop(self, request: gr.Request) -> None:
@@ -248,7 +248,7 @@ class _Page:
         visit = self._visit(request)
         try:
             turn = turn_of(visit.conversation, vote.index)
-            await self._desk.vote(visit, turn, str(word) or None)
+            await self._controller.vote(visit, turn, str(word) or None)
         except LlavaKitError as error:
             gr.Info(sentence(error))
 
@@ -266,7 +266,7 @@ class _Page:
 
     def _look(self, visit: Visit) -> Any:
         value: Any = to_chat(visit.conversation)
-        if self._desk.log is None:
+        if self._controller.log is None:
             return value
         return gr.Chatbot(value=value, feedback_value=feedback(visit.conversation))
 

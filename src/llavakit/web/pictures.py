@@ -26,7 +26,7 @@ _THE_PAGE = "the page itself"
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class AttachedImage:
     """An image of a conversation.
 
     Attributes:
@@ -49,7 +49,7 @@ class Shown:
 class Opened:
     """What became of some uploads: images, and a sentence for whatever was left out."""
 
-    pictures: tuple[Shown, ...] = ()
+    pictures: tuple[AttachedImage, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -141,7 +141,7 @@ class Uploads:
         return self._open(paths, PageRange.parse(pages) if pages.strip() else None)
 
     def _open(self, paths: Sequence[str], wanted: PageRange | None) -> Opened:
-        pictures: list[Shown] = []
+        pictures: list[AttachedImage] = []
         notes: list[str] = []
         most = self._settings.max_images
         for path in paths:
@@ -174,9 +174,9 @@ class Uploads:
 
     def _pages(
         self, data: bytes, name: str, wanted: PageRange | None, notes: list[str]
-    ) -> list[Shown]:
+    ) -> list[AttachedImage]:
         most = self._settings.max_pages
-        found: list[Shown] = []
+        found: list[AttachedImage] = []
         # One more than is taken, so that somebody notices.
         for page in open_files([Document(data, wanted)], policy=self._policy):
             if isinstance(page, Failure):
@@ -191,7 +191,7 @@ class Uploads:
         return found
 
 
-def shown_picture(data: bytes, name: str, policy: SourcePolicy) -> Shown:
+def shown_picture(data: bytes, name: str, policy: SourcePolicy) -> AttachedImage:
     """An image's file as part of a conversation.
 
     Raises:
@@ -200,10 +200,10 @@ def shown_picture(data: bytes, name: str, policy: SourcePolicy) -> Shown:
     return _shown(data, name, open_picture(data, policy))
 
 
-def _shown(held: bytes | Picture, name: str, picture: Picture) -> Shown:
+def _shown(held: bytes | Picture, name: str, picture: Picture) -> AttachedImage:
     width, height = picture.size
     size = len(held) if isinstance(held, bytes) else 3 * width * height
-    return Shown(name, Image(held), picture.digest, _thumbnail(picture), size)
+    return AttachedImage(name, Image(held), picture.digest, _thumbnail(picture), size)
 
 
 def _thumbnail(picture: Picture) -> str:

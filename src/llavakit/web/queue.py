@@ -8,7 +8,7 @@ from collections import deque
 from llavakit.errors import QueueFullError
 
 
-class Line:
+class Queue:
     """Seats at the model, and a line before them. Belongs to one event loop.
 
     The engine batches whoever has a seat. It has a queue of its own, but tells nobody's place
@@ -73,7 +73,7 @@ class Line:
 class Ticket:
     """A place in the line, or a seat; ``moved`` is set whenever the line has moved."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Queue) -> None:
         self._line = line
         self.moved = asyncio.Event()
 

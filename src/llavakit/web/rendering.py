@@ -6,12 +6,12 @@ import re
 from html import escape, unescape
 from typing import Any
 
-from llavakit.web.conversation import Answer, Conversation, Stage, Turn
+from llavakit.web.conversation import AnswerStage, ShownAnswer, WebConversation, WebTurn
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
 
-def to_chat(conversation: Conversation) -> list[dict[str, Any]]:
+def to_chat(conversation: WebConversation) -> list[dict[str, Any]]:
     """The messages of a conversation.
 
     A turn is up to four: its images, its words, its answer, and what is told below that. They
@@ -20,7 +20,7 @@ def to_chat(conversation: Conversation) -> list[dict[str, Any]]:
     return [message for turn in conversation.turns for message in _messages(turn)]
 
 
-def feedback(conversation: Conversation) -> list[str | None]:
+def feedback(conversation: WebConversation) -> list[str | None]:
     """What the visitor thinks of each message of the model, in their order."""
     given: list[str | None] = []
     for turn in conversation.turns:
@@ -29,7 +29,7 @@ def feedback(conversation: Conversation) -> list[str | None]:
     return given
 
 
-def turn_of(conversation: Conversation, index: Any) -> int:
+def turn_of(conversation: WebConversation, index: Any) -> int:
     """The number of the turn, from 0, that a message belongs to; -1 if there is none."""
     left = int(index[0] if isinstance(index, (list, tuple)) else index)
     for number, turn in enumerate(conversation.turns):
@@ -56,7 +56,7 @@ def plain(text: str) -> str:
     )
 
 
-def _messages(turn: Turn) -> list[dict[str, Any]]:
+def _messages(turn: WebTurn) -> list[dict[str, Any]]:
     pictures = _html(_gallery(turn)) if turn.pictures else None
     question = {"type": "text", "text": plain(turn.text)}
     asked = [part for part in (pictures, question) if part is not None]
@@ -71,7 +71,7 @@ def _messages(turn: Turn) -> list[dict[str, Any]]:
     ]
 
 
-def _gallery(turn: Turn) -> str:
+def _gallery(turn: WebTurn) -> str:
     shown = "".join(
         f'<img src="{picture.thumbnail}" alt="{escape(picture.name)}" '
         f'title="{escape(picture.name)}">'
@@ -82,9 +82,9 @@ def _gallery(turn: Turn) -> str:
     return f'<div class="lk-pictures{many}">{shown}</div>{notes}'
 
 
-def _told(answer: Answer) -> str:
+def _told(answer: ShownAnswer) -> str:
     """What stands below an answer, or for one that is not there yet."""
-    if answer.stage is Stage.FAILED:
+    if answer.stage is AnswerStage.FAILED:
         return f'<div class="lk-error" role="alert">{escape(answer.error)}</div>'
     if answer.stage.over:
         return f'<div class="lk-facts">{escape(facts(answer))}</div>'
@@ -93,19 +93,19 @@ def _told(answer: Answer) -> str:
     return ""
 
 
-def status(answer: Answer) -> str:
+def status(answer: ShownAnswer) -> str:
     """What somebody who waits is told."""
-    if answer.stage is Stage.WAITING:
+    if answer.stage is AnswerStage.WAITING:
         if answer.place == 1:
             return "You are next in line."
         return f"You are number {answer.place} in line." if answer.place else "One moment…"
-    return f"Loading {answer.model}…" if answer.stage is Stage.LOADING else "Looking…"
+    return f"Loading {answer.model}…" if answer.stage is AnswerStage.LOADING else "Looking…"
 
 
-def facts(answer: Answer) -> str:
+def facts(answer: ShownAnswer) -> str:
     """Tokens and speed of an answer that is over."""
     seconds = answer.first_token + answer.writing
-    if answer.stage is Stage.STOPPED:
+    if answer.stage is AnswerStage.STOPPED:
         return f"Stopped after {_seconds(seconds)}" if seconds else "Stopped"
     usage = answer.usage
     if usage is None:

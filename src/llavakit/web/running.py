@@ -22,12 +22,12 @@ from llavakit.backend import Backend
 from llavakit.errors import ParameterError
 from llavakit.values import SamplingParams
 from llavakit.web import style
-from llavakit.web.catalog import Offer
-from llavakit.web.controller import Desk
+from llavakit.web.catalog import ListedModel
+from llavakit.web.controller import Controller
 from llavakit.web.examples import copy_examples
 from llavakit.web.guard import Guard
 from llavakit.web.log import ConversationLog
-from llavakit.web.model_cache import Shelf
+from llavakit.web.model_cache import ModelCache
 from llavakit.web.moderation import Moderation
 from llavakit.web.page import build
 from llavakit.web.pictures import Uploads
@@ -40,13 +40,18 @@ class RunningPage:
     Attributes:
         url: its address.
         share_url: its address on the internet, if it is shared.
-        desk: what happens behind it.
+        controller: what happens behind it.
     """
 
     def __init__(
-        self, desk: Desk, blocks: gr.Blocks, folder: Path, url: str, share_url: str | None
+        self,
+        controller: Controller,
+        blocks: gr.Blocks,
+        folder: Path,
+        url: str,
+        share_url: str | None,
     ) -> None:
-        self.desk = desk
+        self.controller = controller
         self.url = url
         self.share_url = share_url
         self._blocks = blocks
@@ -63,7 +68,7 @@ class RunningPage:
             return
         self._closed.set()
         self._blocks.close(verbose=False)
-        self.desk.shelf.close()
+        self.controller.model_cache.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -79,7 +84,7 @@ class RunningPage:
 
 
 def serve(
-    offers: Sequence[Offer],
+    offers: Sequence[ListedModel],
     load: Callable[[str], Backend],
     *,
     kept: int = 1,
@@ -97,7 +102,7 @@ def serve(
     The first model is loaded in the background at once.
 
     Args:
-        offers: the models of the list (:func:`llavakit.web.catalog.offers`).
+        offers: the models of the list (:func:`llavakit.web.catalog.listed_models`).
         load: gives the backend of an offer's name.
         kept: how many offers, from the first, stay in memory; of the others one at a time.
         settings: defaults and limits.
@@ -120,9 +125,9 @@ def serve(
         uploads = folder / "uploads"
         uploads.mkdir()
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-        desk = Desk(
+        controller = Controller(
             settings,
-            Shelf(offers, kept, load),
+            ModelCache(offers, kept, load),
             Uploads(uploads, settings),
             examples=copy_examples(folder / "examples"),
             log=log,
@@ -130,7 +135,7 @@ def serve(
         )
         # A name that leads to loopback is not ours (DNS rebinding); elsewhere nobody knows names.
         hosts = LOOPBACK if is_loopback(host) and not share else ()
-        blocks = build(desk)
+        blocks = build(controller)
         blocks.queue(default_concurrency_limit=None, max_size=None)
         _, url, share_url = blocks.launch(
             server_name=host,
@@ -148,7 +153,7 @@ def serve(
             mcp_server=False,
             allowed_paths=[],
             max_file_size=settings.max_file_bytes,
-            app_kwargs={"middleware": [Middleware(Guard, desk, uploads, hosts)]},
+            app_kwargs={"middleware": [Middleware(Guard, controller, uploads, hosts)]},
             theme=_theme(),
             css=style.STYLE,
             head=style.SCRIPT,
@@ -157,18 +162,21 @@ def serve(
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    page = RunningPage(desk, blocks, folder, url.rstrip("/"), share_url)
+    page = RunningPage(controller, blocks, folder, url.rstrip("/"), share_url)
     threading.Thread(
-        target=_warm_up, args=(desk.shelf, failed), name="llavakit-web-load", daemon=True
+        target=_warm_up,
+        args=(controller.model_cache, failed),
+        name="llavakit-web-load",
+        daemon=True,
     ).start()
     return page
 
 
-def _warm_up(shelf: Shelf, failed: Callable[[BaseException], None] | None) -> None:
+def _warm_up(model_cache: ModelCache, failed: Callable[[BaseException], None] | None) -> None:
     try:
-        with shelf.using(shelf.default) as backend:
+        with model_cache.using(model_cache.default) as backend:
             backend.generate("Hello", SamplingParams(max_tokens=1))
-            shelf.loaded(shelf.default)
+            model_cache.loaded(model_cache.default)
     except Exception as error:
         if failed is not None:
             failed(error)

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from llavakit._checks import real, whole
+from llavakit._checks import check_integer, check_number
 from llavakit.sources import SourcePolicy
 
 MIB = 1 << 20
@@ -63,11 +63,11 @@ class WebSettings:
             value = getattr(self, field.name)
             none_is_right = field.name in ("temperature", "places", "linger")
             if isinstance(field.default, int):
-                whole(field.name, value, least=0 if none_is_right else 1)
+                check_integer(field.name, value, least=0 if none_is_right else 1)
             elif none_is_right:
-                real(field.name, value, least=0)
+                check_number(field.name, value, least=0)
             else:
-                real(field.name, value, above=0)
+                check_number(field.name, value, above=0)
 
     def policy(self, folder: Path) -> SourcePolicy:
         """What may be opened: uploads in their folder and nothing else."""

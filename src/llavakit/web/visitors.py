@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from llavakit.errors import InputError, QueueFullError
-from llavakit.web.answering import Answering
-from llavakit.web.conversation import Conversation
+from llavakit.web.answering import AnswerTask
+from llavakit.web.conversation import WebConversation
 from llavakit.web.settings import WebSettings
 
 _SILENT = 3600.0
@@ -30,8 +30,8 @@ class Visit:
 
     def __init__(self, now: float) -> None:
         self.token = secrets.token_urlsafe(16)
-        self.conversation = Conversation()
-        self.answering: Answering | None = None
+        self.conversation = WebConversation()
+        self.answering: AnswerTask | None = None
         self.owner = ""
         self.present = False
         self.opening = False

@@ -13,7 +13,12 @@ from llavakit.errors import CheckpointError
 from llavakit.model.layout import ImageLayout, layout_of
 from llavakit.model.original.anyres import AnyresFeatures
 from llavakit.model.original.config import OriginalConfig, projector_depth
-from llavakit.model.original.directories import Parts, find_tower, parts_of, read_json
+from llavakit.model.original.directories import (
+    CheckpointDirectories,
+    find_tower,
+    parts_of,
+    read_json,
+)
 from llavakit.model.original.tensors import Tensors
 from llavakit.model.original.tokenizer import ChunkedPrompts, read_tokenizer
 from llavakit.model.original.weights import hf_tensors, on_disk
@@ -51,7 +56,7 @@ class OriginalCheckpoint:
     """
 
     def __init__(self, path: Path, *, name: str, conv_mode: str | None, base: Path | None) -> None:
-        self.parts: Parts = parts_of(path, base)
+        self.parts: CheckpointDirectories = parts_of(path, base)
         self.conv_mode = _template_name(name, conv_mode)
         said = self.parts.config
         self.tokenizer = read_tokenizer(

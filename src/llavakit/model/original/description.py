@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from llavakit.errors import CheckpointError
 from llavakit.model.description import write_generation, write_json
 from llavakit.model.jinja import chat_template
-from llavakit.model.original.directories import Parts
+from llavakit.model.original.directories import CheckpointDirectories
 from llavakit.model.reader import Reader
 from llavakit.prompts.templates import template
 
@@ -17,7 +17,7 @@ from llavakit.prompts.templates import template
 class Described(Protocol):
     """What is asked of an original checkpoint (see :mod:`llavakit.model.original.checkpoint`)."""
 
-    parts: Parts
+    parts: CheckpointDirectories
     conv_mode: str
     tokenizer: Any
     config: Any

@@ -29,7 +29,7 @@ EXTRAS = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class CheckpointDirectories:
     """A checkpoint and what it needs beside itself.
 
     Attributes:
@@ -50,7 +50,7 @@ class Parts:
         return tuple(dict.fromkeys((self.path, self.language)))
 
 
-def parts_of(path: Path, base: Path | None) -> Parts:
+def parts_of(path: Path, base: Path | None) -> CheckpointDirectories:
     """Find out what a directory holds, by its files.
 
     Raises:
@@ -64,7 +64,7 @@ def parts_of(path: Path, base: Path | None) -> Parts:
             raise CheckpointError(
                 f"model_base was given, but {path} holds all weights itself; leave model_base out."
             )
-        return Parts(kind, path, path, config)
+        return CheckpointDirectories(kind, path, path, config)
     what = "a LoRA" if kind == "lora" else "only a projector"
     if base is None:
         raise CheckpointError(
@@ -76,7 +76,7 @@ def parts_of(path: Path, base: Path | None) -> Parts:
             f"The base model {base} is a vision-language model in HF format; name the language "
             f"model that {path.name} was trained on, or a LLaVA model in the original format."
         )
-    return Parts(kind, path, base, config)
+    return CheckpointDirectories(kind, path, base, config)
 
 
 def _kind(path: Path) -> Kind:
@@ -125,13 +125,13 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _holds_tower(parts: Parts) -> bool:
+def _holds_tower(parts: CheckpointDirectories) -> bool:
     return any(
         name.startswith(TOWER_INSIDE) for path in parts.directories for name in names_in(path)
     )
 
 
-def find_tower(parts: Parts) -> Path:
+def find_tower(parts: CheckpointDirectories) -> Path:
     """The directory of the vision tower that the configuration names.
 
     A relative path is looked for in the checkpoint's directory, in those above it, then the

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from llavakit.errors import CheckpointError
 from llavakit.model.original.config import projector_depth
-from llavakit.model.original.directories import EXTRAS, PROJECTORS, TOWER_INSIDE, Parts, first_of
+from llavakit.model.original.directories import (
+    EXTRAS,
+    PROJECTORS,
+    TOWER_INSIDE,
+    CheckpointDirectories,
+    first_of,
+)
 from llavakit.model.original.lora import merge_lora
 from llavakit.model.original.tensors import Stored, Tensors, open_directory, open_file
 
@@ -44,7 +50,7 @@ def on_disk(name: str) -> str:
     return name
 
 
-def hf_tensors(parts: Parts, tower: Path, shapes: Shapes, known: int) -> Tensors:
+def hf_tensors(parts: CheckpointDirectories, tower: Path, shapes: Shapes, known: int) -> Tensors:
     """All tensors of the HF model.
 
     Args:
@@ -89,7 +95,7 @@ def _layer(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def _original(parts: Parts) -> Tensors:
+def _original(parts: CheckpointDirectories) -> Tensors:
     """Tensors under the original's names, with what was trained on top of the base."""
     tensors = open_directory(parts.language)
     if parts.kind == "lora":
@@ -135,7 +141,7 @@ def _of_tower(tower: Path) -> Tensors:
     }
 
 
-def _shape_projector(tensors: Tensors, parts: Parts, shapes: Shapes) -> None:
+def _shape_projector(tensors: Tensors, parts: CheckpointDirectories, shapes: Shapes) -> None:
     """HF's projector has two layers; one layer, or none, is two with an identity behind."""
     depth = projector_depth(parts.config.projector) or 0
     if depth > 2:
@@ -196,7 +202,7 @@ def _with_rows(stored: Stored, known: int, rows: int) -> Stored:
     return Stored((rows, *stored.shape[1:]), read)
 
 
-def _check(tensors: Tensors, shapes: Shapes, parts: Parts) -> None:
+def _check(tensors: Tensors, shapes: Shapes, parts: CheckpointDirectories) -> None:
     tied = parts.config.text.get("tie_word_embeddings")
     missing = [name for name in shapes if name not in tensors and not (tied and "lm_head" in name)]
     if missing:
