@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llavakit.errors import ParameterError
 from llavakit.evaluation.metrics import Counts
 from llavakit.evaluation.scores import f1, mean, share, sum_of_means, wilson
 from llavakit.evaluation.workbook import workbook
@@ -67,16 +68,20 @@ def test_f1_has_an_interval_around_it_and_none_where_it_is_not_defined():
 
 def cells(data):
     """What a spreadsheet holds, read back from its XML."""
-    sheet = zipfile.ZipFile(io.BytesIO(data)).read("xl/worksheets/sheet1.xml")
     name = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+    book = zipfile.ZipFile(io.BytesIO(data))
+    strings = [
+        "".join(text.text or "" for text in one.iter(f"{name}t"))
+        for one in ElementTree.fromstring(book.read("xl/sharedStrings.xml")).iter(f"{name}si")
+    ]
     return [
         [
-            int(cell.find(f"{name}v").text)
-            if cell.find(f"{name}v") is not None
-            else "".join(text.text or "" for text in cell.iter(f"{name}t"))
+            strings[int(cell.find(f"{name}v").text)]
+            if cell.get("t") == "s"
+            else int(cell.find(f"{name}v").text)
             for cell in row.iter(f"{name}c")
         ]
-        for row in ElementTree.fromstring(sheet).iter(f"{name}row")
+        for row in ElementTree.fromstring(book.read("xl/worksheets/sheet1.xml")).iter(f"{name}row")
     ]
 
 
@@ -87,3 +92,16 @@ def test_a_workbook_holds_what_was_put_in():
     assert workbook(rows) == data
     for name in zipfile.ZipFile(io.BytesIO(data)).namelist():
         ElementTree.fromstring(zipfile.ZipFile(io.BytesIO(data)).read(name))
+
+
+def test_no_cell_of_a_workbook_is_a_formula_or_a_link():
+    rows = [["=1+1", "http://example.com", "@SUM(A1)"]]
+    data = workbook(rows)
+    assert cells(data) == rows
+    names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    assert not any("worksheets/_rels" in name for name in names)
+
+
+def test_a_table_too_wide_for_a_sheet_is_refused():
+    with pytest.raises(ParameterError, match="more rows or columns"):
+        workbook([["x"] * 16_385])

@@ -69,7 +69,7 @@ def test_tools_of_every_kind_reach_the_backend():
     model.bind_tools([count, plain, Shape, SHAPE | {"title": "S2"}, anthropic, bedrock]).invoke("q")
     tools = request_of(model).tools
     assert [one.name for one in tools] == ["count", "plain", "Shape", "S2", "looks", "zoom"]
-    assert tools[0].description == "Count things in the picture."
+    assert tools[0].description == "Count things in the image."
     assert tools[0].parameters["properties"]["what"]["type"] == "string"
 
 

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from llavakit.errors import SourceFetchError
+from llavakit.errors import ParameterError, SourceFetchError
 from llavakit.runs import lines as module
 from llavakit.runs.atomic import write_atomic
 from llavakit.runs.lines import Lines
@@ -42,3 +45,26 @@ def test_lines_are_on_the_disk_after_every_eighth_and_at_the_end(tmp_path, monke
             kept.append({"n": number})
         assert synced == [8, 16]
     assert synced == [8, 16, 20]
+
+
+def test_a_second_run_is_refused_until_the_first_has_closed_the_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with Lines(path, ["n"]), pytest.raises(ParameterError, match="Another run is writing"):
+        Lines(path, ["n"])
+    with Lines(path, ["n"]) as kept:
+        kept.append({"n": 1})
+
+
+def test_a_process_that_was_killed_leaves_no_lock(tmp_path):
+    path = tmp_path / "a.jsonl"
+    code = f"""
+import os, signal
+from pathlib import Path
+from llavakit.runs.lines import Lines
+lines = Lines(Path({str(path)!r}), ["n"])
+lines.append({{"n": 1}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGKILL
+    with Lines(path, ["n"]) as kept:
+        assert list(kept.read()) == [{"n": 1}]

@@ -12,8 +12,8 @@ from llavakit.errors import InputError
 from llavakit.evaluation.data import Data, DataLine, Question, picture_in, read_lines
 from llavakit.evaluation.scores import Score
 
-SHORT = "BenchmarkAnswer the question using a single word or phrase."
-LETTER = "BenchmarkAnswer with the option's letter from the given choices directly."
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class Picture:
 
     def __repr__(self) -> str:
         width, height = self.size
-        return f"<Image {width}x{height} {self.digest[:12]}>"
+        return f"<Picture {width}x{height} {self.digest[:12]}>"
 
     def __copy__(self) -> Picture:
         return self

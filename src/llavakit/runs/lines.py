@@ -1,12 +1,13 @@
 """A file of JSON Lines that survives being killed at any byte.
 
-One process writes it at a time, which a lock sees to where the system has one. Every line is
+One process writes it at a time, held by the lock file ``.NAME.lock`` beside it. Every line is
 handed to the system whole, and the disk is waited for after a few of them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from filelock import FileLock, Timeout
+
 from llavakit.errors import ParameterError, SourceFetchError
+
+log = logging.getLogger(__name__)
 
 _GROUP = 8  # lines that a power failure may cost
 # Ends of a line for Unicode, though not for JSON: readers that split by them are common.
@@ -38,6 +43,9 @@ class Lines:
         self.path = path
         self._keys = frozenset(keys)
         self._unsynced = 0
+        self._held = FileLock(
+            path.with_name(f".{path.name}.lock"), blocking=False, thread_local=False
+        )
         try:
             self._file: BinaryIO = path.open("a+b", buffering=0)
         except OSError as error:
@@ -51,7 +59,7 @@ class Lines:
             if restart:
                 self._file.truncate(0)
         except BaseException:
-            self._file.close()
+            self._let_go()
             raise
 
     @property
@@ -93,7 +101,7 @@ class Lines:
         except OSError as error:
             raise self._failed(error) from error
         finally:
-            self._file.close()
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -113,17 +121,22 @@ class Lines:
 
     def _lock(self) -> None:
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._held.acquire()
+        except Timeout as error:
             raise ParameterError(
                 f"Another run is writing {self.path}; wait for it, or name another file."
             ) from error
-        except OSError:  # a file system without locks
-            return
+        except NotImplementedError:  # what filelock raises on a file system without locks
+            log.warning(
+                "%s lies on a file system without locks; see that one run at a time writes it",
+                self.path,
+            )
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _let_go(self) -> None:
+        self._file.close()
+        self._held.release()
 
     def _cut_torn_end(self) -> None:
         good = 0
