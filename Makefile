@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-all test-web check format bench demo-model clean
+.PHONY: demo test test-all test-web test-lowest check format bench demo-model dist docs clean
 
 # torch first and pinned: another version may pull gigabytes of CUDA libraries.
 $(VENV)/installed: pyproject.toml constraints.txt setup.py src/llavakit/kernels/cpu.cpp
@@ -21,6 +21,18 @@ test: $(VENV)/installed  ## the tests that a change must pass, offline, on a CPU
 
 test-all: $(VENV)/installed  ## the slow ones too, one after the other
 	$(BIN)/python -m pytest -q -m ''
+
+# The lowest versions that pyproject.toml allows, in an environment of its own.
+LOWEST := .venv-lowest
+$(LOWEST)/installed: pyproject.toml constraints-lowest.txt setup.py src/llavakit/kernels/cpu.cpp
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install torch -c constraints-lowest.txt
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install \
+	  -e '.[langchain,llama-index,quant,documents,cli]' -r constraints-lowest.txt
+	touch $@
+
+test-lowest: $(LOWEST)/installed  ## the core and both frameworks, on the lowest versions allowed
+	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile $(LOWEST_TESTS)
 
 test-web: $(VENV)/installed  ## the web page in a real browser (Debian's chromium)
 	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
@@ -50,5 +62,11 @@ demo-model: $(VENV)/installed  ## train the bundled model from seed and code alo
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) \
 	  -m examples.demo_model.train
 
+dist: $(VENV)/installed  ## wheel and sdist, proven in empty environments (minutes)
+	$(BIN)/python .ci/dist.py
+
+docs: $(VENV)/installed  ## the pages and the API reference, as HTML in docs/_build
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist docs/_build *.egg-info src/*.egg-info

@@ -8,6 +8,7 @@ import platform
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 COMMON = [
@@ -38,6 +39,13 @@ class Build(build_ext):
         return f"{fullname.replace('.', '/')}.so"
 
 
+class Wheel(bdist_wheel):
+    """One wheel of a platform for all Pythons: no library in it is linked against one."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[
         Extension(
@@ -51,5 +59,5 @@ setup(
     ]
     if sys.platform != "win32"
     else [],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
 )
