@@ -22,17 +22,18 @@ test: $(VENV)/installed  ## the tests that a change must pass, offline, on a CPU
 test-all: $(VENV)/installed  ## the slow ones too, one after the other
 	$(BIN)/python -m pytest -q -m ''
 
-# The lowest versions that pyproject.toml allows, in an environment of its own.
+# The lowest versions that pyproject.toml allows, in an environment of its own. torch's lowest may
+# come with CUDA libraries.
 LOWEST := .venv-lowest
+CORE := $(wildcard tests/test_*.py) $(addprefix tests/,engine kernels langchain llama_index model prompts)
 $(LOWEST)/installed: pyproject.toml constraints-lowest.txt setup.py src/llavakit/kernels/cpu.cpp
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install torch -c constraints-lowest.txt
-	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install \
-	  -e '.[langchain,llama-index,quant,documents,cli]' -r constraints-lowest.txt
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install -e '.[dev]' -c constraints-lowest.txt
 	touch $@
 
 test-lowest: $(LOWEST)/installed  ## the core and both frameworks, on the lowest versions allowed
-	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile $(LOWEST_TESTS)
+	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile $(CORE)
 
 test-web: $(VENV)/installed  ## the web page in a real browser (Debian's chromium)
 	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
