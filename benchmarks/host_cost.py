@@ -153,7 +153,7 @@ def main() -> None:
             told = [statistics.median(one[name] for one in found) for name in found[0]]
             print(f"{rows:4} | " + " | ".join(f"{one:.3f}" for one in told), flush=True)
         stats = engine.stats()
-    kinds = ("eager_steps", "static_steps", "captured_steps")
+    kinds = ("eager_steps", "static_steps", "captured_steps", "captured_mixed_steps")
     print(", ".join(f"{stats[kind]} {kind.replace('_', ' ')}" for kind in kinds))
 
 

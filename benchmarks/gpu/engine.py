@@ -33,6 +33,8 @@ COUNTS = (
     "eager_steps",
     "static_steps",
     "captured_steps",
+    "static_mixed_steps",
+    "captured_mixed_steps",
     "compiled_steps",
     "halved_steps",
     "failed",

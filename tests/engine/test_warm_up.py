@@ -59,7 +59,12 @@ def test_requests_come_first_and_then_the_captures_on_the_loops_thread() -> None
     backend, steps = FakeBackend(), Steps()
     told: list[tuple[int, int, str]] = []
     warm_up(
-        backend.submit, Loop(), steps, max_rows=7, picture=True, progress=lambda *a: told.append(a)
+        backend.submit,
+        Loop(),
+        [steps],
+        max_rows=7,
+        picture=True,
+        progress=lambda *a: told.append(a),
     )
     assert [len(request.messages[0].images) for request in backend.requests] == [0, 1]
     assert all(request.params.max_tokens == 2 for request in backend.requests)
@@ -74,7 +79,7 @@ def test_requests_come_first_and_then_the_captures_on_the_loops_thread() -> None
 
 def test_progress_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "llavakit.engine.warm_up")
-    warm_up(FakeBackend().submit, Loop(), Steps(), max_rows=2, picture=False)
+    warm_up(FakeBackend().submit, Loop(), [Steps()], max_rows=2, picture=False)
     said = [record.getMessage() for record in caplog.records]
     assert said[:3] == [
         "warming up: a question (1 of 1)",
@@ -91,7 +96,7 @@ def test_what_fails_is_a_warning_and_the_rest_is_done(
     error = RuntimeError("no graphs here")
     backend = FakeBackend([EngineError("no room")] if what == "asking" else ["ok"])
     steps = Steps(error if what == "capturing" else None)
-    warm_up(backend.submit, Loop(), steps, max_rows=2, picture=False)
+    warm_up(backend.submit, Loop(), [steps], max_rows=2, picture=False)
     assert len(backend.requests) == len(steps.calls) == 1
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert [record.name for record in warnings] == ["llavakit.engine.warm_up"]
@@ -102,7 +107,7 @@ def test_closing_ends_it() -> None:
     loop, steps = Loop(), Steps()
     loop.dead = True
     with pytest.raises(EngineClosedError):
-        warm_up(FakeBackend().submit, loop, steps, max_rows=2, picture=False)
+        warm_up(FakeBackend().submit, loop, [steps], max_rows=2, picture=False)
     assert steps.calls == []
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llavakit.engine.decode import StaticDecode
+from llavakit.engine.mixed import StaticMixed
 from llavakit.engine.splits import Kernel
 from llavakit.kernels.fused import computed_by
 from llavakit.kernels.native import kernels
@@ -20,12 +21,14 @@ class Attending:
     Attributes:
         kernel: of passes of any kind; None is the processor's compiled one.
         static: runs steps that only decode, or None.
+        mixed: runs short steps that prefill, or None.
         refused: kernels that were passed over, and why.
         device: of the model.
     """
 
     kernel: Kernel | None
     static: StaticDecode | None
+    mixed: StaticMixed | None
     refused: dict[str, str]
     device: torch.device
 
@@ -54,6 +57,12 @@ class Attending:
             "static_steps": steps.get("static", 0),
             "captured_steps": steps.get("captured", 0),
             "compiled_steps": steps.get("compiled", 0),
+            "static_mixed_steps": 0 if self.mixed is None else self.mixed.steps["static"],
+            "captured_mixed_steps": 0 if self.mixed is None else self.mixed.steps["captured"],
             "compile_refused": None if static is None else static.compile_refused,
-            "capture_refused": None if static is None else static.capture_refused,
+            "capture_refused": self._capture_refused(),
         }
+
+    def _capture_refused(self) -> str | None:
+        reasons = [one.capture_refused for one in (self.static, self.mixed) if one is not None]
+        return next((reason for reason in reasons if reason is not None), None)

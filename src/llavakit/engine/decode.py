@@ -24,7 +24,7 @@ from torch import Tensor
 from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.config import EngineConfig
-from llavakit.engine.graphs import Capture, CudaGraphs, Step, as_it_is
+from llavakit.engine.graphs import Bucket, Capture, CudaGraphs, as_it_is
 from llavakit.engine.layout import Row, pieces_of
 from llavakit.engine.splits import AttentionCall, Kernel, working_kernel
 from llavakit.engine.transfer import to_device
@@ -67,16 +67,6 @@ class Shape:
     longest: int
 
 
-@dataclass(slots=True)
-class _Bucket:
-    table: Tensor
-    uses: int = 0
-    replay: Step | None = None
-    compiled: bool = False
-    settled: bool = False
-    """Whether it was tried to capture it."""
-
-
 class StaticDecode:
     """Runs decode steps in static shapes.
 
@@ -91,6 +81,7 @@ class StaticDecode:
 
     Attributes:
         kernel: attends.
+        capture: records a step.
         steps: how often a step was ``"captured"``, ``"compiled"`` (and captured) or
             ``"static"``, that is, run as it is.
         compile_refused, capture_refused: why nothing more is compiled, or a bucket was not
@@ -112,12 +103,12 @@ class StaticDecode:
         self._model = model
         self._arena = arena
         self.kernel = kernel
-        self._capture = capture
+        self.capture = capture
         self._decoder = model.fused
         self._compile = compile
         self._after = after
         self._fill = fill
-        self._buckets: dict[Shape, _Bucket] = {}
+        self._buckets: dict[Shape, Bucket] = {}
         self._broken: set[Shape] = set()
         self._drawn = torch.zeros(MOST_ROWS, dtype=torch.long, device=model.device)
         self.steps: Counter[str] = Counter()
@@ -182,10 +173,8 @@ class StaticDecode:
         bucket = self._buckets.get(shape)
         if bucket is None:
             bucket = self._bucket(shape, values)
-        elif bucket.table.is_cuda:
-            bucket.table.copy_(values.pin_memory(), non_blocking=True)
         else:
-            bucket.table.copy_(values)
+            bucket.fill(values)
         bucket.uses += 1
         if bucket.uses > self._after and not bucket.settled:
             self._settle(shape, bucket)
@@ -197,8 +186,8 @@ class StaticDecode:
             self.steps["compiled"] += 1
         return bucket.replay()
 
-    def _bucket(self, shape: Shape, table: Tensor) -> _Bucket:
-        bucket = self._buckets[shape] = _Bucket(to_device(table, self._model.device))
+    def _bucket(self, shape: Shape, table: Tensor) -> Bucket:
+        bucket = self._buckets[shape] = Bucket(to_device(table, self._model.device))
         return bucket
 
     def warm_up(self, max_rows: int, progress: Callable[[int, int, str], None]) -> None:
@@ -240,7 +229,7 @@ class StaticDecode:
     def _rounded(self, longest: int) -> int:
         return _power_of_two(max(SHORTEST_PAD, longest)) if self.kernel.padded else longest
 
-    def _settle(self, shape: Shape, bucket: _Bucket) -> None:
+    def _settle(self, shape: Shape, bucket: Bucket) -> None:
         """Find a form of the bucket's step that is fast to run again, if there is one."""
         bucket.settled = True
         step = functools.partial(self._step, bucket.table, shape)
@@ -249,7 +238,7 @@ class StaticDecode:
                 compile = self._compile(shape.rows)
                 fast = functools.partial(step, decoder=self._decoder.compiled(compile))
                 with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
-                    bucket.replay = self._capture(fast)
+                    bucket.replay = self.capture(fast)
                 bucket.compiled = True
                 return
             except Exception as error:
@@ -260,7 +249,7 @@ class StaticDecode:
                 self._compile = None
                 self.compile_refused = _said(error)
         try:
-            bucket.replay = self._capture(step)
+            bucket.replay = self.capture(step)
         except Exception as error:
             log.warning("decode of %s cannot be captured and is not", shape, exc_info=True)
             self.capture_refused = _said(error)

@@ -195,7 +195,7 @@ class Engine:
             warm_up(
                 lambda request: self.submit(request, lambda image: open_picture(image.source)),
                 loop,
-                loop.runner.static,
+                [one for one in (loop.runner.static, loop.runner.mixed) if one is not None],
                 max_rows=loop.scheduler.max_concurrency,
                 # On a processor an image costs seconds and leaves nothing behind.
                 picture=loop.runner.model.device.type != "cpu",

@@ -1,8 +1,9 @@
-"""Recording a step once to replay it: CUDA graphs, and the seam at which they are put in."""
+"""Recording a step once to replay it: CUDA graphs, and where they are put in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,32 @@ Capture = Callable[[Step], Step]
 """Makes of a step one that does the same, with what lies at the same addresses by then."""
 
 WARM_UPS = 3
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What is kept of one shape of steps.
+
+    Attributes:
+        table: the integers that a step reads, on the device.
+        uses: how often the shape was needed.
+        replay: runs a step again, once it was captured.
+        compiled: whether it was compiled, too.
+        settled: whether it was tried to capture it.
+    """
+
+    table: Tensor
+    uses: int = 0
+    replay: Step | None = None
+    compiled: bool = False
+    settled: bool = False
+
+    def fill(self, values: Tensor) -> None:
+        """Copy the integers of another step, [as many], from main memory."""
+        if self.table.is_cuda:
+            self.table.copy_(values.pin_memory(), non_blocking=True)
+        else:
+            self.table.copy_(values)
 
 
 def as_it_is(step: Step) -> Step:

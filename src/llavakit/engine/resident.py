@@ -19,6 +19,7 @@ from llavakit.engine.config import EngineConfig
 from llavakit.engine.decode import static_decode
 from llavakit.engine.grammar import GrammarCompiler
 from llavakit.engine.loop import EngineLoop
+from llavakit.engine.mixed import static_mixed
 from llavakit.engine.runner import ModelRunner
 from llavakit.engine.sampler import Sampler
 from llavakit.engine.scheduler import Scheduler
@@ -77,8 +78,9 @@ class Resident:
         refused: dict[str, str] = {}
         kernel = pass_kernel(arena, model.heads, model.kv_heads, model.head_dim, refused)
         static = static_decode(model, arena, config, refused, kernel)
-        runner = ModelRunner(model, arena, config.image_cache_bytes, static, kernel)
-        self._attention = Attending(kernel, static, refused, model.device)
+        mixed = static_mixed(model, arena, static, kernel)
+        runner = ModelRunner(model, arena, config.image_cache_bytes, static, kernel, mixed)
+        self._attention = Attending(kernel, static, mixed, refused, model.device)
         log.info("attends by %s", self._attention)
         sampler = Sampler(reader.special.forbidden, model.device)
         self.vocab_size = model.vocab_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Sequence as Items
@@ -13,6 +14,7 @@ from torch import Tensor
 from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import Row, attention_of
 from llavakit.engine.decode import StaticDecode
+from llavakit.engine.mixed import StaticMixed
 from llavakit.engine.scheduler import Plan, Work
 from llavakit.engine.sequence import ImageSpan, Sequence
 from llavakit.engine.splits import Kernel
@@ -47,6 +49,7 @@ class ModelRunner:
         arena: its keys and values.
         image_cache_bytes: budget of the feature cache.
         static: runs steps that only decode, if it can.
+        mixed: runs short steps that prefill, if it can.
         kernel: attends in all others; None leaves it to the processor's.
 
     Attributes:
@@ -61,10 +64,12 @@ class ModelRunner:
         image_cache_bytes: int,
         static: StaticDecode | None = None,
         kernel: Kernel | None = None,
+        mixed: StaticMixed | None = None,
     ) -> None:
         self.model = model
         self.arena = arena
         self.static = static
+        self.mixed = mixed
         self._kernel = kernel
         self.eager = 0
         self.halved = 0
@@ -115,9 +120,7 @@ class ModelRunner:
         if not work:
             return []
         try:
-            logits = self._decoded(work, drawn)
-            if logits is None:
-                logits = self._computed(work, features, drawn)
+            logits = self._logits(work, features, drawn)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
@@ -136,10 +139,25 @@ class ModelRunner:
         outcome.completed += [one for one in work if one.completes]
         return [] if logits is None else [logits]
 
+    def _logits(
+        self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
+    ) -> Tensor | None:
+        """Logits of the works that complete, in the fastest way that can run them."""
+        if self.static is not None and all(_decodes(one) for one in work):
+            found = self._decoded(work, drawn)
+        elif self.mixed is not None:
+            embeddings = functools.partial(self._embedded, work, features, drawn)
+            ends = _ends(work)
+            found = self.mixed([_row(one) for one in work], embeddings, ends)
+            if found is not None and not ends:
+                return None
+        else:
+            found = None
+        return self._computed(work, features, drawn) if found is None else found
+
     def _decoded(self, work: Items[Work], drawn: Tensor | None) -> Tensor | None:
         """Logits of a step that only decodes, where it can run in static shapes."""
-        if self.static is None or not all(_decodes(one) for one in work):
-            return None
+        assert self.static is not None
         rows = [_row(one) for one in work]
         sources = [one.source for one in work]
         if drawn is None or max(sources) < 0:
@@ -154,29 +172,40 @@ class ModelRunner:
         self.eager += 1
         hidden = self._hidden(work, features, drawn)
         if len(hidden) > len(work) or not all(one.completes for one in work):
-            ends = itertools.accumulate(one.count for one in work)
-            last = [end - 1 for end, one in zip(ends, work, strict=True) if one.completes]
-            if not last:
+            ends = _ends(work)
+            if not ends:
                 return None
-            hidden = hidden[to_device(torch.tensor(last), hidden.device)]
+            hidden = hidden[to_device(torch.tensor(ends), hidden.device)]
         return self.model.logits(hidden)
 
-    def _hidden(
+    def _embedded(
         self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
     ) -> Tensor:
-        device = self.model.device
-        embeddings = self.model.embed(_ids(work, drawn, device))
+        """Embeddings of a pass, [T, hidden], with the features of its images in their places."""
+        embeddings = self.model.embed(_ids(work, drawn, self.model.device))
         position = 0
         for one in work:
             for image in _needed(one):
                 _place(embeddings[position : position + one.count], one.start, image, features)
             position += one.count
+        return embeddings
+
+    def _hidden(
+        self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
+    ) -> Tensor:
+        embeddings = self._embedded(work, features, drawn)
         places = [place for one in work for place in range(one.start, one.start + one.count)]
         rows = [_row(one) for one in work]
-        positions = to_device(torch.tensor(places), device)
+        positions = to_device(torch.tensor(places), self.model.device)
         return self.model.decode(
             embeddings, positions, attention_of(self.arena, rows, self._kernel)
         )
+
+
+def _ends(work: Items[Work]) -> list[int]:
+    """Places in a pass of the last tokens of the works that complete."""
+    ends = itertools.accumulate(one.count for one in work)
+    return [end - 1 for end, one in zip(ends, work, strict=True) if one.completes]
 
 
 def _ids(work: Items[Work], drawn: Tensor | None, device: torch.device) -> Tensor:

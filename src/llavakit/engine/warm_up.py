@@ -7,9 +7,10 @@ to the requests, which meet the same error if it is not of the warm-up's making.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeAlias
 
@@ -40,7 +41,7 @@ class Loop(Protocol):
 
 
 class StaticSteps(Protocol):
-    """What is needed of decoding in static shapes."""
+    """What is needed of what runs steps in static shapes."""
 
     def warm_up(self, max_rows: int, progress: Progress, /) -> None:
         """Compile and capture the steps of all batches of up to so many rows."""
@@ -49,7 +50,7 @@ class StaticSteps(Protocol):
 def warm_up(
     submit: Callable[[Request], AnswerStream],
     loop: Loop,
-    static: StaticSteps | None,
+    static: Iterable[StaticSteps],
     *,
     max_rows: int,
     picture: bool,
@@ -60,7 +61,7 @@ def warm_up(
     Args:
         submit: queues a request.
         loop: runs steps, and what goes between them.
-        static: decoding in static shapes, where there is any.
+        static: what runs steps in static shapes.
         max_rows: most sequences that run at once.
         picture: whether the model is shown an image, too.
         progress: see :data:`Progress`; called on this thread and on the engine's.
@@ -87,8 +88,8 @@ def warm_up(
             tell(done, len(asked), what)
 
     def capture() -> None:
-        if static is not None:
-            loop.run_between_steps(lambda: static.warm_up(max_rows, tell)).result()
+        for one in static:
+            loop.run_between_steps(functools.partial(one.warm_up, max_rows, tell)).result()
 
     for work in (ask, capture):
         try:

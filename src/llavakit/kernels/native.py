@@ -184,7 +184,8 @@ class Kernels:
         """``x @ weights.T + bias``: [M, columns] in fp32 -> [M, rows] in fp32."""
         x = x.contiguous()
         out = torch.empty((len(x), weights.rows), dtype=torch.float32)
-        self._linear(x.data_ptr(), len(x), byref(weights), out.data_ptr(), threads())
+        if len(x):  # nothing has no address
+            self._linear(x.data_ptr(), len(x), byref(weights), out.data_ptr(), threads())
         return out
 
     def decode(self, decode: Decode, units: Units) -> None:
