@@ -21,7 +21,7 @@ from llavakit.engine.config import EngineConfig
 from llavakit.engine.decode import StaticDecode
 from llavakit.engine.engine import Engine
 from llavakit.engine.graphs import CudaGraphs, as_it_is
-from llavakit.engine.splits import working_kernel
+from llavakit.engine.pieces import working_kernel
 from llavakit.model.llava import Llava
 from llavakit.model.loader import load_reader, load_weights
 from llavakit.values import Image

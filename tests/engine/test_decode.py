@@ -17,7 +17,7 @@ from llavakit.engine.decode import MOST_PIECES, StaticDecode
 from llavakit.engine.engine import Engine
 from llavakit.engine.extents import Extent
 from llavakit.engine.graphs import Step, as_it_is
-from llavakit.engine.splits import GATHERED, VARLEN, Kernel
+from llavakit.engine.pieces import GATHERED, VARLEN, Kernel
 from llavakit.errors import ParameterError
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader, load_reader, load_weights

@@ -16,7 +16,7 @@ from llavakit.engine.decode import StaticDecode, inductor
 from llavakit.engine.engine import Engine
 from llavakit.engine.extents import Extent
 from llavakit.engine.graphs import CudaGraphs
-from llavakit.engine.splits import GATHERED, VARLEN, Kernel, working_kernel
+from llavakit.engine.pieces import GATHERED, VARLEN, Kernel, working_kernel
 from llavakit.model.llava import Llava
 from llavakit.model.loader import load_reader, load_weights
 from tests.engine.asking import PICTURES, WORDS, ask

@@ -18,7 +18,7 @@ from llavakit.engine.engine import Engine
 from llavakit.engine.extents import Extent
 from llavakit.engine.graphs import Step
 from llavakit.engine.mixed import TOKENS, MixedShape, StaticMixed, static_mixed, usual_shapes
-from llavakit.engine.splits import GATHERED, LOOPED, VARLEN, Kernel
+from llavakit.engine.pieces import GATHERED, LOOPED, VARLEN, Kernel
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader, load_reader, load_weights
 from tests.engine.asking import PICTURES, WORDS, ask

@@ -17,7 +17,7 @@ from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import SegmentAttention
 from llavakit.engine.extents import Extent
 from llavakit.engine.layout import Row
-from llavakit.engine.splits import LOOPED, VARLEN, Kernel
+from llavakit.engine.pieces import LOOPED, VARLEN, Kernel
 from llavakit.model.llava import Llava
 from tests.tiny import TinyModel
 

@@ -9,7 +9,7 @@ import torch
 
 from llavakit.engine.decode import StaticDecode
 from llavakit.engine.mixed import StaticMixed
-from llavakit.engine.splits import Kernel
+from llavakit.engine.pieces import Kernel
 from llavakit.kernels.fused import computed_by
 from llavakit.kernels.native import kernels
 

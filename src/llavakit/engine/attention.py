@@ -2,7 +2,7 @@
 
 Sequences that share a beginning read its keys where they lie, once in memory for all of them. On a
 processor one compiled call does all of it (:mod:`llavakit.kernels.attention`); elsewhere it is one
-call of a varlen kernel a layer, or two (:mod:`llavakit.engine.splits`).
+call of a varlen kernel a layer, or two (:mod:`llavakit.engine.pieces`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llavakit.engine.arena import KVArena
 from llavakit.engine.layout import Layout, Row, lay_out
-from llavakit.engine.splits import (
+from llavakit.engine.pieces import (
     LOOPED,
     VARLEN,
     AttentionCall,
@@ -117,7 +117,7 @@ class ArenaAttention:
 
 
 class SegmentAttention(ArenaAttention):
-    """The same by a kernel of :mod:`llavakit.engine.splits`, on any device."""
+    """The same by a kernel of :mod:`llavakit.engine.pieces`, on any device."""
 
     def __init__(self, arena: KVArena, rows: Sequence[Row], kernel: Kernel = LOOPED) -> None:
         super().__init__(arena, functools.partial(tables_of, lay_out(rows)), kernel)

@@ -26,7 +26,7 @@ from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.graphs import Bucket, Capture, CudaGraphs, as_it_is
 from llavakit.engine.layout import Row, pieces_of
-from llavakit.engine.splits import AttentionCall, Kernel, working_kernel
+from llavakit.engine.pieces import AttentionCall, Kernel, working_kernel
 from llavakit.engine.transfer import to_device
 from llavakit.model.decoder import FusedDecoder
 from llavakit.model.llava import Llava

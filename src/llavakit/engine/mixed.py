@@ -28,7 +28,7 @@ from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.decode import CAPTURE_AFTER, StaticDecode
 from llavakit.engine.graphs import Bucket, Capture, as_it_is
 from llavakit.engine.layout import CallLayout, Layout, Row, lay_out
-from llavakit.engine.splits import AttentionCall, Kernel
+from llavakit.engine.pieces import AttentionCall, Kernel
 from llavakit.engine.transfer import to_device
 from llavakit.model.llava import Llava
 

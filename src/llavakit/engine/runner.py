@@ -15,9 +15,9 @@ from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import Row, attention_of
 from llavakit.engine.decode import StaticDecode
 from llavakit.engine.mixed import StaticMixed
+from llavakit.engine.pieces import Kernel
 from llavakit.engine.scheduler import Plan, Work
 from llavakit.engine.sequence import ImageSpan, Sequence
-from llavakit.engine.splits import Kernel
 from llavakit.engine.transfer import to_device
 from llavakit.engine.vision import VisionEncoder
 from llavakit.model.llava import Llava

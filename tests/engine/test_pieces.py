@@ -12,7 +12,7 @@ from llavakit.engine.attention import ArenaAttention, Row, SegmentAttention
 from llavakit.engine.decode import Shape, _tables, batch_bucket, table_of
 from llavakit.engine.extents import Extent
 from llavakit.engine.layout import LEAST_PIECE, pieces_of
-from llavakit.engine.splits import GATHERED, LOOPED, VARLEN, AttentionCall, working_kernel
+from llavakit.engine.pieces import GATHERED, LOOPED, VARLEN, AttentionCall, working_kernel
 
 CPU = torch.device("cpu")
 DIM, SLOTS = 8, 4000
