@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 
-from tests.engine.oracle import FEWER_CASES, SMALL, GreedyOracle, Kind, Pair, Reference
+from tests.engine.oracle import (
+    FEWER_CASES,
+    SMALL,
+    GreedyOracle,
+    Kind,
+    Pair,
+    Reference,
+    submitted,
+)
 from tests.tiny import tiny_llava
+
+__all__ = ["submitted"]  # where programs beside the tests look for it
 
 IN_TORCH: dict[str, Any] = {"compiled": False}
 """As where no compiled kernels are."""
