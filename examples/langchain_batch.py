@@ -15,7 +15,7 @@ model = ChatLLaVA(model="demo", temperature=0)
 
 
 def question(path: Path) -> list[HumanMessage]:
-    """What to ask about an image."""
+    """Return the message that asks about an image."""
     return [HumanMessage([{"type": "image", "path": str(path)}, "Describe the image."])]
 
 

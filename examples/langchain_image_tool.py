@@ -23,7 +23,7 @@ look = ImageQuestionTool(model="demo", attachments={"page_3": DATA / "invoice.pn
 def by_name(
     request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]
 ) -> ModelResponse:
-    """Shows the brain the names of the images in their place."""
+    """Show the brain the names of the images in their place."""
     return handler(request.override(messages=name_images(request.messages)))
 
 

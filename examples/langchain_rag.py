@@ -78,7 +78,7 @@ def main(folder: Path) -> int:
 
 
 def demo() -> int:
-    """As :func:`main`, in a folder that is gone afterwards."""
+    """Run :func:`main` in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         return main(Path(folder))
 

@@ -41,7 +41,7 @@ _SECRETS = frozenset({"api_key", "api_keys"})
 
 
 def checked(called: Called) -> Called:
-    """A function, or a class with its constructor, whose arguments must be what its hints say.
+    """Check the arguments of a function, or of a class's constructor, against its type hints.
 
     >>> @checked
     ... def open_files(sources: str, *, pages: str | None = None) -> None: ...
@@ -133,7 +133,7 @@ class _CheckedArguments:
 def check_integer(
     name: str, value: Any, *, least: int | None = None, most: int | None = None
 ) -> int:
-    """``value`` as an int; numpy's are taken too, bools and floats are not.
+    """Return ``value`` as an int; numpy's are taken too, bools and floats are not.
 
     Args:
         name: of the setting.
@@ -162,7 +162,7 @@ def check_number(
     below: float | None = None,
     most: float | None = None,
 ) -> float:
-    """``value``, a finite number; bools are none.
+    """Return ``value`` if it is a finite number; bools are not numbers here.
 
     Args:
         name: of the setting.
@@ -190,7 +190,7 @@ def check_number(
 
 
 def strings(name: str, value: Any, *, secret: bool = False) -> tuple[str, ...]:
-    """One string or several, none of them empty; None is none. A string is not its letters.
+    """Return one string or several as a tuple, none of them empty; None gives an empty one.
 
     Args:
         name: of the setting.
@@ -211,7 +211,7 @@ def strings(name: str, value: Any, *, secret: bool = False) -> tuple[str, ...]:
 
 
 def members(name: str, values: Iterable[Any], hint: Any) -> list[Any]:
-    """The elements as a list, also those of a generator.
+    """Return the elements as a list, also those of a generator.
 
     Args:
         name: of the argument.
@@ -232,7 +232,7 @@ def members(name: str, values: Iterable[Any], hint: Any) -> list[Any]:
 
 
 def plain(name: str, value: Any) -> None:
-    """Refuses a value that JSON cannot hold."""
+    """Refuse a value that JSON cannot hold."""
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:
@@ -241,7 +241,7 @@ def plain(name: str, value: Any) -> None:
 
 
 def check_instance(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:
-    """Refuses a value that is none of these kinds; ``words`` tell what it must be."""
+    """Refuse a value that is not an instance of these types; ``words`` say what it must be."""
     if not isinstance(value, kinds):
         raise refused(name, value, words)
 
@@ -254,7 +254,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def refused(name: str, value: object, allowed: str) -> ParameterError:
-    """The sentence about a setting that cannot be taken."""
+    """Return the error about an argument that has no acceptable value."""
     if name in _SECRETS:
         return ParameterError(f"{name} must be {allowed}.")
     return ParameterError(f"{name} is {shown(value)}; it must be {allowed}.")
@@ -266,7 +266,7 @@ def known(
     who: str,
     aliases: Mapping[str, str] | None = None,
 ) -> None:
-    """Refuses an argument that is not among ``names``, with the nearest name as advice.
+    """Refuse an argument that is not among ``names``, with the nearest name as advice.
 
     Args:
         arguments: what was given.

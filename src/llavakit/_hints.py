@@ -55,7 +55,7 @@ def _anything() -> Allowed:
 
 
 def allowed(hint: Any) -> Allowed:
-    """What a hint allows.
+    """Return what a hint allows.
 
     Raises:
         TypeError: a hint of a kind that nothing here knows; a fault of whoever wrote it.
@@ -90,7 +90,10 @@ def allowed(hint: Any) -> Allowed:
 
 
 def shown(value: object) -> str:
-    """A wrong value in a few words; of an object only its class, for it may be anybody's."""
+    """Return a wrong value in a few words.
+
+    Of an object only its class is shown, for it may hold anything.
+    """
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if value is None or isinstance(value, (bool, int, float, str, bytes, os.PathLike, *_WALKED)):

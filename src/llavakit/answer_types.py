@@ -85,7 +85,7 @@ class AnswerType:
         return is_object(self.schema)
 
     def value(self, data: Any) -> Any:
-        """The value of an answer.
+        """Return an answer's JSON value as a value of the type.
 
         Args:
             data: the answer's JSON, parsed.
@@ -97,7 +97,7 @@ class AnswerType:
         return self.value_of_json(json.dumps(data))
 
     def value_of_json(self, text: str) -> Any:
-        """As :meth:`value`, of the answer's text."""
+        """Parse an answer's text and return its value, as :meth:`value` does."""
         if self._adapter is None:
             return self.kind.parse_raw(text)
         return self._adapter.validate_json(text)
@@ -113,20 +113,20 @@ def _writes_itself(kind: Any) -> bool:
 
 
 def name_of(kind: Any) -> str:
-    """What a type is called, also where it has no name of its own."""
+    """Return the name of a type, also of one that has no name of its own."""
     config = getattr(kind, "model_config", None)
     title = config.get("title") if isinstance(config, Mapping) else None
     return str(title or getattr(kind, "__name__", None) or kind)
 
 
 def is_v1(kind: Any) -> bool:
-    """Whether this is a class of pydantic's first version."""
+    """Return whether this is a class of pydantic's first version."""
     module = sys.modules.get(_V1)
     return module is not None and isinstance(kind, type) and issubclass(kind, module.BaseModel)
 
 
 def is_object(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema admits objects and nothing else, as far as it shows."""
+    """Return whether a schema visibly admits objects and nothing else."""
     seen: set[str] = set()
     inner: Any = schema
     while isinstance(inner, Mapping) and isinstance(inner.get("$ref"), str):
@@ -140,7 +140,7 @@ def is_object(schema: Mapping[str, Any]) -> bool:
 
 
 def wrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of an object whose one property (:data:`WRAPPED`) has the schema given."""
+    """Return the schema of an object whose one property (:data:`WRAPPED`) has the schema given."""
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     inner = {key: value for key, value in schema.items() if key not in shared}
     return {
@@ -152,7 +152,7 @@ def wrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def strictly_closed(schema: Any) -> Any:
-    """The schema with every object that lists its properties limited to those."""
+    """Return the schema with every object that lists its properties limited to those."""
     if isinstance(schema, list):
         return [strictly_closed(one) for one in schema]
     if not isinstance(schema, Mapping):

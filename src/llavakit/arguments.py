@@ -53,7 +53,9 @@ class Call:
 def merged(
     settings: Mapping[str, Any], arguments: Mapping[str, Any], framework: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Settings of a model with the arguments of one call over them; None is "not set" in both.
+    """Return the settings of a model with the arguments of one call over them.
+
+    None means "not set" in both.
 
     Args:
         settings: of the model object.
@@ -69,7 +71,7 @@ def merged(
 
 
 def over(settings: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call says over what every call says.
+    """Return one call's arguments laid over those of every call.
 
     What a call is held to (a schema, a grammar) replaces what every call is held to, under
     whichever name it is given.
@@ -79,7 +81,7 @@ def over(settings: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]
 
 
 def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, Any]:
-    """The options of ``Backend.generate`` among merged settings.
+    """Return the options of ``Backend.generate`` among merged settings.
 
     Raises:
         ParameterError: ``tool_choice`` names no tool.
@@ -96,7 +98,7 @@ def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, 
 
 
 def from_openai(tools: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
-    """Tools of llavakit from functions in OpenAI's notation.
+    """Return tools of llavakit from functions in OpenAI's notation.
 
     Raises:
         ParameterError: a tool that is none in this notation.
@@ -119,7 +121,7 @@ def _from_openai(tool: Mapping[str, Any]) -> Tool:
 
 
 def to_params(settings: Mapping[str, Any]) -> SamplingParams:
-    """The sampling parameters among ``settings``; what is missing or None takes its default.
+    """Return the sampling parameters among ``settings``; what is missing or None takes its default.
 
     Raises:
         ParameterError: a value out of range, or two that contradict each other.
@@ -139,7 +141,7 @@ def to_params(settings: Mapping[str, Any]) -> SamplingParams:
 
 
 def unaliased(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by their own names (see :data:`ALIASES`).
+    """Return the arguments under their own names (see :data:`ALIASES`).
 
     Raises:
         ParameterError: one setting given twice, under two names.
@@ -154,7 +156,7 @@ def unaliased(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_known(arguments: Mapping[str, Any], known: Sequence[str], who: str) -> None:
-    """Refuses an argument that is not among ``known``, with the nearest name as advice."""
+    """Refuse an argument that is not among ``known``, with the nearest name as advice."""
     _checks.known(arguments, known, who, ALIASES)
 
 
@@ -168,7 +170,7 @@ def _logprobs(logprobs: bool | int | None, top: int | None) -> int | None:
 
 
 def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
-    """``"auto"``, ``"none"``, ``"required"`` or the name of one tool.
+    """Return ``"auto"``, ``"none"``, ``"required"`` or the name of one tool.
 
     Args:
         choice: None, a bool, ``"any"`` or one of the above, or a dict of OpenAI's
@@ -199,7 +201,7 @@ def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
 
 
 def to_schema(response_format: Any) -> Mapping[str, Any] | Literal[True] | None:
-    """The JSON schema of an OpenAI ``response_format``; True for any JSON object.
+    """Return the JSON schema of an OpenAI ``response_format``; True for any JSON object.
 
     Raises:
         ParameterError: a notation that nobody knows.

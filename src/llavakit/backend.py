@@ -88,7 +88,7 @@ class Backend(ABC):
 
     @abstractmethod
     def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        """Tokens of the prompt, images included; nothing is run.
+        """Count the tokens of the prompt, images included; nothing is run.
 
         Of an image at a URL, so much is fetched as tells its size, under the policy.
 
@@ -109,7 +109,7 @@ class Backend(ABC):
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
-        """Figures of the moment: requests running and waiting, caches, tokens."""
+        """Return figures of the moment: requests running and waiting, caches, tokens."""
 
     @property
     @abstractmethod
@@ -137,7 +137,7 @@ class Backend(ABC):
     def stream(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> AnswerStream:
-        """The answer in chunks; closing the stream cancels the request.
+        """Stream the answer in chunks; closing the stream cancels the request.
 
         Args:
             messages: a conversation, one message, or a plain question.
@@ -151,14 +151,14 @@ class Backend(ABC):
     def generate(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> Completion:
-        """The whole answer; arguments as in :meth:`stream`."""
+        """Return the whole answer; arguments as in :meth:`stream`."""
         with self.stream(messages, params, **options) as chunks:
             return gather(chunks)
 
     def choices(
         self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Any
     ) -> list[Completion]:
-        """Several answers to one request; its prompt is computed once for all of them.
+        """Return several answers to one request; its prompt is computed once for all of them.
 
         Each has a usage of its own; :meth:`~llavakit.values.Usage.of_choices` counts the prompt
         once, as OpenAI does.
@@ -194,7 +194,7 @@ class Backend(ABC):
     async def astream(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> AsyncGenerator[Chunk, None]:
-        """As :meth:`stream`, never blocking the event loop."""
+        """Run :meth:`stream` without blocking the event loop."""
         request = to_request(messages, params, **options)
         begun = off_loop(_preparing_pool(), lambda: self.submit(request), AnswerStream.close)
         async with contextlib.aclosing(await begun) as chunks:
@@ -204,7 +204,7 @@ class Backend(ABC):
     async def agenerate(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> Completion:
-        """As :meth:`generate`, never blocking the event loop; cancelling it frees the model."""
+        """Run :meth:`generate` without blocking the event loop; cancelling it frees the model."""
         gathering = Gathering()
         async with contextlib.aclosing(self.astream(messages, params, **options)) as chunks:
             async for chunk in chunks:
@@ -214,7 +214,7 @@ class Backend(ABC):
     async def achoices(
         self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Any
     ) -> list[Completion]:
-        """As :meth:`choices`, never blocking the event loop; cancelling it cancels all."""
+        """Run :meth:`choices` without blocking the event loop; cancelling it cancels all."""
         requests = _requests(to_request(messages, params, **options), n)
         streams = await off_loop(_preparing_pool(), lambda: self._submit_all(requests), _close_all)
         tasks = [asyncio.ensure_future(agather(stream)) for stream in streams]
@@ -225,11 +225,11 @@ class Backend(ABC):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def acount_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        """As :meth:`count_tokens`, never blocking the event loop."""
+        """Run :meth:`count_tokens` without blocking the event loop."""
         return await asyncio.to_thread(self.count_tokens, messages, tools=tools)
 
     def ask(self, image: Any, question: str, **params: Any) -> str:
-        """One question about one image or several; greedy unless told otherwise.
+        """Ask one question about one image or several; greedy unless a temperature is given.
 
         Args:
             image: an image (path, URL, bytes, PIL image, array), a list of them, or None.
@@ -296,7 +296,7 @@ def _model_of(backend: Backend) -> str:
 
 
 def question_about(image: Any, question: str) -> Message:
-    """A user's message of one or several images and a question about them."""
+    """Return a user's message of one or several images and a question about them."""
     pictures = [] if image is None else image if isinstance(image, (list, tuple)) else [image]
     parts = [one if isinstance(one, Image) else Image(one) for one in pictures]
     return Message("user", [*parts, Text(question)])
@@ -314,7 +314,7 @@ def to_request(
     continue_final_message: bool = False,
     **unknown: Any,
 ) -> Request:
-    """A :class:`Request` from what callers find natural to pass."""
+    """Make a :class:`Request` of what callers find natural to pass."""
     for name in unknown:
         if name in SamplingParams.names():
             raise ParameterError(f"{name} goes into the params: SamplingParams({name}=...).")
@@ -359,7 +359,7 @@ def to_request(
 
 
 def begins_a_turn(asked: bool | None, continues: bool) -> bool:
-    """Whether the answer is a turn of its own; where nobody says, unless it goes on with one.
+    """Return whether the answer is a turn of its own, which a final assistant message decides.
 
     Args:
         asked: ``add_generation_prompt``, None if nobody says.

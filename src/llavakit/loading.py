@@ -57,7 +57,7 @@ def load(
     source_policy: SourcePolicy | None = None,
     **settings: Any,
 ) -> Backend:
-    """The backend of a model: the same object for the same configuration in one process.
+    """Load a model's backend: the same object for the same configuration in one process.
 
     Nothing heavy happens here, unless ``warm_up`` asks for it. The weights are loaded at the
     first use, once, and freed when the last holder of the backend lets go of it or calls
@@ -220,7 +220,7 @@ def _remote(
 
 
 def shared(key: Any, build: Callable[[], Backend]) -> Backend:
-    """The living backend of this key, or a new one; closed ones are replaced."""
+    """Return the living backend of this key, or a new one; closed ones are replaced."""
     with _backends_lock:
         backend = _backends.get(key)
         if backend is None or backend.closed:

@@ -171,7 +171,7 @@ class ModelSettings(BaseModel):
         return self
 
     def backend_for(self, model: str | None = None) -> Backend:
-        """The backend that answers; loaded lazily by itself, shared, and held from now on.
+        """Return the backend that answers; loaded lazily by itself, shared, and held from now on.
 
         Args:
             model: another model than the object's own, with the same load settings.
@@ -208,7 +208,10 @@ class ModelSettings(BaseModel):
         return self.source_policy or _DEFAULT_POLICY
 
     def identity(self) -> dict[str, Any]:
-        """Every setting that changes the answer; the sampling settings with their defaults."""
+        """Return every setting that changes the answer.
+
+        Sampling settings are included with their defaults.
+        """
         sampling = asdict(to_params(self._sampling()))
         # LangChain writes the call's `stop` over a key of that name.
         sampling["stop_sequences"] = list(sampling.pop("stop"))
@@ -244,7 +247,7 @@ class ModelSettings(BaseModel):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
-        """As pydantic's; of what cannot be written as JSON it says nothing."""
+        """Return pydantic's schema; a default that JSON cannot hold is left out."""
         if len(args) < 3:
             options.setdefault("schema_generator", _Lenient)
         return super().model_json_schema(*args, **options)
@@ -256,7 +259,7 @@ class ModelSettings(BaseModel):
         return known - {"source_policy", "api_key"}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic's; a new backend brings its policy, and one that is taken away leaves it."""
+        """Copy as pydantic does; a new backend brings its policy, and one taken away leaves it."""
         other = super().model_copy(update=update, deep=deep)
         if other.backend is not None:
             other.source_policy = other.policy
@@ -307,7 +310,7 @@ class _Lenient(GenerateJsonSchema):
 
 
 def key_from_environment() -> SecretStr | None:
-    """The server's key of ``LLAVAKIT_API_KEY``."""
+    """Return the server's key from ``LLAVAKIT_API_KEY``."""
     key = os.environ.get("LLAVAKIT_API_KEY")
     return None if key is None else SecretStr(key)
 

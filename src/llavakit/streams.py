@@ -38,7 +38,7 @@ class Channel:
         self._watchers: tuple[Callable[[Chunk | BaseException], None], ...] = ()
 
     def watch(self, watcher: Callable[[Chunk | BaseException], None]) -> None:
-        """Tells a watcher of all chunks, those that wait to be taken too, and of an error.
+        """Pass all chunks, those that wait to be taken too, and an error to a watcher.
 
         It is called by whoever puts them, and must neither block nor raise.
         """
@@ -85,14 +85,14 @@ class Channel:
                 loop.call_soon_threadsafe(_resolve, future)
 
     def take(self) -> Chunk | None:
-        """The next chunk, waiting for it; None at the end; raises the error it ended with."""
+        """Take the next chunk, waiting for it; None at the end; raises the error it ended with."""
         with self._changed:
             while not (self._chunks or self._ended):
                 self._changed.wait()
             return self._pop()
 
     async def take_async(self) -> Chunk | None:
-        """As :meth:`take`, without blocking the event loop."""
+        """Take the next chunk without blocking the event loop."""
         while True:
             with self._changed:
                 if self._chunks or self._ended:
@@ -166,7 +166,7 @@ class AnswerStream(Iterator[Chunk], AsyncIterator[Chunk]):
             self._channel.fail(RequestCancelledError("The stream was closed by its owner."))
 
     async def aclose(self) -> None:
-        """As :meth:`close`."""
+        """Close the stream, as :meth:`close` does."""
         self.close()
 
     def __enter__(self) -> Self:
@@ -206,7 +206,7 @@ class Gathering:
             self._last = chunk
 
     def completion(self) -> Completion:
-        """The whole answer; raises if the stream broke off before its end."""
+        """Return the complete answer; raises if the stream broke off before its end."""
         if self._last is None or self._last.finish_reason is None:
             raise LlavaKitError("The answer broke off before its end.")
         return Completion(
@@ -220,7 +220,7 @@ class Gathering:
 
 
 def gather_all(streams: Sequence[AnswerStream]) -> list[Completion]:
-    """All answers whole; the first error of any is raised at once, and the others go on."""
+    """Gather all answers; the first error is raised at once, and the other requests go on."""
     said: SimpleQueue[tuple[int, Chunk | BaseException]] = SimpleQueue()
     for index, stream in enumerate(streams):
         stream.watch(lambda one, index=index: said.put((index, one)))  # type: ignore[misc]
@@ -236,7 +236,7 @@ def gather_all(streams: Sequence[AnswerStream]) -> list[Completion]:
 
 
 async def agather(stream: AnswerStream) -> Completion:
-    """As :func:`gather`, without blocking the event loop."""
+    """Run :func:`gather` without blocking the event loop."""
     gathering = Gathering()
     async for chunk in stream:
         gathering.add(chunk)
@@ -244,7 +244,7 @@ async def agather(stream: AnswerStream) -> Completion:
 
 
 def gather(chunks: Iterable[Chunk]) -> Completion:
-    """The whole answer from its chunks."""
+    """Gather the chunks of an answer."""
     gathering = Gathering()
     for chunk in chunks:
         gathering.add(chunk)

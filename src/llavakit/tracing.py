@@ -28,7 +28,7 @@ _asked = False  # whether the variable was read
 
 
 def enable(provider: TracerProvider | None = None) -> None:
-    """Makes spans of all requests from now on.
+    """Make spans of all requests from now on.
 
     Args:
         provider: who takes the spans; None takes the program's own.
@@ -49,13 +49,13 @@ def enable(provider: TracerProvider | None = None) -> None:
 
 
 def disable() -> None:
-    """Makes no more spans; those of running requests still end."""
+    """Make no more spans; those of running requests still end."""
     global _tracer, _asked
     _tracer, _asked = None, True
 
 
 def enabled() -> bool:
-    """Whether requests have spans; reads the variable if nobody has decided yet."""
+    """Return whether requests have spans; reads the variable if neither function was called."""
     global _asked
     if not _asked:
         _asked = True
@@ -66,7 +66,7 @@ def enabled() -> bool:
 
 @contextlib.contextmanager
 def received(headers: Mapping[str, str]) -> Iterator[None]:
-    """Within it, requests belong to the trace that a client tells in ``traceparent``.
+    """Make requests part of the trace that ``traceparent`` names, within the context.
 
     A span that is there already, such as that of an instrumented server, goes before.
 
@@ -93,7 +93,7 @@ def received(headers: Mapping[str, str]) -> Iterator[None]:
 def traced(
     submit: Callable[[Request], AnswerStream], request: Request, model: Callable[[], str]
 ) -> AnswerStream:
-    """Submits a request within a span that ends with its answer.
+    """Submit a request within a span that ends with its answer.
 
     Args:
         submit: takes the request.

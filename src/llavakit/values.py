@@ -26,7 +26,7 @@ ToolChoice: TypeAlias = str
 
 
 def check_characters(text: str) -> None:
-    """Refuses what is no text: halves of characters, which come of bytes that were read wrongly.
+    """Refuse text with halves of characters (lone surrogates), which come of a wrong decoding.
 
     Raises:
         MessageError: there is one; its place is told.
@@ -271,7 +271,7 @@ class SamplingParams:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The names of all parameters."""
+        """Return the names of all parameters."""
         return tuple(f.name for f in fields(cls))
 
 
@@ -359,7 +359,7 @@ class Usage:
 
     @classmethod
     def of_choices(cls, usages: Iterable[Usage]) -> Usage:
-        """Of several answers to one prompt, which counts once (as OpenAI counts ``n``)."""
+        """Sum the usage of several answers; their prompt counts once, as OpenAI counts ``n``."""
         counted: list[Usage] = members("usages", usages, Usage) or [Usage()]
         answers = sum(one.completion_tokens for one in counted)
         return replace(counted[0], completion_tokens=answers)

@@ -160,7 +160,7 @@ class EvaluationOutput(Remarks):
             self._task = self._line.add_task("Questions", total=None)
 
     def __call__(self, progress: RunProgress) -> None:
-        """Takes note of how far the run is."""
+        """Note how far the run is."""
         if self._earlier is None:
             self._earlier = progress.done
         if progress.error is not None:
@@ -179,6 +179,6 @@ class EvaluationOutput(Remarks):
             )
 
     def summary(self, folder: Path) -> None:
-        """Where the results are, and what was there before."""
+        """Return where the results are, and how many answers were there before."""
         before = f"; {self._earlier} answers were there before" if self._earlier else ""
         note(f"Results are in {folder}{before}.")

@@ -1,4 +1,4 @@
-"""What attends in a packed pass over segments of the arena, prefill and decode mixed.
+"""Attention of a packed pass over segments of the arena, prefill and decode mixed.
 
 Sequences that share a beginning read its keys where they lie, once in memory for all of them. On a
 processor one compiled call does all of it (:mod:`llavakit.kernels.attention`); elsewhere it is one
@@ -27,7 +27,7 @@ from llavakit.engine.splits import (
 from llavakit.engine.transfer import to_device
 from llavakit.errors import EngineError
 from llavakit.kernels.attention import Pass
-from llavakit.kernels.fused import merge_parts, rotate_and_store
+from llavakit.kernels.fused import merge_splits, rotate_and_store
 from llavakit.kernels.native import kernels
 
 __all__ = ["Row", "SegmentAttention", "attention_of"]
@@ -38,23 +38,23 @@ class Tables:
     """A pass on one device.
 
     Attributes:
-        slots: [T], where new keys and values belong.
+        slots: [T], the arena slots of the new keys and values.
         calls: one or two.
-        parts: [T, P], see :func:`llavakit.kernels.fused.merge_parts`; None if nothing is merged.
+        splits: [T, P], see :func:`llavakit.kernels.fused.merge_splits`; None if nothing is merged.
     """
 
     slots: Tensor
     calls: tuple[AttentionCall, ...]
-    parts: Tensor | None
+    splits: Tensor | None
 
 
 def tables_of(layout: Layout, device: torch.device) -> Tables:
     """Put a pass's integers on a device."""
     calls = tuple(attention_call(one, device) for one in layout.calls)
-    parts = None
-    if layout.parts is not None:
-        parts = to_device(torch.from_numpy(layout.parts), device)
-    return Tables(to_device(torch.from_numpy(layout.slots), device), calls, parts)
+    splits = None
+    if layout.splits is not None:
+        splits = to_device(torch.from_numpy(layout.splits), device)
+    return Tables(to_device(torch.from_numpy(layout.slots), device), calls, splits)
 
 
 class ArenaAttention:
@@ -76,7 +76,7 @@ class ArenaAttention:
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """[T, heads, dim], and keys and values of [T, kv_heads, dim] -> [T, heads, dim]."""
+        """Attend: [T, heads, dim], and keys and values of [T, kv_heads, dim] -> [T, heads, dim]."""
         keys, values, tables = self._of(layer)
         keys.index_copy_(0, tables.slots, key.to(keys.dtype))
         values.index_copy_(0, tables.slots, value.to(values.dtype))
@@ -85,12 +85,12 @@ class ArenaAttention:
     def turned(
         self, layer: int, mixed: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float
     ) -> Tensor:
-        """The same for queries, keys and values that are not yet turned to their places.
+        """Attend with queries, keys and values that are not yet rotated to their positions.
 
         Args:
             layer: its number.
-            mixed: [T, heads + 2 kv_heads, dim].
-            cos, sin: of the places, [T, 1, dim / 2].
+            mixed: queries, keys and values side by side, [T, heads + 2 kv_heads, dim].
+            cos, sin: of the positions, [T, 1, dim / 2].
             heads: of the queries.
             scaling: of the scores.
         """
@@ -113,11 +113,11 @@ class ArenaAttention:
         if len(results) > 1:
             out = torch.cat([one for one, _ in results])
             lse = torch.cat([one for _, one in results], dim=1)
-        return out if tables.parts is None else merge_parts(out, lse, tables.parts)
+        return out if tables.splits is None else merge_splits(out, lse, tables.splits)
 
 
 class SegmentAttention(ArenaAttention):
-    """The same by a kernel of :mod:`llavakit.engine.splits`, on any device."""
+    """Attention by a kernel of :mod:`llavakit.engine.splits`, on any device."""
 
     def __init__(self, arena: KVArena, rows: Sequence[Row], kernel: Kernel = LOOPED) -> None:
         super().__init__(arena, functools.partial(tables_of, lay_out(rows)), kernel)
@@ -126,12 +126,12 @@ class SegmentAttention(ArenaAttention):
 def attention_of(
     arena: KVArena, rows: Sequence[Row], kernel: Kernel | None = None
 ) -> Pass | ArenaAttention:
-    """What attends in a packed pass (see ``model.decoder``): compiled where that is possible.
+    """Return what attends in a packed pass (see ``model.decoder``), compiled where possible.
 
     Args:
         arena: where keys and values lie.
         rows: the sequences of the pass, packed in this order.
-        kernel: what a device without compiled kernels attends by.
+        kernel: the kernel of a device without compiled kernels.
     """
     library = kernels() if arena.caches is not None and kernel is None else None
     if library is None or arena.caches is None:
@@ -150,12 +150,15 @@ def pass_kernel(
     head_dim: int,
     refused: dict[str, str] | None = None,
 ) -> Kernel | None:
-    """What attends in passes of any kind; None where the compiled kernels of a processor do.
+    """Return the kernel of all passes; None where a processor's compiled kernels attend.
 
     Args:
         arena: where keys and values lie.
         heads, kv_heads, head_dim: of the model.
-        refused: takes the names of kernels that were passed over, and why.
+        refused: filled with the names of kernels that were passed over, and why.
+
+    Raises:
+        EngineError: no kernel gives right numbers.
     """
     if arena.caches is not None and kernels() is not None:
         return None
@@ -165,5 +168,5 @@ def pass_kernel(
     shape = (heads, kv_heads, head_dim)
     found = working_kernel(*shape, home.dtype, home.device, (VARLEN, LOOPED), refused)
     if found is None:
-        raise EngineError(f"No attention gives right numbers on {home.device}: {refused}.")
+        raise EngineError(f"No attention kernel gives right numbers on {home.device}: {refused}.")
     return found

@@ -1,8 +1,8 @@
-"""Get an engine ready before its first request, so that none waits for what comes only once.
+"""Warm an engine up before its first request, so that no request waits for one-time work.
 
 Usual requests are run through the whole engine, and the steps of all batch sizes are compiled and
-captured where decoding runs in static shapes. No answer depends on it: what fails is told and left
-to the requests, which meet the same error if it is not of the warm-up's making.
+captured where decoding runs in static shapes. No answer depends on it: what fails is logged and
+left to the requests, which meet the same error unless only the warm-up caused it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from llavakit.values import Image, Message, Request, SamplingParams
 log = logging.getLogger(__name__)
 
 Progress: TypeAlias = Callable[[int, int, str], None]
-"""Told after each piece of work: how many are done, of how many, and what the last one was."""
+"""Called after each task: how many are done, of how many, and what the last one was."""
 
 _SIDE = 336
 """Of the blank image, in pixels; it is resized to what the model takes."""
 
 
 class Loop(Protocol):
-    """What is needed of the engine's loop."""
+    """The part of the engine's loop that is needed here."""
 
     @property
     def dead(self) -> bool:
@@ -40,7 +40,7 @@ class Loop(Protocol):
 
 
 class StaticSteps(Protocol):
-    """What is needed of decoding in static shapes."""
+    """The part of decoding in static shapes that is needed here."""
 
     def warm_up(self, max_rows: int, progress: Progress, /) -> None:
         """Compile and capture the steps of all batches of up to so many rows."""
@@ -62,7 +62,7 @@ def warm_up(
         loop: runs steps, and what goes between them.
         static: decoding in static shapes, where there is any.
         max_rows: most sequences that run at once.
-        picture: whether the model is shown an image, too.
+        picture: whether a blank image is asked about, too.
         progress: see :data:`Progress`; called on this thread and on the engine's.
 
     Raises:
@@ -70,8 +70,8 @@ def warm_up(
     """
     began = time.monotonic()
 
-    def tell(done: int, total: int, what: str) -> None:
-        if loop.dead:  # whoever closes the engine does not wait for all that is left
+    def report(done: int, total: int, what: str) -> None:
+        if loop.dead:  # close() does not wait for all that is left
             raise EngineClosedError("The engine was closed while it was warming up.")
         log.info("warming up: %s (%d of %d)", what, done, total)
         if progress is not None:
@@ -84,11 +84,11 @@ def warm_up(
         for done, (what, request) in enumerate(asked.items(), start=1):
             with submit(request) as chunks:
                 gather(chunks)
-            tell(done, len(asked), what)
+            report(done, len(asked), what)
 
     def capture() -> None:
         if static is not None:
-            loop.run_between_steps(lambda: static.warm_up(max_rows, tell)).result()
+            loop.run_between_steps(lambda: static.warm_up(max_rows, report)).result()
 
     for work in (ask, capture):
         try:
@@ -101,5 +101,5 @@ def warm_up(
 
 
 def _request(*pictures: Image) -> Request:
-    """A request of a prefill and, unless the answer ends at once, a step that decodes."""
+    """A request of one prefill and, unless the answer ends at once, one decoding step."""
     return Request((Message("user", [*pictures, "Hi"]),), SamplingParams(max_tokens=2))

@@ -54,7 +54,7 @@ _THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 
 
 def vqa_answer(text: str) -> str:
-    """An answer as the VQA challenge compares it: lower case, no articles, numbers as digits.
+    """Normalise an answer as the VQA challenge does: lower case, no articles, numbers as digits.
 
     Punctuation that touches a space goes, other punctuation becomes a space; a point goes unless a
     digit follows. Source: the answer processor of EvalAI, in LLaVA's ``m4c_evaluator.py``.
@@ -74,12 +74,12 @@ def _without_punctuation(text: str) -> str:
 
 
 def gqa_answer(text: str) -> str:
-    """An answer as GQA's predictions hold it."""
+    """Normalise an answer as GQA's predictions hold it."""
     return text.rstrip(".").lower()
 
 
 def pope_answer(text: str) -> YesNo:
-    """POPE's reading of an answer: ``No``, ``no`` or ``not`` in its first sentence is a no.
+    """Read an answer as POPE does: ``No``, ``no`` or ``not`` in its first sentence is a no.
 
     Everything else is a yes, ``NO`` and ``nope`` included: so POPE counts.
     """
@@ -88,7 +88,7 @@ def pope_answer(text: str) -> YesNo:
 
 
 def mme_answer(text: str) -> YesNo | None:
-    """MME's reading of an answer: the word, or what its first four letters hold; or neither."""
+    """Read an answer as MME does: the word, or what its first four letters hold; or neither."""
     text = text.strip().lower()
     if text in ("yes", "no"):
         return "yes" if text == "yes" else "no"
@@ -99,7 +99,7 @@ def mme_answer(text: str) -> YesNo | None:
 
 
 def science_answer(text: str, choices: int) -> int | None:
-    """The choice that an answer to ScienceQA names, from 0; None if it names none.
+    """Return the choice that an answer to ScienceQA names, from 0; None if it names none.
 
     Understood are a letter alone, a beginning like ``B. ``, and ``The answer is B.`` if it stands
     there once.
@@ -116,7 +116,7 @@ def science_answer(text: str, choices: int) -> int | None:
 
 
 def textvqa_question(prompt: str) -> str:
-    """The question in a prompt of TextVQA, in lower case: annotations are looked up by it.
+    """Return the question in a prompt of TextVQA, in lower case, as annotations are keyed.
 
     Raises:
         InputError: the prompt has none of the forms that LLaVA's question files use.
@@ -137,7 +137,7 @@ def textvqa_question(prompt: str) -> str:
 
 
 def review_scores(review: str) -> tuple[float, float] | None:
-    """The two scores in the first line of a judge's review, ``8 9`` or ``8,9``."""
+    """Parse the two scores in the first line of a judge's review, ``8 9`` or ``8,9``."""
     parts = review.split("\n")[0].replace(",", " ").split(" ")
     try:
         first, second = map(float, parts)

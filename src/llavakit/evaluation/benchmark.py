@@ -60,22 +60,22 @@ class Benchmark(ABC):
         self.questions = self.read()
 
     def read(self) -> list[Question]:
-        """The questions; by default a file of JSON Lines with question_id, image and text."""
+        """Read the questions; by default a file of JSON Lines with question_id, image and text."""
         folder = self.data.image_folder(self.images)
         lines = read_lines(self.data.question_file(*self.question_files))
         return [question_of(line, number, folder) for number, line in enumerate(lines)]
 
     @abstractmethod
     def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
-        """The figures; a question without an answer counts as answered wrongly."""
+        """Compute the figures; a question without an answer counts as answered wrongly."""
 
     def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
-        """Files in the form that the benchmark's own scoring takes, by name."""
+        """Return files in the form that the benchmark's own scoring takes, by name."""
         return {}
 
 
 def question_of(line: DataLine, number: int, folder: Path) -> Question:
-    """A question from a line of the original's question files."""
+    """Return a question from a line of the original's question files."""
     name = line.text("image")
     category = line.text("category") if "category" in line.record else ""
     prompt, identity = line.text("text"), line.id("question_id")

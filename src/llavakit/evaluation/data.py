@@ -42,7 +42,7 @@ class Question:
     error: LlavaKitError | None = None
 
     def messages(self) -> tuple[Message, ...]:
-        """The conversation that asks it."""
+        """Return the conversation that asks it."""
         if self.image is None:
             return (Message("user", self.prompt),)
         # Text in a data file is base64 here and never the name of another file.
@@ -67,22 +67,22 @@ class Data:
 
     @checked
     def question_file(self, *names: str) -> Path:
-        """The question file: the one that was named, or the first of these in the folder."""
+        """Return the question file: the one that was named, or the first of these in the folder."""
         return _first(self.questions, self.folder, names, "questions", "--questions")
 
     @checked
     def annotation_file(self, *names: str) -> Path:
-        """The annotations, found in the same way."""
+        """Return the annotation file, found in the same way."""
         return _first(self.annotations, self.folder, names, "annotations", "--annotations")
 
     @checked
     def has_annotations(self, *names: str) -> bool:
-        """Whether there are annotations; a file that was named must be there."""
+        """Return whether there are annotations; a file that was named must be there."""
         return self.annotations is not None or any((self.folder / one).exists() for one in names)
 
     @checked
     def image_folder(self, name: str = ".") -> Path:
-        """The folder that names of images start from."""
+        """Return the folder that names of images start from."""
         return self.images or self.folder / name
 
 
@@ -102,7 +102,7 @@ def _first(named: Path | None, folder: Path, names: Sequence[str], what: str, op
 
 
 def picture_in(folder: Path, name: str) -> Path:
-    """The file of an image's name, which may have folders but does not leave its own.
+    """Return the file of an image's name, which may have folders but does not leave its own.
 
     Raises:
         InputError: it does.
@@ -122,24 +122,24 @@ class DataLine:
     record: Record
 
     def text(self, key: str) -> str:
-        """A value that must be text."""
+        """Return a value that must be text."""
         value: str = self._typed(key, str, "text")
         return value
 
     def id(self, key: str) -> str | int:
-        """A value that must be text or a whole number."""
+        """Return a value that must be text or a whole number."""
         value = self._value(key)
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise self.wrong(f"{key!r} must be text or a whole number")
         return value
 
     def index(self, key: str) -> int:
-        """A value that must be a whole number."""
+        """Return a value that must be a whole number."""
         value: int = self._typed(key, int, "a whole number")
         return value
 
     def texts(self, key: str, of: str | None = None) -> list[str]:
-        """A list of texts, at least one; or of objects that hold each text under ``of``."""
+        """Return a list of texts, at least one; or of objects that hold each text under ``of``."""
         values = self._typed(key, list, "a list")
         if of is not None:
             values = [value.get(of) if isinstance(value, dict) else None for value in values]
@@ -148,7 +148,7 @@ class DataLine:
         return list(values)
 
     def wrong(self, reason: str) -> InputError:
-        """An error about this object; to be raised."""
+        """Return an error about this object; to be raised."""
         return InputError(f"{self.path}, {self.place}: {reason}.")
 
     def _typed(self, key: str, kind: type, words: str) -> Any:
@@ -164,7 +164,7 @@ class DataLine:
 
 
 def read_lines(path: Path) -> list[DataLine]:
-    """The objects of a file of JSON Lines; empty lines do not count.
+    """Read the objects of a file of JSON Lines; empty lines do not count.
 
     Raises:
         InputError: a line is no JSON object, or there is none at all.
@@ -187,7 +187,7 @@ def read_lines(path: Path) -> list[DataLine]:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Read the value of a JSON file.
 
     Raises:
         InputError: it is no JSON.
@@ -202,7 +202,7 @@ def read_json(path: Path) -> Any:
 
 
 def entries(path: Path, value: Any, what: str) -> list[DataLine]:
-    """The objects of a list, or of the values of an object, in a JSON file.
+    """Return the objects of a list, or of the values of an object, in a JSON file.
 
     Args:
         path: the file, for errors.
@@ -227,7 +227,7 @@ def entries(path: Path, value: Any, what: str) -> list[DataLine]:
 
 
 def keyed(lines: Sequence[DataLine], key: Callable[[DataLine], Any]) -> dict[Any, DataLine]:
-    """Objects by a key of theirs.
+    """Index objects by a key of theirs.
 
     Raises:
         InputError: two have the same.
@@ -242,7 +242,7 @@ def keyed(lines: Sequence[DataLine], key: Callable[[DataLine], Any]) -> dict[Any
 
 
 def read(path: Path) -> bytes:
-    """The bytes of a file of the benchmark.
+    """Read the bytes of a file of the benchmark.
 
     Raises:
         SourceNotFoundError, SourceFetchError: it cannot be read.

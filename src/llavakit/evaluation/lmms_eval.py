@@ -35,7 +35,7 @@ _KNOWN = {"top_p", "top_k", "min_p", "repetition_penalty", "seed"}
 
 
 def manifest() -> Any:
-    """What lmms-eval's registry is told of this model; called by lmms-eval itself."""
+    """Describe this model to lmms-eval's registry; called by lmms-eval itself."""
     return _module("lmms_eval.models.registry_v2").ModelManifest(
         model_id="llavakit", chat_class_path=f"{__name__}.LlavaKit"
     )
@@ -104,7 +104,7 @@ class Chat:
         self.backend = llavakit.load(str(model), **settings)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answers to requests, in their order.
+        """Answer requests, in their order.
 
         Raises:
             UnsupportedContentError: a request has video or audio.
@@ -117,7 +117,7 @@ class Chat:
         return texts
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """The answers of all rounds to requests; their task says what comes next, and its end.
+        """Answer all rounds of requests; their task says what comes next, and its end.
 
         Raises:
             ParameterError: a task that does not end.
@@ -146,7 +146,7 @@ class Chat:
         raise ParameterError(f"A task is not over after {_MOST_ROUNDS} rounds; choose another one.")
 
     def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
-        """Refused: a backend writes answers, and does not score those of others."""
+        """Refuse: a backend writes answers, and does not score those of others."""
         raise UnsupportedContentError(
             "llavakit gives no log-likelihoods of given answers; choose a task, or a variant of "
             "it, whose output_type is generate_until."

@@ -13,7 +13,7 @@ from llavakit.evaluation.answers import YesNo, vqa_answer
 
 @checked
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """The share of people's answers that an answer agrees with, softened: 0 to 1.
+    """Return the share of people's answers that an answer agrees with, softened: 0 to 1.
 
     Each of the people is left out once, and the answer is right in part if fewer than three of the
     others gave it (Antol et al. 2015, "VQA"); both sides are read by :func:`vqa_answer`.
@@ -35,7 +35,7 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
 
 @checked
 def anls(answer: str, accepted: Sequence[str]) -> float:
-    """The average normalised Levenshtein similarity of one answer, 0 or 0.5 to 1.
+    """Return the average normalised Levenshtein similarity of one answer, 0 or 0.5 to 1.
 
     The likeness to the nearest accepted answer, regardless of case and spacing; likeness below one
     half is worth nothing (Biten et al. 2019; the threshold as in the challenge's own script, where
@@ -65,7 +65,7 @@ def _likeness(one: str, other: str) -> float:
 
 
 def distance(one: str, other: str) -> int:
-    """How many letters must be put in, taken out or changed (Levenshtein 1966)."""
+    """Return how many letters must be put in, taken out or changed (Levenshtein 1966)."""
     row = list(range(len(other) + 1))
     for at, letter in enumerate(one, 1):
         above, row[0] = row[0], at
@@ -95,7 +95,7 @@ class Counts:
     @classmethod
     @checked
     def of(cls, answers: Iterable[tuple[YesNo | None, YesNo]]) -> Counts:
-        """Counts pairs of an answer (None: there is none) and its label."""
+        """Count pairs of an answer (None: there is none) and its label."""
         found = Counter(members("answers", answers, tuple[YesNo | None, YesNo]))
         silent = found[None, "no"]
         return cls(

@@ -255,7 +255,7 @@ def _kinds(lines: Sequence[DataLine]) -> dict[int, str]:
 
 
 def to_json(value: Any) -> bytes:
-    """A result file, as the original's scripts write it."""
+    """Serialise a result file as the original's scripts write it."""
     return json.dumps(value).encode()
 
 

@@ -20,7 +20,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
 
 @checked
 def open_benchmark(name: str, data: Data) -> Benchmark:
-    """A benchmark, read from its files.
+    """Open a benchmark and read its files.
 
     Raises:
         ParameterError: there is none of this name.

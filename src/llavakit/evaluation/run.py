@@ -79,7 +79,7 @@ class Results:
     files: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in ``results.json``."""
+        """Return the results as they stand in ``results.json``."""
         return asdict(self)
 
 
@@ -98,7 +98,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[RunProgress], None] = lambda progress: None,
 ) -> Results:
-    """Asks the questions of a benchmark, greedily, and scores the answers.
+    """Ask the questions of a benchmark, greedily, and score the answers.
 
     Args:
         benchmark: the benchmark.

@@ -46,7 +46,7 @@ class Score:
 
 
 def share(name: str, part: int, whole: int) -> Score:
-    """A share of right answers, in percent."""
+    """Return a share of right answers, in percent."""
     if not whole:
         return Score(name, None, None, None, None, 0)
     low, high = wilson(part, whole)
@@ -54,14 +54,14 @@ def share(name: str, part: int, whole: int) -> Score:
 
 
 def mean(name: str, values: Sequence[float]) -> Score:
-    """The mean of soft scores from 0 to 1, in percent."""
+    """Return the mean of soft scores from 0 to 1, in percent."""
     return sum_of_means(name, [values], 100, "%")
 
 
 def sum_of_means(
     name: str, strata: Sequence[Sequence[float]], scale: float = 1, unit: Unit = "points"
 ) -> Score:
-    """The sum of the means of several groups, each drawn anew from itself."""
+    """Return the sum of the means of several groups, each resampled on its own."""
     strata = [values for values in strata if values]
     if not strata:
         return Score(name, None, None, None, None, 0, unit)
@@ -73,7 +73,7 @@ def sum_of_means(
 
 
 def f1(name: str, groups: Sequence[Counts]) -> Score:
-    """The mean of the F1 scores of groups, in percent."""
+    """Return the mean of the F1 scores of groups, in percent."""
     values = [group.f1 for group in groups]
     questions = sum(group.total for group in groups)
     known = [value for value in values if value is not None]
@@ -86,7 +86,7 @@ def f1(name: str, groups: Sequence[Counts]) -> Score:
 
 
 def wilson(part: int, whole: int) -> Interval:
-    """The 95% interval of a share, within 0 and 1; ``whole`` is at least 1."""
+    """Return the 95% interval of a share, within 0 and 1; ``whole`` is at least 1."""
     rate = part / whole
     spread = 1 + _Z**2 / whole
     centre = (rate + _Z**2 / (2 * whole)) / spread

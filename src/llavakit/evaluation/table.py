@@ -9,7 +9,7 @@ from llavakit.evaluation.scores import Score
 
 @checked
 def to_table(results: Results) -> str:
-    """The table that a run ends with: scores with their 95% intervals, and what to know of them."""
+    """Format the table that a run ends with: scores, 95% intervals, and notes."""
     lines = [f"{results.title}, {results.model}", ""]
     rows = [_row(score) for score in results.scores]
     if rows:

@@ -42,7 +42,7 @@ _EXACT = 2**53  # numbers in a sheet are doubles
 
 
 def workbook(rows: Sequence[Sequence[str | int]]) -> bytes:
-    """The bytes of a workbook with one sheet; equal rows give equal bytes.
+    """Return the bytes of a workbook with one sheet; equal rows give equal bytes.
 
     Characters that XML cannot hold are left out, and cells end where a sheet's must.
     """

@@ -26,7 +26,7 @@ def to_call(
     arguments: Mapping[str, Any],
     open_document: OpenAttachment = not_opened,
 ) -> Call:
-    """One call of the model.
+    """Resolve the arguments of one call of the model.
 
     Args:
         messages: the conversation.

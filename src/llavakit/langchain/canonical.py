@@ -24,7 +24,7 @@ from llavakit.values import Image
 def canonical(
     messages: Sequence[BaseMessage], policy: SourcePolicy, max_pages: int
 ) -> list[BaseMessage]:
-    """The messages with every local image replaced by its digest; nothing is mutated.
+    """Replace every local image of the messages by its digest; nothing is mutated.
 
     The pages of a local PDF, at most ``max_pages``, stand in its place.
 
@@ -39,7 +39,7 @@ def canonical(
 
 
 def has_pictures(messages: Sequence[BaseMessage]) -> bool:
-    """Whether there may be an image or a document to open; cheap."""
+    """Return whether there may be an image or a document to open; cheap."""
     return any(
         not isinstance(block, str) and not (isinstance(block, Mapping) and _is_text(block))
         for message in messages
@@ -49,7 +49,7 @@ def has_pictures(messages: Sequence[BaseMessage]) -> bool:
 
 
 def has_documents(messages: Sequence[BaseMessage]) -> bool:
-    """Whether a document is still to be opened: in canonical messages, one that is elsewhere."""
+    """Return whether a document is still to be opened; canonical messages may have remote ones."""
     return any(
         isinstance(block, Mapping) and document_of(block) is not None
         for message in messages
@@ -105,7 +105,7 @@ def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
 
 
 def is_remote(image: Image) -> bool:
-    """Whether an image has to be fetched from the network."""
+    """Return whether an image has to be fetched from the network."""
     return isinstance(image.source, str) and is_address(image.source)
 
 

@@ -148,12 +148,12 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
 
     @checked
     def canonical(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as caches and the model see them."""
+        """Return the messages as caches and the model see them."""
         return canonical(messages, self.policy, self.max_pages)
 
     @checked
     def recorded(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as traces, callbacks and histories see them."""
+        """Return the messages as traces, callbacks and histories see them."""
         if self.trace_images == "digest":
             return self.canonical(messages)
         return plain_messages(messages)
@@ -248,14 +248,14 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     # Tokens
 
     def get_num_tokens(self, text: str) -> int:
-        """Tokens of ``text`` as a user's message, the template around it included."""
+        """Count the tokens of ``text`` as a user's message, the template around it included."""
         return self.backend_for().count_tokens(text)
 
     @checked
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens of the prompt, images and tools included; nothing is run.
+        """Count the tokens of the prompt, images and tools included; nothing is run.
 
         Of an image at a URL so much is fetched, under the policy, as tells its size.
         """
@@ -270,7 +270,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
             return self.backend_for().count_tokens(conversation, tools=to_tools(tools or ()))
 
     def get_token_ids(self, text: str) -> list[int]:
-        """The ids of ``custom_get_token_ids``; a backend tells numbers of tokens, not ids."""
+        """Return the ids of ``custom_get_token_ids``; a backend counts tokens and has no ids."""
         if self.custom_get_token_ids is None:
             raise NotImplementedError(
                 "llavakit gives no token ids; use get_num_tokens, or set custom_get_token_ids."
@@ -287,7 +287,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with tools that it may call.
+        """Bind tools that the model may call.
 
         Args:
             tools: functions, pydantic classes, LangChain tools, or dicts in OpenAI's,
@@ -315,7 +315,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """The model with answers that follow a schema.
+        """Return the model with answers that follow a schema.
 
         Args:
             schema: a pydantic class (answers are its instances), a TypedDict, a JSON schema

@@ -38,7 +38,7 @@ class Streamed:
         self._calls = 0
 
     def piece(self, chunk: Chunk) -> ChatGenerationChunk:
-        """The next piece."""
+        """Convert the next chunk of a stream."""
         metadata = _logprobs(chunk.logprobs)
         if chunk.finish_reason is not None:
             metadata |= _metadata(self._model, chunk.finish_reason)
@@ -59,7 +59,7 @@ class Streamed:
 
 
 def uncompletable(call: CutCall) -> str:
-    """The arguments of a cut call as text that no parser takes for arguments.
+    """Return the arguments of a cut call as text that no parser takes for arguments.
 
     LangChain completes what begins as JSON, and would run the tool with what it made up. What
     begins as none it calls invalid, and keeps; merging chunks keeps nothing else of a call.
@@ -68,13 +68,13 @@ def uncompletable(call: CutCall) -> str:
 
 
 def written(arguments: str | None) -> tuple[str, str | None]:
-    """The arguments of an invalid call as the model wrote them, and why they are no call's."""
+    """Return the arguments of an invalid call as the model wrote them, and why they are invalid."""
     found = _CUT.fullmatch(arguments or "")
     return (arguments or "", None) if found is None else (found[2], found[1])
 
 
 def with_cut_calls(result: ChatResult) -> ChatResult:
-    """The result, with cut calls that were streamed told as those that were not."""
+    """Report cut calls of a streamed result as those of a result in one go."""
     for generation in result.generations:
         message = generation.message
         if not isinstance(message, AIMessage):
@@ -98,12 +98,12 @@ def _replace_block(message: AIMessage, call: InvalidToolCall) -> None:
 
 
 def to_result(completion: Completion, model: str) -> ChatResult:
-    """A whole answer of the model named ``model``."""
+    """Convert a complete answer of the model named ``model``."""
     return ChatResult(generations=[_generation(completion, model)])
 
 
 def to_results(completions: Sequence[Completion], model: str) -> ChatResult:
-    """Several answers to one prompt, of the model named ``model``."""
+    """Convert several answers to one prompt, of the model named ``model``."""
     return ChatResult(generations=[_generation(completion, model) for completion in completions])
 
 
@@ -136,7 +136,7 @@ def _new_id() -> str:
 
 
 def to_usage(usage: Usage) -> UsageMetadata:
-    """The tokens as LangChain counts them; ``cache_read`` needed no new computation."""
+    """Return the usage as LangChain counts it; ``cache_read`` needed no new computation."""
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,

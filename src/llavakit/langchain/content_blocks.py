@@ -57,7 +57,7 @@ _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 
 def read_block(block: Block) -> list[Piece]:
-    """What a content block says; empty for reasoning, which is not part of the dialogue.
+    """Return the parts of a content block; none for reasoning, which is not dialogue.
 
     Raises:
         UnsupportedContentError: audio, video, or a block that nobody knows.
@@ -87,7 +87,7 @@ def read_block(block: Block) -> list[Piece]:
 
 
 def picture_of(block: Block) -> Image | None:
-    """The image that a block carries, or None if it carries none.
+    """Return the image of a content block, or None if it has none.
 
     Raises:
         UnsupportedContentError: an image block without a source, or with a foreign id.
@@ -104,7 +104,7 @@ def picture_of(block: Block) -> Image | None:
 
 
 def document_of(block: Block) -> Attachment | None:
-    """The PDF that a block carries, or None if it carries none.
+    """Return the PDF of a content block, or None if it has none.
 
     Raises:
         UnsupportedContentError: a PDF without a source, or with a foreign id.
@@ -119,7 +119,7 @@ def document_of(block: Block) -> Attachment | None:
 
 
 def type_of(block: Block) -> str:
-    """The block's type; Bedrock and Google name it by the block's key instead."""
+    """Return the block's type; Bedrock and Google name it by the block's key instead."""
     if "type" in block:
         return str(block["type"])
     for key in ("text", *sorted(IMAGE_TYPES), *sorted(FILE_TYPES)):
@@ -157,7 +157,7 @@ class HeldBase64(str):
 
     @classmethod
     def of(cls, picture: Picture) -> HeldBase64:
-        """The text of an image."""
+        """Return the text of an image."""
         self = cls(picture.data_uri().partition(",")[2])
         self.picture = picture
         return self
@@ -269,7 +269,7 @@ def _innermost(block: Block) -> Block:
 
 
 def head_of(value: Any) -> bytes:
-    """The first bytes of inline data, base64 or not; empty for anything else."""
+    """Return the first bytes of inline data, base64 or not; empty for anything else."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value[:4096])
     if not isinstance(value, str):

@@ -15,7 +15,7 @@ from llavakit.questions.references import Shown, named
 
 
 def images_of(messages: Sequence[BaseMessage]) -> list[Shown]:
-    """Every image and PDF of the messages; nothing is opened.
+    """Yield every image and PDF of the messages; nothing is opened.
 
     What nobody could open (another provider's file id) is there too, as the reason why: it
     counts, so that the others keep their numbers.
@@ -30,7 +30,7 @@ def images_of(messages: Sequence[BaseMessage]) -> list[Shown]:
 
 @checked
 def name_images(messages: Sequence[BaseMessage], *, keep: bool = False) -> list[BaseMessage]:
-    """The messages with the names of their images in the text, as ``ImageQuestionTool`` has them.
+    """Write the names of the images into the messages, as ``ImageQuestionTool`` has them.
 
     For a brain that cannot see, so that it can ask about images it is never sent; nothing is
     mutated.

@@ -85,7 +85,10 @@ _REMOTE = {
 
 
 def twin(error: ours.LlavaKitError) -> ours.LlavaKitError:
-    """The same error, which is one of LangChain's too; one that is so already is itself."""
+    """Return the same error as one of LangChain's too.
+
+    An error that is one already is unchanged.
+    """
     if isinstance(error, theirs.LangChainException):
         return error
     if isinstance(error, ours.RemoteError):
@@ -101,7 +104,7 @@ def twin(error: ours.LlavaKitError) -> ours.LlavaKitError:
 
 @contextmanager
 def in_langchains_tree() -> Iterator[None]:
-    """Within it, llavakit's errors are raised as LangChain's too."""
+    """Raise llavakit's errors as LangChain's too, within the context."""
     try:
         yield
     except ours.LlavaKitError as error:

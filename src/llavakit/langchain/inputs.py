@@ -37,11 +37,11 @@ class RecordedInputs(BaseChatModel):
 
     @abstractmethod
     def canonical(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as caches and the model see them."""
+        """Return the messages as caches and the model see them."""
 
     @abstractmethod
     def recorded(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as traces, callbacks and histories see them."""
+        """Return the messages as traces, callbacks and histories see them."""
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         prompt = super()._convert_input(model_input)

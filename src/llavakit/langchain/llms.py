@@ -76,7 +76,7 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         return traced_settings(self, "llm", stop, kwargs)
 
     def called_with(self, images: Any = None, **arguments: Any) -> Self:
-        """The model with the arguments of a call as its settings, images opened.
+        """Return the model with the arguments of a call as its settings, images opened.
 
         LangChain keys its cache by the model's settings and not by the arguments of a call: as
         settings, two images or two temperatures never share an answer.
@@ -307,7 +307,7 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
                 yield piece
 
     def get_num_tokens(self, text: str) -> int:
-        """Tokens of ``text`` as a prompt, the template around it included."""
+        """Count the tokens of ``text`` as a prompt, the template around it included."""
         return self.backend_for().count_tokens(question_about(list(self._images), text))
 
 

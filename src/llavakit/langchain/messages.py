@@ -39,7 +39,7 @@ _ROLES = {
 
 
 def not_opened(document: Attachment) -> NoReturn:
-    """Refuses a document where nothing may be opened."""
+    """Refuse a document where nothing may be opened."""
     raise UnsupportedContentError(
         "Counting tokens opens no document that is elsewhere; open its pages first "
         "(llavakit.documents.open_pages) and count with those."
@@ -49,7 +49,7 @@ def not_opened(document: Attachment) -> NoReturn:
 def to_messages(
     messages: Iterable[BaseMessage], open_document: OpenAttachment = not_opened
 ) -> tuple[Message, ...]:
-    """LangChain messages as llavakit messages, in their order; any stretch of a conversation.
+    """Convert LangChain messages to llavakit's, in their order; any stretch of a conversation.
 
     Args:
         messages: the conversation.
@@ -73,7 +73,7 @@ def to_messages(
 
 
 def pieces_of(content: Any) -> list[Piece]:
-    """The pieces of a message's content: a string, or a list of strings and blocks."""
+    """Split a message's content, which is a string, or a list of strings and blocks."""
     if isinstance(content, str):
         return [Text(content)] if content else []
     if isinstance(content, Mapping):
@@ -118,7 +118,7 @@ def _turns(message: BaseMessage, open_document: OpenAttachment) -> list[Message]
 
 
 def role_of(message: BaseMessage) -> str:
-    """The llavakit role of a message.
+    """Return the llavakit role of a message.
 
     Raises:
         MessageError: a role, or a kind of message, that has no counterpart.
@@ -192,7 +192,7 @@ def _only_in(role: str, allowed: str, what: str) -> None:
 
 
 def check_order(messages: Sequence[Message]) -> None:
-    """Refuses a tool's result without its call.
+    """Refuse a tool's result without its call.
 
     Raises:
         MessageError: there is one.

@@ -25,7 +25,7 @@ class SerializableModel(Serializable):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """Whether LangChain may write it down."""
+        """Return whether LangChain may serialise it."""
         return True
 
     @property

@@ -65,7 +65,7 @@ def structured(
     strict: bool | None,
     **arguments: Any,
 ) -> Runnable[Any, Any]:
-    """What ``with_structured_output`` gives; see there for the arguments."""
+    """Implement ``with_structured_output``; see there for the arguments."""
     if method not in METHODS:
         raise ParameterError(f"method is {method!r}; it must be one of {', '.join(METHODS)}.")
     if method == "json_mode" and strict is not None:
@@ -93,7 +93,7 @@ def structured(
 
 
 def to_wanted(schema: Any, *, strict: bool = False) -> Wanted:
-    """What a schema asks for.
+    """Resolve what a schema asks for.
 
     Args:
         schema: a JSON schema, a tool in OpenAI's notation, or a type (see
@@ -122,7 +122,7 @@ def _as_tool(wanted: Wanted) -> dict[str, Any]:
 
 
 def tool_name(name: str) -> str:
-    """A name that servers take for a tool: 64 letters, digits and marks at most."""
+    """Return a name that servers accept for a tool: 64 letters, digits and marks at most."""
     kept = "".join(one if one.isascii() and (one.isalnum() or one in "_-") else "_" for one in name)
     return kept.strip("_")[:64] or "answer"
 

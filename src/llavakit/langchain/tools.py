@@ -13,7 +13,7 @@ from llavakit.values import Tool
 
 
 def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list[dict[str, Any]]:
-    """Functions, pydantic classes, LangChain tools and dicts in OpenAI's notation.
+    """Convert functions, pydantic classes, LangChain tools and dicts to OpenAI's notation.
 
     Raises:
         UnsupportedContentError: a tool that only another provider's servers can run.
@@ -41,12 +41,12 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
 
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
-    """Tools of llavakit from whatever LangChain takes for a tool."""
+    """Convert whatever LangChain takes for a tool to llavakit's tools."""
     return from_openai(to_openai_tools(tools))
 
 
 def json_schema_of(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a dict that is one, or of a tool in OpenAI's or Anthropic's notation.
+    """Return the JSON schema in a dict: itself, or that of a tool of OpenAI's or Anthropic's.
 
     Raises:
         SchemaError: neither.

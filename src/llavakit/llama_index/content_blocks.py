@@ -40,7 +40,7 @@ Piece: TypeAlias = Text | Image | Attachment | ToolCall
 
 
 def read_block(block: Any) -> list[Piece]:
-    """What a content block says, in its order.
+    """Yield the parts of a content block, in their order.
 
     Empty for what is no part of the dialogue: a model's private thoughts, and cache marks
     (llavakit keeps prefixes by itself).
@@ -71,7 +71,7 @@ def read_block(block: Any) -> list[Piece]:
 
 
 def source_of(node: BaseNode | NodeWithScore) -> Image | None:
-    """Where a node's image is, in the order in which the framework looks for it, or None.
+    """Return where a node's image is, in the order in which the framework looks, or None.
 
     A page that has to be drawn has none: its file is a document, and no image.
     """
@@ -100,7 +100,7 @@ def source_of(node: BaseNode | NodeWithScore) -> Image | None:
 
 
 def picture_of(block: ImageBlock) -> Image:
-    """The image of an image block; data win over a path, and a path over a URL.
+    """Return the image of an image block; data win over a path, and a path over a URL.
 
     Raises:
         UnsupportedContentError: it has no source.
@@ -112,7 +112,7 @@ def picture_of(block: ImageBlock) -> Image:
 
 
 def document_of(block: DocumentBlock) -> Attachment:
-    """The document of a document block.
+    """Return the document of a document block.
 
     Raises:
         UnsupportedContentError: it has no source, or holds text.
@@ -128,7 +128,7 @@ def document_of(block: DocumentBlock) -> Attachment:
 
 
 def tool_call_of(call_id: str | None, name: str, arguments: Any) -> ToolCall | Text:
-    """A call that an assistant's message made; as text if its arguments are no JSON object.
+    """Return a call of an assistant's message; as text if its arguments are not a JSON object.
 
     The model wrote what is broken, so it sees it again.
     """
@@ -143,7 +143,7 @@ def tool_call_of(call_id: str | None, name: str, arguments: Any) -> ToolCall | T
 
 
 def to_image_block(source: Any) -> ImageBlock:
-    """An image block of any image: a block, a node, or what :class:`llavakit.Image` takes.
+    """Make an image block of a block, a node, or what :class:`llavakit.Image` takes.
 
     Raises:
         UnsupportedContentError: a node without an image, or a page that is to be drawn first.
@@ -178,7 +178,7 @@ def to_image_block(source: Any) -> ImageBlock:
 
 
 def flattened(pictures: Any) -> Iterable[Any]:
-    """One image, or the images of lists within lists, in their order."""
+    """Flatten one image, or lists of images within lists, in their order."""
     if isinstance(pictures, (list, tuple)):
         for one in pictures:
             yield from flattened(one)

@@ -135,7 +135,7 @@ class LLaVA(ModelMetadata):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """The answer to a conversation.
+        """Answer a conversation.
 
         Args:
             messages: the conversation, with images wherever they stand.
@@ -149,24 +149,24 @@ class LLaVA(ModelMetadata):
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """As :meth:`chat`, in pieces; closing the generator frees the model."""
+        """Stream :meth:`chat`; closing the generator frees the model."""
         return self._stream(messages, kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """As :meth:`chat`, never blocking the event loop; cancelling it frees the model."""
+        """Run :meth:`chat` without blocking the event loop; cancelling it frees the model."""
         return await self._achat(messages, kwargs)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """As :meth:`stream_chat`, never blocking the event loop."""
+        """Run :meth:`stream_chat` without blocking the event loop."""
         return await self._astream(messages, kwargs)
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """The answer to a prompt, which is a user's message.
+        """Answer a prompt, which is a user's message.
 
         Args:
             prompt: the text.
@@ -179,21 +179,21 @@ class LLaVA(ModelMetadata):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """As :meth:`complete`, in pieces."""
+        """Stream :meth:`complete`."""
         return completions(self._stream(self._prompt_messages(prompt, formatted), kwargs))
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """As :meth:`complete`, never blocking the event loop."""
+        """Run :meth:`complete` without blocking the event loop."""
         return to_completion(await self._achat(self._prompt_messages(prompt, formatted), kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """As :meth:`stream_complete`, never blocking the event loop."""
+        """Run :meth:`stream_complete` without blocking the event loop."""
         return acompletions(await self._astream(self._prompt_messages(prompt, formatted), kwargs))
 
     # Tools
@@ -228,7 +228,7 @@ class LLaVA(ModelMetadata):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls that a response makes, also those of a response that still grows.
+        """Return the calls of a response, also of one that still grows.
 
         Raises:
             LlavaKitError: there is none, and ``error_on_no_tool_call``.
@@ -239,7 +239,7 @@ class LLaVA(ModelMetadata):
 
     @checked
     def count_tokens(self, messages: Sequence[ChatMessage] | str, tools: Sequence[Any] = ()) -> int:
-        """Tokens of the prompt, images and tools included; nothing is run.
+        """Count the tokens of the prompt, images and tools included; nothing is run.
 
         Of an image at a URL so much is fetched, under the policy, as tells its size.
 
@@ -254,7 +254,7 @@ class LLaVA(ModelMetadata):
         return self.backend_for().count_tokens(conversation, tools=to_tools(tools))
 
     def chat_prompt_helper(self, **settings: Any) -> PicturePromptHelper:
-        """A prompt helper that plans with the real tokens of images.
+        """Return a prompt helper that plans with the real tokens of images.
 
         >>> get_response_synthesizer(
         ...     llm=llm, multimodal=True, chat_prompt_helper=llm.chat_prompt_helper()
@@ -266,7 +266,7 @@ class LLaVA(ModelMetadata):
         return PicturePromptHelper(self, **settings)
 
     def chat_memory_buffer(self, **settings: Any) -> LLaVAChatMemoryBuffer:
-        """A ``ChatMemoryBuffer`` that counts as the model does, images included.
+        """Return a ``ChatMemoryBuffer`` that counts as the model does, images included.
 
         Args:
             **settings: of ``ChatMemoryBuffer.from_defaults``; ``token_limit`` is three quarters of
@@ -277,7 +277,7 @@ class LLaVA(ModelMetadata):
         return buffer_for(self, **settings)
 
     def memory(self, **settings: Any) -> LLaVAMemory:
-        """A ``Memory`` that counts as the model does, images included.
+        """Return a ``Memory`` that counts as the model does, images included.
 
         Args:
             **settings: of ``Memory.from_defaults``; ``token_limit`` is three quarters of the
@@ -295,7 +295,7 @@ def _told(stream: AnswerStream, growing: Growing) -> Generator[ChatResponse, Non
 
 
 def completions(responses: Generator[ChatResponse, None, None]) -> CompletionResponseGen:
-    """A streamed chat as a streamed completion."""
+    """Convert a streamed chat to a streamed completion."""
     for response in responses:
         yield to_completion(response)
 
@@ -303,7 +303,7 @@ def completions(responses: Generator[ChatResponse, None, None]) -> CompletionRes
 async def acompletions(
     responses: AsyncGenerator[ChatResponse, None],
 ) -> CompletionResponseAsyncGen:
-    """As :func:`completions`, for async streams."""
+    """Run :func:`completions` on an async stream."""
     async with aclosing(responses) as later:
         async for response in later:
             yield to_completion(response)

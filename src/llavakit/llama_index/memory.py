@@ -81,7 +81,7 @@ class LLaVAMemory(Memory):
 
 
 def buffer_for(llm: ModelMetadata, **settings: Any) -> LLaVAChatMemoryBuffer:
-    """A buffer that counts with ``llm``; see ``ChatMemoryBuffer.from_defaults``."""
+    """Make a buffer that counts with ``llm``; see ``ChatMemoryBuffer.from_defaults``."""
     limit = settings.pop("token_limit", None) or _limit(llm)
     memory = LLaVAChatMemoryBuffer.from_defaults(
         token_limit=limit, tokenizer_fn=partial(_tokens, llm), **settings
@@ -91,7 +91,7 @@ def buffer_for(llm: ModelMetadata, **settings: Any) -> LLaVAChatMemoryBuffer:
 
 
 def memory_for(llm: ModelMetadata, **settings: Any) -> LLaVAMemory:
-    """A memory that counts with ``llm``; see ``Memory.from_defaults``."""
+    """Make a memory that counts with ``llm``; see ``Memory.from_defaults``."""
     limit = settings.pop("token_limit", None) or _limit(llm)
     memory = LLaVAMemory.from_defaults(
         token_limit=limit, tokenizer_fn=partial(_tokens, llm), **settings

@@ -41,7 +41,7 @@ _ROLES: Mapping[MessageRole, str] = {
 
 
 def not_opened(document: Attachment) -> NoReturn:
-    """Refuses a document where nothing may be opened."""
+    """Refuse a document where nothing may be opened."""
     raise UnsupportedContentError(
         "Counting tokens opens no document; open its pages first "
         "(llavakit.documents.open_pages) and count with those."
@@ -51,7 +51,7 @@ def not_opened(document: Attachment) -> NoReturn:
 def to_messages(
     messages: Iterable[ChatMessage], open_document: OpenAttachment = not_opened
 ) -> tuple[Message, ...]:
-    """LlamaIndex messages as llavakit messages, in their order; any stretch of a conversation.
+    """Convert LlamaIndex messages to llavakit's, in their order; any stretch of a conversation.
 
     Args:
         messages: the conversation.
@@ -66,7 +66,7 @@ def to_messages(
 
 
 def has_media(messages: Iterable[ChatMessage]) -> bool:
-    """Whether there is more than text, so that converting may take more than an instant."""
+    """Return whether there is more than text, so that converting may take a while."""
     return any(
         not isinstance(block, (TextBlock, ToolCallBlock))
         for message in messages

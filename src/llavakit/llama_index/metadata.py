@@ -80,7 +80,7 @@ class ModelMetadata(TextMessages, ModelSettings, SchemaPrediction):
         return page_images(document, self.max_pages, self.policy)
 
     def to_payload(self) -> dict[str, Any]:
-        """The model as traces see it: settings that change answers; no keys, paths or pixels."""
+        """Describe the model for traces: settings that change answers; no keys, paths or pixels."""
         sampling = {k: v for k, v in self._sampling().items() if v is not None}
         metadata = LLMMetadata(**self._metadata(self._known_window())).model_dump()
         return {"class_name": self.class_name(), **metadata, **sampling}

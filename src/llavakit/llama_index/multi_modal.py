@@ -55,7 +55,7 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
     def complete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """The answer to a prompt about images.
+        """Answer a prompt about images.
 
         Args:
             prompt: the text.
@@ -69,21 +69,21 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
     def stream_complete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """As :meth:`complete`, in pieces."""
+        """Stream :meth:`complete`."""
         messages = self._picture_messages(prompt, image_documents, formatted)
         return completions(self._stream(messages, kwargs))
 
     async def acomplete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """As :meth:`complete`, never blocking the event loop."""
+        """Run :meth:`complete` without blocking the event loop."""
         messages = self._picture_messages(prompt, image_documents, formatted)
         return to_completion(await self._achat(messages, kwargs))
 
     async def astream_complete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """As :meth:`stream_complete`, never blocking the event loop."""
+        """Run :meth:`stream_complete` without blocking the event loop."""
         messages = self._picture_messages(prompt, image_documents, formatted)
         return acompletions(await self._astream(messages, kwargs))
 

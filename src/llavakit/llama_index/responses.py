@@ -32,7 +32,7 @@ _Called: TypeAlias = tuple[str, str, dict[str, Any]]
 
 
 def to_response(completion: Completion, model: str, delta: str | None = None) -> ChatResponse:
-    """A whole answer of the model named ``model``; ``delta`` where it ends a stream."""
+    """Convert an answer of the model named ``model``; ``delta`` where it ends a stream."""
     usage = _usage(completion.usage)
     cut = [
         {"name": call.name, "arguments": call.arguments, "error": call.reason}
@@ -52,7 +52,7 @@ def to_response(completion: Completion, model: str, delta: str | None = None) ->
 
 
 def to_completion(response: ChatResponse) -> CompletionResponse:
-    """A chat's response as one of the completion methods."""
+    """Convert a chat's response to a completion's."""
     return CompletionResponse(
         text=response.message.content or "",
         delta=response.delta,
@@ -72,7 +72,7 @@ class Growing:
         self._calls: list[_Called] = []
 
     def add(self, chunk: Chunk) -> ChatResponse:
-        """The answer with this chunk."""
+        """Add a chunk and return the answer so far."""
         self._gathering.add(chunk)
         if chunk.finish_reason is not None:
             return to_response(self._gathering.completion(), self._model, delta="")
@@ -86,7 +86,7 @@ class Growing:
 
 
 def to_selections(response: ChatResponse, *, required: bool) -> list[ToolSelection]:
-    """The tool calls of a response, also of one that still grows.
+    """Return the tool calls of a response, also of one that still grows.
 
     Args:
         response: of a chat, whole or streamed.

@@ -50,7 +50,7 @@ class SchemaPrediction(FunctionCallingLLM):
 
     @checked
     def as_structured_llm(self, output_cls: Any, **kwargs: Any) -> StructuredLLM:
-        """A model whose answers are objects of a class, or values of any type with a schema.
+        """Return a model whose answers are objects of a class, or values of any type with a schema.
 
         Raises:
             SchemaError: it has none.
@@ -68,7 +68,7 @@ class SchemaPrediction(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
-        """An object of ``output_cls`` that the model fills in.
+        """Return an object of ``output_cls`` that the model fills in.
 
         Args:
             output_cls: a pydantic class, or any type that has a schema (see
@@ -100,7 +100,7 @@ class SchemaPrediction(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
-        """As :meth:`structured_predict`, never blocking the event loop."""
+        """Run :meth:`structured_predict` without blocking the event loop."""
         kind = AnswerType(output_cls)
         if (carrier := self._carrier(kind)) is not None:
             found = await self.astructured_predict(carrier, prompt, llm_kwargs, **prompt_args)
@@ -120,7 +120,7 @@ class SchemaPrediction(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
-        """The growing object of :meth:`structured_predict`; a value without fields comes once."""
+        """Stream :meth:`structured_predict` as it grows; a value without fields comes once."""
         carrier = self._carrier(AnswerType(output_cls))
         if carrier is None:
             return super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
@@ -135,7 +135,7 @@ class SchemaPrediction(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
-        """As :meth:`stream_structured_predict`, never blocking the event loop."""
+        """Run :meth:`stream_structured_predict` without blocking the event loop."""
         carrier = self._carrier(AnswerType(output_cls))
         if carrier is None:
             return await super().astream_structured_predict(

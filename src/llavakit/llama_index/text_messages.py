@@ -36,7 +36,7 @@ class TextMessages(BaseComponent):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """The component that ``to_dict`` wrote.
+        """Load the component that ``to_dict`` wrote.
 
         Args:
             data: what it wrote.

@@ -48,7 +48,7 @@ class Wording:
             raise ParameterError(f"question_template has no {_QUESTION} in it.")
 
     def told(self, question: str, context: str = ABOVE) -> tuple[list[ChatMessage], str]:
-        """The messages that come first, and what the user says in the end.
+        """Return the messages that come first, and what the user says in the end.
 
         Raises:
             ParameterError: the template does not end with words of the user.
