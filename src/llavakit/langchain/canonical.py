@@ -1,9 +1,9 @@
-"""Messages by what they show: fit for the key of the LLM cache.
+"""Messages with each image as the digest of its pixels: fit for the key of the LLM cache.
 
 LangChain keys its cache by the messages as it serialises them. Base64 would enter as megabytes, a
-path as its name whatever the file holds by now. So every image that can be had without the
-network is opened once, here, and replaced by the digest of its pixels; the image rides along
-(:class:`PictureId`). http(s) URLs stay as they are: nothing is fetched for a key.
+path as its name, whatever the file holds by then. So every image that can be opened without the
+network is opened once, here, and replaced by the digest of its pixels, to which the image stays
+attached (:class:`PictureId`). http(s) URLs stay as they are: nothing is fetched for a key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def canonical(
 ) -> list[BaseMessage]:
     """Replace every local image of the messages by its digest; nothing is mutated.
 
-    The pages of a local PDF, at most ``max_pages``, stand in its place.
+    A local PDF is replaced by its pages, at most ``max_pages``.
 
     Raises:
         ImageError: an image that cannot be used.
@@ -60,13 +60,13 @@ def has_documents(messages: Sequence[BaseMessage]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Opener:
-    """Opens what a block carries, unless it is elsewhere."""
+    """Opens the image or document of a block, unless it is on another machine."""
 
     policy: SourcePolicy
     max_pages: int
 
     def __call__(self, block: Any) -> list[Any]:
-        """The blocks that stand for a block; mostly one, for a PDF one a page."""
+        """Return the blocks that replace a block; mostly one, for a PDF one for each page."""
         if not isinstance(block, Mapping) or _is_text(block):
             return [block]
         if block.get("type") == "tool_result" and isinstance(block.get("content"), list):

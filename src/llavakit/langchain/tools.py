@@ -17,7 +17,7 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
 
     Raises:
         UnsupportedContentError: a tool that only another provider's servers can run.
-        ParameterError: no list of tools, or one that is none.
+        ParameterError: ``tools`` is not a list, or holds something that is not a tool.
     """
     if not isinstance(tools, Iterable) or isinstance(tools, (str, Mapping)):
         raise ParameterError(f"Tools are given in a list, not as {type(tools).__name__}.")
@@ -28,7 +28,7 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ParameterError(
-            "tools holds something that is no tool; give functions, pydantic classes, LangChain "
+            "tools holds something that is not a tool; give functions, pydantic classes, LangChain "
             f"tools or dicts in OpenAI's notation ({reason})."
         ) from error
     for tool in converted:
@@ -49,7 +49,7 @@ def json_schema_of(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON schema in a dict: itself, or that of a tool of OpenAI's or Anthropic's.
 
     Raises:
-        SchemaError: neither.
+        SchemaError: the dict is neither.
     """
     if _is_plain_schema(schema):
         return dict(schema)

@@ -1,4 +1,4 @@
-"""What LangChain's traces say of a call's settings."""
+"""The settings of a call in LangChain's traces."""
 
 from __future__ import annotations
 
