@@ -260,7 +260,7 @@ def kernels() -> Kernels | None:
                 return found
             log.warning("the %s kernels give wrong numbers here (%s) and are not used", name, error)
     log.warning(
-        "there are no compiled kernels: answers are the same and slower; install llavakit with a "
-        "C++ compiler at hand, or from a wheel, to have them"
+        "no compiled kernels here: answers are the same and slower; install llavakit with a C++ "
+        "compiler at hand, or from a wheel, to have them"
     )
     return None

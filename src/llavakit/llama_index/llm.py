@@ -48,18 +48,18 @@ class LLaVA(ModelMetadata):
     >>> llm.chat([question]).message.content  # doctest: +SKIP
     'red'
 
-    Takes every carrier of images that LlamaIndex programs use (see
+    Takes images in every block and node that LlamaIndex programs use (see
     :mod:`llavakit.llama_index.content_blocks`). All objects of one configuration, in all threads,
     share one model, which batches their requests. Cancelling an awaited call or closing a
     stream frees the model. Prompts are written by the checkpoint's own template
-    (``conv_mode``), so that ``messages_to_prompt`` has no place here.
+    (``conv_mode``), so that ``messages_to_prompt`` cannot be set.
     """
 
     json_mode: bool = False
-    """Hold every answer to a JSON object, unless a call says otherwise; the name is Ollama's."""
+    """Constrain answers to a JSON object, unless a call says otherwise; the name is Ollama's."""
     image_detail: Literal["low", "high", "auto"] | None = None
-    """Taken for the sake of programs written for OpenAI; LLaVA sees every image as its own
-    processor makes it, whatever this says."""
+    """Accepted for programs written for OpenAI, and without effect: LLaVA's own processor decides
+    the resolution of every image."""
 
     @model_validator(mode="after")
     def _json_mode_is_a_format(self) -> Self:
@@ -84,13 +84,13 @@ class LLaVA(ModelMetadata):
         return self._prepared(messages, arguments)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
-        # Some ways through the framework have added it already, others have not.
-        told = self.system_prompt
-        if not told or any(
-            message.role == MessageRole.SYSTEM and message.content == told for message in messages
+        # Some paths of the framework have added it already, others have not.
+        prompt = self.system_prompt
+        if not prompt or any(
+            message.role == MessageRole.SYSTEM and message.content == prompt for message in messages
         ):
             return messages
-        return [ChatMessage(role=MessageRole.SYSTEM, content=told), *messages]
+        return [ChatMessage(role=MessageRole.SYSTEM, content=prompt), *messages]
 
     def _prompt_messages(self, prompt: str, formatted: bool) -> list[ChatMessage]:
         if not formatted and self.completion_to_prompt is not None:
@@ -112,10 +112,10 @@ class LLaVA(ModelMetadata):
     def _stream(
         self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
     ) -> Generator[ChatResponse, None, None]:
-        # Submitted at once, so that bad input raises here and not at the first piece.
+        # Submitted at once, so that bad input raises here and not at the first chunk.
         backend, call = self._prepared(messages, arguments)
         stream = backend.stream(call.messages, call.params, **call.options)
-        return _told(stream, Growing(self._model_name))
+        return _responses(stream, Growing(self._model_name))
 
     async def _astream(
         self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
@@ -123,15 +123,15 @@ class LLaVA(ModelMetadata):
         backend, call = await self._aprepared(messages, arguments)
         growing = Growing(self._model_name)
 
-        async def told() -> AsyncGenerator[ChatResponse, None]:
+        async def responses() -> AsyncGenerator[ChatResponse, None]:
             stream = backend.astream(call.messages, call.params, **call.options)
             async with aclosing(cast("Any", stream)) as chunks:
                 async for chunk in chunks:
                     yield growing.add(chunk)
 
-        return told()
+        return responses()
 
-    # The framework's eight methods. Each tells of itself once, so none calls another.
+    # The framework's eight methods. Each reports itself to callbacks, so none calls another.
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -143,7 +143,7 @@ class LLaVA(ModelMetadata):
                 ``parallel_tool_calls``, ``timeout``, ``response_format``.
 
         Raises:
-            InputError: what cannot be honoured; nothing was run.
+            InputError: something that cannot be translated; nothing was run.
         """
         return self._chat(messages, kwargs)
 
@@ -231,7 +231,7 @@ class LLaVA(ModelMetadata):
         """Return the calls of a response, also of one that still grows.
 
         Raises:
-            LlavaKitError: there is none, and ``error_on_no_tool_call``.
+            LlavaKitError: there is no call, and ``error_on_no_tool_call`` is set.
         """
         return to_selections(response, required=error_on_no_tool_call)
 
@@ -241,16 +241,16 @@ class LLaVA(ModelMetadata):
     def count_tokens(self, messages: Sequence[ChatMessage] | str, tools: Sequence[Any] = ()) -> int:
         """Count the tokens of the prompt, images and tools included; nothing is run.
 
-        Of an image at a URL so much is fetched, under the policy, as tells its size.
+        Of an image at a URL only the beginning is fetched, under the policy, to find its size.
 
         Args:
             messages: a conversation, or a question in plain words.
-            tools: that are offered.
+            tools: tools that are offered.
         """
         if isinstance(messages, str):
             messages = self._prompt_messages(messages, formatted=True)
-        told = self._with_system_prompt(messages)
-        conversation = to_messages(told, self._open_document)
+        prompted = self._with_system_prompt(messages)
+        conversation = to_messages(prompted, self._open_document)
         return self.backend_for().count_tokens(conversation, tools=to_tools(tools))
 
     def chat_prompt_helper(self, **settings: Any) -> PicturePromptHelper:
@@ -288,7 +288,7 @@ class LLaVA(ModelMetadata):
         return memory_for(self, **settings)
 
 
-def _told(stream: AnswerStream, growing: Growing) -> Generator[ChatResponse, None, None]:
+def _responses(stream: AnswerStream, growing: Growing) -> Generator[ChatResponse, None, None]:
     with stream:
         for chunk in stream:
             yield growing.add(chunk)

@@ -22,7 +22,7 @@ from llavakit.llama_index.responses import to_completion
 
 
 class MultiModalMetadata(LLMMetadata, MultiModalLLMMetadata):  # type: ignore[misc]
-    """What both of the framework's interfaces want to know."""
+    """The metadata of both of the framework's interfaces."""
 
 
 class LLaVAMultiModal(LLaVA, MultiModalLLM):
@@ -36,7 +36,7 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
 
     ``image_documents`` are nodes, documents, image blocks, or anything that
     :class:`llavakit.Image` takes, one or (nested) lists of them; they stand before the
-    prompt. Of a node only its image is taken: its text is the prompt's business. A plain
+    prompt. Of a node only its image is used: its text belongs into the prompt. A plain
     subclass of ``MultiModalLLM`` fails in every call since llama-index-core 0.14.16; this is
     an ``LLM`` as well, and chats like one.
     """
