@@ -1,6 +1,6 @@
-"""From what a model wrote to the answer that is scored: each benchmark's own rules.
+"""Rules that turn a model's text into the answer that is scored, one for each benchmark.
 
-They are those of LLaVA's evaluation scripts, with their corners: a published score is only
+They are those of LLaVA's evaluation scripts, with their quirks: a published score is only
 reproduced by the rules that it was made with.
 """
 
@@ -49,7 +49,7 @@ _NUMBERS = {
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = ';/[]"{}()=+\\_->' + "<@`,?!"
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MOST_FULL_STOPS = 32  # the challenge's code hands a flag over as a count, and scores keep to it
+_MOST_FULL_STOPS = 32  # the challenge's code passes a flag as a count, and scores depend on it
 _THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 
 
@@ -81,7 +81,7 @@ def gqa_answer(text: str) -> str:
 def pope_answer(text: str) -> YesNo:
     """Read an answer as POPE does: ``No``, ``no`` or ``not`` in its first sentence is a no.
 
-    Everything else is a yes, ``NO`` and ``nope`` included: so POPE counts.
+    Everything else is a yes, ``NO`` and ``nope`` included, as POPE counts.
     """
     words = text.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
@@ -101,8 +101,7 @@ def mme_answer(text: str) -> YesNo | None:
 def science_answer(text: str, choices: int) -> int | None:
     """Return the choice that an answer to ScienceQA names, from 0; None if it names none.
 
-    Understood are a letter alone, a beginning like ``B. ``, and ``The answer is B.`` if it stands
-    there once.
+    It may be a letter alone, a beginning like ``B. ``, or ``The answer is B.`` if that occurs once.
     """
     if text in LETTERS:
         letter = text

@@ -1,4 +1,4 @@
-"""What all benchmarks have in common: questions, scores, and files for other scorers."""
+"""The interface of all benchmarks: questions, scores, and files for other scorers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llavakit.errors import InputError
 from llavakit.evaluation.data import Data, DataLine, Question, picture_in, read_lines
 from llavakit.evaluation.scores import Score
 
-SHORT = "BenchmarkAnswer the question using a single word or phrase."
-LETTER = "BenchmarkAnswer with the option's letter from the given choices directly."
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkAnswer:
-    """What a model said to a question.
+    """A model's answer to a question.
 
     Attributes:
         question: the question.
@@ -43,7 +43,7 @@ class Benchmark(ABC):
         questions: all of them, in the order of the question file.
 
     Raises:
-        InputError: a file is missing or damaged; the sentence names it and the line.
+        InputError: a file is missing or damaged; the message names it and the line.
     """
 
     name: ClassVar[str]
@@ -53,7 +53,7 @@ class Benchmark(ABC):
     max_tokens: ClassVar[int] = 128
     """The longest answer, as in the original's script for this benchmark."""
     elsewhere: ClassVar[str] = ""
-    """Who scores the files that :meth:`files` gives, in words."""
+    """Where the files of :meth:`files` are scored, in words."""
 
     def __init__(self, data: Data) -> None:
         self.data = data

@@ -31,7 +31,7 @@ _MISSING = frozenset((
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
     "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 ))  # fmt: skip
-"""What pandas, and so the original's script, reads as a missing value."""
+"""Texts that pandas, and so the original's script, reads as a missing value."""
 
 _FIELD = 2**27  # letters of the largest cell: base64 of an image of 96 MiB
 
@@ -39,8 +39,8 @@ _FIELD = 2**27  # letters of the largest cell: base64 of an image of 96 MiB
 class MMBench(Benchmark):
     """MMBench (Liu et al. 2023): one table with images in it, for the benchmark's server.
 
-    Where the table has answers, the share of right letters is told too. That is not the server's
-    score, which asks every question several times with its choices rotated.
+    Where the table has answers, the share of right letters is reported too. That is not the
+    server's score, which asks every question several times with its choices rotated.
     """
 
     name = "mmbench"
@@ -120,16 +120,16 @@ def _is_missing(value: str) -> bool:
 
 
 def _cell(value: str) -> str | int:
-    """Numbers as numbers, as a spreadsheet that pandas wrote has them."""
+    """A cell's value: numbers as numbers, as a spreadsheet of pandas has them."""
     return int(value) if value.isascii() and value.isdigit() and value == str(int(value)) else value
 
 
 def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Names of columns, and rows, of a file of values between tabs."""
+    """Read a file of values between tabs: the names of its columns, and its rows."""
     try:
         text = read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text; get the file anew.") from error
+        raise InputError(f"{path} is not UTF-8 text; get the file anew.") from error
     before = csv.field_size_limit(max(_FIELD, csv.field_size_limit()))
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
@@ -143,7 +143,9 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
                 )
             rows.append(dict(zip(columns, row, strict=True)))
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: this is no table ({error}).") from error
+        raise InputError(
+            f"{path}, line {reader.line_num}: this is not a table ({error})."
+        ) from error
     finally:
         csv.field_size_limit(before)
     if not rows:
@@ -172,7 +174,7 @@ class Seed(Benchmark):
         self.truth: list[DataLine] = []
         for question in self.questions:
             if str(question.id) not in known:
-                raise InputError(f"{path} says nothing of question {question.id!r}.")
+                raise InputError(f"{path} has no question {question.id!r}.")
             self.truth.append(known[str(question.id)])
         self.wanted = [line.text("answer") for line in self.truth]
 
@@ -238,7 +240,7 @@ class ScienceQA(Benchmark):
         self.problems: list[tuple[int, int]] = []
         for question in self.questions:
             if str(question.id) not in known:
-                raise InputError(f"{path} says nothing of problem {question.id!r}.")
+                raise InputError(f"{path} has no problem {question.id!r}.")
             line = known[str(question.id)]
             self.problems.append((line.index("answer"), len(line.texts("choices"))))
 

@@ -1,7 +1,6 @@
 """The files of a benchmark: question files, annotations, and where images are.
 
-Whatever is wrong with them is found before the first question is asked, and told with file and
-line.
+Faults in them are found before the first question is asked, and reported with file and line.
 """
 
 from __future__ import annotations
@@ -94,7 +93,9 @@ def _first(named: Path | None, folder: Path, names: Sequence[str], what: str, op
     if named is not None:
         raise SourceNotFoundError(f"There are no {what} in {named}: there is no such file.")
     if not folder.is_dir():
-        raise SourceNotFoundError(f"{folder} is no folder; name the one of the benchmark's files.")
+        raise SourceNotFoundError(
+            f"{folder} is not a folder; name the one of the benchmark's files."
+        )
     raise SourceNotFoundError(
         f"The {what} are missing: {folder} has no {' or '.join(names)}; put it there, or name the "
         f"file with {option}."
@@ -115,7 +116,7 @@ def picture_in(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class DataLine:
-    """An object of a file, and where it stands."""
+    """An object of a file, and its place there."""
 
     path: Path
     place: str
@@ -167,7 +168,7 @@ def read_lines(path: Path) -> list[DataLine]:
     """Read the objects of a file of JSON Lines; empty lines do not count.
 
     Raises:
-        InputError: a line is no JSON object, or there is none at all.
+        InputError: a line is not a JSON object, or all lines are empty.
         SourceNotFoundError, SourceFetchError: the file cannot be read.
     """
     lines = []
@@ -177,9 +178,11 @@ def read_lines(path: Path) -> list[DataLine]:
         try:
             record = json.loads(raw)
         except ValueError as error:
-            raise InputError(f"{path}, line {number}: this is no JSON ({_told(error)}).") from error
+            raise InputError(
+                f"{path}, line {number}: this is not JSON ({_reason(error)})."
+            ) from error
         if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number}: this is no JSON object.")
+            raise InputError(f"{path}, line {number}: this is not a JSON object.")
         lines.append(DataLine(path, f"line {number}", record))
     if not lines:
         raise InputError(f"{path} is empty; it must hold a JSON object on each line.")
@@ -190,15 +193,15 @@ def read_json(path: Path) -> Any:
     """Read the value of a JSON file.
 
     Raises:
-        InputError: it is no JSON.
+        InputError: it is not JSON.
         SourceNotFoundError, SourceFetchError: the file cannot be read.
     """
     try:
         return json.loads(read(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: this is no JSON ({error.msg}).") from error
+        raise InputError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}).") from error
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({_told(error)}).") from error
+        raise InputError(f"{path} is not JSON ({_reason(error)}).") from error
 
 
 def entries(path: Path, value: Any, what: str) -> list[DataLine]:
@@ -210,18 +213,18 @@ def entries(path: Path, value: Any, what: str) -> list[DataLine]:
         what: what the objects are called there.
 
     Raises:
-        InputError: it is neither, or one is no object.
+        InputError: it is neither, or one element is not an object.
     """
     if isinstance(value, dict):
         pairs = [(f"{what} {key!r}", one) for key, one in value.items()]
     elif isinstance(value, list):
         pairs = [(f"{what} number {number}", one) for number, one in enumerate(value, 1)]
     else:
-        raise InputError(f"{path} holds no list of {what}s.")
+        raise InputError(f"{path} must hold a list of {what}s, or an object of them.")
     found: list[DataLine] = []
     for place, one in pairs:
         if not isinstance(one, dict):
-            raise InputError(f"{path}, {place}: this is no JSON object.")
+            raise InputError(f"{path}, {place}: this is not a JSON object.")
         found.append(DataLine(path, place, one))
     return found
 
@@ -230,13 +233,13 @@ def keyed(lines: Sequence[DataLine], key: Callable[[DataLine], Any]) -> dict[Any
     """Index objects by a key of theirs.
 
     Raises:
-        InputError: two have the same.
+        InputError: two objects have the same key.
     """
     found: dict[Any, DataLine] = {}
     for line in lines:
         value = key(line)
         if value in found:
-            raise line.wrong(f"{value!r} stands there twice")
+            raise line.wrong(f"{value!r} is there twice")
         found[value] = line
     return found
 
@@ -250,10 +253,10 @@ def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise SourceNotFoundError(f"{path} is missing; see to it that it is there.") from error
+        raise SourceNotFoundError(f"{path} is missing; put the file there.") from error
     except OSError as error:
         raise SourceFetchError(f"{path} cannot be read ({error.strerror}).") from error
 
 
-def _told(error: ValueError) -> str:
+def _reason(error: ValueError) -> str:
     return getattr(error, "msg", None) or " ".join(str(error).split())[:80]

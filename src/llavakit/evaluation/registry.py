@@ -23,7 +23,7 @@ def open_benchmark(name: str, data: Data) -> Benchmark:
     """Open a benchmark and read its files.
 
     Raises:
-        ParameterError: there is none of this name.
+        ParameterError: there is no benchmark of this name.
         InputError: its files are missing or damaged.
     """
     if name not in BENCHMARKS:

@@ -1,7 +1,7 @@
 """A file of JSON Lines that survives being killed at any byte.
 
-One process writes it at a time, which a lock ensures where the system has one. Every line is
-written in one go, and flushed to the disk after a few of them.
+One process writes it at a time, held by the lock file ``.NAME.lock`` beside it. Every line is
+handed to the system whole, and the disk is waited for after a few of them.
 """
 
 from __future__ import annotations
