@@ -8,7 +8,7 @@ import json
 def is_whole(text: str) -> bool:
     """Return whether the text of a cut answer is a complete JSON value nevertheless.
 
-    A number is none: the next token could have been another digit.
+    A number is not: the next token could have been another digit.
     """
     try:
         value = json.loads(text)

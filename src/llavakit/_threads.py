@@ -1,4 +1,4 @@
-"""Work on a thread for a caller who may leave before it is done."""
+"""Work on a thread for a caller that may be cancelled before it is done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 async def off_loop(pool: ThreadPoolExecutor, work: Callable[[], T], undo: Callable[[T], None]) -> T:
     """Return the result of ``work``, run on a thread; undo it if its caller is cancelled."""
-    # What belongs to the caller's context, such as its trace, goes along.
+    # The caller's context, such as its trace, goes along.
     done = pool.submit(contextvars.copy_context().run, work)
     try:
         return await asyncio.wrap_future(done)

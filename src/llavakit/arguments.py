@@ -1,7 +1,7 @@
 """Arguments as callers of the frameworks write them -> llavakit's own, merged and checked.
 
 Pure functions over dictionaries that know no framework: what each framework's model class
-accepts by name is the same. An argument that nobody knows is an error.
+accepts by name is the same. An unknown argument is an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALIASES = {
 """Names that other chat models use for the same settings."""
 
 CALL_ARGUMENTS = (*SamplingParams.names(), "top_logprobs", *REQUEST_OPTIONS, "response_format")
-"""What a call of a model may say by name."""
+"""Names of the arguments of a call."""
 
 _CONSTRAINTS = frozenset({"response_format", "json_schema", "grammar"})
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
@@ -43,7 +43,7 @@ _CHOICES = {"any": "required", "required": "required", "auto": "auto", "none": "
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The arguments of ``Backend.generate`` and its sisters."""
+    """The arguments of ``Backend.generate`` and its variants."""
 
     messages: tuple[Message, ...]
     params: SamplingParams
@@ -58,33 +58,33 @@ def merged(
     None means "not set" in both.
 
     Args:
-        settings: of the model object.
-        arguments: of the call, under any of their names.
+        settings: settings of the model object.
+        arguments: arguments of the call, under any of their names.
         framework: names that only the framework understands.
 
     Raises:
-        ParameterError: an argument that nobody knows, or one that is given twice.
+        ParameterError: an unknown argument, or one that is given twice.
     """
     given = unaliased(arguments)
     check_known(given, (*CALL_ARGUMENTS, *framework), "This call")
     return over(settings, {name: value for name, value in given.items() if value is not None})
 
 
-def over(settings: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+def over(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return one call's arguments laid over those of every call.
 
-    What a call is held to (a schema, a grammar) replaces what every call is held to, under
-    whichever name it is given.
+    A constraint of the call (a schema, a grammar) replaces the constraint of every call, whichever
+    name either is given by.
     """
-    replaced = _CONSTRAINTS if said.keys() & _CONSTRAINTS else frozenset()
-    return {name: value for name, value in settings.items() if name not in replaced} | dict(said)
+    replaced = _CONSTRAINTS if given.keys() & _CONSTRAINTS else frozenset()
+    return {name: value for name, value in settings.items() if name not in replaced} | dict(given)
 
 
 def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, Any]:
     """Return the options of ``Backend.generate`` among merged settings.
 
     Raises:
-        ParameterError: ``tool_choice`` names no tool.
+        ParameterError: ``tool_choice`` names an unknown tool.
     """
     parallel = settings.get("parallel_tool_calls")
     return {
@@ -101,7 +101,7 @@ def from_openai(tools: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
     """Return tools of llavakit from functions in OpenAI's notation.
 
     Raises:
-        ParameterError: a tool that is none in this notation.
+        ParameterError: a tool that is not in this notation.
     """
     return tuple(map(_from_openai, tools))
 
@@ -155,9 +155,9 @@ def unaliased(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def check_known(arguments: Mapping[str, Any], known: Sequence[str], who: str) -> None:
+def check_known(arguments: Mapping[str, Any], known: Sequence[str], subject: str) -> None:
     """Refuse an argument that is not among ``known``, with the nearest name as advice."""
-    _checks.known(arguments, known, who, ALIASES)
+    _checks.known(arguments, known, subject, ALIASES)
 
 
 def _logprobs(logprobs: bool | int | None, top: int | None) -> int | None:
@@ -178,7 +178,7 @@ def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
         tools: the tools that are offered.
 
     Raises:
-        ParameterError: no such tool, or a notation that nobody knows.
+        ParameterError: an unknown tool, or an unknown notation.
     """
     if choice is None or choice is False:
         return "auto"
@@ -204,7 +204,7 @@ def to_schema(response_format: Any) -> Mapping[str, Any] | Literal[True] | None:
     """Return the JSON schema of an OpenAI ``response_format``; True for any JSON object.
 
     Raises:
-        ParameterError: a notation that nobody knows.
+        ParameterError: an unknown notation.
     """
     if response_format is None:
         return None

@@ -1,4 +1,4 @@
-"""One answer on its way from the thread that computes it to whoever waits for it.
+"""One answer on its way from the thread that computes it to its consumer.
 
 A :class:`Channel` is the producer's end: thread-safe, and closed by exactly one terminal
 event (the last chunk, or an error). An :class:`AnswerStream` is the consumer's end: the same
@@ -40,7 +40,7 @@ class Channel:
     def watch(self, watcher: Callable[[Chunk | BaseException], None]) -> None:
         """Pass all chunks, those that wait to be taken too, and an error to a watcher.
 
-        It is called by whoever puts them, and must neither block nor raise.
+        It is called on the producer's thread, and must neither block nor raise.
         """
         with self._changed:
             for chunk in self._chunks:
@@ -81,7 +81,7 @@ class Channel:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             loop, future = waiter
-            with contextlib.suppress(RuntimeError):  # a closed loop: nobody waits there any more
+            with contextlib.suppress(RuntimeError):  # a closed loop: nothing waits there any more
                 loop.call_soon_threadsafe(_resolve, future)
 
     def take(self) -> Chunk | None:
@@ -153,7 +153,7 @@ class AnswerStream(Iterator[Chunk], AsyncIterator[Chunk]):
         return chunk
 
     def watch(self, watcher: Callable[[Chunk | BaseException], None]) -> None:
-        """Tell a watcher of the answer, whether it is read or not (see :meth:`Channel.watch`)."""
+        """Pass the answer to a watcher, whether it is read or not (see :meth:`Channel.watch`)."""
         self._channel.watch(watcher)
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class AnswerStream(Iterator[Chunk], AsyncIterator[Chunk]):
         self._closed = True
         if not self._channel.ended:
             self._cancel()
-            self._channel.fail(RequestCancelledError("The stream was closed by its owner."))
+            self._channel.fail(RequestCancelledError("The stream was closed by its caller."))
 
     async def aclose(self) -> None:
         """Close the stream, as :meth:`close` does."""
@@ -187,7 +187,7 @@ class AnswerStream(Iterator[Chunk], AsyncIterator[Chunk]):
 
 
 class Gathering:
-    """Puts the chunks of one answer together into a :class:`Completion`."""
+    """Gathers the chunks of one answer into a :class:`Completion`."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -208,7 +208,7 @@ class Gathering:
     def completion(self) -> Completion:
         """Return the complete answer; raises if the stream broke off before its end."""
         if self._last is None or self._last.finish_reason is None:
-            raise LlavaKitError("The answer broke off before its end.")
+            raise LlavaKitError("The answer broke off before its end; ask again.")
         return Completion(
             text="".join(self._text),
             tool_calls=tuple(self._calls),
@@ -221,13 +221,13 @@ class Gathering:
 
 def gather_all(streams: Sequence[AnswerStream]) -> list[Completion]:
     """Gather all answers; the first error is raised at once, and the other requests go on."""
-    said: SimpleQueue[tuple[int, Chunk | BaseException]] = SimpleQueue()
+    events: SimpleQueue[tuple[int, Chunk | BaseException]] = SimpleQueue()
     for index, stream in enumerate(streams):
-        stream.watch(lambda one, index=index: said.put((index, one)))  # type: ignore[misc]
+        stream.watch(lambda one, index=index: events.put((index, one)))  # type: ignore[misc]
     gatherings = [Gathering() for _ in streams]
     left = len(streams)
     while left:
-        index, one = said.get()
+        index, one = events.get()
         if isinstance(one, BaseException):
             raise one
         gatherings[index].add(one)

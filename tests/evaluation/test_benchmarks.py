@@ -282,7 +282,7 @@ HURT = [
     ("scienceqa", "problems.json", b'{"1": {"answer": "B"}}', "'1': 'answer' must be a whole"),
     ("scienceqa", "llava_test_CQM-A.json", b'[{"id": "1"}]', "number 1: 'conversations'"),
     ("docvqa", "val_v1.0_withQT.json", b'{"data": []}', "holds no questions"),
-    ("mme", "MME_Benchmark_release_version/existence/a.txt", b"x\n", "line 1: this must be a question"),
+    ("mme", "MME_Benchmark_release_version/existence/a.txt", b"x\n", "line 1: this must be"),
     ("mme", "MME_Benchmark_release_version/existence/b.txt", b"x\tYes\n", "not have the question"),
     ("mme", "MME_Benchmark_release_version/existence/c.txt", None, "annotations are missing"),
 ]  # fmt: skip
