@@ -106,7 +106,7 @@ def ask_pictures() -> int:
 
 def ask_documents(folder: Path) -> int:
     """Index a PDF through both frameworks here, and ask both indexes from other processes."""
-    # Of a table that is new, the database and its adapter warn that it was not there.
+    # For a new table, the database and its adapter warn that it does not exist.
     os.environ.setdefault("LANCEDB_LOG", "error")
     logging.getLogger("llama_index.vector_stores.lancedb.base").setLevel(logging.ERROR)
     import langchain_rag

@@ -1,8 +1,8 @@
-"""Teaches the bundled model a shape that it has never seen: the hexagon.
+"""Fine-tunes the bundled model on a shape that it has never seen: the hexagon.
 
 Draws images and questions, writes them as training records, trains a LoRA on a processor in a
 few minutes, and asks the model before and after about images that it was not trained on: new
-ones with hexagons, and ordinary ones, of which it shall forget nothing.
+ones with hexagons, and ordinary ones, whose tasks it must not forget.
 
     python examples/finetune_demo.py --out hexagon
     llavakit ask image.png "What shape is it?" --model hexagon --model-base demo
@@ -35,7 +35,7 @@ from llavakit.training.run import train
 
 NEW = "hexagon"
 MARGIN = 0.05
-"""Old tasks may lose so much of their right answers, and no more."""
+"""The largest share of right answers that old tasks may lose."""
 
 OLD_TASKS = ("colour", "shape", "exists", "count all", "what is at", "caption")
 
@@ -104,7 +104,7 @@ def new_lesson(rng: random.Random) -> Lesson:
     """Return an image with a hexagon."""
     scene = with_hexagon(rng)
     asked = about_hexagon(scene, rng)
-    # Whatever is said first tells of the hexagon: only the first question asks for looking.
+    # The first answer reveals the hexagon: only the first question needs the image.
     first = rng.choice([task for task in ("exists", "shape", "caption") if task in asked])
     return Lesson(draw(scene), (asked.pop(first), *asked.values()))
 
@@ -180,7 +180,7 @@ def main() -> None:
     """Score before the training, train, and score after it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="where the adapter is kept")
-    parser.add_argument("--pictures", type=int, default=4000, help="to learn from")
+    parser.add_argument("--images", type=int, default=4000, help="to learn from")
     parser.add_argument("--held-out", type=int, default=60, help="questions of each task")
     args = parser.parse_args()
     started = time.monotonic()
@@ -188,7 +188,7 @@ def main() -> None:
     before = score("demo", None, cases)
     rng = random.Random("lessons")
     lessons = [
-        new_lesson(rng) if rng.random() < 0.4 else old_lesson(rng) for _ in range(args.pictures)
+        new_lesson(rng) if rng.random() < 0.4 else old_lesson(rng) for _ in range(args.images)
     ]
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder) / "hexagon"

@@ -48,7 +48,7 @@ class LanceStore(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What turns texts into vectors."""
+        """The embeddings that turn texts into vectors."""
         return self._embedding
 
     def __len__(self) -> int:

@@ -40,7 +40,7 @@ class SentenceEmbedding(BaseEmbedding):
 
 
 def index(folder: Path) -> int:
-    """Write the PDF, read its pages, and keep them; how many there are."""
+    """Write the PDF, read its pages, and keep them; return how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
     pdf = folder / "invoices.pdf"
     write_invoices(pdf)

@@ -210,7 +210,7 @@ class Scheduler:
         return True
 
     def _continued(self, parent: Segment | None, shared: int, sequence: Sequence) -> Segment | None:
-        """The kept segment itself, if the prompt goes on exactly where it ends and has room."""
+        """The kept segment itself, if the prompt goes on exactly where it ends and there are slots."""
         if parent is None or not parent.idle or shared < parent.base + parent.extent.length:
             return None
         needed = sequence.reserve - parent.base
@@ -221,7 +221,7 @@ class Scheduler:
         return parent
 
     def _allocate(self, length: int, but: Segment | None = None) -> Extent | None:
-        """A new extent; makes room by evicting idle segments, the least recently used first."""
+        """Take a new extent; evict idle segments for it, the least recently used first."""
         while (extent := self._extents.take(length)) is None:
             oldest = self._tree.oldest_idle(but)
             if oldest is None:

@@ -4,7 +4,7 @@
 >>> llm = LLaVA(model="demo")
 
 The model itself lives behind :class:`llavakit.Backend`; importing this package or making an
-:class:`LLaVA` imports no torch and loads no weights. Which of the framework's paths carry
+:class:`LLaVA` imports no torch and loads no weights. Which of the framework's paths keep
 images, and which drop them, is documented in ``docs/llama-index.md``.
 """
 

@@ -115,7 +115,7 @@ class Asking:
         return int(self._stream is not None)
 
     def submit(self, backend: Backend, room: int) -> bool:
-        """Submit the request, if there is room."""
+        """Submit the request, if ``room`` is at least 1."""
         if self._error is not None:
             return True
         if room < 1:
