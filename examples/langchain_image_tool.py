@@ -17,8 +17,8 @@ DATA = Path(__file__).parent / "data"
 look = ImageQuestionTool(model="demo", attachments={"page_3": DATA / "invoice.png"}, roots=[DATA])
 
 
-# The agent's model may be any that calls tools, also one that sees nothing: it gets the names of the
-# images (image_1, image_2, ...) and asks about them.
+# The agent's model may be any that calls tools, also one that sees nothing: it gets the names of
+# the images (image_1, image_2, ...) and asks about them.
 @wrap_model_call
 def by_name(
     request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]

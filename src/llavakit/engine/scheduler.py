@@ -210,7 +210,7 @@ class Scheduler:
         return True
 
     def _continued(self, parent: Segment | None, shared: int, sequence: Sequence) -> Segment | None:
-        """The kept segment itself, if the prompt goes on exactly where it ends and there are slots."""
+        """The kept segment itself, if the prompt continues at its end and there are slots."""
         if parent is None or not parent.idle or shared < parent.base + parent.extent.length:
             return None
         needed = sequence.reserve - parent.base
