@@ -90,9 +90,9 @@ class ArenaAttention:
         Args:
             layer: its number.
             mixed: queries, keys and values side by side, [T, heads + 2 kv_heads, dim].
-            cos, sin: of the positions, [T, 1, dim / 2].
-            heads: of the queries.
-            scaling: of the scores.
+            cos, sin: cosines and sines of the positions, [T, 1, dim / 2].
+            heads: number of query heads.
+            scaling: factor of the scores.
         """
         keys, values, tables = self._of(layer)
         query = rotate_and_store(mixed, cos, sin, keys, values, tables.slots, heads)
@@ -154,7 +154,7 @@ def pass_kernel(
 
     Args:
         arena: where keys and values lie.
-        heads, kv_heads, head_dim: of the model.
+        heads, kv_heads, head_dim: the shape of the model's attention.
         refused: filled with the names of kernels that were passed over, and why.
 
     Raises:

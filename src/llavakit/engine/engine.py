@@ -101,7 +101,7 @@ class Engine:
 
     @property
     def _loop(self) -> EngineLoop:
-        """Of the model that is loaded."""
+        """The loop of the model that is loaded."""
         assert self._resident is not None, "the model has left"
         return self._resident.loop
 

@@ -149,7 +149,7 @@ def concurrency(slots: int, context_length: int, on_gpu: bool) -> int:
     same weights. A processor is busy with computing long before.
 
     Args:
-        slots: of the arena.
+        slots: slots of the arena.
         context_length: slots of one context; no request takes more.
         on_gpu: whether the model runs on CUDA.
     """

@@ -65,7 +65,7 @@ class Kernel:
     """A way to attend to stretches.
 
     Attributes:
-        name: for the log and ``stats()``.
+        name: its name in the log and ``stats()``.
         attend: (query [Q, heads, dim], keys [slots, kv_heads, dim], values, call, scaling)
             -> (out [Q, heads, dim], log-sum-exp [heads, Q] in fp32). Stretches of length 0 may
             give anything.
@@ -166,7 +166,7 @@ ROWS = (
     Row((Extent(130, 300),), 450, 63, 1),
     Row((), 720, 129, 1),
 )
-"""Of the self-test: in no order, one shared stretch, one of a single slot."""
+"""Rows of the self-test: in no order, one shared stretch, one of a single slot."""
 PREFILLS = (Row((), 20, 0, 37), Row((Extent(130, 35), Extent(5, 1)), 500, 11, 150))
 LARGEST_SLOT = 900
 
@@ -183,7 +183,7 @@ def working_kernel(
     """Return the first kernel that gives the right numbers here; None if none does.
 
     Args:
-        heads, kv_heads, head_dim, dtype: of the model.
+        heads, kv_heads, head_dim, dtype: shape and type of the model's attention.
         device: where it computes.
         kernels: the best one first.
         refused: filled with the names of those that were passed over, and why.
@@ -232,7 +232,7 @@ def error_of(
         kernel: to try.
         rows: a pass.
         shape: heads, key heads, channels of a head.
-        dtype, device: of keys and queries.
+        dtype, device: type and device of keys and queries.
     """
     heads, kv_heads, dim = shape
     noise = torch.Generator().manual_seed(0)

@@ -25,7 +25,7 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 """Called after each task: how many are done, of how many, and what the last one was."""
 
 _SIDE = 336
-"""Of the blank image, in pixels; it is resized to what the model takes."""
+"""Side of the blank image in pixels; the model's processor resizes it."""
 
 
 class Loop(Protocol):

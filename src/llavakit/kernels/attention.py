@@ -109,7 +109,7 @@ class Caches:
     """Keys and values of all layers as the kernels read them; the tensors must outlive it.
 
     Args:
-        keys, values: of each layer, [kv_heads, slots, dim] in fp32 or bf16, in main memory.
+        keys, values: a tensor for each layer, [kv_heads, slots, dim], fp32 or bf16 in main memory.
 
     Attributes:
         native: an array of them, as the kernels take it.
@@ -180,6 +180,6 @@ class Pass:
 
 
 def _heads_adjacent(one: Tensor) -> Tensor:
-    """In fp32, with a token's heads behind each other."""
+    """Convert to fp32, with a token's heads adjacent in memory."""
     one = one.float()
     return one if one.stride()[1:] == (one.shape[2], 1) else one.contiguous()

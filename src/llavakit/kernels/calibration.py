@@ -95,7 +95,7 @@ def calibrate(
         groups: matrices that a step multiplies the same way. Packed and small ones keep the
             default.
         measure: how times are found; by itself :func:`timed`.
-        clock: in seconds.
+        clock: returns the time in seconds.
     """
     library = kernels()
     if library is None or os.environ.get(SWITCH, "") == "0":

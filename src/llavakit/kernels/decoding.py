@@ -81,7 +81,7 @@ class Layers:
 
         Args:
             hidden: embeddings, [T, size] in fp32; overwritten.
-            cos, sin: of each token's position, [T, ..., half] in fp32.
+            cos, sin: cosines and sines of each token's position, [T, ..., half] in fp32.
             attend: the pass, which says what the tokens read.
 
         Returns:

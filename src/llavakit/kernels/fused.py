@@ -33,7 +33,8 @@ def rotate_and_store(
 
     Args:
         mixed: queries, keys and values of each token, [T, heads + 2 kv_heads, dim], contiguous.
-        cos, sin: of each token's angles, [T, dim / 2] or [T, 1, dim / 2], in any float type.
+        cos, sin: cosines and sines of each token's angles, [T, dim / 2] or [T, 1, dim / 2], in any
+            float type.
         keys, values: one layer of the arena, [slots, kv_heads, dim], whose channels lie side by
             side, in any float type; rows ``slots`` are overwritten.
         slots: where each token belongs, [T] int64, each inside the arena (in Triton, one outside

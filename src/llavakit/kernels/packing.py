@@ -59,7 +59,7 @@ def pack(weight: Tensor, bits: int, compiled: Kernels | None = None) -> Packed:
     """Round weights [rows, columns] of any float type to 8 or 4 bits.
 
     Args:
-        weight: in main memory.
+        weight: the weights, in main memory.
         bits: 8 or 4.
         compiled: computes the same several times as fast, bit for bit.
 
@@ -111,7 +111,7 @@ def _scaled(grouped: Tensor, scale: Tensor, least: int, most: int) -> Tensor:
 
 
 def _half(scale: Tensor) -> Tensor:
-    """Rounded as it will be stored, so that values are rounded to what they will mean."""
+    """Round a scale as it will be stored, so that values are rounded by the stored scale."""
     return scale.half().float()
 
 

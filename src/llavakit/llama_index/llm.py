@@ -269,8 +269,8 @@ class LLaVA(ModelMetadata):
         """Return a ``ChatMemoryBuffer`` that counts as the model does, images included.
 
         Args:
-            **settings: of ``ChatMemoryBuffer.from_defaults``; ``token_limit`` is three quarters of
-                the context unless it is given.
+            **settings: arguments of ``ChatMemoryBuffer.from_defaults``; ``token_limit`` is three
+                quarters of the context unless it is given.
         """
         from llavakit.llama_index.memory import buffer_for
 
@@ -280,8 +280,8 @@ class LLaVA(ModelMetadata):
         """Return a ``Memory`` that counts as the model does, images included.
 
         Args:
-            **settings: of ``Memory.from_defaults``; ``token_limit`` is three quarters of the
-                context unless it is given.
+            **settings: arguments of ``Memory.from_defaults``; ``token_limit`` is three quarters of
+                the context unless it is given.
         """
         from llavakit.llama_index.memory import memory_for
 

@@ -42,7 +42,7 @@ class LLaVAChatMemoryBuffer(ChatMemoryBuffer):
         """Load what ``to_dict`` wrote.
 
         Args:
-            data: as it was written.
+            data: the result of ``to_dict``.
             llm: the model that counts.
             **kwargs: further arguments of the framework.
         """
