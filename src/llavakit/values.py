@@ -49,7 +49,9 @@ class Text:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise UnsupportedContentError(f"A text is a string, not {type(self.text).__name__}.")
+            raise UnsupportedContentError(
+                f"A text is a string, not {type(self.text).__name__}; give a str."
+            )
         check_characters(self.text)
 
 
@@ -99,7 +101,7 @@ class ToolCall:
         if not (isinstance(self.name, str) and isinstance(self.arguments, Mapping)):
             raise MessageError(
                 f"A tool call has a name and a dict of arguments, not {self.name!r} and "
-                f"{type(self.arguments).__name__}."
+                f"{type(self.arguments).__name__}; give them parsed."
             )
 
 
@@ -160,7 +162,9 @@ class Message:
         check_instance("tool_calls", tool_calls, Iterable, "a list of llavakit.ToolCall objects")
         calls = tuple(tool_calls)
         if not all(isinstance(call, ToolCall) for call in calls):
-            raise MessageError("tool_calls must hold llavakit.ToolCall objects.")
+            raise MessageError(
+                "tool_calls must hold llavakit.ToolCall objects; make them of name and arguments."
+            )
         object.__setattr__(self, "tool_calls", calls)
         object.__setattr__(self, "tool_call_id", tool_call_id)
         object.__setattr__(self, "name", name)

@@ -208,7 +208,9 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), self._words.numel() * 4)
         if self._matcher.is_error():
             # A matcher that gave up (a limit of its parser) would now ask for the end.
-            raise SchemaError(f"The grammar is too complex: {_reason(self._matcher)}")
+            raise SchemaError(
+                f"The grammar is too complex ({_reason(self._matcher)}); simplify it."
+            )
 
     @property
     def words(self) -> Tensor:
@@ -218,7 +220,9 @@ class Matcher:
     def accept(self, token: int) -> None:
         """Advance by a sampled token."""
         if not self._matcher.consume_token(token):
-            raise SchemaError(f"The grammar refused a token: {_reason(self._matcher)}")
+            raise SchemaError(
+                f"The grammar refused a token ({_reason(self._matcher)}); simplify it."
+            )
 
     @property
     def finished(self) -> bool:

@@ -220,7 +220,9 @@ class EngineLoop:
         self._inbox.put(sequence)
         if self.dead:
             # The loop may have ended just before: nothing else would end this channel.
-            sequence.channel.fail(EngineClosedError("The engine was closed."))
+            sequence.channel.fail(
+                EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
+            )
 
     def cancel(self, sequence: Sequence) -> None:
         """Free a sequence at the next step. Never blocks; safe in a finaliser."""
@@ -237,7 +239,7 @@ class EngineLoop:
         call: _Call[T] = _Call(function, Future())
         with self._entry:  # or the loop might end in between, and the inbox would not be read
             if self.dead:
-                raise EngineClosedError("The engine was closed.")
+                raise EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
             self._inbox.put(call)
         return call.result
 

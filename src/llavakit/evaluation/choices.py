@@ -59,7 +59,9 @@ class MMBench(Benchmark):
         self.columns, self.rows = _table(path)
         for needed in ("index", "question", "A", "B", "image"):
             if needed not in self.columns:
-                raise InputError(f"{path} has no column {needed!r}.")
+                raise InputError(
+                    f"{path} has no column {needed!r}; take the benchmark's own table."
+                )
         return [self._question(number, row, path) for number, row in enumerate(self.rows)]
 
     def _question(self, number: int, row: dict[str, str], path: Path) -> Question:
@@ -149,7 +151,7 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     finally:
         csv.field_size_limit(before)
     if not rows:
-        raise InputError(f"{path} holds no questions.")
+        raise InputError(f"{path} holds no questions; take the benchmark's own file.")
     return columns, rows
 
 
@@ -174,7 +176,9 @@ class Seed(Benchmark):
         self.truth: list[DataLine] = []
         for question in self.questions:
             if str(question.id) not in known:
-                raise InputError(f"{path} has no question {question.id!r}.")
+                raise InputError(
+                    f"{path} has no question {question.id!r}; it must be of the same split."
+                )
             self.truth.append(known[str(question.id)])
         self.wanted = [line.text("answer") for line in self.truth]
 
@@ -240,7 +244,9 @@ class ScienceQA(Benchmark):
         self.problems: list[tuple[int, int]] = []
         for question in self.questions:
             if str(question.id) not in known:
-                raise InputError(f"{path} has no problem {question.id!r}.")
+                raise InputError(
+                    f"{path} has no problem {question.id!r}; it must be of the same split."
+                )
             line = known[str(question.id)]
             self.problems.append((line.index("answer"), len(line.texts("choices"))))
 
@@ -249,7 +255,7 @@ class ScienceQA(Benchmark):
         folder = self.data.image_folder(self.images)
         lines = entries(path, read_json(path), "question")
         if not lines:
-            raise InputError(f"{path} holds no questions.")
+            raise InputError(f"{path} holds no questions; take the benchmark's own file.")
         return [_science_question(number, line, folder) for number, line in enumerate(lines)]
 
     def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:

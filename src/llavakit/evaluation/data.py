@@ -91,7 +91,9 @@ def _first(named: Path | None, folder: Path, names: Sequence[str], what: str, op
         if path.exists():
             return path
     if named is not None:
-        raise SourceNotFoundError(f"There are no {what} in {named}: there is no such file.")
+        raise SourceNotFoundError(
+            f"There are no {what} in {named}: there is no such file; check {option}."
+        )
     if not folder.is_dir():
         raise SourceNotFoundError(
             f"{folder} is not a folder; name the one of the benchmark's files."
@@ -110,7 +112,9 @@ def picture_in(folder: Path, name: str) -> Path:
     """
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\x00" in name:
-        raise InputError(f"The image {name!r} does not lie in the benchmark's folder.")
+        raise InputError(
+            f"The image {name!r} is not below the benchmark's folder; give a name that is."
+        )
     return folder.joinpath(*parts)
 
 
@@ -255,7 +259,9 @@ def read(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"{path} is missing; put the file there.") from error
     except OSError as error:
-        raise SourceFetchError(f"{path} cannot be read ({error.strerror}).") from error
+        raise SourceFetchError(
+            f"{path} cannot be read ({error.strerror}); check its permissions."
+        ) from error
 
 
 def _reason(error: ValueError) -> str:

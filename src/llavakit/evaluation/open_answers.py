@@ -216,7 +216,7 @@ class DocVQA(Benchmark):
             elif self.accepted is not None:
                 self.accepted.append(line.texts("answers"))
         if not found:
-            raise InputError(f"{path} holds no questions.")
+            raise InputError(f"{path} holds no questions; take the benchmark's own file.")
         return found
 
     def _picture(self, line: DataLine) -> Any:

@@ -43,7 +43,9 @@ class Pope(Benchmark):
         path = _label_file(folder, question.category)
         line = next(upcoming[question.category], None)
         if line is None:
-            raise InputError(f"{path} has no label for question {question.id!r}.")
+            raise InputError(
+                f"{path} has no label for question {question.id!r}; take the benchmark's own file."
+            )
         pictures = [Path(one.text("image")).name for one in (line,) if "image" in one.record]
         if pictures and pictures != [Path(str(question.record["image"])).name]:
             raise line.wrong(

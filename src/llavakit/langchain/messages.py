@@ -86,7 +86,8 @@ def content_parts(content: Any) -> list[ContentPart]:
             parts.extend(read_block(block))
         else:
             raise UnsupportedContentError(
-                f"A message's content holds strings and blocks (dicts), not {type(block).__name__}."
+                f"A message's content holds strings and blocks (dicts), not {type(block).__name__}"
+                '; write {"type": "text", "text": ...} or {"type": "image", ...}.'
             )
     return parts
 
@@ -181,7 +182,9 @@ def _parts(parts: list[ContentPart], open_document: OpenAttachment) -> list[Part
             opened += open_document(part)
             continue
         if isinstance(part, (ToolCall, ToolResult)):
-            raise MessageError("A tool result holds text and images, not calls or results.")
+            raise MessageError(
+                "A tool result holds text and images, not calls or results; take those out of it."
+            )
         opened.append(part)
     return opened
 
@@ -203,5 +206,5 @@ def check_order(messages: Sequence[Message]) -> None:
         if message.tool_call_id is not None and message.tool_call_id not in asked:
             raise MessageError(
                 f"A tool message answers the call {message.tool_call_id!r}, but no AI message "
-                "before it made that call."
+                "before it made that call; keep both messages, or leave both out."
             )

@@ -20,7 +20,9 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
         ParameterError: ``tools`` is not a list, or holds something that is not a tool.
     """
     if not isinstance(tools, Iterable) or isinstance(tools, (str, Mapping)):
-        raise ParameterError(f"Tools are given in a list, not as {type(tools).__name__}.")
+        raise ParameterError(
+            f"Tools are given in a list, not as {type(tools).__name__}; write [tool]."
+        )
     try:
         converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
     except LlavaKitError:
