@@ -18,7 +18,7 @@ from llavakit.sources import SourcePolicy
 from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Chunk, Completion, Request, Tool, Usage
 
-Answer: TypeAlias = str | Completion | BaseException
+ScriptedAnswer: TypeAlias = str | Completion | BaseException
 IMAGE_TOKENS = 64
 """Tokens that an image counts for."""
 
@@ -40,7 +40,7 @@ class FakeBackend(Backend):
 
     def __init__(
         self,
-        answers: Iterable[Answer] | Callable[[Request], Answer] = ("ok",),
+        answers: Iterable[ScriptedAnswer] | Callable[[Request], ScriptedAnswer] = ("ok",),
         *,
         name: str = "fake",
         context_length: int = 4096,
@@ -53,7 +53,7 @@ class FakeBackend(Backend):
         self._hang = hang
         self._closed = False
         self._info = ModelInfo(name, context_length)
-        self._answer: Callable[[Request], Answer]
+        self._answer: Callable[[Request], ScriptedAnswer]
         if callable(answers):
             self._answer = answers
         else:

@@ -21,7 +21,7 @@ from llavakit.values import Image, Message, Request, SamplingParams
 
 log = logging.getLogger(__name__)
 
-Progress: TypeAlias = Callable[[int, int, str], None]
+WarmUpProgress: TypeAlias = Callable[[int, int, str], None]
 """Called after each task: how many are done, of how many, and what the last one was."""
 
 _SIDE = 336
@@ -42,7 +42,7 @@ class Loop(Protocol):
 class StaticSteps(Protocol):
     """The part of decoding in static shapes that is needed here."""
 
-    def warm_up(self, max_rows: int, progress: Progress, /) -> None:
+    def warm_up(self, max_rows: int, progress: WarmUpProgress, /) -> None:
         """Compile and capture the steps of all batches of up to so many rows."""
 
 
@@ -53,7 +53,7 @@ def warm_up(
     *,
     max_rows: int,
     picture: bool,
-    progress: Progress | None = None,
+    progress: WarmUpProgress | None = None,
 ) -> None:
     """Run, compile and capture what requests will need; returns when all of it is done.
 
@@ -63,7 +63,7 @@ def warm_up(
         static: decoding in static shapes, where there is any.
         max_rows: most sequences that run at once.
         picture: whether a blank image is asked about, too.
-        progress: see :data:`Progress`; called on this thread and on the engine's.
+        progress: see :data:`WarmUpProgress`; called on this thread and on the engine's.
 
     Raises:
         EngineClosedError: the engine was closed meanwhile.

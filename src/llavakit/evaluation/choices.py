@@ -155,7 +155,7 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, rows
 
 
-class Seed(Benchmark):
+class SeedBench(Benchmark):
     """SEED-Bench (Li et al. 2023): images, and the middle frames of videos as images."""
 
     name = "seed"

@@ -18,7 +18,7 @@ from llavakit.values import Image, Part, Text
 IMAGE = "<image>"
 """The placeholder of an image in the text of a prompt."""
 
-Said: TypeAlias = tuple[TurnRole, str]
+TurnText: TypeAlias = tuple[TurnRole, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Template(ABC):
     """
 
     system: str = ""
-    examples: tuple[Said, ...] = ()
+    examples: tuple[TurnText, ...] = ()
     tagged: bool = False
 
     @property
@@ -43,7 +43,7 @@ class Template(ABC):
         """Strings that end an answer and are not part of it."""
 
     @abstractmethod
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         """Write the turns, each with its end mark."""
 
     @abstractmethod
@@ -159,7 +159,7 @@ class Labelled(Template):
     def stops(self) -> tuple[str, ...]:
         return (self.assistant_end,)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         prompt = system + self.user_end if system else ""
         for role, text in said:
             if role == "assistant":
@@ -190,7 +190,7 @@ class Instructed(Template):
     def stops(self) -> tuple[str, ...]:
         return ("</s>", self.begin) if self.begin else ("</s>",)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
         prompt = ""
         for role, text in said:
@@ -228,7 +228,7 @@ class ChatML(Template):
     def stops(self) -> tuple[str, ...]:
         return ("<|im_end|>",)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         first: list[tuple[str, str]] = [("system", system)] if system else []
         blocks = [
             f"<|im_start|>{role}\n{text}<|im_end|>{self.between}" for role, text in [*first, *said]
@@ -247,7 +247,7 @@ class Headed(Template):
     def stops(self) -> tuple[str, ...]:
         return ("<|eot_id|>",)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         first: list[tuple[str, str]] = [("system", system)] if system else []
         blocks = [
             f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
@@ -267,7 +267,7 @@ class Plain(Template):
     def stops(self) -> tuple[str, ...]:
         return ("\n",)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         lines = [system] if system else []
         return "".join(f"{line}\n" for line in [*lines, *(text for _, text in said)])
 

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from llavakit.errors import ParameterError
-from llavakit.prompts.styles import ChatML, Headed, Instructed, Labelled, Plain, Said, Template
+from llavakit.prompts.styles import ChatML, Headed, Instructed, Labelled, Plain, Template, TurnText
 
 
 def _polite(person: str) -> str:
@@ -50,7 +50,7 @@ _MPT = (
     "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful "
     "and honest answers."
 )
-_ENERGY: tuple[Said, ...] = (
+_ENERGY: tuple[TurnText, ...] = (
     (
         "user",
         "What are the key differences between renewable and non-renewable energy sources?",
@@ -81,7 +81,7 @@ _ENERGY: tuple[Said, ...] = (
 )
 
 
-def _hashes(system: str, examples: tuple[Said, ...] = (), *, tagged: bool = False) -> Labelled:
+def _hashes(system: str, examples: tuple[TurnText, ...] = (), *, tagged: bool = False) -> Labelled:
     return Labelled(
         system=system,
         examples=examples,
