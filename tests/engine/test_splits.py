@@ -11,7 +11,7 @@ from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import ArenaAttention, Row, SegmentAttention
 from llavakit.engine.decode import Shape, _tables, batch_bucket, table_of
 from llavakit.engine.extents import Extent
-from llavakit.engine.layout import LEAST_SPLIT, pieces_of
+from llavakit.engine.layout import LEAST_PIECE, pieces_of
 from llavakit.engine.splits import GATHERED, LOOPED, VARLEN, AttentionCall, working_kernel
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_pieces_cover_what_a_row_sees_in_its_order(rows, count):
         whole = [slot for e in row.prefix for slot in range(e.start, e.end)]
         assert seen == whole + list(range(row.slot, row.slot + row.own))
         if len(pieces) < count:
-            assert all(piece.length < 2 * LEAST_SPLIT for piece in pieces)
+            assert all(piece.length < 2 * LEAST_PIECE for piece in pieces)
 
 
 def test_padding_rows_write_to_the_scratch_slot_alone():

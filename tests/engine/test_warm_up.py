@@ -13,7 +13,7 @@ import pytest
 import llavakit
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.engine import Engine
-from llavakit.engine.warm_up import WarmUpProgress, warm_up
+from llavakit.engine.warm_up import Progress, warm_up
 from llavakit.errors import CheckpointError, EngineClosedError, EngineError, ParameterError
 from llavakit.local import LocalBackend
 from llavakit.model.loader import load_reader
@@ -47,7 +47,7 @@ class Steps:
         self.calls: list[tuple[int, str]] = []
         self._failure = failure
 
-    def warm_up(self, max_rows: int, progress: WarmUpProgress) -> None:
+    def warm_up(self, max_rows: int, progress: Progress) -> None:
         self.calls.append((max_rows, threading.current_thread().name))
         progress(1, 2, "one row")
         if self._failure is not None:

@@ -40,21 +40,21 @@ class Tables:
     Attributes:
         slots: [T], the arena slots of the new keys and values.
         calls: one or two.
-        splits: [T, P], see :func:`llavakit.kernels.fused.merge_splits`; None if nothing is merged.
+        parts: [T, P], see :func:`llavakit.kernels.fused.merge_splits`; None if nothing is merged.
     """
 
     slots: Tensor
     calls: tuple[AttentionCall, ...]
-    splits: Tensor | None
+    parts: Tensor | None
 
 
 def tables_of(layout: Layout, device: torch.device) -> Tables:
     """Put a pass's integers on a device."""
     calls = tuple(attention_call(one, device) for one in layout.calls)
-    splits = None
-    if layout.splits is not None:
-        splits = to_device(torch.from_numpy(layout.splits), device)
-    return Tables(to_device(torch.from_numpy(layout.slots), device), calls, splits)
+    parts = None
+    if layout.parts is not None:
+        parts = to_device(torch.from_numpy(layout.parts), device)
+    return Tables(to_device(torch.from_numpy(layout.slots), device), calls, parts)
 
 
 class ArenaAttention:
@@ -113,11 +113,11 @@ class ArenaAttention:
         if len(results) > 1:
             out = torch.cat([one for one, _ in results])
             lse = torch.cat([one for _, one in results], dim=1)
-        return out if tables.splits is None else merge_splits(out, lse, tables.splits)
+        return out if tables.parts is None else merge_splits(out, lse, tables.parts)
 
 
 class SegmentAttention(ArenaAttention):
-    """Attention by a kernel of :mod:`llavakit.engine.splits`, on any device."""
+    """The same by a kernel of :mod:`llavakit.engine.pieces`, on any device."""
 
     def __init__(self, arena: KVArena, rows: Sequence[Row], kernel: Kernel = LOOPED) -> None:
         super().__init__(arena, functools.partial(tables_of, lay_out(rows)), kernel)

@@ -21,7 +21,7 @@ from llavakit.engine.loop import EngineLoop
 from llavakit.engine.resident import Resident
 from llavakit.engine.sequence import ImageSpan, Sequence
 from llavakit.engine.steps import Counters
-from llavakit.engine.warm_up import WarmUpProgress, warm_up
+from llavakit.engine.warm_up import Progress, warm_up
 from llavakit.errors import ContextLengthError, EngineClosedError, ParameterError
 from llavakit.images import Picture, open_picture
 from llavakit.kernels.huge_pages import trim
@@ -177,7 +177,7 @@ class Engine:
         figures = {"running": 0, "waiting": 0} if resident is None else resident.stats()
         return {**figures, "loaded": resident is not None, **asdict(self._counters)}
 
-    def warm_up(self, progress: WarmUpProgress | None = None) -> None:
+    def warm_up(self, progress: Progress | None = None) -> None:
         """Run, compile and capture what requests will need; once, however often it is called.
 
         Requests that come meanwhile wait. What fails is a warning.

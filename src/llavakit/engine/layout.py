@@ -10,7 +10,7 @@ of its stretches or for none, so:
   it only if a prefill goes on behind a shared beginning.
 
 A token that reads several splits is merged from their results by log-sum-exp (flash-decoding,
-https://crfm.stanford.edu/2023/10/12/flashdecoding.html); ``Layout.splits`` says from which. Pure
+https://crfm.stanford.edu/2023/10/12/flashdecoding.html); ``Layout.parts`` says from which. Pure
 numpy: a pass is laid out once for all layers.
 """
 
@@ -26,7 +26,7 @@ from llavakit.engine.extents import Extent
 
 Integers = npt.NDArray[np.int64]
 
-LEAST_SPLIT = 128
+LEAST_PIECE = 128
 """Tokens. Shorter splits are not worth a block of their own."""
 
 
@@ -80,13 +80,13 @@ class Layout:
     Attributes:
         slots: [T], where the new keys and values belong.
         calls: one or two.
-        splits: [T, P], places of each token's results among those of all calls, -1 where there are
+        parts: [T, P], places of each token's results among those of all calls, -1 where there are
             fewer; None if every token has one result, which is its own.
     """
 
     slots: Integers
     calls: tuple[CallLayout, ...]
-    splits: Integers | None
+    parts: Integers | None
 
 
 def lay_out(rows: Sequence[Row], cuts: int = 1) -> Layout:
@@ -123,14 +123,14 @@ def lay_out(rows: Sequence[Row], cuts: int = 1) -> Layout:
             for end, (start, length, _, count) in zip(ends, whole, strict=True)
         ]
         calls.append(CallLayout(_table(stretches), np.concatenate(behind), causal=False))
-    return Layout(np.concatenate(slots), tuple(calls), _splits(place, calls))
+    return Layout(np.concatenate(slots), tuple(calls), _parts(place, calls))
 
 
 def _table(stretches: Sequence[tuple[int, int, int, int]]) -> Integers:
     return np.array(stretches, dtype=np.int64).reshape(-1, 4)
 
 
-def _splits(tokens: int, calls: Sequence[CallLayout]) -> Integers | None:
+def _parts(tokens: int, calls: Sequence[CallLayout]) -> Integers | None:
     """The places of each token's results, [T, P]; None if every token has exactly one."""
     read = [np.arange(tokens) if call.gather is None else call.gather for call in calls]
     token = np.concatenate(read)
@@ -139,9 +139,9 @@ def _splits(tokens: int, calls: Sequence[CallLayout]) -> Integers | None:
     order = np.argsort(token, kind="stable")
     counts = np.bincount(token, minlength=tokens)
     column = np.arange(len(token)) - np.repeat(np.cumsum(counts) - counts, counts)
-    splits = np.full((tokens, int(counts.max())), -1, dtype=np.int64)
-    splits[token[order], column] = order
-    return splits
+    parts = np.full((tokens, int(counts.max())), -1, dtype=np.int64)
+    parts[token[order], column] = order
+    return parts
 
 
 def pieces_of(row: Row, count: int) -> list[Extent]:
@@ -152,7 +152,7 @@ def pieces_of(row: Row, count: int) -> list[Extent]:
         place = lengths.index(max(lengths))
         longest = splits[place]
         half = longest.length // 2
-        if half < LEAST_SPLIT:
+        if half < LEAST_PIECE:
             break
         rest = Extent(longest.start + half, longest.length - half)
         splits[place : place + 1] = [Extent(longest.start, half), rest]

@@ -251,9 +251,9 @@ def error_of(
         gathered = asked if call.gather is None else asked[call.gather]
         results.append(kernel.attend(gathered, k, v, call, dim**-0.5))
     out = torch.cat([one for one, _ in results])
-    if layout.splits is not None:
+    if layout.parts is not None:
         lse = torch.cat([one for _, one in results], dim=1)
-        out = merge_splits(out, lse, torch.from_numpy(layout.splits).to(device))
+        out = merge_splits(out, lse, torch.from_numpy(layout.parts).to(device))
     right = _right(query, keys, values, rows, dim**-0.5)
     error = float((out.cpu().double() - right).abs().max() / right.abs().max())
     return error if error == error else float("inf")

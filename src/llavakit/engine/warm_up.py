@@ -21,7 +21,7 @@ from llavakit.values import Image, Message, Request, SamplingParams
 
 log = logging.getLogger(__name__)
 
-WarmUpProgress: TypeAlias = Callable[[int, int, str], None]
+Progress: TypeAlias = Callable[[int, int, str], None]
 """Called after each task: how many are done, of how many, and what the last one was."""
 
 _SIDE = 336
@@ -40,9 +40,9 @@ class Loop(Protocol):
 
 
 class StaticSteps(Protocol):
-    """The part of decoding in static shapes that is needed here."""
+    """What is needed of what runs steps in static shapes."""
 
-    def warm_up(self, max_rows: int, progress: WarmUpProgress, /) -> None:
+    def warm_up(self, max_rows: int, progress: Progress, /) -> None:
         """Compile and capture the steps of all batches of up to so many rows."""
 
 
@@ -53,7 +53,7 @@ def warm_up(
     *,
     max_rows: int,
     picture: bool,
-    progress: WarmUpProgress | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Run, compile and capture what requests will need; returns when all of it is done.
 
@@ -63,14 +63,14 @@ def warm_up(
         static: decoding in static shapes, where there is any.
         max_rows: most sequences that run at once.
         picture: whether a blank image is asked about, too.
-        progress: see :data:`WarmUpProgress`; called on this thread and on the engine's.
+        progress: see :data:`Progress`; called on this thread and on the engine's.
 
     Raises:
         EngineClosedError: the engine was closed meanwhile.
     """
     began = time.monotonic()
 
-    def report(done: int, total: int, what: str) -> None:
+    def tell(done: int, total: int, what: str) -> None:
         if loop.dead:  # close() does not wait for all that is left
             raise EngineClosedError("The engine was closed while it was warming up.")
         log.info("warming up: %s (%d of %d)", what, done, total)
@@ -84,11 +84,11 @@ def warm_up(
         for done, (what, request) in enumerate(asked.items(), start=1):
             with submit(request) as chunks:
                 gather(chunks)
-            report(done, len(asked), what)
+            tell(done, len(asked), what)
 
     def capture() -> None:
         if static is not None:
-            loop.run_between_steps(lambda: static.warm_up(max_rows, report)).result()
+            loop.run_between_steps(lambda: static.warm_up(max_rows, tell)).result()
 
     for work in (ask, capture):
         try:
