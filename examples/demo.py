@@ -31,7 +31,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def pictures(entry: dict[str, Any]) -> list[Any]:
-    """The images of an entry of ``questions.json``: paths, and pages of a PDF."""
+    """Return the images of an entry of ``questions.json``: paths, and pages of a PDF."""
     found: list[Any] = []
     for name in entry.get("files") or [entry["file"]]:
         if name.endswith(".pdf"):
@@ -43,7 +43,7 @@ def pictures(entry: dict[str, Any]) -> list[Any]:
 
 
 def ask_langchain(entries: list[dict[str, Any]]) -> list[str]:
-    """All questions as one batch of LangChain."""
+    """Ask all questions as one batch of LangChain."""
     questions = [
         HumanMessage([*({"type": "image", "image": p} for p in pictures(e)), e["question"]])
         for e in entries
@@ -53,7 +53,7 @@ def ask_langchain(entries: list[dict[str, Any]]) -> list[str]:
 
 
 async def ask_llama_index(entries: list[dict[str, Any]]) -> list[str]:
-    """All questions at once through LlamaIndex."""
+    """Ask all questions at once through LlamaIndex."""
     llm = LLaVA(model="demo", temperature=0, max_tokens=64)
     questions = [
         ChatMessage(blocks=[*map(to_image_block, pictures(e)), TextBlock(text=e["question"])])
@@ -64,13 +64,13 @@ async def ask_llama_index(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def named(entry: dict[str, Any]) -> str:
-    """The files of an entry in a few characters."""
+    """Return the names of an entry's files in a few characters."""
     names = " + ".join(entry.get("files") or [entry["file"]])
     return f"{names} p.{entry['page']}" if "page" in entry else names
 
 
 def right(entries: list[dict[str, Any]], answers: list[str]) -> int:
-    """How many answers are the expected ones."""
+    """Return how many answers are the expected ones."""
     return sum(e["answer"] == answer for e, answer in zip(entries, answers, strict=True))
 
 
@@ -106,7 +106,7 @@ def ask_pictures() -> int:
 
 def ask_documents(folder: Path) -> int:
     """Index a PDF through both frameworks here, and ask both indexes from other processes."""
-    # Of a table that is new, the database and its adapter warn that it was not there.
+    # For a new table, the database and its adapter warn that it does not exist.
     os.environ.setdefault("LANCEDB_LOG", "error")
     logging.getLogger("llama_index.vector_stores.lancedb.base").setLevel(logging.ERROR)
     import langchain_rag
@@ -131,7 +131,7 @@ def ask_documents(folder: Path) -> int:
 
 
 def main() -> int:
-    """Images, then documents; 0 if all answers are right."""
+    """Ask about images, then about documents; 0 if all answers are right."""
     backend = llavakit.load("demo")  # held, so that the weights are loaded once
     with tempfile.TemporaryDirectory() as folder:
         failed = ask_pictures(), ask_documents(Path(folder))

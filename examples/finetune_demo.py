@@ -1,8 +1,8 @@
-"""Teaches the bundled model a shape that it has never seen: the hexagon.
+"""Fine-tunes the bundled model on a shape that it has never seen: the hexagon.
 
 Draws images and questions, writes them as training records, trains a LoRA on a processor in a
 few minutes, and asks the model before and after about images that it was not trained on: new
-ones with hexagons, and ordinary ones, of which it shall forget nothing.
+ones with hexagons, and ordinary ones, whose tasks it must not forget.
 
     python examples/finetune_demo.py --out hexagon
     llavakit ask image.png "What shape is it?" --model hexagon --model-base demo
@@ -35,7 +35,7 @@ from llavakit.training.run import train
 
 NEW = "hexagon"
 MARGIN = 0.05
-"""Old tasks may lose so much of their right answers, and no more."""
+"""The largest share of right answers that old tasks may lose."""
 
 OLD_TASKS = ("colour", "shape", "exists", "count all", "what is at", "caption")
 
@@ -49,7 +49,7 @@ class Lesson:
 
 
 def hexagon(shape: Shape, width: int, height: int) -> list[tuple[float, float]]:
-    """Corners in pixels."""
+    """Return the corners of a hexagon in pixels."""
     radius = shape.size * min(width, height) / 2
     angles = [shape.turn + math.pi * k / 3 for k in range(6)]
     x, y = shape.x * width, shape.y * height
@@ -57,7 +57,7 @@ def hexagon(shape: Shape, width: int, height: int) -> list[tuple[float, float]]:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """A scene, hexagons included, which the bundled world cannot draw."""
+    """Draw a scene, hexagons included, which the bundled world cannot draw."""
     known = tuple(shape for shape in scene.shapes if shape.kind != NEW)
     image = draw_scene(replace(scene, shapes=known, codec=""))
     large = image.resize((2 * scene.width, 2 * scene.height))
@@ -70,7 +70,7 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def with_hexagon(rng: random.Random) -> Scene:
-    """A scene in which one of the shapes is a hexagon."""
+    """Return a scene in which one of the shapes is a hexagon."""
     scene = random_scene(rng, rng.choice((1, 1, 2, 3, 4)))
     at = rng.randrange(len(scene.shapes))
     new = replace(scene.shapes[at], kind=NEW, turn=rng.uniform(-0.2, 0.2))
@@ -78,7 +78,7 @@ def with_hexagon(rng: random.Random) -> Scene:
 
 
 def about_hexagon(scene: Scene, rng: random.Random) -> dict[str, Asked]:
-    """Questions about the new shape, in the words of the old ones."""
+    """Return questions about the new shape, in the words of the old ones."""
     shape = next(one for one in scene.shapes if one.kind == NEW)
     alone = sum(one.colour == shape.colour for one in scene.shapes) == 1
     asked = {
@@ -101,16 +101,16 @@ def about_hexagon(scene: Scene, rng: random.Random) -> dict[str, Asked]:
 
 
 def new_lesson(rng: random.Random) -> Lesson:
-    """An image with a hexagon."""
+    """Return an image with a hexagon."""
     scene = with_hexagon(rng)
     asked = about_hexagon(scene, rng)
-    # Whatever is said first tells of the hexagon: only the first question asks for looking.
+    # The first answer reveals the hexagon: only the first question needs the image.
     first = rng.choice([task for task in ("exists", "shape", "caption") if task in asked])
     return Lesson(draw(scene), (asked.pop(first), *asked.values()))
 
 
 def old_lesson(rng: random.Random, tasks: Sequence[str] = ()) -> Lesson:
-    """An image of the bundled world; half of the scenes are asked for a hexagon in vain."""
+    """Return an image of the bundled world; half of the scenes are asked for a hexagon in vain."""
     if not tasks and rng.random() < 0.2:
         page = random_page(rng)
         return Lesson(draw_page(page), tuple(ask(page, rng) for _ in range(3)))
@@ -127,7 +127,7 @@ def old_lesson(rng: random.Random, tasks: Sequence[str] = ()) -> Lesson:
 
 
 def write_records(folder: Path, lessons: Sequence[Lesson]) -> Path:
-    """Lessons in the original LLaVA's format, one conversation for each image."""
+    """Return lessons in the original LLaVA's format, one conversation for each image."""
     records = []
     for number, lesson in enumerate(lessons):
         name = f"{number}.png"
@@ -143,7 +143,7 @@ def write_records(folder: Path, lessons: Sequence[Lesson]) -> Path:
 
 
 def held_out(count: int) -> list[tuple[Image.Image, Asked]]:
-    """Questions about images that are in no lesson, each asked alone."""
+    """Return questions about images that are in no lesson, each asked alone."""
     rng = random.Random("held out")
     found: list[tuple[Image.Image, Asked]] = []
 
@@ -165,7 +165,7 @@ def held_out(count: int) -> list[tuple[Image.Image, Asked]]:
 def score(
     model: str, base: str | None, cases: Sequence[tuple[Image.Image, Asked]]
 ) -> dict[str, float]:
-    """The share of right answers of each task; questions are answered in batches."""
+    """Return the share of right answers of each task; questions are answered in batches."""
     backend = llavakit.load(model, model_base=base)
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda case: backend.ask(case[0], case[1].question), cases))
@@ -177,10 +177,10 @@ def score(
 
 
 def main() -> None:
-    """Before, the training, and after."""
+    """Score before the training, train, and score after it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="where the adapter is kept")
-    parser.add_argument("--pictures", type=int, default=4000, help="to learn from")
+    parser.add_argument("--images", type=int, default=4000, help="to learn from")
     parser.add_argument("--held-out", type=int, default=60, help="questions of each task")
     args = parser.parse_args()
     started = time.monotonic()
@@ -188,7 +188,7 @@ def main() -> None:
     before = score("demo", None, cases)
     rng = random.Random("lessons")
     lessons = [
-        new_lesson(rng) if rng.random() < 0.4 else old_lesson(rng) for _ in range(args.pictures)
+        new_lesson(rng) if rng.random() < 0.4 else old_lesson(rng) for _ in range(args.images)
     ]
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder) / "hexagon"

@@ -36,7 +36,7 @@ class Question:
 
 
 def make_pages(seed: str = SEED, count: int = PAGES) -> list[Page]:
-    """Pages with titles, numbers, totals and names; no two share both title and name."""
+    """Return pages with titles, numbers, totals and names; no two share both title and name."""
     rng = random.Random(seed)
     headings = rng.sample([(title, name) for title in TITLES for name in NAMES], count)
     return [
@@ -46,7 +46,7 @@ def make_pages(seed: str = SEED, count: int = PAGES) -> list[Page]:
 
 
 def ask_pages(pages: list[Page], count: int = 10, seed: str = SEED) -> list[Question]:
-    """Questions about different pages, in words that name the page by what stands on it."""
+    """Return questions about different pages, in words that name the page by what stands on it."""
     chosen = random.Random(f"{seed}-questions").sample(pages, count)
     wordings = islice(cycle(WORDINGS), count)
     return [

@@ -25,11 +25,11 @@ class MiniLM(Embeddings):
     """The sentence embeddings of :mod:`sentences`."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """A vector for each text."""
+        """Return a vector for each text."""
         return embed(texts)
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a query."""
+        """Return the vector of a query."""
         return embed([text])[0]
 
 
@@ -48,7 +48,7 @@ class LanceStore(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What turns texts into vectors."""
+        """The embeddings that turn texts into vectors."""
         return self._embedding
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class LanceStore(VectorStore):
     def similarity_search(
         self, query: str, k: int = 4, *, full_text: bool = False, **kwargs: Any
     ) -> list[Document]:
-        """The documents nearest to a query in meaning, or in words (``full_text``: BM25)."""
+        """Return the documents nearest to a query in meaning, or in words (``full_text``: BM25)."""
         if full_text:
             search = self._table.search(query, query_type="fts")
         else:
@@ -100,7 +100,7 @@ class LanceStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> LanceStore:
-        """A store with these texts in it."""
+        """Return a store with these texts in it."""
         store = cls(folder, embedding)
         store.add_texts(texts, metadatas, ids=ids)
         return store

@@ -24,7 +24,7 @@ def get_weather(city: str) -> str:
 
 model = ChatLLaVA(model="demo", temperature=0)
 
-# The model's answers are held to the tools' schemas: a call that does not fit cannot happen.
+# Calls are constrained by the tools' schemas: a call that does not fit cannot happen.
 agent = create_agent(model, [multiply, get_weather])
 for question in ("Multiply 6 and 7.", "What is the weather in London?"):
     result = agent.invoke({"messages": [HumanMessage(question)]})

@@ -15,14 +15,14 @@ model = ChatLLaVA(model="demo", temperature=0)
 
 
 def question(path: Path) -> list[HumanMessage]:
-    """What to ask about an image."""
+    """Return the message that asks about an image."""
     return [HumanMessage([{"type": "image", "path": str(path)}, "Describe the image."])]
 
 
 # Each answer comes as soon as it is there, with the number of its image.
 answers = {}
 running = model.batch_as_completed([question(path) for path in pictures])
-for number, answer in tqdm(running, total=len(pictures), unit="picture"):
+for number, answer in tqdm(running, total=len(pictures), unit="image"):
     answers[number] = answer.text
 for number, path in enumerate(pictures):
     print(f"{path.name}: {answers[number]}")

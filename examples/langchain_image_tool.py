@@ -1,4 +1,4 @@
-"""An agent whose brain asks another model about images: of a message, a file, a PDF's page."""
+"""An agent whose model asks another one about images: of a message, a file, a PDF's page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DATA = Path(__file__).parent / "data"
 look = ImageQuestionTool(model="demo", attachments={"page_3": DATA / "invoice.png"}, roots=[DATA])
 
 
-# The brain may be any chat model that calls tools, also one that sees nothing: it is told the names
-# of the images (image_1, image_2, ...) and asks about them.
+# The agent's model may be any that calls tools, also one that sees nothing: it gets the names of
+# the images (image_1, image_2, ...) and asks about them.
 @wrap_model_call
 def by_name(
     request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]
 ) -> ModelResponse:
-    """Shows the brain the names of the images in their place."""
+    """Give the agent's model the names of the images in their place."""
     return handler(request.override(messages=name_images(request.messages)))
 
 

@@ -20,7 +20,7 @@ from llavakit.langchain import ChatLLaVA, PageImageLoader, page_question_chain
 
 
 def index(folder: Path) -> int:
-    """Write the PDF, read its pages, and keep them; how many there are."""
+    """Write the PDF, read its pages, and keep them; return how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
     pdf = folder / "invoices.pdf"
     write_invoices(pdf)
@@ -54,15 +54,15 @@ def ask(folder: Path) -> int:
 
 
 def ask_by_number(store: LanceStore, model: ChatLLaVA) -> bool:
-    """Ask about a number, which sentence embeddings hardly tell from others: full-text search."""
+    """Ask about a number, which sentence embeddings hardly distinguish: full-text search."""
     retriever = store.as_retriever(search_kwargs={"k": 1, "full_text": True})
     chain = page_question_chain(retriever, model)
     page = make_pages()[0]
     result = chain.invoke({"query": f"No. {page.number}", "question": "What is the total?"})
     (cited,) = result["citations"]
     good = result["answer"] == str(page.total) and cited["page"] == page.page
-    told = f"The total of No. {page.number}, by full-text search:"
-    print(f"{'ok  ' if good else 'BAD '} {told:<44} {result['answer']:<7} p. {cited['page']}")
+    asked = f"The total of No. {page.number}, by full-text search:"
+    print(f"{'ok  ' if good else 'BAD '} {asked:<44} {result['answer']:<7} p. {cited['page']}")
     return good
 
 
@@ -78,7 +78,7 @@ def main(folder: Path) -> int:
 
 
 def demo() -> int:
-    """As :func:`main`, in a folder that is gone afterwards."""
+    """Run :func:`main` in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         return main(Path(folder))
 

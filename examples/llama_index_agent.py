@@ -22,7 +22,7 @@ def get_weather(city: str) -> str:
     return {"Paris": "sunny", "London": "rainy"}.get(city, "unknown")
 
 
-# The model's answers are held to the tools' schemas: a call that does not fit cannot happen.
+# Calls are constrained by the tools' schemas: a call that does not fit cannot happen.
 agent = FunctionAgent(tools=[multiply, get_weather], llm=LLaVA(model="demo", temperature=0))
 
 SHAPES = Path(__file__).parent / "data" / "shapes.png"

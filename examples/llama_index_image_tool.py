@@ -1,4 +1,4 @@
-"""An agent whose brain asks another model about images that it knows by name."""
+"""An agent whose model asks another one about images that it knows by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ look = ImageQuestionTool(
     attachments={"page_3": DATA / "invoice.png", "scan_7": DATA / "shapes.png"},
     roots=[DATA],
 )
-# The brain may be any model that calls tools, also one that sees nothing.
+# The agent's model may be any that calls tools, also one that sees nothing.
 agent = FunctionAgent(tools=[look], llm=LLaVA(model="demo", temperature=0, max_tokens=60))
 
 

@@ -19,7 +19,7 @@ WORDS = ("heart", "square", "star", "ellipse", "invoice", "page", "circle", "tri
 
 
 class WordEmbedding(BaseEmbedding):
-    """Which of a few words a text holds: enough here, and nothing to download."""
+    """A vector of which of a few words a text holds: enough here, and nothing to download."""
 
     def _get_text_embedding(self, text: str) -> list[float]:
         found = re.findall("[a-z]+", text.lower())

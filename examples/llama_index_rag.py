@@ -40,7 +40,7 @@ class SentenceEmbedding(BaseEmbedding):
 
 
 def index(folder: Path) -> int:
-    """Write the PDF, read its pages, and keep them; how many there are."""
+    """Write the PDF, read its pages, and keep them; return how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
     pdf = folder / "invoices.pdf"
     write_invoices(pdf)
@@ -89,7 +89,7 @@ def main(folder: Path) -> int:
 
 
 def demo() -> int:
-    """As :func:`main`, in a folder that is gone afterwards."""
+    """Run :func:`main` in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         return main(Path(folder))
 

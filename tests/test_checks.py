@@ -50,8 +50,8 @@ def test_a_hint_takes_what_it_says_and_nothing_else(hint, right, wrong, words):
     assert str(what).startswith(words)
 
 
-def test_a_hint_that_nobody_knows_is_a_fault_of_whoever_wrote_it():
-    with pytest.raises(TypeError, match="no hint that can be checked"):
+def test_a_hint_of_an_unknown_kind_is_a_fault_of_the_signature():
+    with pytest.raises(TypeError, match="not a hint that can be checked"):
         allowed(3)
 
 

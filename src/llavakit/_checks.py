@@ -1,6 +1,6 @@
-"""What callers give by name: taken if it is what it should be, refused in one sentence if not.
+"""Checks of arguments: valid ones pass, others are refused in one sentence.
 
-:func:`checked` holds what is called to the hints of its signature. Ranges are for
+:func:`checked` checks arguments against the hints of a signature. Ranges are for
 :func:`check_integer` and :func:`check_number`: every setting that is a number goes through here,
 so that a value of a wrong type ("3", True, 1.5, NaN) is refused where it is given. Found later, in
 the engine's own thread, it would end a step that serves every request.
@@ -41,7 +41,7 @@ _SECRETS = frozenset({"api_key", "api_keys"})
 
 
 def checked(called: Called) -> Called:
-    """A function, or a class with its constructor, whose arguments must be what its hints say.
+    """Check the arguments of a function, or of a class's constructor, against its type hints.
 
     >>> @checked
     ... def open_files(sources: str, *, pages: str | None = None) -> None: ...
@@ -49,12 +49,12 @@ def checked(called: Called) -> Called:
     Traceback (most recent call last):
     llavakit.errors.ParameterError: pages is 3; it must be a string or None.
 
-    They are looked at and passed on as they are, also those of generators: at the call, not at
-    the first element. Signature, name and docs stay. A hint is read at the first call, and must
-    name what is there at runtime; without a hint, or with ``Any``, there is no check.
+    They are checked and passed on unchanged, for generators too: at the call, not at the first
+    element. Signature, name and docs stay. A hint is read at the first call, and its names must
+    exist at runtime; without a hint, or with ``Any``, there is no check.
 
     Args:
-        called: the function. Of a class, its ``__init__`` is checked.
+        called: the function, or a class, whose ``__init__`` is checked.
     """
     if isinstance(called, type):
         called.__init__ = checked(called.__init__)  # type: ignore[misc]
@@ -78,7 +78,7 @@ def checked(called: Called) -> Called:
 
 
 class _CheckedArguments:
-    """The arguments of a function, and what they must be."""
+    """The arguments of a function, and their hints."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -86,11 +86,11 @@ class _CheckedArguments:
         self._allowed: dict[str, Allowed] | None = None
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuses what is not as the hints say.
+        """Refuse arguments that are not as the hints say.
 
         Raises:
-            ParameterError: an argument of a wrong kind.
-            TypeError: one that is missing, or that there is not.
+            ParameterError: an argument of a wrong type.
+            TypeError: a missing argument, or an unknown one.
         """
         try:
             given = self._signature.bind(*args, **kwargs).arguments
@@ -133,19 +133,19 @@ class _CheckedArguments:
 def check_integer(
     name: str, value: Any, *, least: int | None = None, most: int | None = None
 ) -> int:
-    """``value`` as an int; numpy's are taken too, bools and floats are not.
+    """Return ``value`` as an int; numpy's are taken too, bools and floats are not.
 
     Args:
-        name: of the setting.
-        value: what was given for it.
-        least: the smallest that is right.
-        most: the largest that is right.
+        name: the setting's name.
+        value: the value that was given.
+        least: the smallest that is allowed.
+        most: the largest that is allowed.
 
     Raises:
-        ParameterError: it is no whole number, or out of range.
+        ParameterError: it is not a whole number, or out of range.
     """
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if is_whole and (least is None or value >= least) and (most is None or value <= most):
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if is_integer and (least is None or value >= least) and (most is None or value <= most):
         return int(value)
     if least is not None and most is not None:
         raise refused(name, value, f"a whole number from {least} to {most}")
@@ -162,22 +162,22 @@ def check_number(
     below: float | None = None,
     most: float | None = None,
 ) -> float:
-    """``value``, a finite number; bools are none.
+    """Return ``value`` if it is a finite number; bools are not numbers here.
 
     Args:
-        name: of the setting.
-        value: what was given for it.
+        name: the setting's name.
+        value: the value that was given.
         above: it must be larger than this.
         least: it must be this or larger.
         below: it must be smaller than this.
         most: it must be this or smaller.
 
     Raises:
-        ParameterError: it is no number, infinite, NaN or out of range.
+        ParameterError: it is not a number, infinite, NaN or out of range.
     """
-    is_real = isinstance(value, Real) and not isinstance(value, bool) and _is_finite(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and _is_finite(value)
     if (
-        is_real
+        is_number
         and (above is None or value > above)
         and (least is None or value >= least)
         and (below is None or value < below)
@@ -190,11 +190,11 @@ def check_number(
 
 
 def strings(name: str, value: Any, *, secret: bool = False) -> tuple[str, ...]:
-    """One string or several, none of them empty; None is none. A string is not its letters.
+    """Return one string or several as a tuple, none of them empty; None gives an empty one.
 
     Args:
-        name: of the setting.
-        value: what was given for it.
+        name: the setting's name.
+        value: the value that was given.
         secret: whether the error must not show it.
 
     Raises:
@@ -211,10 +211,10 @@ def strings(name: str, value: Any, *, secret: bool = False) -> tuple[str, ...]:
 
 
 def members(name: str, values: Iterable[Any], hint: Any) -> list[Any]:
-    """The elements as a list, also those of a generator.
+    """Return the elements as a list, also those of a generator.
 
     Args:
-        name: of the argument.
+        name: the argument's name.
         values: what was given for it.
         hint: what each must be.
 
@@ -232,7 +232,7 @@ def members(name: str, values: Iterable[Any], hint: Any) -> list[Any]:
 
 
 def plain(name: str, value: Any) -> None:
-    """Refuses a value that JSON cannot hold."""
+    """Refuse a value that JSON cannot hold."""
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:
@@ -241,7 +241,7 @@ def plain(name: str, value: Any) -> None:
 
 
 def check_instance(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:
-    """Refuses a value that is none of these kinds; ``words`` tell what it must be."""
+    """Refuse a value that is not an instance of these types; ``words`` say what it must be."""
     if not isinstance(value, kinds):
         raise refused(name, value, words)
 
@@ -254,7 +254,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def refused(name: str, value: object, allowed: str) -> ParameterError:
-    """The sentence about a setting that cannot be taken."""
+    """Return the error about an argument that has no acceptable value."""
     if name in _SECRETS:
         return ParameterError(f"{name} must be {allowed}.")
     return ParameterError(f"{name} is {shown(value)}; it must be {allowed}.")
@@ -263,19 +263,19 @@ def refused(name: str, value: object, allowed: str) -> ParameterError:
 def known(
     arguments: Mapping[str, Any],
     names: Sequence[str],
-    who: str,
+    subject: str,
     aliases: Mapping[str, str] | None = None,
 ) -> None:
-    """Refuses an argument that is not among ``names``, with the nearest name as advice.
+    """Refuse an argument that is not among ``names``, with the nearest name as advice.
 
     Args:
-        arguments: what was given.
-        names: what there is.
-        who: took them; begins the sentence.
-        aliases: names that others use for some of ``names``, for the advice.
+        arguments: the arguments that were given.
+        names: the names that are known.
+        subject: what took them; begins the sentence.
+        aliases: other names for some of ``names``, for the advice.
 
     Raises:
-        ParameterError: an argument that nobody knows.
+        ParameterError: an unknown argument.
     """
     unknown = sorted(set(arguments) - set(names))
     if not unknown:
@@ -283,4 +283,4 @@ def known(
     real_names = dict(zip(names, names, strict=True)) | dict(aliases or {})
     near = get_close_matches(unknown[0], list(real_names), n=1)
     advice = f"did you mean {real_names[near[0]]!r}?" if near else f"it knows {', '.join(names)}."
-    raise ParameterError(f"{who} does not know the argument {unknown[0]!r}; {advice}")
+    raise ParameterError(f"{subject} does not know the argument {unknown[0]!r}; {advice}")

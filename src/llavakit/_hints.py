@@ -1,7 +1,7 @@
-"""What a type hint allows: tried on a value, and said in words for a sentence.
+"""What a type hint allows, as a test of values and as words for messages.
 
-Knows the hints that signatures of this package use, and no library. Nothing is converted, copied
-or consumed: of what can be walked over only once, no element is looked at.
+Knows the hints that signatures of this package use. Nothing is converted, copied or consumed:
+elements of what can be iterated only once are not looked at.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Allowed:
     Attributes:
         holds: whether a value is allowed.
         words: what it must be, alternatives one by one: ``("a string", "None")``.
-        several: the same for many of them: ``("strings", "None")``.
+        several: the same in the plural: ``("strings", "None")``.
     """
 
     holds: Callable[[Any], bool]
@@ -37,14 +37,14 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """In an ``Annotated`` hint: the constructor takes this hint, and makes what stands there."""
+    """In an ``Annotated`` hint: the constructor takes this hint, and converts it."""
 
     hint: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """In an ``Annotated`` hint: what the value must be, in words of our own."""
+    """In an ``Annotated`` hint: words for what the value must be."""
 
     words: str
 
@@ -55,10 +55,10 @@ def _anything() -> Allowed:
 
 
 def allowed(hint: Any) -> Allowed:
-    """What a hint allows.
+    """Return what a hint allows.
 
     Raises:
-        TypeError: a hint of a kind that nothing here knows; a fault of whoever wrote it.
+        TypeError: a hint of an unknown kind; a fault of the signature.
     """
     if hint is Any or hint is object:
         return _anything()
@@ -81,7 +81,9 @@ def allowed(hint: Any) -> Allowed:
         return Allowed(callable, ("a function",), ("functions",))
     kind = origin or hint
     if not isinstance(kind, type):
-        raise TypeError(f"{hint!r} is no hint that can be checked.")
+        raise TypeError(
+            f"{hint!r} is not a hint that can be checked; use a class, a union or a Literal."
+        )
     if is_typeddict(kind):
         kind = Mapping
     if origin is not None and issubclass(kind, Iterable):
@@ -90,7 +92,10 @@ def allowed(hint: Any) -> Allowed:
 
 
 def shown(value: object) -> str:
-    """A wrong value in a few words; of an object only its class, for it may be anybody's."""
+    """Return a wrong value in a few words.
+
+    Of an object only its class is shown, for it may hold anything.
+    """
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if value is None or isinstance(value, (bool, int, float, str, bytes, os.PathLike, *_WALKED)):
@@ -122,7 +127,7 @@ class _Short(reprlib.Repr):
 
 _SHORT = _Short()
 _WALKED = (list, tuple, dict, set, frozenset)
-"""What can be looked into without changing it, and compared by its elements."""
+"""Types that can be iterated without changing them, and compared by their elements."""
 
 _WORDS: dict[type, tuple[str, str]] = {
     bool: ("True or False", "True or False"),
@@ -143,7 +148,7 @@ def _instance(kind: type) -> Allowed:
     if kind is float:
         return Allowed(lambda value: _number(value, Real), (one,), (several,))
     if getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False):
-        return _anything()  # its methods are missed when they are called
+        return _anything()  # missing methods are found when they are called
     return Allowed(lambda value: isinstance(value, kind), (one,), (several,))
 
 
@@ -164,7 +169,7 @@ def _container(kind: type, hints: tuple[Any, ...]) -> Allowed:
         if not isinstance(value, kind) or isinstance(value, (str, bytes, bytearray, Mapping)):
             return False
         if once or not isinstance(value, _WALKED):
-            return True  # walking over it would be to consume it
+            return True  # iterating would consume it
         if fixed:
             return len(value) == len(elements) and all(
                 one.holds(part) for one, part in zip(elements, value, strict=True)

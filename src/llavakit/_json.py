@@ -6,9 +6,9 @@ import json
 
 
 def is_whole(text: str) -> bool:
-    """Whether the text of an answer that was cut is a JSON value nevertheless, and all of it.
+    """Return whether the text of a cut answer is a complete JSON value nevertheless.
 
-    A number is none: the next token could have been another digit.
+    A number is not: the next token could have been another digit.
     """
     try:
         value = json.loads(text)

@@ -1,4 +1,4 @@
-"""Work on a thread for a caller who may leave before it is done."""
+"""Work on a thread for a caller that may be cancelled before it is done."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 async def off_loop(pool: ThreadPoolExecutor, work: Callable[[], T], undo: Callable[[T], None]) -> T:
-    """The result of ``work``, done on a thread; undone if nobody waits for it any more."""
-    # What belongs to the caller's context, such as its trace, goes along.
+    """Return the result of ``work``, run on a thread; undo it if its caller is cancelled."""
+    # The caller's context, such as its trace, goes along.
     done = pool.submit(contextvars.copy_context().run, work)
     try:
         return await asyncio.wrap_future(done)
@@ -23,7 +23,7 @@ async def off_loop(pool: ThreadPoolExecutor, work: Callable[[], T], undo: Callab
 
 
 def undo_when_done(done: Future[T], undo: Callable[[T], None]) -> None:
-    """Undo what a thread has done, or will have done, since nobody waits for it any more."""
+    """Undo what a thread has done, or will have done, after its caller was cancelled."""
 
     def finish(future: Future[T]) -> None:
         if not future.cancelled() and future.exception() is None:

@@ -1,8 +1,8 @@
 """Python types as JSON schemas, and the JSON of an answer as a value of its type.
 
-Pydantic does the work; no framework is known here. What JSON schema generators write that
-constrained decoding cannot hold to, and that the value itself brings about (the uniqueness of
-a set's items, the many notations of a decimal), is left to the value.
+Pydantic does the work; no framework is known here. What schema generators write and constrained
+decoding cannot enforce, but the value itself ensures (the uniqueness of a set's items, the many
+notations of a decimal), is left to the value.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from llavakit.errors import SchemaError
 
-# Imported by whoever uses it: it warns on new versions of Python.
+# Imported only by programs that use it: it warns on new versions of Python.
 _V1 = "pydantic.v1"
 
 _FORMATS = frozenset(
     ["date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"]
 )
-"""What constrained decoding knows; of others (``path``, ``binary``) pydantic knows the rules."""
+"""Formats that constrained decoding enforces; others (``path``, ``binary``) pydantic checks."""
 
 WRAPPED = "value"
-"""The property that holds a value where only an object will do."""
+"""The property that holds a value where only an object is possible."""
 
 
 class AnswerType:
@@ -46,10 +46,10 @@ class AnswerType:
             list of one of these, a primitive type: whatever pydantic has a schema for.
 
     Attributes:
-        kind: as it was given.
-        known: the same as pydantic takes it.
-        name: for people and for tools.
-        schema: the JSON schema.
+        kind: the type as it was given.
+        known: the same type as pydantic takes it.
+        name: its name, for messages and for tools.
+        schema: its JSON schema.
 
     Raises:
         SchemaError: a JSON schema cannot be made from it.
@@ -63,11 +63,11 @@ class AnswerType:
             self.known = _known_to_pydantic(kind, {})
             self._adapter = None if is_v1(kind) else TypeAdapter(self.known)
             self.schema = self._write()
-        except Exception as error:  # whatever classes of users raise while they are looked at
+        except Exception as error:  # whatever classes of users raise while their schema is made
             raise _no_schema(kind, error) from error
         if not self.schema:
             raise SchemaError(
-                f"{self.name} says nothing about the answer; give a type that does, such as a "
+                f"{self.name} does not constrain the answer; give a type that does, such as a "
                 "pydantic class, a Literal or a list of one."
             )
 
@@ -85,19 +85,19 @@ class AnswerType:
         return is_object(self.schema)
 
     def value(self, data: Any) -> Any:
-        """The value of an answer.
+        """Return an answer's JSON value as a value of the type.
 
         Args:
             data: the answer's JSON, parsed.
 
         Raises:
-            ValidationError: it is none of this type; validators of the user's class say so.
+            ValidationError: it is not a value of this type; validators of the user's class say so.
         """
         # As JSON, so that strict classes take its notation of dates and enums.
         return self.value_of_json(json.dumps(data))
 
     def value_of_json(self, text: str) -> Any:
-        """As :meth:`value`, of the answer's text."""
+        """Parse an answer's text and return its value, as :meth:`value` does."""
         if self._adapter is None:
             return self.kind.parse_raw(text)
         return self._adapter.validate_json(text)
@@ -107,26 +107,26 @@ def _writes_itself(kind: Any) -> bool:
     """Whether this is a pydantic class with a schema method of its own."""
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return False
-    # Bound methods: what they are bound to differs.
+    # Bound methods differ by the class that they are bound to.
     own, usual = (getattr(one.model_json_schema, "__func__", None) for one in (kind, BaseModel))
     return own is not usual
 
 
 def name_of(kind: Any) -> str:
-    """What a type is called, also where it has no name of its own."""
+    """Return the name of a type, also of one that has no name of its own."""
     config = getattr(kind, "model_config", None)
     title = config.get("title") if isinstance(config, Mapping) else None
     return str(title or getattr(kind, "__name__", None) or kind)
 
 
 def is_v1(kind: Any) -> bool:
-    """Whether this is a class of pydantic's first version."""
+    """Return whether this is a class of pydantic's first version."""
     module = sys.modules.get(_V1)
     return module is not None and isinstance(kind, type) and issubclass(kind, module.BaseModel)
 
 
 def is_object(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema admits objects and nothing else, as far as it shows."""
+    """Return whether a schema visibly admits objects and nothing else."""
     seen: set[str] = set()
     inner: Any = schema
     while isinstance(inner, Mapping) and isinstance(inner.get("$ref"), str):
@@ -140,7 +140,7 @@ def is_object(schema: Mapping[str, Any]) -> bool:
 
 
 def wrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of an object whose one property (:data:`WRAPPED`) has the schema given."""
+    """Return the schema of an object whose one property (:data:`WRAPPED`) has the schema given."""
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     inner = {key: value for key, value in schema.items() if key not in shared}
     return {
@@ -152,7 +152,7 @@ def wrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def strictly_closed(schema: Any) -> Any:
-    """The schema with every object that lists its properties limited to those."""
+    """Return the schema with every object that lists its properties limited to those."""
     if isinstance(schema, list):
         return [strictly_closed(one) for one in schema]
     if not isinstance(schema, Mapping):
@@ -164,7 +164,7 @@ def strictly_closed(schema: Any) -> Any:
 
 
 def _moved(value: Any, root: str) -> Any:
-    """A schema that stands elsewhere now, with references to where things are."""
+    """A schema that was moved, with its references adjusted."""
     if isinstance(value, list):
         return [_moved(one, root) for one in value]
     if not isinstance(value, Mapping):
@@ -190,7 +190,7 @@ def _pointed(root: Any, pointer: str) -> Any:
 
 
 class _Schema(GenerateJsonSchema):
-    """Without what the value brings about by itself."""
+    """pydantic's schemas without what the value ensures by itself."""
 
     def set_schema(self, schema: Any) -> JsonSchemaValue:
         return _without(super().set_schema(schema), "uniqueItems")
@@ -229,7 +229,7 @@ def _check_kind(kind: Any) -> None:
             "TypedDict, an Enum), a type such as Literal or list, or a JSON schema."
         )
     if isinstance(kind, type) and issubclass(kind, Enum) and not list(kind):
-        raise SchemaError(f"The enum {kind.__name__} has no members to choose from.")
+        raise SchemaError(f"The enum {kind.__name__} has no members to choose from; add one.")
 
 
 def _described(kind: Any) -> str:
@@ -260,7 +260,7 @@ def _fields(kind: Any) -> Iterator[tuple[str, Any]]:
     elif dataclasses.is_dataclass(kind) or typing_extensions.is_typeddict(kind):
         try:
             yield from typing_extensions.get_type_hints(kind, include_extras=True).items()
-        except Exception:  # names that nobody can resolve
+        except Exception:  # names that cannot be resolved
             return
 
 
@@ -300,7 +300,7 @@ def _typed_dict(kind: Any, made: dict[Any, Any]) -> Any:
     annotation: Any
     for name, annotation in typing_extensions.get_type_hints(kind, include_extras=True).items():
         qualifier: Any = get_origin(annotation)
-        # The class does not know these of annotations that are strings.
+        # The class does not know these for annotations that are strings.
         if qualifier is typing_extensions.NotRequired:
             required.discard(name)
             annotation = get_args(annotation)[0]

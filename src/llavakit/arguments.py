@@ -1,7 +1,7 @@
 """Arguments as callers of the frameworks write them -> llavakit's own, merged and checked.
 
 Pure functions over dictionaries that know no framework: what each framework's model class
-accepts by name is the same. An argument that nobody knows is an error.
+accepts by name is the same. An unknown argument is an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALIASES = {
 """Names that other chat models use for the same settings."""
 
 CALL_ARGUMENTS = (*SamplingParams.names(), "top_logprobs", *REQUEST_OPTIONS, "response_format")
-"""What a call of a model may say by name."""
+"""Names of the arguments of a call."""
 
 _CONSTRAINTS = frozenset({"response_format", "json_schema", "grammar"})
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
@@ -43,7 +43,7 @@ _CHOICES = {"any": "required", "required": "required", "auto": "auto", "none": "
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The arguments of ``Backend.generate`` and its sisters."""
+    """The arguments of ``Backend.generate`` and its variants."""
 
     messages: tuple[Message, ...]
     params: SamplingParams
@@ -53,36 +53,38 @@ class Call:
 def merged(
     settings: Mapping[str, Any], arguments: Mapping[str, Any], framework: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Settings of a model with the arguments of one call over them; None is "not set" in both.
+    """Return the settings of a model with the arguments of one call over them.
+
+    None means "not set" in both.
 
     Args:
-        settings: of the model object.
-        arguments: of the call, under any of their names.
+        settings: settings of the model object.
+        arguments: arguments of the call, under any of their names.
         framework: names that only the framework understands.
 
     Raises:
-        ParameterError: an argument that nobody knows, or one that is given twice.
+        ParameterError: an unknown argument, or one that is given twice.
     """
     given = unaliased(arguments)
     check_known(given, (*CALL_ARGUMENTS, *framework), "This call")
     return over(settings, {name: value for name, value in given.items() if value is not None})
 
 
-def over(settings: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call says over what every call says.
+def over(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one call's arguments laid over those of every call.
 
-    What a call is held to (a schema, a grammar) replaces what every call is held to, under
-    whichever name it is given.
+    A constraint of the call (a schema, a grammar) replaces the constraint of every call, whichever
+    name either is given by.
     """
-    replaced = _CONSTRAINTS if said.keys() & _CONSTRAINTS else frozenset()
-    return {name: value for name, value in settings.items() if name not in replaced} | dict(said)
+    replaced = _CONSTRAINTS if given.keys() & _CONSTRAINTS else frozenset()
+    return {name: value for name, value in settings.items() if name not in replaced} | dict(given)
 
 
 def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, Any]:
-    """The options of ``Backend.generate`` among merged settings.
+    """Return the options of ``Backend.generate`` among merged settings.
 
     Raises:
-        ParameterError: ``tool_choice`` names no tool.
+        ParameterError: ``tool_choice`` names an unknown tool.
     """
     parallel = settings.get("parallel_tool_calls")
     return {
@@ -96,10 +98,10 @@ def to_options(settings: Mapping[str, Any], tools: Sequence[Tool]) -> dict[str, 
 
 
 def from_openai(tools: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
-    """Tools of llavakit from functions in OpenAI's notation.
+    """Return tools of llavakit from functions in OpenAI's notation.
 
     Raises:
-        ParameterError: a tool that is none in this notation.
+        ParameterError: a tool that is not in this notation.
     """
     return tuple(map(_from_openai, tools))
 
@@ -119,7 +121,7 @@ def _from_openai(tool: Mapping[str, Any]) -> Tool:
 
 
 def to_params(settings: Mapping[str, Any]) -> SamplingParams:
-    """The sampling parameters among ``settings``; what is missing or None takes its default.
+    """Return the sampling parameters among ``settings``; what is missing or None takes its default.
 
     Raises:
         ParameterError: a value out of range, or two that contradict each other.
@@ -139,7 +141,7 @@ def to_params(settings: Mapping[str, Any]) -> SamplingParams:
 
 
 def unaliased(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by their own names (see :data:`ALIASES`).
+    """Return the arguments under their own names (see :data:`ALIASES`).
 
     Raises:
         ParameterError: one setting given twice, under two names.
@@ -153,9 +155,9 @@ def unaliased(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def check_known(arguments: Mapping[str, Any], known: Sequence[str], who: str) -> None:
-    """Refuses an argument that is not among ``known``, with the nearest name as advice."""
-    _checks.known(arguments, known, who, ALIASES)
+def check_known(arguments: Mapping[str, Any], known: Sequence[str], subject: str) -> None:
+    """Refuse an argument that is not among ``known``, with the nearest name as advice."""
+    _checks.known(arguments, known, subject, ALIASES)
 
 
 def _logprobs(logprobs: bool | int | None, top: int | None) -> int | None:
@@ -168,7 +170,7 @@ def _logprobs(logprobs: bool | int | None, top: int | None) -> int | None:
 
 
 def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
-    """``"auto"``, ``"none"``, ``"required"`` or the name of one tool.
+    """Return ``"auto"``, ``"none"``, ``"required"`` or the name of one tool.
 
     Args:
         choice: None, a bool, ``"any"`` or one of the above, or a dict of OpenAI's
@@ -176,7 +178,7 @@ def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
         tools: the tools that are offered.
 
     Raises:
-        ParameterError: no such tool, or a notation that nobody knows.
+        ParameterError: an unknown tool, or an unknown notation.
     """
     if choice is None or choice is False:
         return "auto"
@@ -199,10 +201,10 @@ def to_tool_choice(choice: Any, tools: Sequence[Tool]) -> str:
 
 
 def to_schema(response_format: Any) -> Mapping[str, Any] | Literal[True] | None:
-    """The JSON schema of an OpenAI ``response_format``; True for any JSON object.
+    """Return the JSON schema of an OpenAI ``response_format``; True for any JSON object.
 
     Raises:
-        ParameterError: a notation that nobody knows.
+        ParameterError: an unknown notation.
     """
     if response_format is None:
         return None

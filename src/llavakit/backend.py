@@ -1,4 +1,4 @@
-"""The one seam: adapters, command line and servers see a :class:`Backend` and nothing below it.
+"""The interface of all models: adapters, command line and servers use a :class:`Backend` alone.
 
 A concrete backend implements :meth:`Backend.submit` and a few questions about the model;
 everything else (sync and async, whole and streamed) is written here, once.
@@ -44,13 +44,13 @@ Messages: TypeAlias = Sequence[Message] | Message | str
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a program may want to know of a model without running it.
+    """Facts about a model, known without running it.
 
     Attributes:
-        name: as the user named it.
+        name: the name that the user gave.
         context_length: tokens of prompt and answer together.
         image_inputs: whether the model takes images.
-        tool_calling: whether tools can be offered (constrained decoding holds any model to it).
+        tool_calling: whether tools can be offered (constrained decoding makes any model able to).
         revision: a digest or commit of the weights, where known.
     """
 
@@ -65,7 +65,7 @@ class Backend(ABC):
     """A model that answers; shared by every chain, agent, retriever and thread of the process."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        # All requests of all kinds of backends pass here, whoever calls submit.
+        # All requests of all kinds of backends pass here.
         super().__init_subclass__(**options)
         if "submit" in vars(cls):
             cls.submit = _watched(cls.submit)  # type: ignore[method-assign, assignment]
@@ -76,11 +76,11 @@ class Backend(ABC):
         )
 
     def __deepcopy__(self, memo: object) -> Self:
-        return self  # one engine, whoever holds it
+        return self  # one engine, however many hold it
 
     @abstractmethod
     def submit(self, request: Request) -> AnswerStream:
-        """Queue a request; returns at once with the stream of its answer.
+        """Queue a request; return the stream of its answer at once.
 
         Opens the images and counts the tokens on the calling thread, so that bad input
         raises here (:class:`~llavakit.errors.InputError`) and costs the model nothing.
@@ -88,11 +88,11 @@ class Backend(ABC):
 
     @abstractmethod
     def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        """Tokens of the prompt, images included; nothing is run.
+        """Count the tokens of the prompt, images included; nothing is run.
 
-        Of an image at a URL, so much is fetched as tells its size, under the policy.
+        Of an image at a URL only the beginning is fetched, under the policy, to find its size.
 
-        A stretch of a conversation that could not be answered can be counted all the same.
+        A part of a conversation that could not be answered can be counted as well.
         """
 
     @property
@@ -109,7 +109,7 @@ class Backend(ABC):
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
-        """Figures of the moment: requests running and waiting, caches, tokens."""
+        """Return figures of the moment: requests running and waiting, caches, tokens."""
 
     @property
     @abstractmethod
@@ -123,25 +123,24 @@ class Backend(ABC):
     def warm_up(  # noqa: B027  # most backends have nothing to do
         self, progress: Callable[[int, int, str], None] | None = None
     ) -> None:
-        """Load the model and do now what would keep the first requests waiting.
+        """Load the model and do now what the first requests would wait for.
 
-        Once it is done, it costs nothing to ask for it again. Only errors of loading are raised:
-        what cannot be prepared is a warning, and is left to the requests. Where the model is
-        another process's (a server) there is nothing to do.
+        A second call costs nothing. Only errors of loading are raised: what cannot be prepared is
+        a warning, and is left to the requests. For a model on a server there is nothing to do.
 
         Args:
-            progress: told after each piece of work how many are done, of how many, and the last
+            progress: called after each task with how many are done, of how many, and the last
                 one's name; on any thread.
         """
 
     def stream(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> AnswerStream:
-        """The answer in chunks; closing the stream cancels the request.
+        """Stream the answer in chunks; closing the stream cancels the request.
 
         Args:
             messages: a conversation, one message, or a plain question.
-            params: how the answer is drawn.
+            params: how the answer is sampled.
             **options: ``tools``, ``tool_choice``, ``parallel_tool_calls``, ``timeout``,
                 ``add_generation_prompt``, ``continue_final_message``
                 (see :class:`~llavakit.values.Request`).
@@ -151,21 +150,21 @@ class Backend(ABC):
     def generate(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> Completion:
-        """The whole answer; arguments as in :meth:`stream`."""
+        """Return the whole answer; arguments as in :meth:`stream`."""
         with self.stream(messages, params, **options) as chunks:
             return gather(chunks)
 
     def choices(
         self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Any
     ) -> list[Completion]:
-        """Several answers to one request; its prompt is computed once for all of them.
+        """Return several answers to one request; its prompt is computed once for all of them.
 
         Each has a usage of its own; :meth:`~llavakit.values.Usage.of_choices` counts the prompt
         once, as OpenAI does.
 
         Args:
             messages: as in :meth:`stream`.
-            params: with a seed, the i-th answer is drawn with ``seed + i``.
+            params: with a seed, the i-th answer is sampled with ``seed + i``.
             n: how many answers.
             **options: as in :meth:`stream`.
 
@@ -194,7 +193,7 @@ class Backend(ABC):
     async def astream(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> AsyncGenerator[Chunk, None]:
-        """As :meth:`stream`, never blocking the event loop."""
+        """Run :meth:`stream` without blocking the event loop."""
         request = to_request(messages, params, **options)
         begun = off_loop(_preparing_pool(), lambda: self.submit(request), AnswerStream.close)
         async with contextlib.aclosing(await begun) as chunks:
@@ -204,7 +203,7 @@ class Backend(ABC):
     async def agenerate(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> Completion:
-        """As :meth:`generate`, never blocking the event loop; cancelling it frees the model."""
+        """Run :meth:`generate` without blocking the event loop; cancelling it frees the model."""
         gathering = Gathering()
         async with contextlib.aclosing(self.astream(messages, params, **options)) as chunks:
             async for chunk in chunks:
@@ -214,7 +213,7 @@ class Backend(ABC):
     async def achoices(
         self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Any
     ) -> list[Completion]:
-        """As :meth:`choices`, never blocking the event loop; cancelling it cancels all."""
+        """Run :meth:`choices` without blocking the event loop; cancelling it cancels all."""
         requests = _requests(to_request(messages, params, **options), n)
         streams = await off_loop(_preparing_pool(), lambda: self._submit_all(requests), _close_all)
         tasks = [asyncio.ensure_future(agather(stream)) for stream in streams]
@@ -225,11 +224,11 @@ class Backend(ABC):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def acount_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        """As :meth:`count_tokens`, never blocking the event loop."""
+        """Run :meth:`count_tokens` without blocking the event loop."""
         return await asyncio.to_thread(self.count_tokens, messages, tools=tools)
 
     def ask(self, image: Any, question: str, **params: Any) -> str:
-        """One question about one image or several; greedy unless told otherwise.
+        """Ask one question about one image or several; greedy unless a temperature is given.
 
         Args:
             image: an image (path, URL, bytes, PIL image, array), a list of them, or None.
@@ -253,7 +252,7 @@ def _requests(request: Request, n: int) -> list[Request]:
 
 
 def _held(message: Message, policy: SourcePolicy) -> Message:
-    """The message with its images' bytes in place of their addresses, to be read no more."""
+    """The message with its images' bytes in place of their addresses, so they are read once."""
     from llavakit.sources import read_source
 
     if not any(isinstance(image.source, (str, Path)) for image in message.images):
@@ -275,7 +274,7 @@ def _close_all(streams: Iterable[AnswerStream]) -> None:
 def _watched(
     submit: Callable[[Any, Request], AnswerStream],
 ) -> Callable[[Any, Request], AnswerStream]:
-    """``submit`` with a span, where somebody wants spans."""
+    """``submit`` with a span, if tracing is enabled."""
 
     @functools.wraps(submit)
     def submit_watched(self: Backend, request: Request) -> AnswerStream:
@@ -290,13 +289,13 @@ def _watched(
 
 
 def _model_of(backend: Backend) -> str:
-    """The model's name; asks nobody where it stands in the configuration."""
+    """The model's name; from the configuration where it has one."""
     config = getattr(backend, "config", None)
     return str(getattr(config, "model", None) or backend.info.name)
 
 
 def question_about(image: Any, question: str) -> Message:
-    """A user's message of one or several images and a question about them."""
+    """Return a user's message of one or several images and a question about them."""
     pictures = [] if image is None else image if isinstance(image, (list, tuple)) else [image]
     parts = [one if isinstance(one, Image) else Image(one) for one in pictures]
     return Message("user", [*parts, Text(question)])
@@ -314,7 +313,7 @@ def to_request(
     continue_final_message: bool = False,
     **unknown: Any,
 ) -> Request:
-    """A :class:`Request` from what callers find natural to pass."""
+    """Make a :class:`Request` of what callers find natural to pass."""
     for name in unknown:
         if name in SamplingParams.names():
             raise ParameterError(f"{name} goes into the params: SamplingParams({name}=...).")
@@ -334,7 +333,7 @@ def to_request(
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
-            raise ParameterError(f"Two tools are called {name!r}; a call could mean either.")
+            raise ParameterError(f"Two tools are called {name!r}; give each a name of its own.")
     check_instance("parallel_tool_calls", parallel_tool_calls, bool, "True or False")
     if tool_choice not in ["auto", "none", "required", *names]:
         raise ParameterError(
@@ -342,7 +341,7 @@ def to_request(
             f"tool ({', '.join(sorted(names)) or 'no tools were given'})."
         )
     if tool_choice == "required" and not tools:
-        raise ParameterError("tool_choice is 'required', but no tools were given.")
+        raise ParameterError("tool_choice is 'required', but no tools were given; give tools.")
     if timeout is not None:
         check_number("timeout", timeout, above=0)
     check_instance("continue_final_message", continue_final_message, bool, "True or False")
@@ -359,14 +358,14 @@ def to_request(
 
 
 def begins_a_turn(asked: bool | None, continues: bool) -> bool:
-    """Whether the answer is a turn of its own; where nobody says, unless it goes on with one.
+    """Return whether the answer is a turn of its own, which a final assistant message decides.
 
     Args:
-        asked: ``add_generation_prompt``, None if nobody says.
+        asked: ``add_generation_prompt``, None if it is not set.
         continues: ``continue_final_message``.
 
     Raises:
-        ParameterError: it would be both, or neither.
+        ParameterError: both or neither would be set.
     """
     if asked is None:
         return not continues
@@ -378,7 +377,7 @@ def begins_a_turn(asked: bool | None, continues: bool) -> bool:
         )
     if not asked and not continues:
         raise ParameterError(
-            "add_generation_prompt=False leaves the answer no turn to stand in; set "
+            "add_generation_prompt=False leaves the answer without a turn; set "
             "continue_final_message=True to go on with the last message, or leave both out."
         )
     return asked

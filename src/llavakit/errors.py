@@ -7,7 +7,7 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
 ::
 
     LlavaKitError
-    ├── InputError (ValueError)            the request cannot be honoured as it stands
+    ├── InputError (ValueError)            the request cannot be met as it is
     │   ├── ImageError                     an image cannot be used
     │   │   ├── ImageDecodeError           truncated, empty, or not an image at all
     │   │   ├── ImageTooLargeError         over the pixel or byte cap
@@ -15,11 +15,11 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
     │   ├── SourceError                    an image's source cannot be reached
     │   │   ├── SourceNotAllowedError      SourcePolicy forbids it
     │   │   ├── SourceNotFoundError        no such file, or the server says 404
-    │   │   └── SourceFetchError           the network or the disk failed half-way
+    │   │   └── SourceFetchError           the network or the disk failed
     │   ├── DocumentError                  a PDF or another document cannot be read
     │   │   └── RenderError                a page took too long, or brought its renderer down
-    │   ├── UnsupportedContentError        audio, video, or a block that nobody understands
-    │   ├── MessageError                   roles or content that make no conversation
+    │   ├── UnsupportedContentError        audio, video, or a block of an unknown type
+    │   ├── MessageError                   roles or content that are not a conversation
     │   ├── ParameterError                 a sampling parameter out of its range
     │   ├── SchemaError                    a JSON schema, regex or grammar that cannot be compiled
     │   ├── DataError                      training data with faults
@@ -30,10 +30,10 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
     ├── EngineError                        the inference core could not finish the request
     │   ├── QueueFullError                 too many requests are waiting
     │   ├── RequestTimeoutError (TimeoutError)
-    │   ├── RequestCancelledError          closed or cancelled by its owner
+    │   ├── RequestCancelledError          closed or cancelled by its caller
     │   ├── OutOfMemoryError               the device has no room, even for this request alone
     │   └── EngineClosedError              close() was called, or the engine died
-    ├── RemoteError                        a server that runs the model answered badly
+    ├── RemoteError                        a server that runs the model answered with an error
     └── MissingDependencyError (ImportError)  an optional extra is not installed
 """
 
@@ -45,7 +45,7 @@ class LlavaKitError(Exception):
 
 
 class InputError(LlavaKitError, ValueError):
-    """The request cannot be honoured as it stands; nothing was run."""
+    """The request cannot be met as it is; nothing was run."""
 
 
 class ImageError(InputError):
@@ -77,7 +77,7 @@ class SourceNotFoundError(SourceError):
 
 
 class SourceFetchError(SourceError):
-    """Reading the source failed half-way: network, deadline, disk."""
+    """Reading the source failed: network, deadline, disk."""
 
 
 class DocumentError(InputError):
@@ -85,7 +85,7 @@ class DocumentError(InputError):
 
 
 class RenderError(DocumentError):
-    """Drawing a page took too much time or memory, or brought the renderer's process down."""
+    """Rendering a page took too much time or memory, or brought the renderer's process down."""
 
 
 class UnsupportedContentError(InputError):
@@ -93,7 +93,7 @@ class UnsupportedContentError(InputError):
 
 
 class MessageError(InputError):
-    """The roles or the content of the messages make no conversation."""
+    """The roles or the content of the messages are not a conversation."""
 
 
 class ParameterError(InputError):
@@ -151,7 +151,7 @@ class RequestTimeoutError(EngineError, TimeoutError):
 
 
 class RequestCancelledError(EngineError):
-    """The request was closed or cancelled by its owner."""
+    """The request was closed or cancelled by its caller."""
 
 
 class OutOfMemoryError(EngineError):

@@ -57,11 +57,11 @@ def load(
     source_policy: SourcePolicy | None = None,
     **settings: Any,
 ) -> Backend:
-    """The backend of a model: the same object for the same configuration in one process.
+    """Load a model's backend: the same object for the same configuration in one process.
 
     Nothing heavy happens here, unless ``warm_up`` asks for it. The weights are loaded at the
-    first use, once, and freed when the last holder of the backend lets go of it or calls
-    ``close()``.
+    first use, once, and freed when the last reference to the backend is dropped or ``close()`` is
+    called.
 
     Args:
         model: an alias (``"demo"``), a local directory, or a hub id; with ``base_url`` the
@@ -75,13 +75,13 @@ def load(
         keep_alive: how long the weights stay in memory when no request runs or waits: seconds, a
             duration such as ``"5m"`` or ``"1h30m"``, 0 (not at all), -1 or None (for ever). The
             next request loads them again, and waits for it. Backends of one configuration that
-            differ in this share the weights, and the longest wish of those in use counts.
+            differ in this share the weights, and the longest time of those in use counts.
         warm_up: load the model now, run a first request, and compile and capture what steps
             need, which would otherwise happen while requests wait. Its progress is logged; for
             more, call ``warm_up(progress)`` of the backend.
         base_url: address of an OpenAI-compatible server that runs the model, with or without
-            ``/v1``. Of all other settings, it takes those below and ``context_length``.
-        api_key: the server's key; None reads ``LLAVAKIT_API_KEY``, ``""`` is none.
+            ``/v1``. Of the other settings only those below and ``context_length`` apply.
+        api_key: the server's key; None reads ``LLAVAKIT_API_KEY``, ``""`` sends no key.
         dialect: which kind of server it is: ``"llavakit"``, ``"vllm"``, ``"sglang"``,
             ``"transformers"`` or ``"generic"``; None finds out (see ``docs/remote.md``).
         max_retries: most further attempts, where a server gave no answer; the default is 2.
@@ -184,7 +184,7 @@ def _remote(
     how: dict[str, Any],
     here: dict[str, Any],
 ) -> Backend:
-    """The backend of a model on a server; ``here`` is what only a model in this process has."""
+    """The backend of a model on a server; ``here`` has the settings of models in this process."""
     from llavakit.remote.address import RemoteConfig, normalized
     from llavakit.remote.fields import to_extra_body
     from llavakit.remote.http_client import ClientSettings
@@ -220,7 +220,7 @@ def _remote(
 
 
 def shared(key: Any, build: Callable[[], Backend]) -> Backend:
-    """The living backend of this key, or a new one; closed ones are replaced."""
+    """Return the living backend of this key, or a new one; closed ones are replaced."""
     with _backends_lock:
         backend = _backends.get(key)
         if backend is None or backend.closed:

@@ -1,4 +1,4 @@
-"""The backend that runs a model in this process: the engine behind the seam."""
+"""The backend that runs a model in this process, by the engine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _go_on_after_fork() -> None:
-    """Makes torch usable in a forked process, where it waits for the parent's threads for ever."""
+    """Make torch usable in a forked process, where it would wait for the parent's threads."""
     global _torch_was_forked
     if not _torch_was_forked:
         return
@@ -62,8 +62,8 @@ class LocalBackend(Backend):
     Args:
         config: which model, and how the engine is set up.
         policy: where images may come from. Backends that differ only in it share an engine.
-        keep_alive: seconds that the model stays in memory when it is idle. They share it too if
-            they differ in this, and the longest counts.
+        keep_alive: seconds that the model stays in memory when it is idle. Backends that differ
+            in this share an engine too, and the longest counts.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class LocalBackend(Backend):
 
             model, base = self.config.model, self.config.model_base
             path = locate(model, self.config.revision)
-            # What the original trained needs a base with the original's names.
+            # An adapter of the original needs a base with the original's names.
             original = not is_hf_adapter(path)
             self._reader = load_reader(
                 path,

@@ -1,7 +1,7 @@
 """The constructor of every framework's model class: its arguments and its backend.
 
-The frameworks' models are pydantic classes, and so is this; whoever has a framework has
-pydantic. Nothing else here belongs to any of them.
+The frameworks' models are pydantic classes, and so is this: every framework brings pydantic.
+Nothing else here belongs to any of them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _DEFAULT_POLICY = SourcePolicy()
 
 
 class ModelSettings(BaseModel):
-    """Which model answers, and how. None is "not set": the default of llavakit.
+    """Which model answers, and how. None means "not set": llavakit's default.
 
-    Nothing is loaded by construction, unless ``warm_up`` asks for it. The backend is asked
+    Nothing is loaded by construction, unless ``warm_up`` asks for it. The backend is taken
     from :func:`llavakit.load` at first use, so that all objects of one configuration share one
-    model; a copy or a pickle of the object asks anew.
+    model; a copy or a pickle of the object takes its own.
     """
 
     # pydantic's errors would quote all arguments, the key among them.
@@ -58,8 +58,8 @@ class ModelSettings(BaseModel):
     frequency_penalty: float | None = None
     logit_bias: dict[Any, float] | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
-    """``"json"`` for any JSON object, or a JSON schema: what answers are held to, unless a call
-    says otherwise. The name is ChatOllama's."""
+    """``"json"`` for any JSON object, or a JSON schema: the constraint of answers, unless a
+    call says otherwise. The name is ChatOllama's."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of every call, by their names; the call's own win."""
     max_tokens: int | None = None
@@ -74,7 +74,7 @@ class ModelSettings(BaseModel):
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds until a request is given up, queueing included."""
     max_retries: int = Field(default=2, ge=0)
-    """For servers (``base_url``); a model in this process has no failures that pass."""
+    """For servers (``base_url``); failures of a model in this process are not retried."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server that runs the model."""
     api_key: SecretStr | None = Field(default_factory=lambda: key_from_environment())
@@ -88,7 +88,7 @@ class ModelSettings(BaseModel):
     http_client: SkipJsonSchema[Any] = Field(default=None, exclude=True, repr=False)
     """An ``httpx.Client`` or ``httpx.AsyncClient`` for the requests to a server."""
     http_async_client: SkipJsonSchema[Any] = Field(default=None, exclude=True, repr=False)
-    """As ``http_client``, and taken before it: requests are made on an event loop of our own."""
+    """As ``http_client``, and preferred to it: requests are made on llavakit's own event loop."""
     client_kwargs: dict[str, Any] | None = Field(default=None, repr=False)
     """Arguments of ``httpx.AsyncClient``, for the client that is made where none is given."""
 
@@ -111,7 +111,7 @@ class ModelSettings(BaseModel):
     keep_alive: float | str | None = None
     """How long the model stays in memory unused: seconds, ``"5m"``, -1 or None for ever."""
     warm_up: bool = False
-    """Load the model and get it ready by construction, and not at first use."""
+    """Load the model and warm it up by construction, and not at first use."""
     validate_model_on_init: bool = False
     """Read the model's configuration (or ask the server for it) by construction."""
     source_policy: SourcePolicy | None = Field(default=None, repr=False)
@@ -129,10 +129,10 @@ class ModelSettings(BaseModel):
         if not isinstance(values, Mapping):
             return values
         given = unaliased(values)
-        if "source_policy" not in given and cls._written_down() <= given.keys():
+        if "source_policy" not in given and cls._serialised_fields() <= given.keys():
             raise ParameterError(
-                f"This {cls.__name__} was written down without its source_policy, and nobody "
-                "knows what it may open; give it one: source_policy=SourcePolicy(...)."
+                f"This {cls.__name__} was saved without its source_policy, so what it may open is "
+                "unknown; give it one: source_policy=SourcePolicy(...)."
             )
         check_known(given, tuple(cls.model_fields), cls.__name__)
         if given.get("model") is None:
@@ -142,7 +142,7 @@ class ModelSettings(BaseModel):
                 )
             given["model"] = given["backend"].info.name
         if given.get("api_key") == str(SecretStr("hidden")):
-            # What pydantic writes in place of a key: it is not one, and never was.
+            # The placeholder that pydantic writes in place of a key.
             del given["api_key"]
         if isinstance(given["model"], os.PathLike):
             given["model"] = os.fspath(given["model"])
@@ -152,18 +152,18 @@ class ModelSettings(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        to_params(self._sampling())  # values out of range are told now, not at the first call
+        to_params(self._sampling())  # raises for values out of range now, not at the first call
         if self.base_url is not None:
             normalized(self.base_url)
         if self.backend is not None:
-            if self.source_policy == self.policy:  # of an object that is made anew from its values
+            if self.source_policy == self.policy:  # of an object restored from its values
                 self.source_policy = None
             unused = [*sorted(self._load_settings()), *(["warm_up"] if self.warm_up else [])]
             if unused:
                 raise ParameterError(
                     f"{unused[0]} has no effect on a backend that exists; give it to llavakit.load."
                 )
-            self.source_policy = self.policy  # it outlives the backend, which is never written down
+            self.source_policy = self.policy  # it outlives the backend, which is never serialised
         if self.validate_model_on_init:
             _ = self.backend_for().info
         if self.warm_up:  # here and not at first use, which may be on an event loop
@@ -171,7 +171,7 @@ class ModelSettings(BaseModel):
         return self
 
     def backend_for(self, model: str | None = None) -> Backend:
-        """The backend that answers; loaded lazily by itself, shared, and held from now on.
+        """Return the backend that answers; it loads lazily, is shared, and is held from now on.
 
         Args:
             model: another model than the object's own, with the same load settings.
@@ -201,14 +201,17 @@ class ModelSettings(BaseModel):
 
     @property
     def policy(self) -> SourcePolicy:
-        """What images may be opened: a given backend's own policy, where it has one."""
+        """Which images may be opened: a given backend's own policy, where it has one."""
         if self.backend is not None:
             policy = getattr(self.backend, "policy", None)
             return policy if isinstance(policy, SourcePolicy) else _DEFAULT_POLICY
         return self.source_policy or _DEFAULT_POLICY
 
     def identity(self) -> dict[str, Any]:
-        """Every setting that changes the answer; the sampling settings with their defaults."""
+        """Return every setting that changes the answer.
+
+        Sampling settings are included with their defaults.
+        """
         sampling = asdict(to_params(self._sampling()))
         # LangChain writes the call's `stop` over a key of that name.
         sampling["stop_sequences"] = list(sampling.pop("stop"))
@@ -221,7 +224,7 @@ class ModelSettings(BaseModel):
         return {"model": self.model, **load, **sampling, **more}
 
     def _sampling(self) -> dict[str, Any]:
-        """What every call says, unless it says otherwise."""
+        """The sampling settings of every call, unless it says otherwise."""
         names = {*SamplingParams.names(), "top_logprobs", "timeout"} & set(type(self).model_fields)
         named = {name: getattr(self, name) for name in names}
         more = unaliased(self.model_kwargs)
@@ -244,26 +247,26 @@ class ModelSettings(BaseModel):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
-        """As pydantic's; of what cannot be written as JSON it says nothing."""
+        """Return pydantic's schema; a default that JSON cannot hold is left out."""
         if len(args) < 3:
             options.setdefault("schema_generator", _Lenient)
         return super().model_json_schema(*args, **options)
 
     @classmethod
-    def _written_down(cls) -> set[str]:
-        """The settings that ``model_dump`` writes of every object, beside its policy."""
+    def _serialised_fields(cls) -> set[str]:
+        """The settings that ``model_dump`` writes for every object, besides its policy."""
         known = {name for name in ModelSettings.model_fields if not cls.model_fields[name].exclude}
         return known - {"source_policy", "api_key"}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic's; a new backend brings its policy, and one that is taken away leaves it."""
+        """Copy as pydantic does; a new backend brings its policy, and one taken away leaves it."""
         other = super().model_copy(update=update, deep=deep)
         if other.backend is not None:
             other.source_policy = other.policy
         return other
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # A backend is a handle on something shared, never something to copy.
+        # A backend is a handle on something shared and is never copied.
         memo = {} if memo is None else memo
         memo[id(self.backend)] = self.backend
         return super().__deepcopy__(memo)
@@ -282,7 +285,7 @@ class ModelSettings(BaseModel):
         state = super().__getstate__()
         if self.api_key is None:
             return state
-        # A key is no part of a file; whoever reads it takes the one of its own environment.
+        # A key does not belong into a file; the process that loads it takes its environment's.
         values = {**state["__dict__"], "api_key": None}
         return {**state, "__dict__": values, "key_left_out": True}
 
@@ -300,14 +303,14 @@ def _to_response_format(format_: str | dict[str, Any]) -> dict[str, Any]:
 
 
 class _Lenient(GenerateJsonSchema):
-    """Fields that only a program can give (caches, callbacks) are any value in a schema."""
+    """A schema in which fields that only a program can give (caches, callbacks) take any value."""
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
         return {}
 
 
 def key_from_environment() -> SecretStr | None:
-    """The server's key of ``LLAVAKIT_API_KEY``."""
+    """Return the server's key from ``LLAVAKIT_API_KEY``."""
     key = os.environ.get("LLAVAKIT_API_KEY")
     return None if key is None else SecretStr(key)
 
@@ -319,7 +322,7 @@ class HeldBackends:
         self._backends: tuple[Backend, ...] = ()
 
     def keep(self, backend: Backend) -> None:
-        """Hold this one as well, and let go of those that were closed."""
+        """Keep this one as well, and drop those that were closed."""
         if not any(held is backend for held in self._backends):
             living = (held for held in self._backends if not held.closed)
             self._backends = (*living, backend)

@@ -1,4 +1,4 @@
-"""One answer on its way from the thread that computes it to whoever waits for it.
+"""One answer on its way from the thread that computes it to its consumer.
 
 A :class:`Channel` is the producer's end: thread-safe, and closed by exactly one terminal
 event (the last chunk, or an error). An :class:`AnswerStream` is the consumer's end: the same
@@ -38,9 +38,9 @@ class Channel:
         self._watchers: tuple[Callable[[Chunk | BaseException], None], ...] = ()
 
     def watch(self, watcher: Callable[[Chunk | BaseException], None]) -> None:
-        """Tells a watcher of all chunks, those that wait to be taken too, and of an error.
+        """Pass all chunks, those that wait to be taken too, and an error to a watcher.
 
-        It is called by whoever puts them, and must neither block nor raise.
+        It is called on the producer's thread, and must neither block nor raise.
         """
         with self._changed:
             for chunk in self._chunks:
@@ -81,18 +81,18 @@ class Channel:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             loop, future = waiter
-            with contextlib.suppress(RuntimeError):  # a closed loop: nobody waits there any more
+            with contextlib.suppress(RuntimeError):  # a closed loop: nothing waits there any more
                 loop.call_soon_threadsafe(_resolve, future)
 
     def take(self) -> Chunk | None:
-        """The next chunk, waiting for it; None at the end; raises the error it ended with."""
+        """Take the next chunk, waiting for it; None at the end; raises the error it ended with."""
         with self._changed:
             while not (self._chunks or self._ended):
                 self._changed.wait()
             return self._pop()
 
     async def take_async(self) -> Chunk | None:
-        """As :meth:`take`, without blocking the event loop."""
+        """Take the next chunk without blocking the event loop."""
         while True:
             with self._changed:
                 if self._chunks or self._ended:
@@ -153,7 +153,7 @@ class AnswerStream(Iterator[Chunk], AsyncIterator[Chunk]):
         return chunk
 
     def watch(self, watcher: Callable[[Chunk | BaseException], None]) -> None:
-        """Tell a watcher of the answer, whether it is read or not (see :meth:`Channel.watch`)."""
+        """Pass the answer to a watcher, whether it is read or not (see :meth:`Channel.watch`)."""
         self._channel.watch(watcher)
 
     def close(self) -> None:
@@ -163,10 +163,10 @@ class AnswerStream(Iterator[Chunk], AsyncIterator[Chunk]):
         self._closed = True
         if not self._channel.ended:
             self._cancel()
-            self._channel.fail(RequestCancelledError("The stream was closed by its owner."))
+            self._channel.fail(RequestCancelledError("The stream was closed by its caller."))
 
     async def aclose(self) -> None:
-        """As :meth:`close`."""
+        """Close the stream, as :meth:`close` does."""
         self.close()
 
     def __enter__(self) -> Self:
@@ -187,7 +187,7 @@ class AnswerStream(Iterator[Chunk], AsyncIterator[Chunk]):
 
 
 class Gathering:
-    """Puts the chunks of one answer together into a :class:`Completion`."""
+    """Gathers the chunks of one answer into a :class:`Completion`."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -206,9 +206,9 @@ class Gathering:
             self._last = chunk
 
     def completion(self) -> Completion:
-        """The whole answer; raises if the stream broke off before its end."""
+        """Return the complete answer; raises if the stream broke off before its end."""
         if self._last is None or self._last.finish_reason is None:
-            raise LlavaKitError("The answer broke off before its end.")
+            raise LlavaKitError("The answer broke off before its end; ask again.")
         return Completion(
             text="".join(self._text),
             tool_calls=tuple(self._calls),
@@ -220,14 +220,14 @@ class Gathering:
 
 
 def gather_all(streams: Sequence[AnswerStream]) -> list[Completion]:
-    """All answers whole; the first error of any is raised at once, and the others go on."""
-    said: SimpleQueue[tuple[int, Chunk | BaseException]] = SimpleQueue()
+    """Gather all answers; the first error is raised at once, and the other requests go on."""
+    events: SimpleQueue[tuple[int, Chunk | BaseException]] = SimpleQueue()
     for index, stream in enumerate(streams):
-        stream.watch(lambda one, index=index: said.put((index, one)))  # type: ignore[misc]
+        stream.watch(lambda one, index=index: events.put((index, one)))  # type: ignore[misc]
     gatherings = [Gathering() for _ in streams]
     left = len(streams)
     while left:
-        index, one = said.get()
+        index, one = events.get()
         if isinstance(one, BaseException):
             raise one
         gatherings[index].add(one)
@@ -236,7 +236,7 @@ def gather_all(streams: Sequence[AnswerStream]) -> list[Completion]:
 
 
 async def agather(stream: AnswerStream) -> Completion:
-    """As :func:`gather`, without blocking the event loop."""
+    """Run :func:`gather` without blocking the event loop."""
     gathering = Gathering()
     async for chunk in stream:
         gathering.add(chunk)
@@ -244,7 +244,7 @@ async def agather(stream: AnswerStream) -> Completion:
 
 
 def gather(chunks: Iterable[Chunk]) -> Completion:
-    """The whole answer from its chunks."""
+    """Gather the chunks of an answer."""
     gathering = Gathering()
     for chunk in chunks:
         gathering.add(chunk)

@@ -18,17 +18,17 @@ from llavakit.sources import SourcePolicy
 from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Chunk, Completion, Request, Tool, Usage
 
-Answer: TypeAlias = str | Completion | BaseException
+ScriptedAnswer: TypeAlias = str | Completion | BaseException
 IMAGE_TOKENS = 64
-"""What an image counts for here."""
+"""Tokens that an image counts for."""
 
 
 class FakeBackend(Backend):
-    """Gives scripted answers, one word a chunk, and remembers what it was asked.
+    """A backend with scripted answers, one word a chunk, that records its requests.
 
     Args:
-        answers: what to answer, in turn and round again; an exception is raised by the
-            stream. Or a function from the request to an answer.
+        answers: the answers, in turn and then from the first again; an exception is raised by
+            the stream. Or a function from the request to an answer.
         name: the model's name.
         hang: leave the answer open after its last word, so that cancelling can be tested.
         policy: which files and addresses images may come from; may be set later.
@@ -40,7 +40,7 @@ class FakeBackend(Backend):
 
     def __init__(
         self,
-        answers: Iterable[Answer] | Callable[[Request], Answer] = ("ok",),
+        answers: Iterable[ScriptedAnswer] | Callable[[Request], ScriptedAnswer] = ("ok",),
         *,
         name: str = "fake",
         context_length: int = 4096,
@@ -53,7 +53,7 @@ class FakeBackend(Backend):
         self._hang = hang
         self._closed = False
         self._info = ModelInfo(name, context_length)
-        self._answer: Callable[[Request], Answer]
+        self._answer: Callable[[Request], ScriptedAnswer]
         if callable(answers):
             self._answer = answers
         else:
@@ -74,17 +74,17 @@ class FakeBackend(Backend):
 
     def submit(self, request: Request) -> AnswerStream:
         if self._closed:
-            raise EngineClosedError("This backend was closed.")
+            raise EngineClosedError("This backend was closed; make a new one.")
         self.requests.append(request)
         channel = Channel()
         answer = self._answer(request)
         if isinstance(answer, BaseException):
             channel.fail(answer)
         else:
-            self._tell(request, answer, channel)
+            self._put(request, answer, channel)
         return AnswerStream(channel, self._count_cancel)
 
-    def _tell(self, request: Request, answer: str | Completion, channel: Channel) -> None:
+    def _put(self, request: Request, answer: str | Completion, channel: Channel) -> None:
         completion = answer if isinstance(answer, Completion) else Completion(answer)
         words = _words(completion.text)
         for word in words:

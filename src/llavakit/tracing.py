@@ -3,7 +3,7 @@
 Off unless :func:`enable` was called or ``LLAVAKIT_TRACING=1`` is set; then every request to any
 backend, in this process or on a server, is a span from its submission to its end. Spans hold
 figures and settings: never a prompt, an answer, an image, a tool, or the text of an error. Needs
-``llavakit[tracing]``, and whatever the program uses to send spans away.
+``llavakit[tracing]``, and an exporter that the program sets up.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _asked = False  # whether the variable was read
 
 
 def enable(provider: TracerProvider | None = None) -> None:
-    """Makes spans of all requests from now on.
+    """Make spans of all requests from now on.
 
     Args:
-        provider: who takes the spans; None takes the program's own.
+        provider: takes the spans; None uses the program's own.
 
     Raises:
         MissingDependencyError: ``llavakit[tracing]`` is not installed.
@@ -49,13 +49,13 @@ def enable(provider: TracerProvider | None = None) -> None:
 
 
 def disable() -> None:
-    """Makes no more spans; those of running requests still end."""
+    """Make no more spans; those of running requests still end."""
     global _tracer, _asked
     _tracer, _asked = None, True
 
 
 def enabled() -> bool:
-    """Whether requests have spans; reads the variable if nobody has decided yet."""
+    """Return whether requests have spans; reads the variable if neither function was called."""
     global _asked
     if not _asked:
         _asked = True
@@ -66,12 +66,12 @@ def enabled() -> bool:
 
 @contextlib.contextmanager
 def received(headers: Mapping[str, str]) -> Iterator[None]:
-    """Within it, requests belong to the trace that a client tells in ``traceparent``.
+    """Make requests part of the trace that ``traceparent`` names, within the context.
 
-    A span that is there already, such as that of an instrumented server, goes before.
+    A current span, such as that of an instrumented server, takes precedence.
 
     Args:
-        headers: of HTTP, with names in lower case.
+        headers: HTTP headers, with names in lower case.
     """
     if not enabled() or "traceparent" not in headers:
         yield
@@ -82,8 +82,10 @@ def received(headers: Mapping[str, str]) -> Iterator[None]:
     if trace.get_current_span().get_span_context().is_valid:
         yield
         return
-    carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
-    token = context.attach(extract(carrier))
+    context_headers = {
+        name: headers[name] for name in ("traceparent", "tracestate") if name in headers
+    }
+    token = context.attach(extract(context_headers))
     try:
         yield
     finally:
@@ -93,12 +95,12 @@ def received(headers: Mapping[str, str]) -> Iterator[None]:
 def traced(
     submit: Callable[[Request], AnswerStream], request: Request, model: Callable[[], str]
 ) -> AnswerStream:
-    """Submits a request within a span that ends with its answer.
+    """Submit a request within a span that ends with its answer.
 
     Args:
         submit: takes the request.
         request: what is asked.
-        model: gives the model's name.
+        model: returns the model's name.
     """
     if _tracer is None:
         return submit(request)
@@ -120,23 +122,23 @@ def traced(
 
 
 class _Ending:
-    """Hears an answer, and ends its span with it."""
+    """Watches an answer, and ends its span with it."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
         self._began = time.monotonic()
         self._first = True
 
-    def __call__(self, said: Chunk | BaseException) -> None:
-        if isinstance(said, BaseException):
-            self._failed(said)
+    def __call__(self, event: Chunk | BaseException) -> None:
+        if isinstance(event, BaseException):
+            self._failed(event)
             return
         if self._first:
             self._first = False
             waited = time.monotonic() - self._began
             self._span.set_attribute("gen_ai.response.time_to_first_chunk", waited)
-        if said.finish_reason is not None:
-            self._over(said)
+        if event.finish_reason is not None:
+            self._over(event)
 
     def _over(self, last: Chunk) -> None:
         self._span.set_attribute("gen_ai.response.finish_reasons", [str(last.finish_reason)])
@@ -154,7 +156,7 @@ class _Ending:
     def _failed(self, error: BaseException) -> None:
         from opentelemetry.trace import Status, StatusCode
 
-        if isinstance(error, RequestCancelledError):  # its owner had enough; nothing went wrong
+        if isinstance(error, RequestCancelledError):  # cancelled by its caller; not an error
             self._span.set_attribute("gen_ai.response.finish_reasons", ["cancelled"])
         else:
             self._span.set_attribute("error.type", type(error).__name__)
@@ -165,7 +167,7 @@ class _Ending:
 def _attributes(request: Request, model: str) -> dict[str, Any]:
     params = request.params
     structured = params.json_schema is not None
-    told: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": _SYSTEM,
         "gen_ai.request.model": model,
@@ -176,7 +178,7 @@ def _attributes(request: Request, model: str) -> dict[str, Any]:
         "llavakit.request.images": sum(len(message.images) for message in request.messages),
     }
     if params.top_k:
-        told["gen_ai.request.top_k"] = float(params.top_k)
+        attributes["gen_ai.request.top_k"] = float(params.top_k)
     if params.seed is not None:
-        told["gen_ai.request.seed"] = params.seed
-    return told
+        attributes["gen_ai.request.seed"] = params.seed
+    return attributes

@@ -1,8 +1,8 @@
 """The values that travel through llavakit: messages in, chunks out.
 
 Frozen, comparable, free of torch and of any framework. Nothing here reads a file or opens
-a connection: an :class:`Image` only names its source (or holds pixels that were handed
-over); :mod:`llavakit.images` opens it.
+a connection: an :class:`Image` only names its source (or holds pixels that were given);
+:mod:`llavakit.images` opens it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ToolChoice: TypeAlias = str
 
 
 def check_characters(text: str) -> None:
-    """Refuses what is no text: halves of characters, which come of bytes that were read wrongly.
+    """Refuse text with halves of characters (lone surrogates), which come of a wrong decoding.
 
     Raises:
-        MessageError: there is one; its place is told.
+        MessageError: there is one; the message has its place.
     """
     try:
         text.encode()
@@ -37,19 +37,21 @@ def check_characters(text: str) -> None:
         half = text[error.start].encode("unicode_escape").decode()
         raise MessageError(
             f"The text holds half a character ({half} at {error.start}), which no model can read; "
-            "it was decoded wrongly."
+            "it was decoded wrongly, so decode its bytes as UTF-8."
         ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of text in a message."""
+    """A text part of a message."""
 
     text: str
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise UnsupportedContentError(f"A text is a string, not {type(self.text).__name__}.")
+            raise UnsupportedContentError(
+                f"A text is a string, not {type(self.text).__name__}; give a str."
+            )
         check_characters(self.text)
 
 
@@ -58,12 +60,12 @@ class Image:
     """An image in a message.
 
     Args:
-        source: anything that the image door accepts: a path (``str`` or ``Path``), an
+        source: anything that :mod:`llavakit.images` accepts: a path (``str`` or ``Path``), an
             http(s), ``file:`` or ``data:`` URL, bare base64, bytes, a binary file object, a
             PIL image, a numpy array, or a :class:`~llavakit.images.Picture`. Objects that
-            can change later (file objects, PIL images, arrays) are read at once, so the
-            value never changes behind the caller's back.
-        from_url_field: the source stood in a URL field of a message. Such a string is
+            can change later (file objects, PIL images, arrays) are read at once, so that the
+            value never changes afterwards.
+        from_url_field: the source comes from a URL field of a message. Such a string is
             never read as a path: only data and http(s) URLs are opened, and ``file:`` URLs
             below an allowed root (see :class:`~llavakit.SourcePolicy`).
     """
@@ -99,7 +101,7 @@ class ToolCall:
         if not (isinstance(self.name, str) and isinstance(self.arguments, Mapping)):
             raise MessageError(
                 f"A tool call has a name and a dict of arguments, not {self.name!r} and "
-                f"{type(self.arguments).__name__}."
+                f"{type(self.arguments).__name__}; give them parsed."
             )
 
 
@@ -118,11 +120,11 @@ class Tool:
             raise refused("A tool's name", self.name, "a non-empty string")
         check_instance("A tool's description", self.description, str, "a string")
         check_instance("A tool's parameters", self.parameters, Mapping, "a JSON schema (a mapping)")
-        said = self.parameters.get("type", "object")
-        if said != "object" and not (isinstance(said, list) and "object" in said):
+        kind = self.parameters.get("type", "object")
+        if kind != "object" and not (isinstance(kind, list) and "object" in kind):
             raise SchemaError(
-                f"The parameters of the tool {self.name!r} are of type {said!r}; the arguments of "
-                "a call are an object."
+                f"The parameters of the tool {self.name!r} are of type {kind!r}; the arguments of "
+                "a call must be an object."
             )
 
 
@@ -135,7 +137,7 @@ class Message:
         content: a string, one part, or a sequence of strings and parts, in their order.
         tool_calls: calls that this (assistant) turn asked for.
         tool_call_id: in a tool turn, the call that it answers.
-        name: an optional name of the speaker or of the tool.
+        name: an optional name of the participant or of the tool.
     """
 
     role: Role
@@ -160,7 +162,9 @@ class Message:
         check_instance("tool_calls", tool_calls, Iterable, "a list of llavakit.ToolCall objects")
         calls = tuple(tool_calls)
         if not all(isinstance(call, ToolCall) for call in calls):
-            raise MessageError("tool_calls holds llavakit.ToolCall objects.")
+            raise MessageError(
+                "tool_calls must hold llavakit.ToolCall objects; make them of name and arguments."
+            )
         object.__setattr__(self, "tool_calls", calls)
         object.__setattr__(self, "tool_call_id", tool_call_id)
         object.__setattr__(self, "name", name)
@@ -196,12 +200,12 @@ def _parts(content: str | Part | Sequence[str | Part]) -> tuple[Part, ...]:
 
 
 LogitBias: TypeAlias = Mapping[Any, float] | tuple[tuple[int, float], ...]
-"""What is added to which token's logit; pairs once a :class:`SamplingParams` holds it."""
+"""Numbers added to the logits of tokens; sorted pairs in a :class:`SamplingParams`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the answer is drawn from the model.
+    """How the answer is sampled.
 
     Attributes:
         max_tokens: most tokens of the answer, at least 1.
@@ -215,11 +219,11 @@ class SamplingParams:
         logprobs: None, or the number of alternatives to report for each token (0..20).
         json_schema: a JSON schema (mapping), or True for any JSON object.
         grammar: a regular expression, or a Lark grammar that begins with ``start:``.
-        presence_penalty: taken from the logit of each token that the answer has, -2..2 (OpenAI).
-        frequency_penalty: the same, once for each time that the answer has it, -2..2 (OpenAI).
+        presence_penalty: subtracted from the logit of each token in the answer, -2..2 (OpenAI).
+        frequency_penalty: the same, once for each time that it occurs, -2..2 (OpenAI).
         logit_bias: what is added to the logits of tokens, -100..100, by their ids (int, or digits
             as in JSON); 100 all but forces a token, and -100 all but forbids it. Kept as sorted
-            pairs. A grammar is obeyed whatever it says.
+            pairs. A grammar has precedence over it.
     """
 
     max_tokens: int = 512
@@ -271,19 +275,19 @@ class SamplingParams:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The names of all parameters."""
+        """Return the names of all parameters."""
         return tuple(f.name for f in fields(cls))
 
 
 _MOST_DIGITS = 18
-"""Of a token id; Python itself refuses to read numbers of thousands."""
+"""Most digits of a token id; Python itself refuses to read numbers of thousands."""
 
 
 def _biases(given: Any) -> tuple[tuple[int, float], ...]:
-    """A ``logit_bias`` as pairs, sorted by the token; None is none.
+    """Convert a ``logit_bias`` to pairs, sorted by the token; None gives none.
 
     Raises:
-        ParameterError: it is no such thing, or names a token twice.
+        ParameterError: it is not a ``logit_bias``, or names a token twice.
     """
     if given is None:
         return ()
@@ -306,7 +310,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _token_id(token: Any) -> Any:
-    """The number of digits, which JSON has for keys; anything else as it is."""
+    """Convert digits, which JSON has for keys, to a number; leave anything else as it is."""
     if isinstance(token, str) and token.isdecimal() and len(token) <= _MOST_DIGITS:
         return int(token)
     return token
@@ -318,12 +322,12 @@ class Request:
 
     Attributes:
         messages: the conversation so far.
-        params: how the answer is drawn.
+        params: how the answer is sampled.
         tools: tools that the model may call.
         tool_choice: see :data:`ToolChoice`.
         parallel_tool_calls: whether one answer may hold several calls.
         timeout: seconds until the request is given up, queueing included; None waits.
-        add_generation_prompt: the answer is a new turn of the assistant, whoever spoke last.
+        add_generation_prompt: the answer is a new turn of the assistant, whatever the last one is.
         continue_final_message: the answer goes on with the last message, which is the
             assistant's, instead; a schema or grammar holds for what is new. Both names are
             vLLM's, and one of the two is true.
@@ -340,7 +344,7 @@ class Request:
 
 
 REQUEST_OPTIONS = tuple(f.name for f in fields(Request) if f.name not in ("messages", "params"))
-"""What ``Backend.generate`` and its sisters take beside messages and parameters."""
+"""Arguments of ``Backend.generate`` and its variants besides messages and parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +363,7 @@ class Usage:
 
     @classmethod
     def of_choices(cls, usages: Iterable[Usage]) -> Usage:
-        """Of several answers to one prompt, which counts once (as OpenAI counts ``n``)."""
+        """Sum the usage of several answers; their prompt counts once, as OpenAI counts ``n``."""
         counted: list[Usage] = members("usages", usages, Usage) or [Usage()]
         answers = sum(one.completion_tokens for one in counted)
         return replace(counted[0], completion_tokens=answers)
@@ -375,7 +379,7 @@ class TokenLogprob:
 
 
 CUT_CALLS = "cut_tool_calls"
-"""The field in which llavakit's server tells of cut calls, beside what OpenAI's notation has."""
+"""The field in which llavakit's server reports cut calls, besides OpenAI's own fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +398,7 @@ class CutCall:
 
     @property
     def reason(self) -> str:
-        """One sentence that says why it is no call, and what to do."""
+        """One sentence that says why it is not a call, and what to do."""
         return (
             f"The call of {self.name or 'a tool'!r} was cut before its arguments were complete and "
             "was not run; raise max_tokens."
@@ -403,10 +407,10 @@ class CutCall:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one has ``finish_reason`` and ``usage``, and only that.
+    """A fragment of an answer. The last one has ``finish_reason`` and ``usage``, and only these.
 
-    Calls are told when they are whole, so that nobody completes a part of one; what a limit cut
-    is told once, before the last chunk, as ``cut_calls``.
+    Calls are emitted when they are complete, so that no program completes a fragment of one; a call
+    that a limit cut is reported once, before the last chunk, in ``cut_calls``.
     """
 
     text: str = ""
@@ -419,7 +423,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str
     tool_calls: tuple[ToolCall, ...] = ()

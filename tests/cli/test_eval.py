@@ -92,7 +92,7 @@ def test_eval_asks_a_server(run, fake, loads, pope, out):
 def test_eval_tells_what_is_wrong_in_one_sentence(run, fake, pope, out, tmp_path):
     cases = [
         (("popes", "--data", pope), 2, "There is no benchmark 'popes'"),
-        (("pope", "--data", tmp_path / "none"), 1, "is no folder"),
+        (("pope", "--data", tmp_path / "none"), 1, "is not a folder"),
         (("pope", "--data", pope, "--window", 0), 2, "window is 0"),
         (("pope", "--data", pope, "--out", pope / "llava_pope_test.jsonl"), 1, "cannot be made"),
     ]
@@ -114,7 +114,7 @@ def test_eval_tells_the_first_errors_and_fails_if_nothing_could_be_answered(
     assert result.exit_code == 1 and "12 without an answer" in result.stdout
     told = result.stderr.splitlines()
     assert len(told) == 7 and told[0].startswith("llavakit: Question 0 (a.png): There is no file")
-    assert told[5] == "llavakit: further errors stand in answers.jsonl only."
+    assert told[5] == "llavakit: further errors are in answers.jsonl only."
 
 
 def opening(submit):

@@ -262,16 +262,16 @@ def test_docvqa_finds_the_pictures_of_the_newer_download(ask, written):
 HURT = [
     ("pope", "llava_pope_test.jsonl", None, "POPE|questions are missing.*llava_pope_test.jsonl"),
     ("pope", "llava_pope_test.jsonl", b'{"question_id": 1}\n', "line 1: there is no 'image'"),
-    ("pope", "llava_pope_test.jsonl", b"{}\n{\n", "line 2: this is no JSON"),
-    ("pope", "llava_pope_test.jsonl", b"\n\n[1]\n", "line 3: this is no JSON object"),
+    ("pope", "llava_pope_test.jsonl", b"{}\n{\n", "line 2: this is not JSON"),
+    ("pope", "llava_pope_test.jsonl", b"\n\n[1]\n", "line 3: this is not a JSON object"),
     ("pope", "llava_pope_test.jsonl", b"", "is empty"),
     ("pope", "coco/coco_pope_random.json", b'{"label": "yes"}\n', "no label for question 1"),
     ("pope", "coco/coco_pope_random.json", b'{"label": 1}\n', "line 1: 'label' must be text"),
     ("pope", "coco/coco_pope_random.json", b'{"label": "?"}\n', "line 1: the label is '\\?'"),
     ("pope", "coco/coco_pope_popular.json", None, "coco_pope_popular.json is missing"),
     ("pope", "coco/coco_pope_random.json", b'{"image": "b.png"}\n', "not in the order"),
-    ("gqa", "data/testdev_balanced_questions.json", b"{}", "says nothing of question 100"),
-    ("gqa", "data/testdev_balanced_questions.json", b"{\n,", "line 2: this is no JSON"),
+    ("gqa", "data/testdev_balanced_questions.json", b"{}", "has no question 100"),
+    ("gqa", "data/testdev_balanced_questions.json", b"{\n,", "line 2: this is not JSON"),
     ("textvqa", "TextVQA_0.5.1_val.json", b'{"data": [{"question": "x"}]}', "question number 1: "),
     ("textvqa", "TextVQA_0.5.1_val.json", b"[]", "must be an object with 'data'"),
     ("mmbench", "mmbench_dev_20230712.tsv", b"index\tquestion\n", "holds no questions"),
@@ -282,7 +282,7 @@ HURT = [
     ("scienceqa", "problems.json", b'{"1": {"answer": "B"}}', "'1': 'answer' must be a whole"),
     ("scienceqa", "llava_test_CQM-A.json", b'[{"id": "1"}]', "number 1: 'conversations'"),
     ("docvqa", "val_v1.0_withQT.json", b'{"data": []}', "holds no questions"),
-    ("mme", "MME_Benchmark_release_version/existence/a.txt", b"x\n", "line 1: this is no question"),
+    ("mme", "MME_Benchmark_release_version/existence/a.txt", b"x\n", "line 1: this must be"),
     ("mme", "MME_Benchmark_release_version/existence/b.txt", b"x\tYes\n", "not have the question"),
     ("mme", "MME_Benchmark_release_version/existence/c.txt", None, "annotations are missing"),
 ]  # fmt: skip
@@ -301,7 +301,7 @@ def test_a_missing_or_damaged_file_is_named_with_its_line(name, file, content, t
 
 
 def test_a_folder_that_is_not_there_and_a_name_that_is_none(tmp_path):
-    with pytest.raises(SourceNotFoundError, match="is no folder"):
+    with pytest.raises(SourceNotFoundError, match="is not a folder"):
         open_benchmark("pope", Data(tmp_path / "none"))
     with pytest.raises(SourceNotFoundError, match="no such file"):
         open_benchmark("pope", Data(tmp_path, questions=tmp_path / "none.jsonl"))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llavakit.kernels import fused
-from llavakit.kernels.fused import merge_parts, rotate_and_store
+from llavakit.kernels.fused import merge_splits, rotate_and_store
 
 Function = Callable[..., Tensor]
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -158,7 +158,7 @@ def test_shapes_that_do_not_fit_are_told():
         (out, lse, parts.float()),
     ):
         with pytest.raises(ValueError, match=r"."):
-            merge_parts(*wrong)
+            merge_splits(*wrong)
 
 
 def merging(
@@ -224,7 +224,7 @@ MERGES = {
 @settings(max_examples=60, deadline=None)
 @given(shape=st.fixed_dictionaries(MERGES))
 def test_parts_weigh_as_much_as_their_scores(shape):
-    check_merge(merge_parts, *merging(**shape))
+    check_merge(merge_splits, *merging(**shape))
 
 
 def test_merged_parts_are_the_attention_over_all():
@@ -238,7 +238,7 @@ def test_merged_parts_are_the_attention_over_all():
         for cut, value in zip(cuts, values.split(4), strict=True)
     ]
     right = torch.einsum("hk,khd->hd", scores.softmax(-1), values)
-    merged = merge_parts(torch.stack(seen), lse, torch.tensor([[2, -1, 0, 1]]))
+    merged = merge_splits(torch.stack(seen), lse, torch.tensor([[2, -1, 0, 1]]))
     torch.testing.assert_close(merged[0], right)
 
 
@@ -253,7 +253,7 @@ def check_all_empty(function: Function) -> None:
 
 
 def test_only_empty_parts_give_zeros_and_a_nan_in_a_used_row_stays():
-    check_all_empty(merge_parts)
+    check_all_empty(merge_splits)
 
 
 OPERATORS = torch.ops.llavakit
@@ -266,7 +266,7 @@ def test_are_operators_as_torch_wants_them(order, tokens):
     torch.library.opcheck(OPERATORS.rotate_and_store.default, arguments)
     arguments = merging(tokens=tokens)
     finite = [one.nan_to_num() for one in arguments]  # it compares by ==
-    torch.library.opcheck(OPERATORS.merge_parts.default, tuple(finite))
+    torch.library.opcheck(OPERATORS.merge_splits.default, tuple(finite))
 
 
 class Counted(TorchDispatchMode):
@@ -287,10 +287,10 @@ def test_each_is_one_operator(mode):
         for each in (arguments, inside):
             with Counted() as counted:
                 rotate_and_store(*each)
-                merge_parts(*parts)
+                merge_splits(*parts)
             assert counted.seen == [
                 "llavakit.rotate_and_store.default",
-                "llavakit.merge_parts.default",
+                "llavakit.merge_splits.default",
             ]
         check_rotation(rotate_and_store, *inside)
 
@@ -303,10 +303,10 @@ def test_are_traced_whole():
         return graph.forward
 
     def both(*arguments):
-        return rotate_and_store(*arguments[:7]) * 1, merge_parts(*arguments[7:])
+        return rotate_and_store(*arguments[:7]) * 1, merge_splits(*arguments[7:])
 
     parts = merging()
-    right = merge_parts(*parts)
+    right = merge_splits(*parts)
     whole = torch.compile(both, fullgraph=True, backend=backend)
     check_rotation(lambda *given: whole(*given, *parts)[0], *rotation())
     assert torch.equal(whole(*rotation(), *parts)[1], right)
@@ -321,7 +321,7 @@ def test_shapes_are_known_without_numbers(dtype):
     *tensors, heads = rotation(dtype=dtype)
     query = rotate_and_store(*(one.to("meta") for one in tensors), heads)
     assert (query.shape, query.dtype, query.device.type) == ((4, 4, 16), dtype, "meta")
-    merged = merge_parts(*(one.to("meta") for one in merging(dtype=dtype)))
+    merged = merge_splits(*(one.to("meta") for one in merging(dtype=dtype)))
     assert (merged.shape, merged.dtype, merged.device.type) == ((4, 3, 40), dtype, "meta")
     assert query.is_contiguous() and merged.is_contiguous()
 
@@ -340,14 +340,14 @@ def test_triton_that_fails_is_replaced_by_torch_with_one_warning(untried, monkey
         calls.append(arguments)
         raise RuntimeError("no C compiler")
 
-    broken = types.SimpleNamespace(rotate_and_store=fail, merge_parts=fail)
+    broken = types.SimpleNamespace(rotate_and_store=fail, merge_splits=fail)
     monkeypatch.setitem(sys.modules, "llavakit.kernels.fused_triton", broken)
     monkeypatch.setattr("llavakit.kernels.fused_triton", broken, raising=False)
     with caplog.at_level(logging.WARNING, logger="llavakit"):
         rotate = fused._Fastest("rotate_and_store", fused.rotate_and_store_in_torch)
         for _ in range(2):
             check_rotation(rotate, *rotation())
-        check_merge(fused._Fastest("merge_parts", fused.merge_parts_in_torch), *merging())
+        check_merge(fused._Fastest("merge_splits", fused.merge_splits_in_torch), *merging())
     assert len(calls) == 1 and len(caplog.records) == 1
     assert "no C compiler" in caplog.text
 
@@ -356,7 +356,7 @@ def test_where_triton_is_not_built_nothing_is_warned_of(untried, monkeypatch, ca
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "llavakit.kernels.fused_triton", raising=False)
     with caplog.at_level(logging.WARNING, logger="llavakit"):
-        check_merge(fused._Fastest("merge_parts", fused.merge_parts_in_torch), *merging())
+        check_merge(fused._Fastest("merge_splits", fused.merge_splits_in_torch), *merging())
     assert not caplog.records
 
 
@@ -364,11 +364,11 @@ def test_memory_that_is_full_is_not_taken_for_a_fault_of_triton(untried, monkeyp
     def full(*arguments):
         raise torch.OutOfMemoryError("full")
 
-    broken = types.SimpleNamespace(merge_parts=full)
+    broken = types.SimpleNamespace(merge_splits=full)
     monkeypatch.setitem(sys.modules, "llavakit.kernels.fused_triton", broken)
     monkeypatch.setattr("llavakit.kernels.fused_triton", broken, raising=False)
     with pytest.raises(torch.OutOfMemoryError):
-        fused._Fastest("merge_parts", fused.merge_parts_in_torch)(*merging())
+        fused._Fastest("merge_splits", fused.merge_splits_in_torch)(*merging())
     assert fused._Fastest.triton
 
 
@@ -439,9 +439,9 @@ def interpret() -> None:
     merges += [{"seed": 5, "places": torch.int32, "most": 7}]
     for shape in merges:
         parts = merging(**shape)
-        check_merge(fused_triton.merge_parts, *parts)
-        assert near(fused_triton.merge_parts(*parts), merge_parts(*parts), parts[0].dtype)
-    check_all_empty(fused_triton.merge_parts)
+        check_merge(fused_triton.merge_splits, *parts)
+        assert near(fused_triton.merge_splits(*parts), merge_splits(*parts), parts[0].dtype)
+    check_all_empty(fused_triton.merge_splits)
 
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -469,8 +469,8 @@ def compile_all() -> None:
         compiled(fused_triton._rotate_and_store, target, kinds, 1, **sizes)
         kinds = [f"*{one}" for one in (mine, "fp32", ("i32", "i64")[number % 2], mine)]
         for parts, dim, block, warps in ((1, 40, 64, 1), (32, 256, 256, 4)):
-            sizes = {"DIM": dim, "BLOCK_PARTS": parts, "BLOCK_DIM": block}
-            compiled(fused_triton._merge_parts, target, kinds, warps, **sizes)
+            sizes = {"DIM": dim, "BLOCK_SPLITS": parts, "BLOCK_DIM": block}
+            compiled(fused_triton._merge_splits, target, kinds, warps, **sizes)
 
 
 @needs_triton

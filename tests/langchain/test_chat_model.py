@@ -148,7 +148,7 @@ def test_logprobs_are_reported_whole_and_streamed():
     (generation,) = to_result(Completion("red", logprobs=probs), "m").generations
     assert generation.message.response_metadata["logprobs"] == expected
     answer = Streamed("m")
-    pieces = [answer.piece(Chunk("red", logprobs=probs)) for _ in range(2)]
+    pieces = [answer.convert(Chunk("red", logprobs=probs)) for _ in range(2)]
     merged = (pieces[0] + pieces[1]).message.response_metadata["logprobs"]["content"]
     assert [one["token"] for one in merged] == ["red", "red"]
 

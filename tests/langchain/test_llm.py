@@ -206,9 +206,7 @@ def test_stop_and_finish_reason(model, red):
 def test_a_picture_in_a_message_is_refused_and_never_dropped(fake, ask):
     shown = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     model = LLaVALLM(backend=fake)
-    with pytest.raises(
-        UnsupportedContentError, match="'image_url'; take the chat model, ChatLLaVA"
-    ):
+    with pytest.raises(UnsupportedContentError, match="'image_url'; use the chat model, ChatLLaVA"):
         ask(model, [HumanMessage(["What is this?", shown])])
     assert not fake.requests
     ask(model, [HumanMessage(["What ", {"type": "text", "text": "is this?"}])])

@@ -113,7 +113,7 @@ class HologramBlock(BaseContentBlock):
 def test_a_block_that_nobody_knows_is_refused_by_its_name(role, llm, fake):
     message = ChatMessage(role=role, blocks=[TextBlock(text="before"), TextBlock(text="behind")])
     message.blocks.insert(1, HologramBlock())
-    with pytest.raises(UnsupportedContentError, match="'HologramBlock': nobody here knows it"):
+    with pytest.raises(UnsupportedContentError, match="'HologramBlock': its type is unknown"):
         llm.chat([message, ChatMessage(role="user", content="What is it?")])
     assert fake.requests == []
 
@@ -121,7 +121,7 @@ def test_a_block_that_nobody_knows_is_refused_by_its_name(role, llm, fake):
 def test_a_block_that_nobody_knows_is_refused_inside_another_one(llm, fake):
     outer = CitableBlock(title="T", source="S", content=[TextBlock(text="in")])
     outer.content.append(HologramBlock())
-    with pytest.raises(UnsupportedContentError, match="'HologramBlock': nobody here knows it"):
+    with pytest.raises(UnsupportedContentError, match="'HologramBlock': its type is unknown"):
         llm.chat([ChatMessage(role="user", blocks=[outer, TextBlock(text="What is it?")])])
     assert fake.requests == []
 

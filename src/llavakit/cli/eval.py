@@ -24,7 +24,7 @@ from llavakit.cli.terminal import FAILED, Remarks, note, told_errors
 from llavakit.evaluation import BENCHMARKS, Data, RunProgress, evaluate, open_benchmark, to_table
 
 _DATA = "Data"
-_MOST_TOLD = 5  # errors that stderr tells one by one
+_MOST_SHOWN = 5  # errors that stderr shows one by one
 
 
 def run_benchmark(
@@ -93,7 +93,7 @@ def run_benchmark(
 
     Answers are greedy. The table goes to stdout; answers, results and the files for benchmarks that
     are scored elsewhere lie in --out. A question that cannot be answered (a missing image) counts
-    as answered wrongly, and the table tells how many there are. Fails (1) only if nothing at all
+    as answered wrongly, and the table says how many there are. Fails (1) only if nothing at all
     could be answered.
     """
     with told_errors(debug, after_interrupt="the same command goes on."):
@@ -106,7 +106,7 @@ def run_benchmark(
         }
         backend = _load(model, base_url, device, here)
         folder = out or Path("eval") / benchmark / _as_name(model)
-        with EvaluationOutput() as told:
+        with EvaluationOutput() as output:
             results = evaluate(
                 read,
                 backend,
@@ -118,13 +118,13 @@ def run_benchmark(
                 retry_errors=retry_errors,
                 window=window,
                 settings={name: value for name, value in here.items() if value},
-                progress=told,
+                progress=output,
             )
         if json_output:
             print(json.dumps(results.to_dict(), ensure_ascii=False))
         else:
             print(to_table(results), end="")
-        told.summary(folder)
+        output.summary(folder)
         if results.errors == results.questions:
             raise typer.Exit(FAILED)
 
@@ -143,7 +143,7 @@ def _as_name(model: str) -> str:
 
 
 class EvaluationOutput(Remarks):
-    """What stderr shows of a run: a bar on a terminal, the first errors, and the end."""
+    """The output of a run on stderr: a bar on a terminal, the first errors, and the end."""
 
     def __init__(self) -> None:
         self._errors = 0
@@ -160,15 +160,15 @@ class EvaluationOutput(Remarks):
             self._task = self._line.add_task("Questions", total=None)
 
     def __call__(self, progress: RunProgress) -> None:
-        """Takes note of how far the run is."""
+        """Note how far the run is."""
         if self._earlier is None:
             self._earlier = progress.done
         if progress.error is not None:
             self._errors += 1
-            if self._errors <= _MOST_TOLD:
+            if self._errors <= _MOST_SHOWN:
                 self._tell(f"llavakit: {progress.error}")
-            elif self._errors == _MOST_TOLD + 1:
-                self._tell("llavakit: further errors stand in answers.jsonl only.")
+            elif self._errors == _MOST_SHOWN + 1:
+                self._tell("llavakit: further errors are in answers.jsonl only.")
         if self._line is not None:
             failed = f", {progress.errors} errors" if progress.errors else ""
             self._line.update(
@@ -179,6 +179,6 @@ class EvaluationOutput(Remarks):
             )
 
     def summary(self, folder: Path) -> None:
-        """Where the results are, and what was there before."""
+        """Print where the results are, and how many answers were there before."""
         before = f"; {self._earlier} answers were there before" if self._earlier else ""
         note(f"Results are in {folder}{before}.")

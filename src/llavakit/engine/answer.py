@@ -1,4 +1,4 @@
-"""An answer while it is being drawn: tokens in, chunks out, and when it ends."""
+"""An answer while it is being sampled: tokens in, chunks out, and when it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llavakit.values import Chunk, FinishReason, Request, TokenLogprob
 TokenText = Callable[[int], str]
 
 _CONTEXT = 8
-"""Ids of the words that an answer goes on with: a character may have several."""
+"""Prompt ids kept for an answer that continues them: a character may take several."""
 
 
 class Answer:
@@ -31,11 +31,11 @@ class Answer:
         prompt: the ids before it.
 
     Attributes:
-        draw: how its tokens are drawn.
-        tokens: how many were drawn.
+        draw: how its tokens are sampled.
+        tokens: how many were sampled.
         finish_reason: None while it goes on.
-        looks_back: whether what may be drawn next depends on the tokens so far in a way that
-            the host works out.
+        looks_back: whether the host must know the tokens so far before the next one can be
+            sampled (a grammar, penalties).
     """
 
     def __init__(
@@ -61,23 +61,23 @@ class Answer:
         self._stop_strings = StopStrings((*request.params.stop, *stop_strings))
         offers_tools = bool(request.tools) and request.tool_choice != "none"
         self._calls = ToolCallReader() if offers_tools else None
-        self._begun = continues  # its first space is its own
+        self._begun = continues  # then a leading space belongs to the answer
         self._logprobs: list[TokenLogprob] = []
 
-    def push(self, drawn: Drawn) -> Chunk | None:
-        """Take in a drawn token; gives what can be told by now.
+    def push(self, sampled: Drawn) -> Chunk | None:
+        """Take in a sampled token; return what can be emitted by now.
 
         Sets ``finish_reason`` when it was the last one.
         """
         self.tokens += 1
-        if drawn.logprob is not None:
-            self._logprobs.append(self._logprob(drawn))
-        if drawn.token in self._stops:
+        if sampled.logprob is not None:
+            self._logprobs.append(self._logprob(sampled))
+        if sampled.token in self._stops:
             self._end("stop")
             return self._chunk("", last=True)
         if self.matcher is not None:
-            self.matcher.accept(drawn.token)
-        text = self._stop_strings.push(self._detokenizer.push(drawn.token))
+            self.matcher.accept(sampled.token)
+        text = self._stop_strings.push(self._detokenizer.push(sampled.token))
         if self._stop_strings.hit is not None or (self.matcher and self.matcher.finished):
             self._end("stop")
         elif self.tokens >= self._max_tokens:
@@ -99,30 +99,30 @@ class Answer:
             text = text.lstrip()
             self._begun = bool(text)
         if self._calls is None:
-            return self._told(Chunk(text=text))
-        pieces = self._calls.push(text)
-        told = Chunk(text=pieces.text, tool_calls=pieces.calls)
+            return self._emitted(Chunk(text=text))
+        fragment = self._calls.push(text)
+        chunk = Chunk(text=fragment.text, tool_calls=fragment.calls)
         if last:
-            # A grammar ends behind a whole call: whatever ends inside one was cut.
+            # A grammar ends behind a complete call: whatever ends inside one was cut.
             rest = self._calls.flush(cut=True)
-            calls = (*pieces.calls, *rest.calls)
-            told = Chunk(text=pieces.text + rest.text, tool_calls=calls, cut_calls=rest.cut)
+            calls = (*fragment.calls, *rest.calls)
+            chunk = Chunk(text=fragment.text + rest.text, tool_calls=calls, cut_calls=rest.cut)
             if self._calls.count and self.finish_reason == "stop":
                 self.finish_reason = "tool_calls"
-        return self._told(told)
+        return self._emitted(chunk)
 
-    def _told(self, chunk: Chunk) -> Chunk | None:
-        """The chunk with the log probabilities of its tokens; None if there is nothing to tell."""
-        said = chunk.text or chunk.tool_calls or chunk.cut_calls
-        if not (said or (self._logprobs and self.finish_reason)):
+    def _emitted(self, chunk: Chunk) -> Chunk | None:
+        """Add the log probabilities of its tokens; None if there is nothing to emit."""
+        content = chunk.text or chunk.tool_calls or chunk.cut_calls
+        if not (content or (self._logprobs and self.finish_reason)):
             return None
         logprobs, self._logprobs = tuple(self._logprobs), []
         return replace(chunk, logprobs=logprobs)
 
-    def _logprob(self, drawn: Drawn) -> TokenLogprob:
-        assert drawn.logprob is not None
-        top = tuple((self._text(token), logprob) for token, logprob in drawn.top)
-        return TokenLogprob(self._text(drawn.token), drawn.logprob, top)
+    def _logprob(self, sampled: Drawn) -> TokenLogprob:
+        assert sampled.logprob is not None
+        top = tuple((self._text(token), logprob) for token, logprob in sampled.top)
+        return TokenLogprob(self._text(sampled.token), sampled.logprob, top)
 
     def _text(self, token: int) -> str:
         return str(self._tokenizer.decode([token], skip_special_tokens=False))

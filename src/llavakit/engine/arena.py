@@ -27,13 +27,13 @@ class KVArena:
     pages 0 to 15% slower, which is a few percent of a step at most.
 
     Args:
-        devices: of each layer.
+        devices: the device of each layer.
         tokens: slots.
         kv_heads, head_dim: the decoder's shape.
         tokens_first: the layout in memory; None decides by the device.
 
     Attributes:
-        scratch: a slot behind the others, which no sequence owns: padding is written there.
+        scratch: a slot behind the others, which no sequence owns; padding is written there.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class KVArena:
 
     @functools.cached_property
     def caches(self) -> Caches | None:
-        """How the compiled kernels read it; None if it lies elsewhere or is of another type."""
+        """The arena as the compiled kernels read it; None for another device or type."""
         for one in (*self.keys, *self.values):
             if one.device.type != "cpu" or one.dtype not in KINDS or one.stride(2) != 1:
                 return None
@@ -69,5 +69,5 @@ class KVArena:
 
     @staticmethod
     def bytes_per_token(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-        """Bytes that one token takes in all layers."""
+        """Return the bytes that one token takes in all layers."""
         return 2 * layers * kv_heads * head_dim * dtype.itemsize

@@ -1,4 +1,4 @@
-"""What attends in a packed pass over segments of the arena, prefill and decode mixed.
+"""Attention of a packed pass over segments of the arena, prefill and decode mixed.
 
 Sequences that share a beginning read its keys where they lie, once in memory for all of them. On a
 processor one compiled call does all of it (:mod:`llavakit.kernels.attention`); elsewhere it is one
@@ -27,7 +27,7 @@ from llavakit.engine.pieces import (
 from llavakit.engine.transfer import to_device
 from llavakit.errors import EngineError
 from llavakit.kernels.attention import Pass
-from llavakit.kernels.fused import merge_parts, rotate_and_store
+from llavakit.kernels.fused import merge_splits, rotate_and_store
 from llavakit.kernels.native import kernels
 
 __all__ = ["Row", "SegmentAttention", "attention_of"]
@@ -38,9 +38,9 @@ class Tables:
     """A pass on one device.
 
     Attributes:
-        slots: [T], where new keys and values belong.
+        slots: [T], the arena slots of the new keys and values.
         calls: one or two.
-        parts: [T, P], see :func:`llavakit.kernels.fused.merge_parts`; None if nothing is merged.
+        parts: [T, P], see :func:`llavakit.kernels.fused.merge_splits`; None if nothing is merged.
     """
 
     slots: Tensor
@@ -76,7 +76,7 @@ class ArenaAttention:
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """[T, heads, dim], and keys and values of [T, kv_heads, dim] -> [T, heads, dim]."""
+        """Attend: [T, heads, dim], and keys and values of [T, kv_heads, dim] -> [T, heads, dim]."""
         keys, values, tables = self._of(layer)
         keys.index_copy_(0, tables.slots, key.to(keys.dtype))
         values.index_copy_(0, tables.slots, value.to(values.dtype))
@@ -85,14 +85,14 @@ class ArenaAttention:
     def turned(
         self, layer: int, mixed: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float
     ) -> Tensor:
-        """The same for queries, keys and values that are not yet turned to their places.
+        """Attend with queries, keys and values that are not yet rotated to their positions.
 
         Args:
             layer: its number.
-            mixed: [T, heads + 2 kv_heads, dim].
-            cos, sin: of the places, [T, 1, dim / 2].
-            heads: of the queries.
-            scaling: of the scores.
+            mixed: queries, keys and values side by side, [T, heads + 2 kv_heads, dim].
+            cos, sin: cosines and sines of the positions, [T, 1, dim / 2].
+            heads: number of query heads.
+            scaling: factor of the scores.
         """
         keys, values, tables = self._of(layer)
         query = rotate_and_store(mixed, cos, sin, keys, values, tables.slots, heads)
@@ -113,7 +113,7 @@ class ArenaAttention:
         if len(results) > 1:
             out = torch.cat([one for one, _ in results])
             lse = torch.cat([one for _, one in results], dim=1)
-        return out if tables.parts is None else merge_parts(out, lse, tables.parts)
+        return out if tables.parts is None else merge_splits(out, lse, tables.parts)
 
 
 class SegmentAttention(ArenaAttention):
@@ -126,12 +126,12 @@ class SegmentAttention(ArenaAttention):
 def attention_of(
     arena: KVArena, rows: Sequence[Row], kernel: Kernel | None = None
 ) -> Pass | ArenaAttention:
-    """What attends in a packed pass (see ``model.decoder``): compiled where that is possible.
+    """Return what attends in a packed pass (see ``model.decoder``), compiled where possible.
 
     Args:
         arena: where keys and values lie.
         rows: the sequences of the pass, packed in this order.
-        kernel: what a device without compiled kernels attends by.
+        kernel: the kernel of a device without compiled kernels.
     """
     library = kernels() if arena.caches is not None and kernel is None else None
     if library is None or arena.caches is None:
@@ -150,12 +150,15 @@ def pass_kernel(
     head_dim: int,
     refused: dict[str, str] | None = None,
 ) -> Kernel | None:
-    """What attends in passes of any kind; None where the compiled kernels of a processor do.
+    """Return the kernel of all passes; None where a processor's compiled kernels attend.
 
     Args:
         arena: where keys and values lie.
-        heads, kv_heads, head_dim: of the model.
-        refused: takes the names of kernels that were passed over, and why.
+        heads, kv_heads, head_dim: the shape of the model's attention.
+        refused: filled with the names of kernels that were passed over, and why.
+
+    Raises:
+        EngineError: no kernel gives right numbers.
     """
     if arena.caches is not None and kernels() is not None:
         return None
@@ -165,5 +168,5 @@ def pass_kernel(
     shape = (heads, kv_heads, head_dim)
     found = working_kernel(*shape, home.dtype, home.device, (VARLEN, LOOPED), refused)
     if found is None:
-        raise EngineError(f"No attention gives right numbers on {home.device}: {refused}.")
+        raise EngineError(f"No attention kernel gives right numbers on {home.device}: {refused}.")
     return found

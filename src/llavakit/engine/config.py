@@ -1,4 +1,4 @@
-"""How an engine is set up: resolved once, before anything is built."""
+"""The configuration of an engine: resolved once, before anything is built."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EngineConfig:
         static_decode: whether decoding runs in static shapes and, on CUDA, is captured as
             graphs; ``"auto"``: on CUDA.
         compile: whether such steps are compiled (``torch.compile``); ``"auto"``: on CUDA, if
-            Triton is there. Each batch size is compiled when it is first worth it, while
+            Triton is installed. Each batch size is compiled once it is worth it, while
             requests wait.
         lookahead: whether a step is launched before the tokens of the one before are read on
             the host; ``"auto"``: on CUDA. A processor computes nothing meanwhile, and would

@@ -1,4 +1,4 @@
-"""From ids to text, piece by piece: no character is split, no stop string gets out."""
+"""From ids to text, token by token: no character is split, no stop string is emitted."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Decode = Callable[[list[int]], str]
 
 
 class _Decoder:
-    """Ids to text by a compiled tokenizer; what one or two are, as nearly always, is kept.
+    """Ids to text by a compiled tokenizer; the text of one or two ids, the usual case, is cached.
 
-    A call lets other threads go on, and in a step of many rows each costs a turn of waiting for
-    them.
+    A call releases the interpreter's lock, so that each call in a step of many rows may wait for
+    other threads.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -37,10 +37,10 @@ _decoders: weakref.WeakKeyDictionary[Any, _Decoder] = weakref.WeakKeyDictionary(
 
 
 def decoder_of(tokenizer: Any) -> Decode:
-    """``tokenizer.decode`` without special tokens and without any cleaning up.
+    """Return ``tokenizer.decode`` without special tokens and without any cleaning up.
 
-    That asks of every id whether it is a tensor, four times as long as decoding takes. Where it
-    only hands the ids to the tokenizer that is compiled, they go there directly.
+    ``tokenizer.decode`` checks whether every id is a tensor, which takes four times as long as
+    decoding. Where it only passes the ids on to the compiled tokenizer, they go there directly.
     """
     kind, backend = type(tokenizer), getattr(tokenizer, "backend_tokenizer", None)
     homes = [getattr(getattr(kind, name, None), "__module__", "") for name in ("decode", "_decode")]
@@ -65,44 +65,44 @@ class Detokenizer:
 
     Args:
         tokenizer: an HF tokenizer.
-        before: ids that the answer goes on with; they are not told.
+        before: ids that the answer continues; their text is not emitted.
     """
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._decode = decoder_of(tokenizer)
         self._window = list(before)
-        self._told = len(before)  # ids of the window that have been told
+        self._emitted = len(before)  # ids of the window whose text was emitted
         self._before = self._decode(self._window) if before else ""  # their text
 
     def push(self, token: int) -> str:
-        """The text that is certain now; empty while a character is incomplete."""
+        """Return the text that is certain now; empty while a character is incomplete."""
         self._window.append(token)
         now = self._decode(self._window)
         if len(now) <= len(self._before):
             return ""
         if now.endswith(_BROKEN) and not self._hopeless(now):
             return ""
-        return self._tell(now)
+        return self._emit(now)
 
     def _hopeless(self, now: str) -> bool:
-        """Whether the end is no character that is still incomplete, but bytes that make none.
+        """Whether the text ends with bytes that can never become a character.
 
-        A character has four bytes at most. Without an end to waiting, an answer of broken bytes
-        would be decoded anew, all of it, for each of its tokens.
+        A character has four bytes at most. Without a limit, an answer of broken bytes would be
+        decoded from its beginning for each of its tokens.
         """
-        untold = len(self._window) - self._told
-        return untold >= _GIVEN_UP and now.endswith(_BROKEN * _GIVEN_UP)
+        pending = len(self._window) - self._emitted
+        return pending >= _GIVEN_UP and now.endswith(_BROKEN * _GIVEN_UP)
 
     def flush(self) -> str:
-        """What is left at the end, even if it is an incomplete character."""
-        if self._told == len(self._window):
+        """Return what is left at the end, even if it is an incomplete character."""
+        if self._emitted == len(self._window):
             return ""
-        return self._tell(self._decode(self._window))
+        return self._emit(self._decode(self._window))
 
-    def _tell(self, now: str) -> str:
+    def _emit(self, now: str) -> str:
         text = now[len(self._before) :]
-        del self._window[: self._told]
-        self._told = len(self._window)
+        del self._window[: self._emitted]
+        self._emitted = len(self._window)
         self._before = self._decode(self._window)
         return text
 
@@ -120,7 +120,7 @@ class StopStrings:
         self.hit: str | None = None
 
     def push(self, text: str) -> str:
-        """The text that is safe to tell; after a hit, nothing more is."""
+        """Return the text that is safe to emit; after a hit it is always empty."""
         if self.hit is not None:
             return ""
         if not self._stops:
@@ -137,7 +137,7 @@ class StopStrings:
         return text[:safe]
 
     def flush(self) -> str:
-        """What was held back, now that nothing more comes."""
+        """Return what was held back, now that nothing more comes."""
         held, self._held = self._held, ""
         return held
 

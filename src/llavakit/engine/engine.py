@@ -46,8 +46,8 @@ def _forget_lock() -> None:
     _loading = threading.Lock()
 
 
-_PATIENCE = 10.0
-"""Seconds for a thread that ends."""
+_JOIN_SECONDS = 10.0
+"""How long :meth:`Engine.close` waits for a thread that is ending."""
 
 
 if hasattr(os, "register_at_fork"):
@@ -63,9 +63,9 @@ class Engine:
         model: the weights, where they are loaded already (or were never in a file). Then the
             engine keeps them.
 
-    Weights are loaded here. If all who use the engine wish so (:meth:`stay`), they leave when it
-    is idle, and are loaded again by the next request. Dropping the last reference stops the thread
-    and frees them.
+    Weights are loaded by the constructor. If every user of the engine allows it (:meth:`stay`),
+    they are unloaded when it is idle, and loaded again by the next request. Dropping the last
+    reference stops the thread and frees them.
     """
 
     def __init__(self, reader: Reader, config: EngineConfig, model: Llava | None = None) -> None:
@@ -79,7 +79,7 @@ class Engine:
         self._counters = Counters()
         self._stays = Stays(_nudging(weakref.ref(self)))
         self._keeper = None if model is None else self._stays.add(FOREVER)
-        self._state = threading.Lock()  # over what follows, and never held for long
+        self._state = threading.Lock()  # guards what follows, and is never held for long
         self._resident: Resident | None = None
         self._leaving: threading.Thread | None = None
         self._finalizer: weakref.finalize[..., Engine] | None = None
@@ -101,14 +101,14 @@ class Engine:
 
     @property
     def _loop(self) -> EngineLoop:
-        """Of the model that is loaded."""
+        """The loop of the model that is loaded."""
         assert self._resident is not None, "the model has left"
         return self._resident.loop
 
     def stay(self, seconds: float) -> Stay:
-        """Wish that the model stays in memory for so long when it is idle.
+        """Ask that the model stays in memory for so long when it is idle.
 
-        Of several wishes the longest counts. This one holds while the caller keeps what it gets.
+        Of several such wishes the longest counts. This one holds while the caller keeps the result.
 
         Args:
             seconds: 0 lets it leave at once; ``math.inf`` keeps it for ever.
@@ -116,7 +116,7 @@ class Engine:
         return self._stays.add(seconds)
 
     def submit(self, request: Request, open_picture: OpenPicture) -> AnswerStream:
-        """Queue a request; loads the model if it has left.
+        """Queue a request; loads the model if it was unloaded.
 
         Everything that can be wrong with it is found here, on the caller's thread.
 
@@ -158,7 +158,7 @@ class Engine:
         return AnswerStream(channel, cancel)
 
     def _room(self, request: Request, prompt: int, kv_tokens: int) -> int:
-        """Tokens left for the answer: what was asked, or what the context has room for."""
+        """Tokens left for the answer: as many as requested, or as fit the context."""
         limit = min(self.context_length, kv_tokens)
         asked = request.params.max_tokens
         if prompt >= limit:
@@ -172,23 +172,23 @@ class Engine:
         return min(asked, limit - prompt)
 
     def stats(self) -> dict[str, Any]:
-        """Figures of the moment and totals; of a model that has left, the totals alone."""
+        """Return figures of the moment and totals; of a model that has left, the totals alone."""
         resident = self._resident if self.loaded else None
         figures = {"running": 0, "waiting": 0} if resident is None else resident.stats()
         return {**figures, "loaded": resident is not None, **asdict(self._counters)}
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Run, compile and capture what requests will need; once, whoever asks for it.
+        """Run, compile and capture what requests will need; once, however often it is called.
 
         Requests that come meanwhile wait. What fails is a warning.
 
         Args:
-            progress: told how many pieces of work are done, of how many, and the last one's name.
+            progress: called with how many tasks are done, of how many, and the last one's name.
 
         Raises:
             EngineClosedError: the engine was closed.
         """
-        with _Lease(self) as held, held.model.warming:  # whoever comes second waits for the first
+        with _Lease(self) as held, held.model.warming:  # a second caller waits for the first
             if held.model.warm:
                 return
             loop = held.model.loop
@@ -212,10 +212,10 @@ class Engine:
         if resident is not None:
             resident.loop.stop()
         elif leaving is not None and leaving is not threading.current_thread():
-            leaving.join(_PATIENCE)
+            leaving.join(_JOIN_SECONDS)
 
     def _entered(self) -> Resident:
-        """The model, kept from leaving until its loop is left; loaded if it has left.
+        """Enter the model, which keeps it loaded until its loop is left; load it if it is not.
 
         Raises:
             EngineClosedError: the engine was closed.
@@ -232,7 +232,7 @@ class Engine:
             self._load()
 
     def _load(self, model: Llava | None = None) -> None:
-        """Load the model if it is not there, once the one before has left the memory."""
+        """Load the model if it is not loaded, once the one before has left the memory."""
         with _loading:
             if self.closed or self.loaded:
                 return
@@ -253,11 +253,11 @@ class Engine:
             with self._state:
                 self._resident = resident
                 self._finalizer = weakref.finalize(self, resident.loop.stop)
-            if self._closed:  # meanwhile, by somebody who found nothing to stop
+            if self._closed:  # meanwhile, by a caller that found nothing to stop
                 self.close()
 
     def _forget(self) -> None:
-        """Let go of a model that has left; its thread may still have to end."""
+        """Drop a model that was unloaded; its thread may still have to end."""
         if self._resident is None or not self._resident.loop.retired:
             return
         if self._finalizer is not None:
@@ -266,16 +266,16 @@ class Engine:
         self._resident = self._finalizer = None
 
     def _ended(self) -> None:
-        """The thread of a model that has left is over."""
+        """Note that the thread of an unloaded model has ended."""
         with self._state:
             self._forget()
 
 
 class _Lease:
-    """The model of an engine while somebody needs it, which keeps it from leaving.
+    """Keeps an engine's model loaded while it is needed.
 
     Nothing else refers to the model meanwhile: an error keeps the variables of all functions that
-    it has passed, and whoever kept the error would keep the weights.
+    it has passed through, so that keeping such an error would keep the weights.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -299,7 +299,7 @@ class _Lease:
 
 
 def _nudging(engine: weakref.ref[Engine]) -> Callable[[], None]:
-    """Has an engine's loop ask again how long it may wait; takes no lock."""
+    """Return a callback by which an engine's loop asks again how long it may wait; lock-free."""
 
     def nudge() -> None:
         living = engine()
@@ -311,10 +311,10 @@ def _nudging(engine: weakref.ref[Engine]) -> Callable[[], None]:
 
 
 def _ending(engine: weakref.ref[Engine]) -> Callable[[bool], None]:
-    """What is done when a loop's thread is over: the memory is given back."""
+    """Return a callback for the end of a loop's thread: it gives the memory back."""
 
     def ended(retired: bool) -> None:
-        if not retired:  # closed or dead: whoever has the engine lets go of it
+        if not retired:  # closed or dead: the engine's owner drops it
             return
         living = engine()
         if living is not None:
@@ -333,15 +333,15 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
     for token in dict(params.logit_bias):
         if token >= vocab_size:
             raise ParameterError(
-                f"logit_bias names the token {token}; this model's vocabulary ends at "
-                f"{vocab_size - 1}."
+                f"logit_bias names the token {token}, and this model's vocabulary ends at "
+                f"{vocab_size - 1}; take the token out."
             )
 
 
 def encode(
     reader: Reader, turns: list[Turn], open_picture: OpenPicture
 ) -> tuple[list[int], tuple[ImageSpan, ...]]:
-    """Token ids of a prompt, each image's token repeated, and where the images stand."""
+    """Tokenise a prompt, repeat each image's token, and find where the images stand."""
     parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
     pictures = [open_picture(part) for part in parts]
     tokens: list[int] = []
@@ -359,7 +359,7 @@ def encode(
 
 
 def count(reader: Reader, turns: list[Turn], size_of: Callable[[Image], tuple[int, int]]) -> int:
-    """Tokens of a prompt, told by the images' sizes (width, height) alone."""
+    """Count the tokens of a prompt from the images' sizes (width, height) alone."""
     parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
     sizes = [seen_size(size_of(part)) for part in parts]
     pictures = sum(reader.layout.tokens(size, len(sizes)) for size in sizes)

@@ -1,8 +1,8 @@
-"""Who owns which stretch of the KV arena. Integers only; knows no torch and no requests.
+"""Which stretches of the KV arena are free or owned. Integers only; no torch, no requests.
 
 The arena is a row of ``total`` token slots. Every owner holds one contiguous extent: a
 running sequence (for its prompt and the longest answer it may give), or the computed tokens
-of a finished one, kept because another sequence may begin alike.
+of a finished one, kept because another sequence may begin with the same tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Extent:
 class ExtentMap:
     """Free stretches of the arena, merged and sorted by their start.
 
-    ``take`` and ``give`` keep one law: free stretches never touch or overlap, and what was
+    ``take`` and ``give`` keep one invariant: free stretches never touch or overlap, and what was
     taken was free. ``give`` raises AssertionError if it is broken: that is a bug here.
     """
 
@@ -37,7 +37,7 @@ class ExtentMap:
 
     @property
     def free_tokens(self) -> int:
-        """Slots that nobody owns."""
+        """The number of slots without an owner."""
         return sum(extent.length for extent in self._free)
 
     @property
@@ -46,7 +46,7 @@ class ExtentMap:
         return tuple(self._free)
 
     def take(self, length: int) -> Extent | None:
-        """The tightest free stretch that holds ``length`` slots, cut to it; None if none does."""
+        """Take the tightest free stretch that holds ``length`` slots; None if none does."""
         fitting = [extent for extent in self._free if extent.length >= length]
         if not fitting:
             return None
@@ -64,14 +64,14 @@ class ExtentMap:
         return 0
 
     def grow(self, extent: Extent, length: int) -> Extent:
-        """The extent lengthened into the room behind it; check ``room_behind`` first."""
+        """Lengthen an extent into the free slots behind it; check ``room_behind`` first."""
         more = length - extent.length
         assert 0 <= more <= self.room_behind(extent), "an extent grows only into free slots"
         if more:
             index = bisect_left(self._free, Extent(extent.end, 0))
-            room = self._free.pop(index)
-            if room.length > more:
-                insort(self._free, Extent(room.start + more, room.length - more))
+            gap = self._free.pop(index)
+            if gap.length > more:
+                insort(self._free, Extent(gap.start + more, gap.length - more))
         return Extent(extent.start, length)
 
     def give(self, extent: Extent) -> None:
@@ -93,6 +93,6 @@ class ExtentMap:
         insort(self._free, Extent(start, end - start))
 
     def shrink(self, extent: Extent, length: int) -> Extent:
-        """The extent cut to its first ``length`` slots; the rest becomes free."""
+        """Cut an extent to its first ``length`` slots; the rest becomes free."""
         self.give(Extent(extent.start + length, extent.length - length))
         return Extent(extent.start, length)

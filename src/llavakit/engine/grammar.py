@@ -1,4 +1,4 @@
-"""Constrained decoding with llguidance: what a schema, an expression or tools allow next.
+"""Constrained decoding with llguidance: the tokens that a schema, expression or tools allow.
 
 https://github.com/guidance-ai/llguidance. White space in JSON is off: a weak model that may
 write it writes little else. Every grammar may begin with one space, because models with a
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llavakit.engine.schema_faults import (
     grammar_fault,
-    place_of_no_json,
+    not_json_at,
     schema_fault,
     schema_named,
     tool_named,
@@ -39,7 +39,7 @@ def _quoted(text: str) -> str:
 
 
 def grammar_of(request: Request, spell: Callable[[str], str] = _quoted) -> str | None:
-    """The Lark grammar that a request's answer must follow; None if it is free.
+    """Return the Lark grammar that a request's answer must follow; None if it is free.
 
     Args:
         request: what is asked.
@@ -76,15 +76,15 @@ def _regex(expression: str) -> str:
     return f"/(?:{inner})/"
 
 
-def _json(schema: Mapping[str, Any], who: str) -> str:
+def _json(schema: Mapping[str, Any], subject: str) -> str:
     try:
         limited = {"x-guidance": _COMPACT, **closed(schema)}
         return f"%json {json.dumps(limited, allow_nan=False)}"
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        place = place_of_no_json(schema)
+        place = not_json_at(schema)
         raise SchemaError(
-            f"{who}{f', at {place}' if place else ''}: this is not JSON ({error}); a schema holds "
-            "dicts with string keys, lists, strings, numbers, booleans and None."
+            f"{subject}{f', at {place}' if place else ''}: this is not JSON ({error}); a schema "
+            "holds dicts with string keys, lists, strings, numbers, booleans and None."
         ) from error
 
 
@@ -114,13 +114,13 @@ def _call(tool: Tool) -> str:
     head = f'{{"name":{compact_json(tool.name)},"arguments":'
     parameters = {"type": "object", **tool.parameters}
     if not (parameters.get("properties") or is_combined(parameters)):
-        # A tool without arguments; an object without properties would otherwise admit any.
+        # A tool without arguments: an object without properties would otherwise admit any.
         parameters["additionalProperties"] = False
     return f'{_quoted(head)} {_json(parameters, tool_named(tool.name))} "}}"'
 
 
 class _RefusedError(Exception):
-    """What llguidance says of a grammar: a reason, and all of the grammar."""
+    """llguidance's message about a grammar: a reason, and all of the grammar."""
 
 
 class GrammarCompiler:
@@ -141,7 +141,7 @@ class GrammarCompiler:
         self._compiled = functools.lru_cache(maxsize=64)(self._compile)
 
     def spell(self, marker: str) -> str:
-        """A marker as this tokenizer writes it: its own token, if it was added as one.
+        """Return a marker as this tokenizer writes it: its own token, if it was added as one.
 
         Added tokens (Qwen has one for ``<tool_call>``) are never the spelling of plain text
         for llguidance, so a quoted marker would forbid the token that the model learnt.
@@ -150,7 +150,7 @@ class GrammarCompiler:
         return f"<[{added[marker]}]>" if marker in added else _quoted(marker)
 
     def matcher(self, grammar: str, request: Request | None = None) -> Matcher:
-        """A fresh matcher.
+        """Return a fresh matcher.
 
         Args:
             grammar: from :func:`grammar_of`.
@@ -189,7 +189,7 @@ class GrammarCompiler:
                 self._tokenizer = llguidance.hf.from_tokenizer(
                     self._source, n_vocab=self._vocab_size, eos_token=self._stops
                 )
-        # Its warnings go to stderr and quote what the model wrote; errors are asked for instead.
+        # Its warnings go to stderr and quote what the model wrote; errors are read below instead.
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise _RefusedError(str(matcher.get_error()))
@@ -208,7 +208,9 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), self._words.numel() * 4)
         if self._matcher.is_error():
             # A matcher that gave up (a limit of its parser) would now ask for the end.
-            raise SchemaError(f"The grammar is too complex: {_reason(self._matcher)}")
+            raise SchemaError(
+                f"The grammar is too complex ({_reason(self._matcher)}); simplify it."
+            )
 
     @property
     def words(self) -> Tensor:
@@ -216,9 +218,11 @@ class Matcher:
         return self._words
 
     def accept(self, token: int) -> None:
-        """Go on behind a drawn token."""
+        """Advance by a sampled token."""
         if not self._matcher.consume_token(token):
-            raise SchemaError(f"The grammar refused a token: {_reason(self._matcher)}")
+            raise SchemaError(
+                f"The grammar refused a token ({_reason(self._matcher)}); simplify it."
+            )
 
     @property
     def finished(self) -> bool:
@@ -232,13 +236,13 @@ def _reason(matcher: Any) -> str:
 
 
 def unpack(words: Tensor, vocab_size: int) -> Tensor:
-    """[N, ceil(vocab / 32)] int32 words as [N, vocab] bool."""
+    """Unpack [N, ceil(vocab / 32)] int32 words to [N, vocab] bool."""
     bits = torch.arange(32, dtype=torch.int32, device=words.device)
     return ((words[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()
 
 
 def allowed(matchers: Sequence[Matcher | None], logits: Tensor) -> Tensor | None:
-    """What the grammars of the rows allow, as the logits [N, vocab]; None if there is none."""
+    """Return what the rows' grammars allow, shaped as the logits [N, vocab]; None without any."""
     if not any(matchers):
         return None
     vocabulary = logits.shape[-1]

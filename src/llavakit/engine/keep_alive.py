@@ -1,4 +1,4 @@
-"""How long an idle model stays in memory: Ollama's notation, and the wishes of all who share it."""
+"""How long an idle model stays in memory: Ollama's notation, and the longest wish of all users."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ FOREVER = math.inf
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
 _PART = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _DURATION = re.compile(rf"([+-]?)((?:{_PART}(?:h|ms|m|s))+|{_PART})")
-_PIECE = re.compile(rf"({_PART})(h|ms|m|s)?")
+_AMOUNT = re.compile(rf"({_PART})(h|ms|m|s)?")
 
 
 def seconds_of(value: Any) -> float:
-    """Seconds of a ``keep_alive``; what is negative, and None, is for ever.
+    """Return the seconds of a ``keep_alive``; a negative number, and None, is for ever.
 
     The notation is Ollama's: a number of seconds, or a duration such as ``"5m"`` or ``"1h30m"``
-    (of h, m, s and ms); a string of digits is a number of seconds.
+    (in h, m, s and ms); a string of digits is a number of seconds.
 
     Raises:
-        ParameterError: it is neither.
+        ParameterError: neither a number nor such a duration.
     """
     if value is None:
         return FOREVER
@@ -38,7 +38,7 @@ def _of_text(text: str) -> float:
     if found is None:
         raise refused("keep_alive", text, 'seconds, a duration such as "5m" or "1h30m", or -1')
     sign, amounts = found.groups()
-    seconds = sum(float(n) * _UNITS[unit or "s"] for n, unit in _PIECE.findall(amounts))
+    seconds = sum(float(n) * _UNITS[unit or "s"] for n, unit in _AMOUNT.findall(amounts))
     return -seconds if sign == "-" else seconds
 
 
@@ -53,17 +53,17 @@ class Stays:
     """All wishes for one model, of which the longest counts.
 
     Args:
-        changed: called when a wish comes or goes; on any thread, even amid a garbage collection,
-            so that it must not take a lock.
+        changed: called when a wish is added or dropped; on any thread, even during a garbage
+            collection, so that it must not take a lock.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._stays: weakref.WeakSet[Stay] = weakref.WeakSet()
-        self._lock = threading.Lock()  # a set that grows must not be walked
+        self._lock = threading.Lock()  # a set must not grow while it is iterated
 
     def add(self, seconds: float) -> Stay:
-        """A new wish, which holds as long as the caller keeps it."""
+        """Add a wish, which holds as long as the caller keeps it."""
         stay = Stay(seconds)
         with self._lock:
             self._stays.add(stay)
@@ -73,6 +73,6 @@ class Stays:
 
     @property
     def longest(self) -> float:
-        """Seconds; where nobody wishes anything, for ever."""
+        """The longest wish in seconds; without any, for ever."""
         with self._lock:
             return max((stay.seconds for stay in self._stays), default=FOREVER)

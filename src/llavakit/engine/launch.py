@@ -1,4 +1,4 @@
-"""Launches a step: a pass of the model and the drawing behind it, without waiting for either."""
+"""Launches a step: a pass of the model and the sampling behind it, without waiting for either."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class Flight:
 
     Attributes:
         plan: what it computes.
-        completed: works behind which a token is drawn, in the order of the tokens.
-        drawing: those tokens; None if there are none.
+        completed: works behind which a token is sampled, in the order of the tokens.
+        sampling: those tokens; None if there are none.
         failed: sequences that could not be launched, and why.
         looks_back: whether the next step can only be launched when these tokens are known.
     """
 
     plan: Plan
     completed: list[Work] = field(default_factory=list)
-    drawing: Drawing | None = None
+    sampling: Drawing | None = None
     failed: dict[Sequence, Exception] = field(default_factory=dict)
     looks_back: bool = False
 
     @property
     def tokens(self) -> Tensor | None:
-        """The drawn tokens on the device, [N]; None if there are none."""
-        return None if self.drawing is None else self.drawing.tokens
+        """The sampled tokens on the device, [N]; None if there are none."""
+        return None if self.sampling is None else self.sampling.tokens
 
     def read(self) -> list[Drawn]:
-        """The drawn tokens; waits for the device."""
-        return [] if self.drawing is None else self.drawing.read()
+        """Return the sampled tokens; waits for the device."""
+        return [] if self.sampling is None else self.sampling.read()
 
 
 class Launcher:
@@ -49,7 +49,7 @@ class Launcher:
 
     Args:
         runner: computes logits.
-        sampler: draws the tokens.
+        sampler: samples the tokens.
         name: shown in the name of the thread that works out what grammars allow.
     """
 
@@ -59,7 +59,7 @@ class Launcher:
         self._masks = ThreadPoolExecutor(1, f"llavakit-masks-{name}")
 
     def close(self) -> None:
-        """Let its thread go."""
+        """Let its thread end."""
         self._masks.shutdown(wait=False)
 
     def launch(self, plan: Plan, before: Flight | None = None) -> Flight:
@@ -74,7 +74,7 @@ class Launcher:
         flight.failed.update(_failures(masks))
         if outcome.logits is not None:
             try:
-                self._draw(flight, outcome.logits)
+                self._sample(flight, outcome.logits)
             except Exception as error:
                 flight.failed |= {work.sequence: error for work in flight.completed}
                 flight.completed = []
@@ -82,20 +82,20 @@ class Launcher:
             work.sequence.place = place
         return flight
 
-    def _draw(self, flight: Flight, logits: Tensor) -> None:
-        """Draw the tokens of a step behind its pass."""
+    def _sample(self, flight: Flight, logits: Tensor) -> None:
+        """Sample the tokens of a step behind its pass."""
         answers = [work.sequence.answer for work in flight.completed]
         draws = [answer.draw for answer in answers]
         flight.looks_back = any(answer.looks_back for answer in answers)
         if not flight.looks_back:
-            flight.drawing = self._sampler.launch(logits, draws)
+            flight.sampling = self._sampler.launch(logits, draws)
             return
         seen = [
             _seen(work.sequence) if draw.penalises else None
             for work, draw in zip(flight.completed, draws, strict=True)
         ]
         masks = allowed([answer.matcher for answer in answers], logits)
-        flight.drawing = self._sampler.launch(logits, draws, seen, masks)
+        flight.sampling = self._sampler.launch(logits, draws, seen, masks)
 
 
 def _seen(sequence: Sequence) -> Seen:
@@ -104,7 +104,7 @@ def _seen(sequence: Sequence) -> Seen:
 
 
 def _failures(masks: Iterable[tuple[Work, Future[None]]]) -> dict[Sequence, Exception]:
-    """Waits for masks; the sequences whose grammar gave up, and why."""
+    """Wait for masks; return the sequences whose grammar failed, and why."""
     return {
         work.sequence: error if isinstance(error, Exception) else EngineError(str(error))
         for work, mask in masks

@@ -1,16 +1,17 @@
-"""What the tokens of a packed pass read, as the integers of at most two attention calls.
+"""What each token of a packed pass reads, as the integers of at most two attention calls.
 
-Each row (a sequence's new tokens) reads its own segment causally and the pieces of its prefix
-whole. One call of a varlen kernel is causal or not for all that it is given, so:
+Each row (a sequence's new tokens) reads its own segment causally and the splits of its prefix
+(contiguous stretches of the arena) without a mask. One call of a varlen kernel is causal for all
+of its stretches or for none, so:
 
 - The first call is causal: every row over its own segment, and behind these every row of a
-  single token over each of its other pieces, for which causal means nothing.
-- The second one is not: rows of several tokens over the pieces of their prefix. A step has it only
-  if a prefill goes on behind a shared beginning.
+  single token over each of its other splits, for which causal means nothing.
+- The second one is not causal: rows of several tokens over the splits of their prefix. A step has
+  it only if a prefill goes on behind a shared beginning.
 
-A token that reads several pieces is merged from their results by log-sum-exp (flash-decoding,
-https://crfm.stanford.edu/2023/10/12/flashdecoding.html); ``parts`` says from which. Pure numpy:
-a pass is laid out once for all layers.
+A token that reads several splits is merged from their results by log-sum-exp (flash-decoding,
+https://crfm.stanford.edu/2023/10/12/flashdecoding.html); ``Layout.parts`` says from which. Pure
+numpy: a pass is laid out once for all layers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from llavakit.engine.extents import Extent
 Integers = npt.NDArray[np.int64]
 
 LEAST_PIECE = 128
-"""Tokens. Shorter pieces are not worth a block of their own."""
+"""Tokens. Shorter splits are not worth a block of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def lay_out(rows: Sequence[Row], cuts: int = 1) -> Layout:
 
     Args:
         rows: at least one, packed in this order.
-        cuts: pieces that a row of one token is cut into, where these stay long enough, so that
+        cuts: splits that a row of one token is cut into, where these stay long enough, so that
             few rows keep a device busy.
     """
     slots = [np.arange(row.slot + row.start, row.slot + row.own, dtype=np.int64) for row in rows]
@@ -108,7 +109,7 @@ def lay_out(rows: Sequence[Row], cuts: int = 1) -> Layout:
             own.append((place, row.count, row.slot, row.own))
             whole += [(extent.start, extent.length, place, row.count) for extent in row.prefix]
         place += row.count
-    # Rows that share a piece read it next to each other.
+    # Rows that share a split read it next to each other.
     single.sort()
     places = [np.arange(place)] + [np.array([token]) for _, _, token in single]
     own += [(place + n, 1, start, length) for n, (start, length, _) in enumerate(single)]
@@ -130,7 +131,7 @@ def _table(stretches: Sequence[tuple[int, int, int, int]]) -> Integers:
 
 
 def _parts(tokens: int, calls: Sequence[CallLayout]) -> Integers | None:
-    """Which results belong to each token."""
+    """The places of each token's results, [T, P]; None if every token has exactly one."""
     read = [np.arange(tokens) if call.gather is None else call.gather for call in calls]
     token = np.concatenate(read)
     if len(token) == tokens:
@@ -144,15 +145,15 @@ def _parts(tokens: int, calls: Sequence[CallLayout]) -> Integers | None:
 
 
 def pieces_of(row: Row, count: int) -> list[Extent]:
-    """What a row sees, in at most ``count`` pieces if its tree allows: the longest are cut."""
-    pieces = [*row.prefix, Extent(row.slot, row.own)]
-    while len(pieces) < count:
-        lengths = [piece.length for piece in pieces]
+    """Split what a row sees: its tree's stretches, the longest cut until there are ``count``."""
+    splits = [*row.prefix, Extent(row.slot, row.own)]
+    while len(splits) < count:
+        lengths = [split.length for split in splits]
         place = lengths.index(max(lengths))
-        longest = pieces[place]
+        longest = splits[place]
         half = longest.length // 2
         if half < LEAST_PIECE:
             break
         rest = Extent(longest.start + half, longest.length - half)
-        pieces[place : place + 1] = [Extent(longest.start, half), rest]
-    return pieces
+        splits[place : place + 1] = [Extent(longest.start, half), rest]
+    return splits

@@ -1,11 +1,12 @@
 """The one thread that owns the model. What it does in a step is in ``engine.steps``.
 
 Other threads talk to it through one inbox and hear from it through each request's channel;
-the one lock is for counting who comes in. Every request ends exactly once, whatever happens
-to the others.
+the one lock guards the counts of callers and requests. Every request ends exactly once, whatever
+happens to the others.
 
-A model that may leave when it is idle (``patience``) leaves by this thread's own decision, behind
-the same lock: whoever has entered before has it, and whoever comes later is told that it is gone.
+A model that may be unloaded when it is idle (``patience``) is unloaded by this thread's own
+decision, under the same lock: callers that entered before still have it, and later ones get False
+from :meth:`EngineLoop.enter`.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class _Cancel:
 
 
 class _Stop:
-    """Asks the loop to end."""
+    """A message: end the loop."""
 
 
 class _Nudge:
-    """Has the loop look again how long it may wait."""
+    """A message: ask again how long to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class _Call(Generic[T]):
         if self.result.set_running_or_notify_cancel():
             try:
                 self.result.set_result(self.function())
-            except BaseException as error:  # the caller's, whatever it is
+            except BaseException as error:  # the caller gets it, whatever it is
                 self.result.set_exception(error)
 
     def refuse(self, error: Exception) -> None:
@@ -78,11 +79,11 @@ _running: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def _end_at_exit() -> None:
-    """End all threads while the interpreter is whole; one in C++ would abort the process later."""
+    """End all threads before the interpreter ends; one in C++ would abort the process later."""
     until = time.monotonic() + _EXIT_SECONDS
     for loop in list(_loops):
         loop.stop(timeout=0)
-    # Also one whose loop is gone already, and that gives the model's memory back.
+    # Also threads whose loop is gone already and that still free the model's memory.
     for thread in list(_running):
         thread.join(max(0.0, until - time.monotonic()))
 
@@ -91,7 +92,7 @@ atexit.register(_end_at_exit)
 
 
 CHECKS = "LLAVAKIT_CHECK"
-"""The variable that has the scheduler's books checked whenever the engine falls idle."""
+"""Environment variable: check the scheduler's invariants whenever the engine falls idle."""
 
 
 def _checks() -> bool:
@@ -99,20 +100,20 @@ def _checks() -> bool:
 
 
 class EngineLoop:
-    """Runs sequences until it is told to stop.
+    """Runs sequences until it is stopped.
 
     Args:
         scheduler: decides what each step computes.
         runner: computes it.
-        sampler: draws the tokens.
+        sampler: samples the tokens.
         name: shown in the thread's name.
         max_waiting: most sequences that wait for their first step.
         lookahead: whether a step is launched before the one before it is settled.
         counters: totals, which go on where an earlier loop ended.
-        patience: seconds that it waits for the next request before it retires; asked again and
-            again, on its own thread.
-        ended: called by its thread at the very end, when that holds nothing of the loop any more,
-            with whether it has retired.
+        patience: returns the seconds that it waits for the next request before it retires; called
+            repeatedly, on its own thread.
+        ended: called by its thread at the very end, when no reference to the loop is left, with
+            whether it has retired.
 
     Attributes:
         retired: whether it has ended because it was idle.
@@ -138,10 +139,10 @@ class EngineLoop:
         self._steps = Steps(scheduler, self._launcher, counters, lookahead=lookahead)
         self._max_waiting = max_waiting
         self._patience = patience
-        self._inside = 0  # who has entered and not left; written behind the door
-        self._left_at: float | None = None  # when the last one left
-        self._door = threading.Lock()
-        self._submitted = 0  # written behind the door
+        self._inside = 0  # callers that entered and did not leave; written under the lock
+        self._left_at: float | None = None  # when the last caller left
+        self._entry = threading.Lock()
+        self._submitted = 0  # written under the lock
         self._taken_in = 0  # written by the loop's own thread
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._dead = threading.Event()
@@ -170,20 +171,20 @@ class EngineLoop:
 
     @property
     def thread(self) -> threading.Thread:
-        """Its own."""
+        """The thread that runs it."""
         return self._thread
 
     def enter(self) -> bool:
         """Keep it from retiring until :meth:`leave`; False if it takes no more requests."""
-        with self._door:
+        with self._entry:
             if self.dead:
                 return False
             self._inside += 1
             return True
 
     def leave(self) -> None:
-        """The end of what :meth:`enter` began."""
-        with self._door:
+        """End what :meth:`enter` began."""
+        with self._entry:
             self._inside -= 1
             self._left_at = time.monotonic()
         if self._patience() < math.inf:
@@ -196,7 +197,7 @@ class EngineLoop:
     @property
     def backlog(self) -> int:
         """Requests that wait for their first step; never too few, whenever it is read."""
-        # Read in this order: who moves from the inbox to the queue meanwhile counts twice.
+        # Read in this order: a request that moves to the queue meanwhile counts twice.
         return self._submitted - self._taken_in + len(self.scheduler.waiting)
 
     def check_room(self) -> None:
@@ -208,18 +209,20 @@ class EngineLoop:
             )
 
     def submit(self, sequence: Sequence) -> None:
-        """Hand over a sequence; its channel will end, in any case.
+        """Submit a sequence; its channel will end in any case.
 
         Raises:
             QueueFullError: too many wait.
         """
-        with self._door:  # or two that come together would both be the last one
+        with self._entry:  # or two at the same time would both take the last place
             self.check_room()
             self._submitted += 1
         self._inbox.put(sequence)
         if self.dead:
-            # The loop may have ended just before: nobody else would end this channel.
-            sequence.channel.fail(EngineClosedError("The engine was closed."))
+            # The loop may have ended just before: nothing else would end this channel.
+            sequence.channel.fail(
+                EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
+            )
 
     def cancel(self, sequence: Sequence) -> None:
         """Free a sequence at the next step. Never blocks; safe in a finaliser."""
@@ -234,9 +237,9 @@ class EngineLoop:
             EngineClosedError: the engine was closed. If that happens later, it is in the future.
         """
         call: _Call[T] = _Call(function, Future())
-        with self._door:  # or the loop might end in between, and nobody would read the inbox
+        with self._entry:  # or the loop might end in between, and the inbox would not be read
             if self.dead:
-                raise EngineClosedError("The engine was closed.")
+                raise EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
             self._inbox.put(call)
         return call.result
 
@@ -273,7 +276,7 @@ class EngineLoop:
 
     def _end_all(self, error: LlavaKitError) -> None:
         self._steps.end_all(error)
-        with self._door:  # whoever has seen a living loop has put his call by now
+        with self._entry:  # a caller that saw a living loop has put its call by now
             left = list(self._drain())
         for item in left:
             if isinstance(item, Sequence):
@@ -289,7 +292,7 @@ class EngineLoop:
                 return
 
     def _take_in(self) -> bool:
-        """Read the inbox, waiting while there is nothing to do; False when told to stop."""
+        """Read the inbox, waiting while there is nothing to do; False to stop."""
         if self._steps.idle and _checks():
             self.scheduler.check_integrity()
         first = [self._wait()] if self._steps.idle else []
@@ -309,7 +312,7 @@ class EngineLoop:
         return True
 
     def _wait(self) -> _Item:
-        """The next item, if it comes before the patience is at its end."""
+        """Return the next item; a stop if none comes before the patience ends."""
         began = time.monotonic()
         while True:
             try:
@@ -324,18 +327,18 @@ class EngineLoop:
     def _left(self, began: float) -> float | None:
         """Seconds that it still waits, being idle since ``began``; None waits for ever.
 
-        Before its first request it is not idle but new: whoever had it loaded is on his way.
+        Before its first request it is not idle but new: that request is about to come.
         """
         patience = self._patience()
         left_at = self._left_at
         if patience == math.inf or left_at is None or self._inside:
-            return None  # whoever leaves nudges
+            return None  # the last caller nudges when it leaves
         left = max(began, left_at) + patience - time.monotonic()
         return min(max(left, 0.0), threading.TIMEOUT_MAX)
 
     def _retire(self, began: float) -> bool:
-        """Take no more requests, unless somebody has entered meanwhile."""
-        with self._door:
+        """Take no more requests, unless a caller entered meanwhile."""
+        with self._entry:
             if self._left(began) != 0 or not self._inbox.empty():
                 return False
             self.retired = True
@@ -344,7 +347,7 @@ class EngineLoop:
 
 
 def _live(owned: list[EngineLoop], ended: Callable[[bool], None]) -> None:
-    """A loop's thread, which holds nothing of it when it says that it is over."""
+    """Run a loop's thread; it holds no reference to the loop when it calls ``ended``."""
     loop = owned.pop()
     loop._main()
     retired = loop.retired

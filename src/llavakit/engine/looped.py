@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 QUERIES_AT_ONCE = 256
-"""Of one stretch: their scores are kept, in fp32."""
+"""Queries of one stretch whose scores are computed together, in fp32."""
 
 
 @torch.library.custom_op("llavakit::attend_stretches", mutates_args=())
@@ -25,7 +25,7 @@ def attend_stretches(
         keys, values: [slots, kv_heads, dim].
         stretches: [N, 4] on the host: first query, queries, first slot, slots.
         causal: whether a stretch's last query sees all of it, the one before one slot less.
-        scaling: of the scores.
+        scaling: factor of the scores.
 
     Returns:
         [Q, heads, dim], and the log-sum-exp of the scores, [heads, Q] in fp32.

@@ -18,10 +18,10 @@ UNKNOWN = 8 << 30
 """Bytes that are taken for available where the system does not say (Windows)."""
 
 KV_SHARE = 2
-"""Keys and values take at most one part in so many of what is free."""
+"""Keys and values take at most 1 / KV_SHARE of what is free."""
 
 LEAST_CONTEXTS = 4
-"""An automatic arena may hold so many, however few requests run at once."""
+"""Contexts that an automatic arena may hold, however few requests run at once."""
 
 CONCURRENCY = 32
 """Sequences that run at once where a batch is bound by computing: on a processor."""
@@ -29,8 +29,8 @@ CONCURRENCY = 32
 TYPICAL_TOKENS = 1024
 """Slots of a usual request: one image (576 tokens in LLaVA 1.5), a question, an answer.
 
-With 512 tokens, the default, reserved for the answer it is a little more. Whoever asks for more
-waits for room in the arena, whatever the number of sequences.
+With 512 tokens, the default, reserved for the answer it is a little more. A request that
+needs more waits for free slots of the arena, whatever the number of sequences.
 """
 
 LEAST_CONCURRENCY = 8
@@ -39,9 +39,9 @@ MOST_CONCURRENCY = 256
 
 
 def available(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Bytes that can still be used without swapping: of the machine, and of its container.
+    """Return the bytes that can be used without swapping, by the machine and its container.
 
-    Linux says it in ``/proc/meminfo``; control groups (version 1 and 2) may limit it further.
+    Linux reports it in ``/proc/meminfo``; control groups (version 1 and 2) may limit it further.
     Elsewhere it is what ``os.sysconf`` counts as free, or half of all memory, or ``UNKNOWN``.
 
     Args:
@@ -58,14 +58,14 @@ def available(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
 
 
 def total(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
-    """Bytes of all main memory, or of what the container may use; None if unknown."""
+    """Return the bytes of main memory, or of the container's limit; None if unknown."""
     machine = _meminfo(proc, "MemTotal") or _sysconf("SC_PHYS_PAGES")
     limits = [limit for limit, _, _ in _groups(proc, cgroups)]
     return min([*limits, *([] if machine is None else [machine])], default=None)
 
 
 def gpus() -> list[int]:
-    """Free bytes of each NVIDIA GPU, as ``nvidia-smi`` tells them; empty where there is none.
+    """Free bytes of each NVIDIA GPU, as ``nvidia-smi`` reports them; empty without a GPU.
 
     Asking torch would load it, and take memory on the GPU.
     """
@@ -81,7 +81,7 @@ def gpus() -> list[int]:
 
 
 def in_files(stretches: Iterable[tuple[int, int]], proc: Path = PROC) -> int:
-    """How many of these bytes are pages of mapped files.
+    """Return how many of these bytes are pages of mapped files.
 
     The system counts such pages as available, since it can drop and read them again; weights that
     are read for every token must not be dropped.
@@ -107,18 +107,18 @@ def in_files(stretches: Iterable[tuple[int, int]], proc: Path = PROC) -> int:
 
 
 def kv_room(free: int) -> int:
-    """Bytes that keys and values may take of what is free: half of it, none if it is negative."""
+    """Return the bytes that keys and values may take of what is free: half of it, at least 0."""
     return max(0, free) // KV_SHARE
 
 
 def kv_slots(affordable: int, context_length: int, max_concurrency: int) -> int:
-    """Slots of an automatic arena: at least one context, and no more than can be used.
+    """Return the slots of an automatic arena: at least one context, and no more than is usable.
 
-    Few requests fill their context, so a whole one for each leaves much for what is kept of
+    Few requests fill their context, so one context for each leaves much for the prefixes kept of
     earlier ones; for the same reason there are four contexts where fewer requests run at once.
 
     Args:
-        affordable: slots that there is room for.
+        affordable: slots that fit into the free memory.
         context_length: slots of one context.
         max_concurrency: most sequences that run at once.
     """
@@ -127,10 +127,10 @@ def kv_slots(affordable: int, context_length: int, max_concurrency: int) -> int:
 
 
 def planned_contexts(context_length: int, on_gpu: bool) -> int:
-    """How many contexts an automatic arena may hold where concurrency is automatic, too.
+    """Return how many contexts an automatic arena may hold with automatic concurrency.
 
-    Concurrency follows the arena there, so that the arena cannot follow it: it may grow until as
-    many usual requests as ever run at once fit, or as many whole contexts as on a processor.
+    Automatic concurrency is derived from the arena, so the arena cannot be derived from it: it may
+    hold as many usual requests as ever run at once, or as many full contexts as on a processor.
 
     Args:
         context_length: slots of one context.
@@ -143,13 +143,13 @@ def planned_contexts(context_length: int, on_gpu: bool) -> int:
 
 
 def concurrency(slots: int, context_length: int, on_gpu: bool) -> int:
-    """Sequences that run at once by default: on CUDA as many usual requests as the arena holds.
+    """Return how many sequences run at once by default: on CUDA, what the arena has slots for.
 
     A step of a GPU takes hardly longer for hundreds of sequences than for one, since it reads the
     same weights. A processor is busy with computing long before.
 
     Args:
-        slots: of the arena.
+        slots: slots of the arena.
         context_length: slots of one context; no request takes more.
         on_gpu: whether the model runs on CUDA.
     """

@@ -1,14 +1,14 @@
-"""Attention of a packed pass over pieces of the arena: the calls, and the kernels that take them.
+"""Attention of a packed pass over splits of the arena: the calls, and the kernels that take them.
 
-Everything a token sees lies in *pieces*, contiguous stretches of the arena (see ``layout``). A
+Everything a token sees lies in *splits*, contiguous stretches of the arena (see ``layout``). A
 kernel attends to any number of stretches at once and gives the log-sum-exp of each result, by which
 those of a token are merged. Prefill, decode and mixtures of them go the same way.
 
 - ``VARLEN`` is flash attention, called below ``torch.nn.attention.varlen``, whose wrapper lacks
   grouped heads and used lengths in torch 2.11.
 - ``GATHERED`` needs no library and can be captured, and takes stretches of one query.
-- ``LOOPED`` takes any, on any device, one stretch after the other; it reads the host's numbers and
-  is the plain definition of the other two.
+- ``LOOPED`` takes any, on any device, one stretch after the other; it reads its integers on the
+  host and is the reference definition of the other two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llavakit.engine.extents import Extent
 from llavakit.engine.layout import CallLayout, Row, lay_out
 from llavakit.engine.looped import attend_stretches
 from llavakit.engine.transfer import to_device
-from llavakit.kernels.fused import merge_parts
+from llavakit.kernels.fused import merge_splits
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class AttentionCall:
         queries: [N + 1] of int32, where each stretch's queries begin; the last one is their number.
         starts: [N + 1] of int32: slots, in any order; the last one is not read.
         lengths: [N] of int32.
-        most: queries that a stretch has at most; a number of the host's, as the next one.
-        longest: no stretch is longer.
+        most: queries that a stretch has at most; on the host, as the next one.
+        longest: slots that a stretch has at most.
         causal: whether a stretch's last query sees all of it, the one before one slot less.
         gather: [Q], the queries' places in the pass; None where they are the pass.
         stretches: the same on the host, see :class:`llavakit.engine.layout.CallLayout`; None
@@ -65,12 +65,12 @@ class Kernel:
     """A way to attend to stretches.
 
     Attributes:
-        name: for the log and ``stats()``.
+        name: its name in the log and ``stats()``.
         attend: (query [Q, heads, dim], keys [slots, kv_heads, dim], values, call, scaling)
             -> (out [Q, heads, dim], log-sum-exp [heads, Q] in fp32). Stretches of length 0 may
             give anything.
         padded: whether it works in the shape of the longest stretch.
-        static: whether it reads no number of the host's but bounds, and so can be captured.
+        static: whether it reads nothing but bounds from the host, and so can be captured.
         several: whether a stretch may have several queries.
     """
 
@@ -91,7 +91,7 @@ def _varlen(
     query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, scaling: float
 ) -> tuple[Tensor, Tensor]:
     # A stretch's place is taken from cum_seq_k and its length from seqused_k alone, which is
-    # written nowhere: `error_of` tries it. Splitting is done by cutting pieces (see `layout`),
+    # documented nowhere: `error_of` tests it. Splitting is done by cutting (see `layout`),
     # because its own heuristic looks at the bound and not at lengths.
     splits = {"num_splits": 1} if _has_splits() else {}
     found = torch.ops.aten._flash_attention_forward(
@@ -166,7 +166,7 @@ ROWS = (
     Row((Extent(130, 300),), 450, 63, 1),
     Row((), 720, 129, 1),
 )
-"""Of the self-test: in no order, one shared stretch, one of a single slot."""
+"""Rows of the self-test: in no order, one shared stretch, one of a single slot."""
 PREFILLS = (Row((), 20, 0, 37), Row((Extent(130, 35), Extent(5, 1)), 500, 11, 150))
 LARGEST_SLOT = 900
 
@@ -180,20 +180,20 @@ def working_kernel(
     kernels: Sequence[Kernel] = (VARLEN, GATHERED),
     refused: dict[str, str] | None = None,
 ) -> Kernel | None:
-    """The first kernel that gives the right numbers here; None if none does.
+    """Return the first kernel that gives the right numbers here; None if none does.
 
     Args:
-        heads, kv_heads, head_dim, dtype: of the model.
+        heads, kv_heads, head_dim, dtype: shape and type of the model's attention.
         device: where it computes.
         kernels: the best one first.
-        refused: takes the names of those that were passed over, and why.
+        refused: filled with the names of those that were passed over, and why.
     """
     for kernel in kernels:
         reason: str | None
         try:
             reason = _fault(kernel, heads, kv_heads, head_dim, dtype, device)
             level = logging.WARNING
-        except Exception as error:  # whatever an op says that does not exist for this device
+        except Exception as error:  # whatever an op raises that does not exist for this device
             reason, level = f"does not run here: {str(error)[:200]}", logging.INFO
         if reason is None:
             return kernel
@@ -226,13 +226,13 @@ def error_of(
     dtype: torch.dtype,
     device: torch.device,
 ) -> float:
-    """The largest deviation from plain attention in fp64, as a share of the largest number.
+    """Return the largest deviation from attention in fp64, as a share of the largest number.
 
     Args:
         kernel: to try.
         rows: a pass.
         shape: heads, key heads, channels of a head.
-        dtype, device: of keys and queries.
+        dtype, device: type and device of keys and queries.
     """
     heads, kv_heads, dim = shape
     noise = torch.Generator().manual_seed(0)
@@ -253,7 +253,7 @@ def error_of(
     out = torch.cat([one for one, _ in results])
     if layout.parts is not None:
         lse = torch.cat([one for _, one in results], dim=1)
-        out = merge_parts(out, lse, torch.from_numpy(layout.parts).to(device))
+        out = merge_splits(out, lse, torch.from_numpy(layout.parts).to(device))
     right = _right(query, keys, values, rows, dim**-0.5)
     error = float((out.cpu().double() - right).abs().max() / right.abs().max())
     return error if error == error else float("inf")

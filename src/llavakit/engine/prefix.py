@@ -2,7 +2,7 @@
 
 Keys and values of a token depend on all that stands before it, so two sequences share them
 exactly as far as they *begin* alike. Sequences are compared by **virtual ids**: text tokens
-by their id, and each token of an image by a number drawn from the image's content, its
+by their id, and each token of an image by a number derived from the image's content, its
 preprocessing and its place in the image. Two different images therefore never look
 alike, although the model's vocabulary has one ``<image>`` token for both.
 
@@ -27,7 +27,7 @@ VirtualIds = npt.NDArray[np.int64]
 
 
 def image_ids(key: str, count: int) -> VirtualIds:
-    """Virtual ids of an image's tokens: negative, so that no text token is among them.
+    """Return the virtual ids of an image's tokens: negative, unlike any text token's.
 
     Args:
         key: what the features depend on: content digest, preprocessing, model revision.
@@ -44,7 +44,7 @@ def image_ids(key: str, count: int) -> VirtualIds:
 
 
 def common_prefix(one: VirtualIds, other: VirtualIds) -> int:
-    """How many ids two sequences share from their beginning."""
+    """Return how many ids two sequences share from their beginning."""
     length = min(len(one), len(other))
     if not length or one[0] != other[0]:
         return 0
@@ -57,7 +57,7 @@ class Owner(Protocol):
     """A running sequence, as the tree sees it."""
 
     def known_ids(self) -> VirtualIds:
-        """Virtual ids of all its computed tokens, from the first on."""
+        """Return the virtual ids of all its computed tokens, from the first on."""
 
 
 _uses = itertools.count()
@@ -71,7 +71,7 @@ class Segment:
         base: tokens that stand before it, in its parents.
         parent: the segment that it continues; it may leave the parent before its end.
         children: segments that continue this one.
-        owner: the running sequence that writes it, or None when it is only kept.
+        owner: the running sequence that writes it, or None when it is only kept for later prompts.
     """
 
     def __init__(
@@ -96,27 +96,27 @@ class Segment:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody writes it and nothing continues it."""
+        """Whether no sequence writes it and no segment continues it."""
         return self.owner is None and not self.children
 
     @property
     def prefix(self) -> tuple[Extent, ...]:
         """Where the tokens before it lie, in their order."""
-        pieces: list[Extent] = []
+        extents: list[Extent] = []
         end, node = self.base, self.parent
         while node is not None:
-            pieces.append(Extent(node.extent.start, end - node.base))
+            extents.append(Extent(node.extent.start, end - node.base))
             end, node = node.base, node.parent
-        return tuple(reversed(pieces))
+        return tuple(reversed(extents))
 
     def disown(self) -> None:
-        """The owner leaves; its computed tokens stay, used a moment ago."""
+        """Let the owner go; its computed tokens stay, used a moment ago."""
         self._ids = self.ids
         self.owner = None
         self.touch()
 
     def touch(self) -> None:
-        """It and what it continues were just used."""
+        """Mark it and what it continues as just used."""
         node: Segment | None = self
         while node is not None:
             node.used = next(_uses)
@@ -160,7 +160,7 @@ class PrefixTree:
         return self._roots if segment.parent is None else segment.parent.children
 
     def best(self, ids: VirtualIds, but: Segment | None = None) -> tuple[Segment | None, int]:
-        """Where the longest shared prefix ends, and its length; ``but`` is passed over."""
+        """Return where the longest shared prefix ends, and its length; ``but`` is passed over."""
         best: Segment | None = None
         length = 0
         stack = list(self._roots)
@@ -177,6 +177,6 @@ class PrefixTree:
         return best, length
 
     def oldest_idle(self, but: Segment | None = None) -> Segment | None:
-        """The idle segment that was not used for longest, other than ``but``."""
+        """Return the least recently used idle segment other than ``but``."""
         idle = [segment for segment in self if segment.idle and segment is not but]
         return min(idle, key=lambda segment: segment.used, default=None)

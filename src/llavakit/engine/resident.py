@@ -1,4 +1,4 @@
-"""A model in memory: its weights, the room for keys and values, and the thread that runs it."""
+"""A model in memory: its weights, its keys and values, and the thread that runs it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Resident:
-    """All that is in memory while a model is loaded, and gone when it is not.
+    """All that is in memory while a model is loaded, and freed when it is unloaded.
 
     Args:
         reader: the half of the checkpoint that reads prompts.
@@ -40,14 +40,14 @@ class Resident:
         context_length: tokens of prompt and answer.
         counters: totals, which go on where an earlier one ended.
         patience: seconds that it stays when it is idle (see :class:`EngineLoop`).
-        ended: told when its thread is over (see :class:`EngineLoop`).
+        ended: called when its thread has ended (see :class:`EngineLoop`).
 
     Attributes:
         loop: runs requests.
-        grammars: of its tokenizer.
+        grammars: compiles grammars for its tokenizer.
         vocab_size: rows of the output layer.
         warming: held while it is warmed up.
-        warm: whether it was.
+        warm: whether it was warmed up.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Resident:
         log.info("ready in %.1f s, %d KV slots", time.monotonic() - began, kv_tokens)
 
     def stats(self) -> dict[str, Any]:
-        """Figures of the moment, and totals since it was loaded."""
+        """Return figures of the moment, and totals since it was loaded."""
         scheduler, runner = self.loop.scheduler, self.loop.runner
         vision = runner.vision
         kept = scheduler.kept
@@ -127,7 +127,7 @@ class Resident:
 
 
 def kv_budget(model: Llava, config: EngineConfig, context_length: int) -> int:
-    """Slots of the KV arena: what the budget buys, at least one context if it is automatic."""
+    """Return the slots of the KV arena: what the budget buys; automatic, at least one context."""
     each = KVArena.bytes_per_token(model.layers, model.kv_heads, model.head_dim, model.dtype)
     if config.kv_cache_bytes != "auto":
         return max(1, config.kv_cache_bytes // each)
@@ -141,7 +141,7 @@ def kv_budget(model: Llava, config: EngineConfig, context_length: int) -> int:
 
 
 def concurrency(model: Llava, config: EngineConfig, kv_tokens: int, context_length: int) -> int:
-    """Most sequences of a batch: what was asked for, or what suits the device and the arena."""
+    """Return the most sequences of a batch: as configured, or what suits device and arena."""
     if config.max_concurrency != "auto":
         return config.max_concurrency
     return memory.concurrency(kv_tokens, context_length, _on_gpu(model))
@@ -152,7 +152,7 @@ def _on_gpu(model: Llava) -> bool:
 
 
 def _free_bytes(device: torch.device, model: Llava) -> int:
-    """What keys and values may take on a device, the weights being there already."""
+    """Bytes that keys and values may take on a device, the weights being there already."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what merged weights were made of
         free, _ = torch.cuda.mem_get_info(device)

@@ -3,14 +3,14 @@
 Contract: ``add`` and ``release`` may be called between steps only; ``schedule`` plans one
 step and reserves all that it needs; the caller launches the plan, and calls ``commit`` when it
 was run. One further step may be planned in between: it goes on behind tokens that are being
-drawn. Nothing is ever preempted: a sequence is admitted only when its prompt *and* its longest
+sampled. Nothing is ever preempted: a sequence is admitted only when its prompt *and* its longest
 answer have slots. When nothing runs, free slots and kept segments add up to the arena
 (``check_integrity``).
 
-A sequence may be released while a step in flight still writes its slots: whoever gets these
-slots next is computed by a later step, and steps run in the order in which they are launched
-(on CUDA, on one stream of each device). Nobody reads what a step in flight writes: only
-committed tokens are shared, so a step that fails leaves nothing void behind.
+A sequence may be released while a step in flight still writes its slots: the sequence that gets
+these slots next is computed by a later step, and steps run in the order in which they are launched
+(on CUDA, on one stream of each device). What a step in flight writes is not read by others: only
+committed tokens are shared, so a step that fails leaves no invalid keys or values behind.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ WORTH_WAITING = 32
 """Tokens. A request waits for another one's prefill if that saves it at least so many."""
 
 WORTH_SHARING = 16
-"""Tokens. A shorter shared stretch is computed again: that costs one pass a few tokens, and sharing
-it would cost every decoding step a piece more to read, and part sequences that read together."""
+"""Tokens. A shorter shared stretch is computed again: that costs one pass a few tokens. Sharing it
+would cost every decoding step one more split to read, and separate sequences that read together."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +36,7 @@ class Work:
 
     Attributes:
         source: -1 if they are known; else the place of the (one) token among those that the
-            step before draws.
+            step before samples.
     """
 
     sequence: Sequence
@@ -46,7 +46,7 @@ class Work:
 
     @property
     def completes(self) -> bool:
-        """Whether a token is drawn afterwards."""
+        """Whether a token is sampled afterwards."""
         return self.start + self.count >= self.sequence.prompt_length
 
 
@@ -103,7 +103,7 @@ class Scheduler:
         return self._tree.kept
 
     def fits(self, sequence: Sequence) -> bool:
-        """Whether the arena could ever hold the sequence."""
+        """Return whether the arena could ever hold the sequence."""
         return sequence.reserve <= self.kv_tokens
 
     def add(self, sequence: Sequence) -> None:
@@ -123,7 +123,7 @@ class Scheduler:
             if self._is_held(sequence):
                 continue
             if not self._admit(sequence):
-                break  # whoever comes later must not overtake: he could starve this one
+                break  # later requests must not overtake: they could starve this one
             budget -= self._plan_work(plan, sequence, budget)
         return plan
 
@@ -178,7 +178,7 @@ class Scheduler:
         for other in self.running:
             if not other.prefilling:
                 continue
-            # One token at least must be computed, or there would be no logits to draw from.
+            # One token at least must be computed, or there would be no logits to sample from.
             shared = common_prefix(other.virtual, sequence.virtual[:-1])
             if shared <= other.computed:
                 continue
@@ -210,7 +210,7 @@ class Scheduler:
         return True
 
     def _continued(self, parent: Segment | None, shared: int, sequence: Sequence) -> Segment | None:
-        """The kept segment itself, if the prompt goes on exactly where it ends and has room."""
+        """The kept segment itself, if the prompt continues at its end and there are slots."""
         if parent is None or not parent.idle or shared < parent.base + parent.extent.length:
             return None
         needed = sequence.reserve - parent.base
@@ -221,7 +221,7 @@ class Scheduler:
         return parent
 
     def _allocate(self, length: int, but: Segment | None = None) -> Extent | None:
-        """A new extent; makes room by evicting idle segments, the least recently used first."""
+        """Take a new extent; evict idle segments for it, the least recently used first."""
         while (extent := self._extents.take(length)) is None:
             oldest = self._tree.oldest_idle(but)
             if oldest is None:

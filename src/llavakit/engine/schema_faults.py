@@ -1,6 +1,6 @@
 """What is wrong with a schema that constrained decoding refuses, and in which field.
 
-The library that compiles schemas tells a reason and no place. The place is found by compiling
+The library that compiles schemas reports a reason and no place. The place is found by compiling
 the parts of the schema, down to the smallest one that is refused for the same reason.
 """
 
@@ -31,44 +31,44 @@ class _Fault:
 
 
 def schema_fault(request: Request, reason_of: ReasonOf) -> str | None:
-    """A sentence that names the schema or tool of a request, the field, and what is wrong.
+    """Return a sentence that names the schema or tool, the field, and what is wrong.
 
     None if every schema of it can be compiled.
     """
-    for who, schema in _schemas(request):
+    for subject, schema in _schemas(request):
         found = _fault(schema, schema, "", reason_of, frozenset({"#"}))
         if found is not None:
-            return f"{who}{field_named(found.path)}: {_told(found)}."
+            return f"{subject}{field_named(found.path)}: {_sentence(found)}."
     return None
 
 
 def grammar_fault(grammar: str, message: str, *, lark: bool) -> str:
-    """A sentence about a regular expression or a Lark grammar that is refused."""
+    """Return a sentence about a regular expression or a Lark grammar that is refused."""
     if lark:
         return f"The grammar cannot be used: {reason_in(message)}."
     return f"The regular expression {grammar!r} cannot be used: {reason_in(message)}."
 
 
 def schema_named(schema: Mapping[str, Any]) -> str:
-    """How errors call a schema."""
+    """Return the name of a schema in errors."""
     title = schema.get("title")
     return f"The schema {title!r}" if isinstance(title, str) and title else "The schema"
 
 
 def tool_named(name: str) -> str:
-    """How errors call the parameters of a tool."""
+    """Return the name of a tool's parameters in errors."""
     return f"The parameters of the tool {name!r}"
 
 
 def field_named(path: str) -> str:
-    """How errors call a field; nothing for the whole."""
+    """Return the name of a field in errors; empty for the whole schema."""
     return f", field {path!r}" if path else ""
 
 
-def place_of_no_json(value: Any, path: str = "") -> str:
-    """Where in a value something stands that JSON does not have; empty if nobody can tell.
+def not_json_at(value: Any, path: str = "") -> str:
+    """Return the path of the value that JSON cannot hold; empty if it is unknown.
 
-    What holds itself has no such place.
+    A value that holds itself has no such place.
     """
     parts: list[tuple[Any, Any]] = []
     if isinstance(value, Mapping):
@@ -85,15 +85,15 @@ def place_of_no_json(value: Any, path: str = "") -> str:
         except (TypeError, ValueError) as error:
             if "Circular" in str(error):
                 return ""
-            return place_of_no_json(part, f"{path}.{key}" if path else str(key))
+            return not_json_at(part, f"{path}.{key}" if path else str(key))
     return path
 
 
 def reason_in(message: str) -> str:
-    """The reason in a message of llguidance, on one line, without the grammar it quotes."""
+    """Return the reason in a message of llguidance, on one line, without the quoted grammar."""
     lines = [line for line in message.strip().splitlines() if not _QUOTED.match(line)]
-    told = next((line for line in lines if line.startswith("error: ")), "")
-    reason = told.removeprefix("error: ") or _HEAD.sub("", lines[0] if lines else "")
+    error = next((line for line in lines if line.startswith("error: ")), "")
+    reason = error.removeprefix("error: ") or _HEAD.sub("", lines[0] if lines else "")
     return reason.strip().rstrip(".:") or "no reason is given"
 
 
@@ -120,7 +120,7 @@ def _fault(
         inner.append((path, _pointed(root, target), seen | {target}))
     for name, one, known in inner:
         found = None if one is None else _fault(root, one, name, reason_of, known)
-        # Where nothing fits a part, something may well fit the whole.
+        # Where no value fits a subschema, a value may well fit the whole.
         if found is not None and _unfit(found.reason) == _unfit(reason):
             return found
     return _Fault(path, part, reason)
@@ -132,7 +132,7 @@ def _unfit(reason: str) -> bool:
 
 
 def _needed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema without properties that an object may do without."""
+    """The schema without its optional properties."""
     named, required = schema.get("properties"), schema.get("required") or ()
     if not isinstance(named, Mapping):
         return schema
@@ -157,9 +157,9 @@ def _parts(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 def _alone(
     part: Mapping[str, Any], root: Mapping[str, Any], seen: frozenset[str]
 ) -> dict[str, Any]:
-    """A part as a schema of its own, in which its references find what they found.
+    """A subschema as a schema of its own, in which its references resolve as before.
 
-    What is wrong where a reference leads back to is found there, and is not this part's fault.
+    A fault at the target of a reference is found there, and is not a fault of this subschema.
     """
     # A reference to another document is refused wherever it stands, also out of use.
     rest = _moved(root, lambda target: target.startswith("#"))
@@ -168,7 +168,7 @@ def _alone(
 
 
 def _moved(value: Any, kept: Callable[[str], bool]) -> Any:
-    """A schema whose root stands elsewhere now, with the references that are kept."""
+    """A schema whose root has moved, with the references that are kept."""
     if isinstance(value, (list, tuple)):
         return [_moved(one, kept) for one in value]
     if not isinstance(value, Mapping):
@@ -192,11 +192,11 @@ def _pointed(root: Any, pointer: str) -> Any:
     return root
 
 
-def _told(fault: _Fault) -> str:
-    """What is wrong with a part, and what to do."""
+def _sentence(fault: _Fault) -> str:
+    """What is wrong with a subschema, and what to do."""
     reason, part = fault.reason, fault.part
     if not isinstance(part, Mapping):
-        return f"{part!r} is no schema; a schema is a dict, True or False"
+        return f"{part!r} is not a schema; a schema is a dict, True or False"
     if "regex parse error" in reason:
         pattern = part.get("pattern") or reason.splitlines()[1].strip()
         return f"the pattern {pattern!r} cannot be used ({reason_in(reason)})"
@@ -211,7 +211,7 @@ def _told(fault: _Fault) -> str:
     if short.startswith("oneOf "):
         return "a value may fit several parts of its oneOf; write anyOf"
     if short.startswith("Invalid type: "):
-        return f"{part.get('type')!r} is no type of JSON"
+        return f"{part.get('type')!r} is not a type of JSON"
     if short.startswith("Unsatisfiable"):
         return f"no value fits it ({short.partition(': ')[2] or short})"
     return short

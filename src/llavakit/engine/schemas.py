@@ -1,9 +1,9 @@
 """JSON schemas made strict: objects hold the properties that they list, and no others.
 
-JSON Schema lets unlisted properties in unless told otherwise, and a weak model then invents
-them without end. The one law here: what fits the closed schema fits the open one. So an
-object is left open where it is put together from several schemas, because a part that is
-closed would forbid what another part demands.
+JSON Schema lets unlisted properties in unless a schema forbids them, and a weak model then invents
+them without end. The one rule here: what fits the closed schema fits the open one. So an
+object is left open where it is put together from several schemas, because a closed
+subschema would forbid what another one demands.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _OF_OBJECTS = frozenset({"properties", "required", "additionalProperties", "patt
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with objects that list their properties limited to those."""
+    """Limit each object that lists its properties to those."""
     # Definitions are referred to from anywhere: one place that merges them keeps all open.
     merged = any(_merges(part) for part in _mappings(schema))
     return _closed(schema, _DEFINITIONS if merged else ())
 
 
 def is_combined(schema: Mapping[str, Any]) -> bool:
-    """Whether something else than ``properties`` says which properties an object may have."""
-    says = _IN_PLACE | _NEGATIVE | {"additionalProperties", "patternProperties"}
-    return not says.isdisjoint(schema)
+    """Return whether anything besides ``properties`` says which properties an object may have."""
+    decisive = _IN_PLACE | _NEGATIVE | {"additionalProperties", "patternProperties"}
+    return not decisive.isdisjoint(schema)
 
 
 def _closed(schema: Mapping[str, Any], untouched: Sequence[str]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _closed(schema: Mapping[str, Any], untouched: Sequence[str]) -> dict[str, An
         elif isinstance(value, (list, tuple)) and (
             key == "prefixItems"
             or (key == "anyOf" and not _merges(schema))
-            or (key == "oneOf" and not _merges(schema) and _told_apart(value))
+            or (key == "oneOf" and not _merges(schema) and _exclusive(value))
         ):
             result[key] = [part(inner) for inner in value]
     if result.get("properties") and not is_combined(result):
@@ -77,8 +77,8 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
             yield from _mappings(inner)
 
 
-def _told_apart(parts: Sequence[Any]) -> bool:
-    """Whether no value fits two of the parts, even while they are open."""
+def _exclusive(parts: Sequence[Any]) -> bool:
+    """Whether no value fits two of the schemas, even while they are open."""
     return all(
         isinstance(one, Mapping) and isinstance(other, Mapping) and _disjoint(one, other)
         for one, other in combinations(parts, 2)

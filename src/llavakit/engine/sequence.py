@@ -44,12 +44,12 @@ class ImageSpan:
 class Sequence:
     """A prompt on its way to an answer.
 
-    ``tokens`` are the prompt's ids (an image's tokens all carry the model's image id),
+    ``tokens`` are the prompt's ids (an image's tokens all have the model's image id),
     followed by the answer's. ``computed`` counts those whose keys and values lie in the
     arena. A sequence is *prefilling* while ``computed < len(prompt)`` and *decoding* after.
 
     ``launched`` counts those too that a step in flight computes. Where that is all of them,
-    the step draws the next token, which is not among ``tokens`` yet: it is the one at
+    the step samples the next token, which is not among ``tokens`` yet: it is the one at
     ``place`` among the tokens of that step.
     """
 
@@ -70,7 +70,7 @@ class Sequence:
     place: int = -1
     cached: int = 0
     answer: Any = None
-    """What is drawn so far and how (see ``engine.answer``); None until the first token."""
+    """The answer so far (see ``engine.answer``); None until the request is queued."""
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -98,13 +98,13 @@ class Sequence:
         return sum(image.count for image in self.images)
 
     def known_ids(self) -> VirtualIds:
-        """Virtual ids of all tokens that are computed, the answer's too."""
+        """Return the virtual ids of all computed tokens, the answer's too."""
         answer = np.asarray(self.tokens[self.prompt_length :], dtype=np.int64)
         return np.concatenate([self.virtual, answer])[: self.computed]
 
 
 def virtual_ids(tokens: Items[int], images: Items[ImageSpan]) -> VirtualIds:
-    """The ids by which prefixes are compared (see :mod:`llavakit.engine.prefix`)."""
+    """Return the ids by which prefixes are compared (see :mod:`llavakit.engine.prefix`)."""
     ids = np.asarray(tokens, dtype=np.int64)
     for image in images:
         ids[image.start : image.end] = image_ids(image.key, image.count)

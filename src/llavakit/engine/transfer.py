@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Host values on the device.
+    """Copy host values to the device.
 
     To CUDA through pinned memory and not blocking: a plain copy would wait until the device
-    has done all that it was given, once for every little tensor. torch keeps the pinned
+    has done all that it was given, once for every small tensor. torch keeps the pinned
     memory until the copy is made.
     """
     if device.type == "cuda":

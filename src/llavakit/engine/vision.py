@@ -31,7 +31,7 @@ class FeatureCache:
         return key in self._features
 
     def get(self, key: str) -> Tensor | None:
-        """The features of an image, if they are here."""
+        """Return the features of an image, if they are here."""
         features = self._features.get(key)
         if features is not None:
             self._features.move_to_end(key)
@@ -49,7 +49,7 @@ class FeatureCache:
 
 
 class VisionEncoder:
-    """Gives the features of images, from the cache or from the vision tower.
+    """Features of images, from the cache or from the vision tower.
 
     Args:
         encode: the model's ``encode_images``.
@@ -64,7 +64,7 @@ class VisionEncoder:
         self.encoded = 0
 
     def features(self, images: Sequence[ImageSpan]) -> dict[str, Tensor | Exception]:
-        """Features by key, [tokens, hidden]; an exception stands for an image that failed.
+        """Return features by key, [tokens, hidden]; an exception stands for a failed image.
 
         Equal keys are encoded once. One bad image does not harm the others.
         """

@@ -1,8 +1,8 @@
-"""Get an engine ready before its first request, so that none waits for what comes only once.
+"""Warm an engine up before its first request, so that no request waits for one-time work.
 
 Usual requests are run through the whole engine, and the steps of all batch sizes are compiled and
-captured where decoding runs in static shapes. No answer depends on it: what fails is told and left
-to the requests, which meet the same error if it is not of the warm-up's making.
+captured where decoding runs in static shapes. No answer depends on it: what fails is logged and
+left to the requests, which meet the same error unless only the warm-up caused it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from llavakit.values import Image, Message, Request, SamplingParams
 log = logging.getLogger(__name__)
 
 Progress: TypeAlias = Callable[[int, int, str], None]
-"""Told after each piece of work: how many are done, of how many, and what the last one was."""
+"""Called after each task: how many are done, of how many, and what the last one was."""
 
 _SIDE = 336
-"""Of the blank image, in pixels; it is resized to what the model takes."""
+"""Side of the blank image in pixels; the model's processor resizes it."""
 
 
 class Loop(Protocol):
-    """What is needed of the engine's loop."""
+    """The part of the engine's loop that is needed here."""
 
     @property
     def dead(self) -> bool:
@@ -63,7 +63,7 @@ def warm_up(
         loop: runs steps, and what goes between them.
         static: what runs steps in static shapes.
         max_rows: most sequences that run at once.
-        picture: whether the model is shown an image, too.
+        picture: whether a blank image is asked about, too.
         progress: see :data:`Progress`; called on this thread and on the engine's.
 
     Raises:
@@ -72,7 +72,7 @@ def warm_up(
     began = time.monotonic()
 
     def tell(done: int, total: int, what: str) -> None:
-        if loop.dead:  # whoever closes the engine does not wait for all that is left
+        if loop.dead:  # close() does not wait for all that is left
             raise EngineClosedError("The engine was closed while it was warming up.")
         log.info("warming up: %s (%d of %d)", what, done, total)
         if progress is not None:
@@ -102,5 +102,5 @@ def warm_up(
 
 
 def _request(*pictures: Image) -> Request:
-    """A request of a prefill and, unless the answer ends at once, a step that decodes."""
+    """A request of one prefill and, unless the answer ends at once, one decoding step."""
     return Request((Message("user", [*pictures, "Hi"]),), SamplingParams(max_tokens=2))

@@ -1,4 +1,4 @@
-"""How good is a model? The benchmarks of LLaVA's papers, by the original's prompts and rules.
+"""The benchmarks of LLaVA's papers, with the original's prompts and rules.
 
 >>> from llavakit.evaluation import Data, evaluate, open_benchmark
 >>> pope = open_benchmark("pope", Data(Path("playground/data/eval/pope")))  # doctest: +SKIP

@@ -1,6 +1,6 @@
-"""From what a model wrote to the answer that is scored: each benchmark's own rules.
+"""Rules that turn a model's text into the answer that is scored, one for each benchmark.
 
-They are those of LLaVA's evaluation scripts, with their corners: a published score is only
+They are those of LLaVA's evaluation scripts, with their quirks: a published score is only
 reproduced by the rules that it was made with.
 """
 
@@ -49,12 +49,12 @@ _NUMBERS = {
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = ';/[]"{}()=+\\_->' + "<@`,?!"
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MOST_FULL_STOPS = 32  # the challenge's code hands a flag over as a count, and scores keep to it
+_MOST_FULL_STOPS = 32  # the challenge's code passes a flag as a count, and scores depend on it
 _THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 
 
 def vqa_answer(text: str) -> str:
-    """An answer as the VQA challenge compares it: lower case, no articles, numbers as digits.
+    """Normalise an answer as the VQA challenge does: lower case, no articles, numbers as digits.
 
     Punctuation that touches a space goes, other punctuation becomes a space; a point goes unless a
     digit follows. Source: the answer processor of EvalAI, in LLaVA's ``m4c_evaluator.py``.
@@ -74,21 +74,21 @@ def _without_punctuation(text: str) -> str:
 
 
 def gqa_answer(text: str) -> str:
-    """An answer as GQA's predictions hold it."""
+    """Normalise an answer as GQA's predictions hold it."""
     return text.rstrip(".").lower()
 
 
 def pope_answer(text: str) -> YesNo:
-    """POPE's reading of an answer: ``No``, ``no`` or ``not`` in its first sentence is a no.
+    """Read an answer as POPE does: ``No``, ``no`` or ``not`` in its first sentence is a no.
 
-    Everything else is a yes, ``NO`` and ``nope`` included: so POPE counts.
+    Everything else is a yes, ``NO`` and ``nope`` included, as POPE counts.
     """
     words = text.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
 def mme_answer(text: str) -> YesNo | None:
-    """MME's reading of an answer: the word, or what its first four letters hold; or neither."""
+    """Read an answer as MME does: the word, or what its first four letters hold; or neither."""
     text = text.strip().lower()
     if text in ("yes", "no"):
         return "yes" if text == "yes" else "no"
@@ -99,10 +99,9 @@ def mme_answer(text: str) -> YesNo | None:
 
 
 def science_answer(text: str, choices: int) -> int | None:
-    """The choice that an answer to ScienceQA names, from 0; None if it names none.
+    """Return the choice that an answer to ScienceQA names, from 0; None if it names none.
 
-    Understood are a letter alone, a beginning like ``B. ``, and ``The answer is B.`` if it stands
-    there once.
+    It may be a letter alone, a beginning like ``B. ``, or ``The answer is B.`` if that occurs once.
     """
     if text in LETTERS:
         letter = text
@@ -116,7 +115,7 @@ def science_answer(text: str, choices: int) -> int | None:
 
 
 def textvqa_question(prompt: str) -> str:
-    """The question in a prompt of TextVQA, in lower case: annotations are looked up by it.
+    """Return the question in a prompt of TextVQA, in lower case, as annotations are keyed.
 
     Raises:
         InputError: the prompt has none of the forms that LLaVA's question files use.
@@ -137,7 +136,7 @@ def textvqa_question(prompt: str) -> str:
 
 
 def review_scores(review: str) -> tuple[float, float] | None:
-    """The two scores in the first line of a judge's review, ``8 9`` or ``8,9``."""
+    """Parse the two scores in the first line of a judge's review, ``8 9`` or ``8,9``."""
     parts = review.split("\n")[0].replace(",", " ").split(" ")
     try:
         first, second = map(float, parts)

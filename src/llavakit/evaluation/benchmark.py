@@ -1,4 +1,4 @@
-"""What all benchmarks have in common: questions, scores, and files for other scorers."""
+"""The interface of all benchmarks: questions, scores, and files for other scorers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkAnswer:
-    """What a model said to a question.
+    """A model's answer to a question.
 
     Attributes:
         question: the question.
@@ -43,7 +43,7 @@ class Benchmark(ABC):
         questions: all of them, in the order of the question file.
 
     Raises:
-        InputError: a file is missing or damaged; the sentence names it and the line.
+        InputError: a file is missing or damaged; the message names it and the line.
     """
 
     name: ClassVar[str]
@@ -53,29 +53,29 @@ class Benchmark(ABC):
     max_tokens: ClassVar[int] = 128
     """The longest answer, as in the original's script for this benchmark."""
     elsewhere: ClassVar[str] = ""
-    """Who scores the files that :meth:`files` gives, in words."""
+    """Where the files of :meth:`files` are scored, in words."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
         self.questions = self.read()
 
     def read(self) -> list[Question]:
-        """The questions; by default a file of JSON Lines with question_id, image and text."""
+        """Read the questions; by default a file of JSON Lines with question_id, image and text."""
         folder = self.data.image_folder(self.images)
         lines = read_lines(self.data.question_file(*self.question_files))
         return [question_of(line, number, folder) for number, line in enumerate(lines)]
 
     @abstractmethod
     def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:
-        """The figures; a question without an answer counts as answered wrongly."""
+        """Compute the figures; a question without an answer counts as answered wrongly."""
 
     def files(self, answers: Sequence[BenchmarkAnswer]) -> dict[str, bytes]:
-        """Files in the form that the benchmark's own scoring takes, by name."""
+        """Return files in the form that the benchmark's own scoring takes, by name."""
         return {}
 
 
 def question_of(line: DataLine, number: int, folder: Path) -> Question:
-    """A question from a line of the original's question files."""
+    """Return a question from a line of the original's question files."""
     name = line.text("image")
     category = line.text("category") if "category" in line.record else ""
     prompt, identity = line.text("text"), line.id("question_id")

@@ -1,4 +1,4 @@
-"""Benchmarks of free conversation, which a judge scores: MM-Vet and LLaVA-Bench."""
+"""Benchmarks of free conversation, scored by a judge: MM-Vet and LLaVA-Bench."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _MISSING = frozenset((
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
     "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 ))  # fmt: skip
-"""What pandas, and so the original's script, reads as a missing value."""
+"""Texts that pandas, and so the original's script, reads as a missing value."""
 
 _FIELD = 2**27  # letters of the largest cell: base64 of an image of 96 MiB
 
@@ -39,8 +39,8 @@ _FIELD = 2**27  # letters of the largest cell: base64 of an image of 96 MiB
 class MMBench(Benchmark):
     """MMBench (Liu et al. 2023): one table with images in it, for the benchmark's server.
 
-    Where the table has answers, the share of right letters is told too. That is not the server's
-    score, which asks every question several times with its choices rotated.
+    Where the table has answers, the share of right letters is reported too. That is not the
+    server's score, which asks every question several times with its choices rotated.
     """
 
     name = "mmbench"
@@ -59,7 +59,9 @@ class MMBench(Benchmark):
         self.columns, self.rows = _table(path)
         for needed in ("index", "question", "A", "B", "image"):
             if needed not in self.columns:
-                raise InputError(f"{path} has no column {needed!r}.")
+                raise InputError(
+                    f"{path} has no column {needed!r}; take the benchmark's own table."
+                )
         return [self._question(number, row, path) for number, row in enumerate(self.rows)]
 
     def _question(self, number: int, row: dict[str, str], path: Path) -> Question:
@@ -120,16 +122,16 @@ def _is_missing(value: str) -> bool:
 
 
 def _cell(value: str) -> str | int:
-    """Numbers as numbers, as a spreadsheet that pandas wrote has them."""
+    """A cell's value: numbers as numbers, as a spreadsheet of pandas has them."""
     return int(value) if value.isascii() and value.isdigit() and value == str(int(value)) else value
 
 
 def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Names of columns, and rows, of a file of values between tabs."""
+    """Read a file of values between tabs: the names of its columns, and its rows."""
     try:
         text = read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text; get the file anew.") from error
+        raise InputError(f"{path} is not UTF-8 text; get the file anew.") from error
     before = csv.field_size_limit(max(_FIELD, csv.field_size_limit()))
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
@@ -143,15 +145,17 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
                 )
             rows.append(dict(zip(columns, row, strict=True)))
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: this is no table ({error}).") from error
+        raise InputError(
+            f"{path}, line {reader.line_num}: this is not a table ({error})."
+        ) from error
     finally:
         csv.field_size_limit(before)
     if not rows:
-        raise InputError(f"{path} holds no questions.")
+        raise InputError(f"{path} holds no questions; take the benchmark's own file.")
     return columns, rows
 
 
-class Seed(Benchmark):
+class SeedBench(Benchmark):
     """SEED-Bench (Li et al. 2023): images, and the middle frames of videos as images."""
 
     name = "seed"
@@ -172,7 +176,9 @@ class Seed(Benchmark):
         self.truth: list[DataLine] = []
         for question in self.questions:
             if str(question.id) not in known:
-                raise InputError(f"{path} says nothing of question {question.id!r}.")
+                raise InputError(
+                    f"{path} has no question {question.id!r}; it must be of the same split."
+                )
             self.truth.append(known[str(question.id)])
         self.wanted = [line.text("answer") for line in self.truth]
 
@@ -238,7 +244,9 @@ class ScienceQA(Benchmark):
         self.problems: list[tuple[int, int]] = []
         for question in self.questions:
             if str(question.id) not in known:
-                raise InputError(f"{path} says nothing of problem {question.id!r}.")
+                raise InputError(
+                    f"{path} has no problem {question.id!r}; it must be of the same split."
+                )
             line = known[str(question.id)]
             self.problems.append((line.index("answer"), len(line.texts("choices"))))
 
@@ -247,7 +255,7 @@ class ScienceQA(Benchmark):
         folder = self.data.image_folder(self.images)
         lines = entries(path, read_json(path), "question")
         if not lines:
-            raise InputError(f"{path} holds no questions.")
+            raise InputError(f"{path} holds no questions; take the benchmark's own file.")
         return [_science_question(number, line, folder) for number, line in enumerate(lines)]
 
     def scores(self, answers: Sequence[BenchmarkAnswer]) -> list[Score]:

@@ -1,7 +1,6 @@
 """The files of a benchmark: question files, annotations, and where images are.
 
-Whatever is wrong with them is found before the first question is asked, and told with file and
-line.
+Faults in them are found before the first question is asked, and reported with file and line.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Question:
     error: LlavaKitError | None = None
 
     def messages(self) -> tuple[Message, ...]:
-        """The conversation that asks it."""
+        """Return the conversation that asks it."""
         if self.image is None:
             return (Message("user", self.prompt),)
         # Text in a data file is base64 here and never the name of another file.
@@ -67,22 +66,22 @@ class Data:
 
     @checked
     def question_file(self, *names: str) -> Path:
-        """The question file: the one that was named, or the first of these in the folder."""
+        """Return the question file: the one that was named, or the first of these in the folder."""
         return _first(self.questions, self.folder, names, "questions", "--questions")
 
     @checked
     def annotation_file(self, *names: str) -> Path:
-        """The annotations, found in the same way."""
+        """Return the annotation file, found in the same way."""
         return _first(self.annotations, self.folder, names, "annotations", "--annotations")
 
     @checked
     def has_annotations(self, *names: str) -> bool:
-        """Whether there are annotations; a file that was named must be there."""
+        """Return whether there are annotations; a file that was named must be there."""
         return self.annotations is not None or any((self.folder / one).exists() for one in names)
 
     @checked
     def image_folder(self, name: str = ".") -> Path:
-        """The folder that names of images start from."""
+        """Return the folder that names of images start from."""
         return self.images or self.folder / name
 
 
@@ -92,9 +91,13 @@ def _first(named: Path | None, folder: Path, names: Sequence[str], what: str, op
         if path.exists():
             return path
     if named is not None:
-        raise SourceNotFoundError(f"There are no {what} in {named}: there is no such file.")
+        raise SourceNotFoundError(
+            f"There are no {what} in {named}: there is no such file; check {option}."
+        )
     if not folder.is_dir():
-        raise SourceNotFoundError(f"{folder} is no folder; name the one of the benchmark's files.")
+        raise SourceNotFoundError(
+            f"{folder} is not a folder; name the one of the benchmark's files."
+        )
     raise SourceNotFoundError(
         f"The {what} are missing: {folder} has no {' or '.join(names)}; put it there, or name the "
         f"file with {option}."
@@ -102,44 +105,46 @@ def _first(named: Path | None, folder: Path, names: Sequence[str], what: str, op
 
 
 def picture_in(folder: Path, name: str) -> Path:
-    """The file of an image's name, which may have folders but does not leave its own.
+    """Return the file of an image's name, which may have folders but does not leave its own.
 
     Raises:
         InputError: it does.
     """
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\x00" in name:
-        raise InputError(f"The image {name!r} does not lie in the benchmark's folder.")
+        raise InputError(
+            f"The image {name!r} is not below the benchmark's folder; give a name that is."
+        )
     return folder.joinpath(*parts)
 
 
 @dataclass(frozen=True, slots=True)
 class DataLine:
-    """An object of a file, and where it stands."""
+    """An object of a file, and its place there."""
 
     path: Path
     place: str
     record: Record
 
     def text(self, key: str) -> str:
-        """A value that must be text."""
+        """Return a value that must be text."""
         value: str = self._typed(key, str, "text")
         return value
 
     def id(self, key: str) -> str | int:
-        """A value that must be text or a whole number."""
+        """Return a value that must be text or a whole number."""
         value = self._value(key)
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise self.wrong(f"{key!r} must be text or a whole number")
         return value
 
     def index(self, key: str) -> int:
-        """A value that must be a whole number."""
+        """Return a value that must be a whole number."""
         value: int = self._typed(key, int, "a whole number")
         return value
 
     def texts(self, key: str, of: str | None = None) -> list[str]:
-        """A list of texts, at least one; or of objects that hold each text under ``of``."""
+        """Return a list of texts, at least one; or of objects that hold each text under ``of``."""
         values = self._typed(key, list, "a list")
         if of is not None:
             values = [value.get(of) if isinstance(value, dict) else None for value in values]
@@ -148,7 +153,7 @@ class DataLine:
         return list(values)
 
     def wrong(self, reason: str) -> InputError:
-        """An error about this object; to be raised."""
+        """Return an error about this object; to be raised."""
         return InputError(f"{self.path}, {self.place}: {reason}.")
 
     def _typed(self, key: str, kind: type, words: str) -> Any:
@@ -164,10 +169,10 @@ class DataLine:
 
 
 def read_lines(path: Path) -> list[DataLine]:
-    """The objects of a file of JSON Lines; empty lines do not count.
+    """Read the objects of a file of JSON Lines; empty lines do not count.
 
     Raises:
-        InputError: a line is no JSON object, or there is none at all.
+        InputError: a line is not a JSON object, or all lines are empty.
         SourceNotFoundError, SourceFetchError: the file cannot be read.
     """
     lines = []
@@ -177,9 +182,11 @@ def read_lines(path: Path) -> list[DataLine]:
         try:
             record = json.loads(raw)
         except ValueError as error:
-            raise InputError(f"{path}, line {number}: this is no JSON ({_told(error)}).") from error
+            raise InputError(
+                f"{path}, line {number}: this is not JSON ({_reason(error)})."
+            ) from error
         if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number}: this is no JSON object.")
+            raise InputError(f"{path}, line {number}: this is not a JSON object.")
         lines.append(DataLine(path, f"line {number}", record))
     if not lines:
         raise InputError(f"{path} is empty; it must hold a JSON object on each line.")
@@ -187,22 +194,22 @@ def read_lines(path: Path) -> list[DataLine]:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Read the value of a JSON file.
 
     Raises:
-        InputError: it is no JSON.
+        InputError: it is not JSON.
         SourceNotFoundError, SourceFetchError: the file cannot be read.
     """
     try:
         return json.loads(read(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: this is no JSON ({error.msg}).") from error
+        raise InputError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}).") from error
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({_told(error)}).") from error
+        raise InputError(f"{path} is not JSON ({_reason(error)}).") from error
 
 
 def entries(path: Path, value: Any, what: str) -> list[DataLine]:
-    """The objects of a list, or of the values of an object, in a JSON file.
+    """Return the objects of a list, or of the values of an object, in a JSON file.
 
     Args:
         path: the file, for errors.
@@ -210,39 +217,39 @@ def entries(path: Path, value: Any, what: str) -> list[DataLine]:
         what: what the objects are called there.
 
     Raises:
-        InputError: it is neither, or one is no object.
+        InputError: it is neither, or one element is not an object.
     """
     if isinstance(value, dict):
         pairs = [(f"{what} {key!r}", one) for key, one in value.items()]
     elif isinstance(value, list):
         pairs = [(f"{what} number {number}", one) for number, one in enumerate(value, 1)]
     else:
-        raise InputError(f"{path} holds no list of {what}s.")
+        raise InputError(f"{path} must hold a list of {what}s, or an object of them.")
     found: list[DataLine] = []
     for place, one in pairs:
         if not isinstance(one, dict):
-            raise InputError(f"{path}, {place}: this is no JSON object.")
+            raise InputError(f"{path}, {place}: this is not a JSON object.")
         found.append(DataLine(path, place, one))
     return found
 
 
 def keyed(lines: Sequence[DataLine], key: Callable[[DataLine], Any]) -> dict[Any, DataLine]:
-    """Objects by a key of theirs.
+    """Index objects by a key of theirs.
 
     Raises:
-        InputError: two have the same.
+        InputError: two objects have the same key.
     """
     found: dict[Any, DataLine] = {}
     for line in lines:
         value = key(line)
         if value in found:
-            raise line.wrong(f"{value!r} stands there twice")
+            raise line.wrong(f"{value!r} is there twice")
         found[value] = line
     return found
 
 
 def read(path: Path) -> bytes:
-    """The bytes of a file of the benchmark.
+    """Read the bytes of a file of the benchmark.
 
     Raises:
         SourceNotFoundError, SourceFetchError: it cannot be read.
@@ -250,10 +257,12 @@ def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise SourceNotFoundError(f"{path} is missing; see to it that it is there.") from error
+        raise SourceNotFoundError(f"{path} is missing; put the file there.") from error
     except OSError as error:
-        raise SourceFetchError(f"{path} cannot be read ({error.strerror}).") from error
+        raise SourceFetchError(
+            f"{path} cannot be read ({error.strerror}); check its permissions."
+        ) from error
 
 
-def _told(error: ValueError) -> str:
+def _reason(error: ValueError) -> str:
     return getattr(error, "msg", None) or " ".join(str(error).split())[:80]

@@ -1,7 +1,7 @@
 """llavakit as a model of lmms-eval, which knows hundreds of further benchmarks.
 
 lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval) finds it by the entry point
-``lmms_eval.models``; it is no dependency, and importing this module does not import it::
+``lmms_eval.models``; it is not a dependency, and importing this module does not import it::
 
     python -m lmms_eval --model llavakit --model_args model=liuhaotian/llava-v1.5-7b --tasks mme
 
@@ -35,14 +35,14 @@ _KNOWN = {"top_p", "top_k", "min_p", "repetition_penalty", "seed"}
 
 
 def manifest() -> Any:
-    """What lmms-eval's registry is told of this model; called by lmms-eval itself."""
+    """Describe this model to lmms-eval's registry; called by lmms-eval itself."""
     return _module("lmms_eval.models.registry_v2").ModelManifest(
         model_id="llavakit", chat_class_path=f"{__name__}.LlavaKit"
     )
 
 
 def __getattr__(name: str) -> Any:
-    # The class stands on one of lmms-eval's, and so exists only where that is installed.
+    # The class derives from one of lmms-eval's, and so exists only where that is installed.
     if name == "LlavaKit":
         return _model_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -104,11 +104,11 @@ class Chat:
         self.backend = llavakit.load(str(model), **settings)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answers to requests, in their order.
+        """Answer requests, in their order.
 
         Raises:
             UnsupportedContentError: a request has video or audio.
-            LlavaKitError: a request cannot be answered; lmms-eval has no place for such a one.
+            LlavaKitError: a request cannot be answered; lmms-eval knows no missing answers.
         """
         asked = (self._first(request.args) for request in requests)
         texts = self._answers(asked, [_params(request.args[-4]) for request in requests])
@@ -117,7 +117,7 @@ class Chat:
         return texts
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """The answers of all rounds to requests; their task says what comes next, and its end.
+        """Answer all rounds of requests; their task says what comes next, and its end.
 
         Raises:
             ParameterError: a task that does not end.
@@ -126,7 +126,7 @@ class Chat:
         known: list[Any] = [None] * len(requests)
         upcoming = {at: self._first(request.args) for at, request in enumerate(requests)}
         for _ in range(_MOST_ROUNDS):
-            # A round of all is asked together, so that the engine has something to batch.
+            # All requests of a round are submitted together, so that the engine can batch them.
             params = [_params(requests[at].args[-4]) for at in upcoming]
             texts = self._answers(upcoming.values(), params)
             for at, text in zip(upcoming, texts, strict=True):
@@ -146,7 +146,7 @@ class Chat:
         raise ParameterError(f"A task is not over after {_MOST_ROUNDS} rounds; choose another one.")
 
     def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
-        """Refused: a backend writes answers, and does not score those of others."""
+        """Refuse: a backend writes answers, and does not score those of others."""
         raise UnsupportedContentError(
             "llavakit gives no log-likelihoods of given answers; choose a task, or a variant of "
             "it, whose output_type is generate_until."
@@ -210,18 +210,18 @@ def _parts(content: str | Sequence[Mapping[str, Any]]) -> list[str | Text | Imag
 
 
 def _params(settings: Mapping[str, Any] | None) -> SamplingParams:
-    """A task's generation settings as ours.
+    """Convert a task's generation settings.
 
     Raises:
-        ParameterError: one that would change answers is not known here.
+        ParameterError: a setting that would change answers is unknown.
     """
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     if given.get("num_beams", 1) != 1:
-        raise ParameterError("There is no beam search here; leave num_beams at 1.")
+        raise ParameterError("There is no beam search; leave num_beams at 1.")
     unknown = sorted(set(given) - _KNOWN - set(_READ))
     if unknown:
         raise ParameterError(
-            f"The generation setting {unknown[0]!r} of the task is not known here."
+            f"The generation setting {unknown[0]!r} of the task is unknown; choose another task."
         )
     temperature = float(given.get("temperature", 0))
     until = given.get("until", ())

@@ -1,4 +1,4 @@
-"""What answers are worth: VQA accuracy, ANLS, and yes-or-no counts."""
+"""Scores of answers: VQA accuracy, ANLS, and yes-or-no counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llavakit.evaluation.answers import YesNo, vqa_answer
 
 @checked
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """The share of people's answers that an answer agrees with, softened: 0 to 1.
+    """Return the share of people's answers that an answer agrees with, softened: 0 to 1.
 
     Each of the people is left out once, and the answer is right in part if fewer than three of the
     others gave it (Antol et al. 2015, "VQA"); both sides are read by :func:`vqa_answer`.
@@ -23,10 +23,10 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
         people: what people answered, ten of them in the benchmarks; at least one.
 
     Raises:
-        ParameterError: no people.
+        ParameterError: ``people`` is empty.
     """
     if not people:
-        raise ParameterError("people is empty; nobody's answer can be agreed with.")
+        raise ParameterError("people is empty; give at least one person's answer.")
     agreed = Counter(map(vqa_answer, people))[vqa_answer(answer)]
     of_those = agreed * min(1.0, (agreed - 1) / 3)
     of_others = (len(people) - agreed) * min(1.0, agreed / 3)
@@ -35,10 +35,10 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
 
 @checked
 def anls(answer: str, accepted: Sequence[str]) -> float:
-    """The average normalised Levenshtein similarity of one answer, 0 or 0.5 to 1.
+    """Return the average normalised Levenshtein similarity of one answer, 0 or 0.5 to 1.
 
-    The likeness to the nearest accepted answer, regardless of case and spacing; likeness below one
-    half is worth nothing (Biten et al. 2019; the threshold as in the challenge's own script, where
+    The similarity to the nearest accepted answer, regardless of case and spacing; similarity below
+    one half counts as 0 (Biten et al. 2019; the threshold as in the challenge's own script, where
     one half still counts).
 
     Args:
@@ -46,10 +46,10 @@ def anls(answer: str, accepted: Sequence[str]) -> float:
         accepted: right answers; at least one.
 
     Raises:
-        ParameterError: no right answer.
+        ParameterError: ``accepted`` is empty.
     """
     if not accepted:
-        raise ParameterError("accepted is empty; there is nothing to compare the answer with.")
+        raise ParameterError("accepted is empty; give at least one right answer.")
     given = _spaced(answer)
     best = max(_likeness(given, _spaced(right)) for right in accepted)
     return best if best >= 0.5 else 0.0
@@ -65,7 +65,7 @@ def _likeness(one: str, other: str) -> float:
 
 
 def distance(one: str, other: str) -> int:
-    """How many letters must be put in, taken out or changed (Levenshtein 1966)."""
+    """Return how many letters must be put in, taken out or changed (Levenshtein 1966)."""
     row = list(range(len(other) + 1))
     for at, letter in enumerate(one, 1):
         above, row[0] = row[0], at
@@ -79,11 +79,11 @@ def distance(one: str, other: str) -> int:
 class Counts:
     """Yes-or-no answers against their labels, as POPE counts them (Li et al. 2023).
 
-    No answer at all is a wrong one: nothing gets better by what is missing.
+    A missing answer is a wrong one, so that no score improves by it.
 
     Attributes:
         tp, fp, tn, fn: true and false, positives ("yes") and negatives.
-        silent: those of ``fp`` that are no answer at all.
+        silent: those of ``fp`` that are missing answers.
     """
 
     tp: int = 0
@@ -95,7 +95,7 @@ class Counts:
     @classmethod
     @checked
     def of(cls, answers: Iterable[tuple[YesNo | None, YesNo]]) -> Counts:
-        """Counts pairs of an answer (None: there is none) and its label."""
+        """Count pairs of an answer (None: there is none) and its label."""
         found = Counter(members("answers", answers, tuple[YesNo | None, YesNo]))
         silent = found[None, "no"]
         return cls(
@@ -128,7 +128,7 @@ class Counts:
 
     @property
     def recall(self) -> float | None:
-        """The share of "yes" among the questions that should be answered so."""
+        """The share of "yes" among the questions whose label is "yes"."""
         return _share(self.tp, self.tp + self.fn)
 
     @property

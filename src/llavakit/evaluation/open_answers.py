@@ -25,7 +25,7 @@ from llavakit.evaluation.scores import Score, mean, share
 
 
 class _AnsweredByPeople(Benchmark):
-    """Scored by what ten people answered, where their answers are known."""
+    """Scored by the answers of ten people, where these are known."""
 
     def __init__(self, data: Data) -> None:
         super().__init__(data)
@@ -131,7 +131,7 @@ class TextVQA(_AnsweredByPeople):
 
     def read_people(self) -> list[list[str]]:
         path = self.data.annotation_file(self.annotation)
-        # A question that stands twice has the answers of its last place, as in the original.
+        # A question that occurs twice has the answers of its last place, as in the original.
         known = {
             (str(line.id("image_id")), line.text("question").lower()): line
             for line in entries(path, _member(path, "data"), "question")
@@ -216,7 +216,7 @@ class DocVQA(Benchmark):
             elif self.accepted is not None:
                 self.accepted.append(line.texts("answers"))
         if not found:
-            raise InputError(f"{path} holds no questions.")
+            raise InputError(f"{path} holds no questions; take the benchmark's own file.")
         return found
 
     def _picture(self, line: DataLine) -> Any:
@@ -246,7 +246,7 @@ class DocVQA(Benchmark):
 
 
 def _kinds(lines: Sequence[DataLine]) -> dict[int, str]:
-    """Which questions want a number, a yes or a no, or something else, where it is said."""
+    """The answer types of questions (number, yes/no, other), by number, where they are known."""
     return {
         number: line.text("answer_type")
         for number, line in enumerate(lines)
@@ -255,7 +255,7 @@ def _kinds(lines: Sequence[DataLine]) -> dict[int, str]:
 
 
 def to_json(value: Any) -> bytes:
-    """A result file, as the original's scripts write it."""
+    """Serialise a result file as the original's scripts write it."""
     return json.dumps(value).encode()
 
 
@@ -269,7 +269,7 @@ def _member(path: Any, key: str) -> Any:
 def _found(known: dict[Any, DataLine], key: Any, path: Any, question: Question) -> DataLine:
     if key not in known:
         raise InputError(
-            f"{path} says nothing of question {question.id!r}; the annotations must be those of "
-            "the question file."
+            f"{path} has no question {question.id!r}; the annotations must be those of the "
+            "question file."
         )
     return known[key]

@@ -6,13 +6,13 @@ from llavakit._checks import checked
 from llavakit.errors import ParameterError
 from llavakit.evaluation.benchmark import Benchmark
 from llavakit.evaluation.chats import LLaVABench, MMVet
-from llavakit.evaluation.choices import MMBench, MMBenchCN, ScienceQA, Seed
+from llavakit.evaluation.choices import MMBench, MMBenchCN, ScienceQA, SeedBench
 from llavakit.evaluation.data import Data
 from llavakit.evaluation.open_answers import GQA, DocVQA, TextVQA, VizWiz, VQAv2
 from llavakit.evaluation.yes_no import MME, Pope
 
 _KINDS: tuple[type[Benchmark], ...] = (
-    VQAv2, GQA, TextVQA, VizWiz, Pope, MME, MMBench, MMBenchCN, MMVet, ScienceQA, Seed, DocVQA,
+    VQAv2, GQA, TextVQA, VizWiz, Pope, MME, MMBench, MMBenchCN, MMVet, ScienceQA, SeedBench, DocVQA,
     LLaVABench,
 )  # fmt: skip
 BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
@@ -20,10 +20,10 @@ BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
 
 @checked
 def open_benchmark(name: str, data: Data) -> Benchmark:
-    """A benchmark, read from its files.
+    """Open a benchmark and read its files.
 
     Raises:
-        ParameterError: there is none of this name.
+        ParameterError: there is no benchmark of this name.
         InputError: its files are missing or damaged.
     """
     if name not in BENCHMARKS:

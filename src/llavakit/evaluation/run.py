@@ -1,4 +1,4 @@
-"""Asking all questions of a benchmark, and what came of it.
+"""Asking all questions of a benchmark, and the results.
 
 The answers are JSON Lines, ``answers.jsonl``, in the form of LLaVA's own answer files. A run may
 be killed at any time; the next one asks what has no answer yet, and ends with the same scores.
@@ -33,13 +33,13 @@ _KEYS = ("number", "question_id", "text", "error")
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """Where a run is.
+    """How far a run is.
 
     Attributes:
         done: questions that have an answer or an error.
         total: questions to ask.
         errors: those that have an error.
-        error: the one that just came, if it was one.
+        error: the error of the last question, if it had one.
     """
 
     done: int
@@ -54,15 +54,15 @@ class Results:
 
     Attributes:
         benchmark: its name.
-        title: its name for people.
+        title: its name in tables.
         model: the name of the model.
-        revision: of its weights, where known.
-        questions: how many were asked, of ``of`` there are.
-        of: see ``questions``.
+        revision: the revision of its weights, where known.
+        questions: how many were asked.
+        of: how many there are.
         errors: questions that could not be answered; they count as answered wrongly.
         cut: answers that ended because they were too long.
         scores: the figures.
-        elsewhere: who scores the files, where somebody else must.
+        elsewhere: where the files are scored, if not here.
         files: names of the files that were written, beside ``answers.jsonl``.
     """
 
@@ -79,7 +79,7 @@ class Results:
     files: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in ``results.json``."""
+        """Return the results as they stand in ``results.json``."""
         return asdict(self)
 
 
@@ -98,26 +98,26 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[RunProgress], None] = lambda progress: None,
 ) -> Results:
-    """Asks the questions of a benchmark, greedily, and scores the answers.
+    """Ask the questions of a benchmark, greedily, and score the answers.
 
     Args:
         benchmark: the benchmark.
         backend: the model.
         out: the folder of results; made if it is not there. An earlier run's answers in it are
-            taken over.
+            kept.
         model: the name that stands in the results.
         limit: ask only the first questions, as many as this.
         max_tokens: the longest answer; None takes the benchmark's own.
         restart: begin anew, whatever is there.
         retry_errors: ask again what had an error in an earlier run.
         window: most requests under way.
-        settings: whatever else the answers depend on, such as a conversation template.
+        settings: all else that the answers depend on, such as a conversation template.
         progress: called at the beginning, and after each question.
 
     Raises:
         ParameterError: the folder's answers belong to another run, or another run writes them.
         SourceFetchError: the results cannot be written.
-        EngineError, RemoteError, ModelError: the model failed; the same call goes on later.
+        EngineError, RemoteError, ModelError: the model failed; the same call resumes the run.
     """
     plain("settings", settings)
     if limit is not None:
@@ -158,7 +158,7 @@ def _job(
     params: SamplingParams,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that answers depend on. Annotations are none of it: scores are made anew each time."""
+    """All that answers depend on; not the annotations, for scores are computed anew each time."""
     digest = hashlib.sha256()
     for question in benchmark.questions:
         image = None if question.image is None else str(question.record.get("image"))
@@ -178,7 +178,7 @@ def _job(
 def _earlier(
     lines: Lines, questions: Sequence[Question], retry_errors: bool
 ) -> dict[int, BenchmarkAnswer]:
-    """Answers that are there, by the number of their question; of two, the later one counts."""
+    """Read the answers of earlier runs by the question's number; of two, the later one counts."""
     found: dict[int, BenchmarkAnswer] = {}
     for at, line in enumerate(lines.read(), 1):
         number = line["number"]
@@ -201,7 +201,7 @@ def _earlier(
 
 
 def _line(question: Question, outcome: Completion | LlavaKitError, model: str) -> dict[str, Any]:
-    """An answer as it stands on disk: what the original's scripts read, and some more."""
+    """An answer's line on disk: the fields that the original's scripts read, and some more."""
     line: dict[str, Any] = {
         "number": question.number,
         "question_id": question.id,
@@ -215,8 +215,8 @@ def _line(question: Question, outcome: Completion | LlavaKitError, model: str) -
     if isinstance(outcome, Completion):
         return {**line, "text": outcome.text.strip(), "finish_reason": outcome.finish_reason}
     message = " ".join(str(outcome).split())
-    told = f"{_named(question)}: {message}"
-    return {**line, "error": {"type": type(outcome).__name__, "message": told}}
+    text = f"{_named(question)}: {message}"
+    return {**line, "error": {"type": type(outcome).__name__, "message": text}}
 
 
 def _size(question: Question) -> int | None:
@@ -229,13 +229,13 @@ def _size(question: Question) -> int | None:
 
 def _other_picture(question: Question, line: Mapping[str, Any]) -> bool:
     # Names of images are alike in all folders (COCO's images, resized or not); their sizes
-    # tell at the cost of a stat. Scoring anew where no images are is all right.
+    # differ, and cost only a stat. Without the images, scoring anew is allowed.
     then, now = line.get("image_bytes"), _size(question)
     return then is not None and now is not None and then != now
 
 
 def _named(question: Question) -> str:
-    """A question in an error; paths are cut there, and may not tell which image it was."""
+    """A question's name in errors; paths are cut there, so the image's name is added."""
     name = question.record.get("image") if isinstance(question.image, Path) else None
     return f"Question {question.id}" + (f" ({name})" if name else "")
 
@@ -252,7 +252,7 @@ def _finish(
     model: str,
     out: Path,
 ) -> Results:
-    """Scores the answers, and writes all files but the answers themselves."""
+    """Score the answers, and write all files but the answers themselves."""
     files = benchmark.files(answers)
     for name, data in files.items():
         _make((out / name).parent)

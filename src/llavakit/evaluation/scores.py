@@ -29,10 +29,10 @@ class Score:
 
     Attributes:
         name: what it is.
-        value: in ``unit``; None where there was nothing to count.
+        value: in ``unit``; None where nothing could be counted.
         low, high: the ends of its 95% interval.
         interval: how the interval was found, ``"wilson"`` or ``"bootstrap"``.
-        questions: how many it rests on.
+        questions: the number of questions that it is computed from.
         unit: ``"%"``, or ``"points"`` where a benchmark adds percentages up.
     """
 
@@ -46,7 +46,7 @@ class Score:
 
 
 def share(name: str, part: int, whole: int) -> Score:
-    """A share of right answers, in percent."""
+    """Return a share of right answers, in percent."""
     if not whole:
         return Score(name, None, None, None, None, 0)
     low, high = wilson(part, whole)
@@ -54,39 +54,39 @@ def share(name: str, part: int, whole: int) -> Score:
 
 
 def mean(name: str, values: Sequence[float]) -> Score:
-    """The mean of soft scores from 0 to 1, in percent."""
+    """Return the mean of soft scores from 0 to 1, in percent."""
     return sum_of_means(name, [values], 100, "%")
 
 
 def sum_of_means(
     name: str, strata: Sequence[Sequence[float]], scale: float = 1, unit: Unit = "points"
 ) -> Score:
-    """The sum of the means of several groups, each drawn anew from itself."""
+    """Return the sum of the means of several groups, each resampled on its own."""
     strata = [values for values in strata if values]
     if not strata:
         return Score(name, None, None, None, None, 0, unit)
     value = sum(sum(values) / len(values) for values in strata)
-    draws = sum(_means(values, _SEED + number) for number, values in enumerate(strata))
-    low, high = _middle(draws)
+    samples = sum(_means(values, _SEED + number) for number, values in enumerate(strata))
+    low, high = _middle(samples)
     count = sum(map(len, strata))
     return Score(name, scale * value, scale * low, scale * high, "bootstrap", count, unit)
 
 
 def f1(name: str, groups: Sequence[Counts]) -> Score:
-    """The mean of the F1 scores of groups, in percent."""
+    """Return the mean of the F1 scores of groups, in percent."""
     values = [group.f1 for group in groups]
     questions = sum(group.total for group in groups)
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return Score(name, None, None, None, None, questions)
-    draws = sum(_f1s(group, _SEED + number) for number, group in enumerate(groups))
-    low, high = _middle(draws / len(groups))
+    samples = sum(_f1s(group, _SEED + number) for number, group in enumerate(groups))
+    low, high = _middle(samples / len(groups))
     value = sum(known) / len(known)
     return Score(name, 100 * value, 100 * low, 100 * high, "bootstrap", questions)
 
 
 def wilson(part: int, whole: int) -> Interval:
-    """The 95% interval of a share, within 0 and 1; ``whole`` is at least 1."""
+    """Return the 95% interval of a share, within 0 and 1; ``whole`` is at least 1."""
     rate = part / whole
     spread = 1 + _Z**2 / whole
     centre = (rate + _Z**2 / (2 * whole)) / spread
@@ -95,26 +95,26 @@ def wilson(part: int, whole: int) -> Interval:
 
 
 def _means(values: Sequence[float], seed: int) -> Any:
-    """Means of resamples, [resamples]: equal values are drawn together, so size costs nothing."""
+    """Means of resamples, [resamples]: equal values are sampled together, so size costs nothing."""
     import numpy as np
 
     counts = Counter(values)
     worth = np.array(list(counts), dtype=float)
-    drawn = _drawn(list(counts.values()), seed)
-    return drawn @ worth / len(values)
+    counted = _resampled(list(counts.values()), seed)
+    return counted @ worth / len(values)
 
 
 def _f1s(group: Counts, seed: int) -> Any:
     import numpy as np
 
     cells = [group.tp, group.fp, group.fn, group.tn]
-    tp, fp, fn, _ = _drawn(cells, seed).T
+    tp, fp, fn, _ = _resampled(cells, seed).T
     whole = 2 * tp + fp + fn
     # A resample without any positive has no F1, and is left out.
     return np.where(whole > 0, 2 * tp / np.maximum(whole, 1), np.nan)
 
 
-def _drawn(counts: Sequence[int], seed: int) -> Any:
+def _resampled(counts: Sequence[int], seed: int) -> Any:
     """Counts of resamples, [resamples, cells]."""
     import numpy as np
 
@@ -123,8 +123,8 @@ def _drawn(counts: Sequence[int], seed: int) -> Any:
     return np.random.default_rng(seed).multinomial(total, shares / shares.sum(), _RESAMPLES)
 
 
-def _middle(draws: Any) -> Interval:
+def _middle(samples: Any) -> Interval:
     import numpy as np
 
-    low, high = np.nanpercentile(draws, (2.5, 97.5))
+    low, high = np.nanpercentile(samples, (2.5, 97.5))
     return float(low), float(high)

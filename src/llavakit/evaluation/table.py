@@ -9,7 +9,7 @@ from llavakit.evaluation.scores import Score
 
 @checked
 def to_table(results: Results) -> str:
-    """The table that a run ends with: scores with their 95% intervals, and what to know of them."""
+    """Format the table that a run ends with: scores, 95% intervals, and notes."""
     lines = [f"{results.title}, {results.model}", ""]
     rows = [_row(score) for score in results.scores]
     if rows:
@@ -17,10 +17,10 @@ def to_table(results: Results) -> str:
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         for row in rows:
             name, *figures, method = row
-            told = "  ".join(
+            columns = "  ".join(
                 text.rjust(width) for text, width in zip(figures, widths[1:], strict=True)
             )
-            lines.append(f"{name.ljust(widths[0])}  {told}  {method}".rstrip())
+            lines.append(f"{name.ljust(widths[0])}  {columns}  {method}".rstrip())
         lines.append("")
     asked = f"{results.questions} questions asked"
     if results.questions < results.of:

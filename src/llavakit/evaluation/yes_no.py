@@ -39,11 +39,13 @@ class Pope(Benchmark):
     def _label(
         self, question: Question, upcoming: dict[str, Iterator[DataLine]], folder: Path
     ) -> YesNo:
-        """Labels stand in the order of the questions of their category."""
+        """Return the next label of the category: labels are in the order of its questions."""
         path = _label_file(folder, question.category)
         line = next(upcoming[question.category], None)
         if line is None:
-            raise InputError(f"{path} has no label for question {question.id!r}.")
+            raise InputError(
+                f"{path} has no label for question {question.id!r}; take the benchmark's own file."
+            )
         pictures = [Path(one.text("image")).name for one in (line,) if "image" in one.record]
         if pictures and pictures != [Path(str(question.record["image"])).name]:
             raise line.wrong(
@@ -124,7 +126,7 @@ class MME(Benchmark):
         for answer in answers:
             category, stem = _place(answer.question)
             said = None if answer.error is not None else mme_answer(answer.text)
-            # A question that stands twice in the file counts once, as in the original's script.
+            # A question that occurs twice in the file counts once, as in the original's script.
             pictures[category][stem].setdefault(
                 _plain(answer.question.prompt), said == self.wanted[answer.question.number]
             )
@@ -170,7 +172,7 @@ def _place(question: Question) -> tuple[str, str]:
 
 
 def _plain(prompt: str) -> str:
-    """A question without what asks for the form of the answer."""
+    """A question without the passage that asks for the form of the answer."""
     return " ".join(prompt.replace(SHORT, "").replace(_ASKS_FOR_YES_OR_NO, "").split())
 
 
@@ -179,7 +181,7 @@ def _read_truth(root: Path, category: str, stem: str) -> dict[str, YesNo]:
     path = next((one / f"{stem}.txt" for one in places if (one / f"{stem}.txt").exists()), None)
     if path is None:
         raise SourceNotFoundError(
-            f"MME's annotations are missing: there is no {places[0] / stem}.txt."
+            f"MME's annotations are missing: there is no {places[0] / stem}.txt; put it there."
         )
     found: dict[str, YesNo] = {}
     for number, line in enumerate(read(path).decode("utf-8", "replace").splitlines(), 1):
@@ -187,6 +189,8 @@ def _read_truth(root: Path, category: str, stem: str) -> dict[str, YesNo]:
             continue
         question, _, answer = line.strip().rpartition("\t")
         if answer not in ("Yes", "No") or not question:
-            raise InputError(f"{path}, line {number}: this is no question, a tab, and Yes or No.")
+            raise InputError(
+                f"{path}, line {number}: this must be a question, a tab, and Yes or No."
+            )
         found[_plain(question)] = "yes" if answer == "Yes" else "no"
     return found

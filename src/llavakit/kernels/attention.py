@@ -24,9 +24,9 @@ RowOf = tuple[tuple[Stretch, ...], int, int, int]
 are computed already; how many are computed now."""
 
 MOST_QUERIES = 64
-"""Of one unit and key head: their scores and sums stay in the first cache."""
+"""Queries of one unit and key head: their scores and sums stay in the L1 cache."""
 WORTH_TURNING = 4
-"""Queries that read a stretch together before the kernel turns its keys for all of them."""
+"""Fewest queries of a stretch for which the kernel transposes its keys."""
 
 
 class Step:
@@ -37,7 +37,7 @@ class Step:
         group: query heads that share a key head.
 
     Attributes:
-        tokens: in the pass.
+        tokens: number of tokens in the pass.
     """
 
     def __init__(self, rows: Sequence[RowOf], group: int) -> None:
@@ -63,7 +63,7 @@ class Step:
 
     @property
     def slots(self) -> int:
-        """Address of the slots in which new keys and values belong."""
+        """Address of the slots of the new keys and values."""
         return int(self._kept[-1].ctypes.data)
 
     def _add(self, shared: Sequence[Stretch], tails: Sequence[tuple[int, int, int]]) -> None:
@@ -109,11 +109,11 @@ class Caches:
     """Keys and values of all layers as the kernels read them; the tensors must outlive it.
 
     Args:
-        keys, values: of each layer, [kv_heads, slots, dim] in fp32 or bf16, in main memory.
+        keys, values: a tensor for each layer, [kv_heads, slots, dim], fp32 or bf16 in main memory.
 
     Attributes:
-        native: an array of them.
-        kind: their type.
+        native: an array of them, as the kernels take it.
+        kind: their type, a value of ``KINDS``.
     """
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -135,8 +135,7 @@ def _cache(keys: Tensor, values: Tensor) -> Cache:
 class Pass:
     """Stores a packed pass's keys and values, then attends, a layer at a time.
 
-    A decoder that knows it may instead give it all layers at once, see
-    :mod:`llavakit.kernels.decoding`.
+    A decoder may instead run all layers in one call, see :mod:`llavakit.kernels.decoding`.
 
     Args:
         kernels: compiled.
@@ -151,7 +150,7 @@ class Pass:
         self._step: Step | None = None
 
     def step(self, group: int) -> Step:
-        """What reads what, where so many query heads share a key head."""
+        """Describe what reads what, where so many query heads share a key head."""
         if self._step is None:
             self._step = Step(self._rows, group)
         return self._step
@@ -159,7 +158,7 @@ class Pass:
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """[T, heads, dim], and keys and values of [T, kv_heads, dim] -> [T, heads, dim]."""
+        """Attend: [T, heads, dim], and keys and values of [T, kv_heads, dim] -> [T, heads, dim]."""
         step = self.step(query.shape[1] // key.shape[1])
         query_, key, value = (_heads_adjacent(one) for one in (query, key, value))
         count, heads, dim = query.shape
@@ -181,6 +180,6 @@ class Pass:
 
 
 def _heads_adjacent(one: Tensor) -> Tensor:
-    """In fp32, with a token's heads behind each other."""
+    """Convert to fp32, with a token's heads adjacent in memory."""
     one = one.float()
     return one if one.stride()[1:] == (one.shape[2], 1) else one.contiguous()

@@ -43,28 +43,28 @@ BUDGET = 1.0
 """Seconds for all groups of a model; what does not get its turn takes the default."""
 
 LEAST_BYTES = 2 << 20
-"""Of a group's largest matrix: with smaller ones there is no time to be won."""
+"""Bytes of a group's largest matrix: with smaller ones there is no time to gain."""
 
 TRIES = 2
-"""Of each way and candidate; the best one counts."""
+"""Tries of each way and candidate; the best one counts."""
 
 AGREED = 2
-"""Measurements that must say the same before the default is left: a busy moment says it once."""
+"""Measurements that must agree before the default is left: one busy moment is not enough."""
 
-PIECE = 2 << 20
-"""Weights that a try multiplies: times grow with a matrix's rows, so a part of them is enough. The
-library is up to 15% faster with a part than with the whole, so that the default is left less often
-than it might be, and not more."""
+SLICE = 2 << 20
+"""Weights that a try multiplies: times grow with a matrix's rows, so a slice of them is enough. The
+library is up to 15% faster with a slice than with the whole matrix, so that the default is left
+less often than it might be, and not more."""
 
-PIECES = 4
-"""Parts of a matrix that take turns, so that small caches do not hold what a step would not find
+SLICES = 4
+"""Slices of a matrix that take turns, so that small caches do not hold what a step would not find
 there."""
 
 ROWS_A_THREAD = 64
-"""Fewest rows of a part: with fewer, threads would share it in other ways than the whole."""
+"""Fewest rows of a slice: with fewer, threads would share it otherwise than the whole matrix."""
 
 VERSION = 1
-"""Of the way of measuring; numbers found in other ways are passed over."""
+"""Version of the way of measuring; numbers of other versions are passed over."""
 
 Group = Sequence[Weights]
 Seconds = Callable[[int], tuple[float, float]]
@@ -86,7 +86,7 @@ def calibrate(
     measure: Measure | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Tell matrices up to how many rows they go to the compiled kernels.
+    """Set up to how many rows matrices go to the compiled kernels.
 
     It holds for the number of threads that is set now, and for those that were measured here
     before; with any other number, matrices take the default.
@@ -95,7 +95,7 @@ def calibrate(
         groups: matrices that a step multiplies the same way. Packed and small ones keep the
             default.
         measure: how times are found; by itself :func:`timed`.
-        clock: in seconds.
+        clock: returns the time in seconds.
     """
     library = kernels()
     if library is None or os.environ.get(SWITCH, "") == "0":
@@ -151,7 +151,7 @@ def _is_worth_it(group: Group) -> bool:
 
 
 def name_of(group: Group) -> str:
-    """Name types and shapes: groups of one name take the same time."""
+    """Return types and shapes as a name: groups of one name take the same time."""
     return " ".join(
         f"{one.data.dtype}:{one.rows}x{one.columns}"
         for one in group
@@ -177,7 +177,7 @@ def _measured(
             found[name] = most_rows(measure(group, check))
         except TimeIsUpError:
             if not found:
-                # It had all the time there is: it would spend it at each load again.
+                # It had the whole budget, and would spend it at each load again.
                 found[name] = MOST_ROWS
             log.info("calibration ran out of time; the rest takes the default")
             break
@@ -189,52 +189,54 @@ def _measured(
 
 
 def timed(library: Kernels, group: Group, check: Check) -> Seconds:
-    """Prepare the measuring of a group by parts of its matrices.
+    """Prepare the measuring of a group by slices of its matrices.
 
     Args:
         library: compiled.
         group: plain matrices.
         check: is called before each product.
     """
-    parts = [_parts(weights) for weights in group]
+    slices = [_slices(weights) for weights in group]
     with torch.inference_mode():
-        for pieces in parts:
-            for piece in pieces:
+        for several in slices:
+            for one in several:
                 check()
                 # Fetches it from the disk where it is mapped, and sets the matrix library up.
-                piece.many(torch.ones(1, piece.columns))
-    return functools.partial(_seconds, library, group, parts, check)
+                one.many(torch.ones(1, one.columns))
+    return functools.partial(_seconds, library, group, slices, check)
 
 
-def _parts(weights: Weights) -> list[Weights]:
+def _slices(weights: Weights) -> list[Weights]:
     """Views of some of the matrix's rows, all of one size."""
     data = weights.data
     assert isinstance(data, Tensor)
-    rows = min(weights.rows, max(PIECE // weights.columns, ROWS_A_THREAD * threads(), 1))
-    count = min(PIECES, weights.rows // rows)
+    rows = min(weights.rows, max(SLICE // weights.columns, ROWS_A_THREAD * threads(), 1))
+    count = min(SLICES, weights.rows // rows)
     return [Weights(data[n * rows : (n + 1) * rows]) for n in range(count)]
 
 
 @torch.inference_mode()
 def _seconds(
-    library: Kernels, group: Group, parts: Sequence[Sequence[Weights]], check: Check, rows: int
+    library: Kernels, group: Group, slices: Sequence[Sequence[Weights]], check: Check, rows: int
 ) -> tuple[float, float]:
     """The group's products with so many rows, by either way; see :data:`Seconds`."""
-    # Numbers do not matter, and drawing some would change the user's random numbers.
+    # Numbers do not matter, and random ones would change the state of the user's generator.
     xs = [torch.ones(rows, weights.columns) for weights in group]
     best = {way: [float("inf")] * len(group) for way in (False, True)}
     turn = 0
     for number in range(TRIES):
         # By turns first, because processors get faster and slower while they compute.
         for natively in (False, True) if number % 2 else (True, False):
-            # One way through all matrices, then the other with other parts: neither finds in a
+            # One way through all matrices, then the other with other slices: neither finds in a
             # cache what the other has just read.
-            for i, (pieces, x) in enumerate(zip(parts, xs, strict=True)):
+            for i, (several, x) in enumerate(zip(slices, xs, strict=True)):
                 check()
-                seconds = _once(library, pieces[turn % len(pieces)], x, natively)
+                seconds = _once(library, several[turn % len(several)], x, natively)
                 best[natively][i] = min(best[natively][i], seconds)
             turn += 1
-    shares = [weights.rows / pieces[0].rows for weights, pieces in zip(group, parts, strict=True)]
+    shares = [
+        weights.rows / several[0].rows for weights, several in zip(group, slices, strict=True)
+    ]
     compiled, by_library = (
         sum(share * one for share, one in zip(shares, best[way], strict=True))
         for way in (True, False)
@@ -256,7 +258,7 @@ def _once(library: Kernels, weights: Weights, x: Tensor, natively: bool) -> floa
 
 
 def path_of(machine: Mapping[str, Any]) -> Path:
-    """Where a machine's numbers are kept: below ``XDG_CACHE_HOME``, or ``~/.cache``.
+    """Return where a machine's numbers are kept: below ``XDG_CACHE_HOME``, or ``~/.cache``.
 
     A home may be shared by machines, so that each has a file of its own.
 
@@ -288,12 +290,12 @@ def read(machine: Mapping[str, Any]) -> Found:
 
 def _checked(rows: Any) -> int:
     if type(rows) is not int or rows not in (0, *CANDIDATES):
-        raise ValueError(f"{rows!r} is no candidate")
+        raise ValueError(f"{rows!r} is not a candidate")
     return rows
 
 
 def write(machine: Mapping[str, Any], fresh: Found) -> Found:
-    """Add to the machine's file, which appears whole or not at all.
+    """Add to the machine's file, which appears complete or not at all.
 
     Two processes that write at once may lose a number, which is then found again.
 
@@ -334,11 +336,11 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    # x86 says its model's name, ARM the numbers of its maker and part.
+    # x86 reports its model's name, ARM the numbers of its maker and part.
     names = ("model name", "CPU implementer", "CPU part")
     lines = {line.partition(":")[::2] for line in text.splitlines() if line.startswith(names)}
-    said = sorted(f"{name.strip()} {value.strip()}" for name, value in lines)
-    return ", ".join((platform.machine(), *(said or [platform.processor()])))
+    found = sorted(f"{name.strip()} {value.strip()}" for name, value in lines)
+    return ", ".join((platform.machine(), *(found or [platform.processor()])))
 
 
 def _content(name: str) -> str:

@@ -1,7 +1,7 @@
 """All layers of a decoder by one compiled call.
 
-What stands between two products of a small batch is shorter than a call from Python, and shorter
-than waking a second thread; so a whole pass is one call and one parallel region.
+The work between two products of a small batch takes less time than a call from Python or waking a
+second thread; so a whole pass is one call and one parallel region.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from llavakit.kernels.products import Weights
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer of Llama's kind (RMSNorm, rotary positions, SwiGLU).
+    """The weights of one Llama layer (RMSNorm, rotary positions, SwiGLU).
 
     Attributes:
-        norm, behind_norm: before and behind the attention, [size] in fp32.
+        norm, behind_norm: the norms before and behind the attention, [size] in fp32.
         qkv: [(heads + 2 kv_heads) dim, size].
         out: [size, heads dim].
         gate_up: [2 inner, size], the gate's rows first.
         down: [size, inner].
-        scaling: of the attention's scores.
+        scaling: factor of the attention's scores.
     """
 
     norm: Tensor
@@ -40,7 +40,7 @@ class LayerWeights:
     scaling: float
 
     def native(self) -> Layer:
-        """The same for the kernels; must not outlive it."""
+        """Return the layer as the kernels read it; it must not outlive this object."""
         norms = (self.norm, self.behind_norm)
         assert all(one.is_contiguous() and one.dtype == torch.float32 for one in norms)
         weights = (self.qkv, self.out, self.gate_up, self.down)
@@ -54,9 +54,9 @@ class Layers:
 
     Args:
         layers: at least one.
-        norm: behind the last one, [size] in fp32.
-        eps: of all norms.
-        heads, kv_heads, dim: of the attention.
+        norm: the norm behind the last one, [size] in fp32.
+        eps: epsilon of all norms.
+        heads, kv_heads, dim: shape of the attention.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Layers:
         self._native = (Layer * len(layers))(*(one.native() for one in layers))
 
     def read(self, rows: int) -> bool:
-        """Whether so many tokens are for the kernels, and not for a matrix library."""
+        """Return whether so many tokens are for the kernels, and not for a matrix library."""
         return self._layers[0].qkv.has_native(rows)
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Pass) -> Tensor:
@@ -81,8 +81,8 @@ class Layers:
 
         Args:
             hidden: embeddings, [T, size] in fp32; overwritten.
-            cos, sin: of each token's place, [T, ..., half] in fp32.
-            attend: what the tokens read.
+            cos, sin: cosines and sines of each token's position, [T, ..., half] in fp32.
+            attend: the pass, which says what the tokens read.
 
         Returns:
             [T, size] in fp32.

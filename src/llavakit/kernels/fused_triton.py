@@ -5,7 +5,7 @@ run time: results are the same from run to run, and launches can be captured in 
 are computed in int64, because an arena may hold more than 2^31 numbers.
 """
 
-# Triton is not there to be checked against, and its decorators have no types.
+# Triton is not installed where types are checked, and its decorators have no types.
 # mypy: disable-error-code="import-not-found, import-untyped"
 # mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
 
@@ -32,7 +32,7 @@ def rotate_and_store(
     slots: Tensor,
     heads: int,
 ) -> Tensor:
-    """See :func:`llavakit.kernels.fused.rotate_and_store`."""
+    """Launch :func:`llavakit.kernels.fused.rotate_and_store` in Triton."""
     tokens, every, dim = mixed.shape
     query = mixed.new_empty((tokens, heads, dim))
     if not tokens:
@@ -53,21 +53,21 @@ def rotate_and_store(
     return query
 
 
-def merge_parts(out: Tensor, lse: Tensor, parts: Tensor) -> Tensor:
-    """See :func:`llavakit.kernels.fused.merge_parts`."""
-    (rows, heads, dim), (tokens, count) = out.shape, parts.shape
+def merge_splits(out: Tensor, lse: Tensor, splits: Tensor) -> Tensor:
+    """Launch :func:`llavakit.kernels.fused.merge_splits` in Triton."""
+    (rows, heads, dim), (tokens, count) = out.shape, splits.shape
     merged = out.new_empty((tokens, heads, dim))
     if not tokens:
         return merged
-    block_parts, block_dim = triton.next_power_of_2(count), triton.next_power_of_2(dim)
+    block_splits, block_dim = triton.next_power_of_2(count), triton.next_power_of_2(dim)
     with torch.cuda.device_of(out):
-        _merge_parts[(tokens, heads)](
-            *(out, lse, parts, merged, rows, count),
-            *(*out.stride(), *lse.stride(), *parts.stride()),
+        _merge_splits[(tokens, heads)](
+            *(out, lse, splits, merged, rows, count),
+            *(*out.stride(), *lse.stride(), *splits.stride()),
             DIM=dim,
-            BLOCK_PARTS=block_parts,
+            BLOCK_SPLITS=block_splits,
             BLOCK_DIM=block_dim,
-            num_warps=min(4, max(1, block_parts * block_dim // TILE)),
+            num_warps=min(4, max(1, block_splits * block_dim // TILE)),
         )
     return merged
 
@@ -98,7 +98,7 @@ def _rotate_and_store(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ) -> None:
-    """Turn or copy BLOCK_HEADS heads of one token, whether queries, keys or values."""
+    """Rotate or copy BLOCK_HEADS heads of one token, whether queries, keys or values."""
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)).to(tl.int64)[:, None]
     channel = tl.arange(0, BLOCK_HALF)[None, :]
@@ -111,18 +111,18 @@ def _rotate_and_store(
     s = tl.load(sin + token * sin_row + channel * sin_step, turns, 0.0).to(tl.float32)
     a, b = first.to(tl.float32), second.to(tl.float32)
     # By way of the type of the queries, whatever the arena's is: as the definition does.
-    turned_first = (a * c - b * s).to(first.dtype)
-    turned_second = (b * c + a * s).to(first.dtype)
+    rotated_first = (a * c - b * s).to(first.dtype)
+    rotated_second = (b * c + a * s).to(first.dtype)
 
     place = query + (token * HEADS + head) * (2 * HALF) + channel
-    _store(place, turned_first, turned_second, HALF, inside & (head < HEADS))
+    _store(place, rotated_first, rotated_second, HALF, inside & (head < HEADS))
 
     # A column, as the heads are: Triton's interpreter makes integers of single truth values.
     slot = tl.load(slots + token * slot_step) + tl.zeros_like(head)
     kept = inside & (slot >= 0) & (slot < arena)
     head -= HEADS
     place = keys + slot * key_slot + head * key_head + channel
-    _store(place, turned_first, turned_second, HALF, kept & (head >= 0) & (head < KV_HEADS))
+    _store(place, rotated_first, rotated_second, HALF, kept & (head >= 0) & (head < KV_HEADS))
     head -= KV_HEADS
     place = values + slot * value_slot + head * value_head + channel
     _store(place, first, second, HALF, kept & (head >= 0))
@@ -132,16 +132,18 @@ def _rotate_and_store(
 def _store(
     place: tl.tensor, first: tl.tensor, second: tl.tensor, HALF: tl.constexpr, mask: tl.tensor
 ) -> None:
-    """Write both halves of rows of channels, in the type that lies there."""
+    """Write both halves of rows of channels, in the destination's type."""
     tl.store(place, first.to(place.dtype.element_ty), mask)
     tl.store(place + HALF, second.to(place.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["rows", "count", "lse_head", "lse_row", "parts_token", "parts_step"])
-def _merge_parts(
+@triton.jit(
+    do_not_specialize=["rows", "count", "lse_head", "lse_row", "splits_token", "splits_step"]
+)
+def _merge_splits(
     out: tl.tensor,
     lse: tl.tensor,
-    parts: tl.tensor,
+    splits: tl.tensor,
     merged: tl.tensor,
     rows: tl.tensor,
     count: tl.tensor,
@@ -150,17 +152,19 @@ def _merge_parts(
     out_step: tl.tensor,
     lse_head: tl.tensor,
     lse_row: tl.tensor,
-    parts_token: tl.tensor,
-    parts_step: tl.tensor,
+    splits_token: tl.tensor,
+    splits_step: tl.tensor,
     DIM: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ) -> None:
-    """Merge one token's parts in one head."""
+    """Merge one token's splits in one head."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1)
-    part = tl.arange(0, BLOCK_PARTS)
-    row = tl.load(parts + token * parts_token + part * parts_step, part < count, -1).to(tl.int64)
+    split = tl.arange(0, BLOCK_SPLITS)
+    row = tl.load(splits + token * splits_token + split * splits_step, split < count, -1).to(
+        tl.int64
+    )
     used = (row >= 0) & (row < rows)
     score = tl.load(lse + head * lse_head + row * lse_row, used, float("-inf"))
     used = used & (score != float("-inf"))

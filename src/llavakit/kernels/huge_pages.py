@@ -28,7 +28,7 @@ APART = 128 << 10
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor that will be filled, on huge pages.
+    """Allocate an uninitialised tensor that will be filled, on huge pages.
 
     Linux is asked for them and gives them as it has them; elsewhere, and for small tensors, it is
     an ordinary ``torch.empty``.
@@ -37,9 +37,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def sparse(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor of which only touched pages of 4 KiB take memory.
+    """Allocate an uninitialised tensor of which only touched pages of 4 KiB take memory.
 
-    So it is on Linux, also where the system gives huge pages unasked; elsewhere, and for small
+    This holds on Linux, also where the system gives huge pages unasked; elsewhere, and for small
     tensors, it is an ordinary ``torch.empty``.
     """
     return _mapped(shape, dtype, "MADV_NOHUGEPAGE", APART)
@@ -61,7 +61,7 @@ def _mapped(shape: Sequence[int], dtype: torch.dtype, advice: str, least: int) -
 
 
 def forget(tensor: Tensor) -> None:
-    """Let go of the memory under a tensor whose numbers are not needed any more.
+    """Release the memory under a tensor whose numbers are not needed any more.
 
     For weights that were read out of a mapped checkpoint and copied or packed: the mapping lives
     as long as any tensor of the file, and its pages count as this process's memory until then.
@@ -78,11 +78,11 @@ def forget(tensor: Tensor) -> None:
 
 
 def forget_files(suffixes: Sequence[str] = (".safetensors", ".bin")) -> None:
-    """Let go of all pages of mapped checkpoint files; they are read again where they are needed.
+    """Release all pages of mapped checkpoint files; they are read again where they are needed.
 
-    For a checkpoint whose tensors are converted as they are read: the copies are seen, and the
-    pages that they were read from are not. A mapping that somebody has written to keeps its pages,
-    because a file is mapped privately and does not hold what was written.
+    For a checkpoint whose tensors are converted as they are read: the copies are reachable, and the
+    pages that they were read from are not. A mapping that was written to keeps its pages, because a
+    file is mapped privately and does not hold what was written.
     """
     advise = _madvise()
     if advise is None:
@@ -99,9 +99,9 @@ def forget_files(suffixes: Sequence[str] = (".safetensors", ".bin")) -> None:
 
 
 def trim() -> None:
-    """Give back what the allocator keeps of memory that was freed; glibc keeps much after loading.
+    """Return freed memory that the allocator keeps; glibc keeps much after loading.
 
-    A 7B packed to 4 bits left 1.9 GB so.
+    After packing a 7B model to 4 bits it kept 1.9 GB.
     """
     if sys.platform != "linux":
         return

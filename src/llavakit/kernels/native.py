@@ -1,7 +1,7 @@
 """The compiled kernels through ctypes: found, proven, and called.
 
 A library is used only if this processor has its instructions and if its numbers are right on a
-trial (see :func:`proven`); else everything computes in torch, and the log says so.
+trial (see :mod:`llavakit.kernels.trial`); else everything computes in torch, and the log says so.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Decode(ctypes.Structure):
 
 
 def matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
-    """A view of plain weights [rows, columns], fp32 or bf16; they must outlive it.
+    """Return a view of plain weights [rows, columns], fp32 or bf16; they must outlive it.
 
     Args:
         weight: contiguous, in main memory.
@@ -160,7 +160,7 @@ class Kernels:
         path: the shared library.
 
     Attributes:
-        name: of its instruction set.
+        name: name of its instruction set.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -181,7 +181,7 @@ class Kernels:
         self._pack = library.llavakit_pack
 
     def linear(self, x: Tensor, weights: Matrix) -> Tensor:
-        """``x @ weights.T + bias``: [M, columns] in fp32 -> [M, rows] in fp32."""
+        """Compute ``x @ weights.T + bias``: [M, columns] in fp32 -> [M, rows] in fp32."""
         x = x.contiguous()
         out = torch.empty((len(x), weights.rows), dtype=torch.float32)
         if len(x):  # nothing has no address
@@ -210,7 +210,7 @@ class Kernels:
 
 
 def threads() -> int:
-    """How many threads a kernel takes: torch's number, for they share its pool."""
+    """Return how many threads a kernel takes: torch's number, for they share its pool."""
     return torch.get_num_threads()
 
 
@@ -237,7 +237,7 @@ def _flags() -> set[str]:
 
 @functools.cache
 def kernels() -> Kernels | None:
-    """The best library that is here and gives right numbers; None computes in torch."""
+    """Return the best library that is here and gives right numbers; None computes in torch."""
     switch = os.environ.get(SWITCH, "")
     if switch == "0":
         return None

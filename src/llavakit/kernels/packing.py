@@ -2,7 +2,7 @@
 
 Groups of 32 values along a row share a scale in fp16, as in llama.cpp's q8_0 and q4_0 (8.5 and 4.5
 bits a weight). Sixteen rows lie together so that one instruction serves them all (see
-``cpu.cpp``). Pure torch; also the plain definition of what the compiled kernels compute.
+``cpu.cpp``). Pure torch; also the reference definition of what the compiled kernels compute.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ def pack(weight: Tensor, bits: int, compiled: Kernels | None = None) -> Packed:
     """Round weights [rows, columns] of any float type to 8 or 4 bits.
 
     Args:
-        weight: in main memory.
+        weight: the weights, in main memory.
         bits: 8 or 4.
-        compiled: does the same several times as fast, bit for bit.
+        compiled: computes the same several times as fast, bit for bit.
 
     Raises:
-        ValueError: a weight is not finite, or larger than a scale in fp16 can tell: its whole
-            group would be rounded to nonsense.
+        ValueError: a weight is not finite, or larger than a scale in fp16 can express:
+            its whole group would be rounded to nonsense.
     """
     assert bits in BITS
     rows, columns = weight.shape
     panels, groups = -(-rows // PANEL), -(-columns // GROUP)
-    # Memory of its own: between what is allocated and freed meanwhile it would leave holes, which
-    # took as much again.
+    # A mapping of its own: among what is allocated and freed meanwhile it would leave holes, which
+    # took as much memory again.
     data = huge_pages.empty((panels, groups, PANEL * GROUP * bits // 8), torch.uint8)
     scales = torch.empty((panels, groups, PANEL), dtype=torch.float16)
     for first in range(0, rows, _ROWS_AT_ONCE):
@@ -111,7 +111,7 @@ def _scaled(grouped: Tensor, scale: Tensor, least: int, most: int) -> Tensor:
 
 
 def _half(scale: Tensor) -> Tensor:
-    """Rounded as it will be stored, so that values are rounded to what they will mean."""
+    """Round a scale as it will be stored, so that values are rounded by the stored scale."""
     return scale.half().float()
 
 
@@ -142,7 +142,7 @@ def _rounded4(grouped: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack(packed: Packed, first: int = 0, last: int | None = None) -> Tensor:
-    """Rows ``first`` (a multiple of 16) to ``last`` as numbers, [rows, columns] in fp32."""
+    """Unpack rows ``first`` (a multiple of 16) to ``last``: [rows, columns] in fp32."""
     last = packed.rows if last is None else last
     assert first % PANEL == 0
     place = slice(first // PANEL, -(-last // PANEL))
@@ -159,7 +159,7 @@ def unpack(packed: Packed, first: int = 0, last: int | None = None) -> Tensor:
 
 
 def joined(parts: list[Packed]) -> Packed:
-    """The rows of several matrices of equal columns and bits below each other, bit for bit."""
+    """Join the rows of several matrices of equal columns and bits, bit for bit."""
     first = parts[0]
     rows = sum(part.rows for part in parts)
     panels = -(-rows // PANEL)

@@ -14,7 +14,7 @@ from llavakit.kernels.native import INT4, INT8, MOST_ROWS, Matrix, kernels, matr
 from llavakit.kernels.packing import Packed
 
 _BLOCK_BYTES = 16 << 20
-"""Of weights that are unpacked at once for many rows: they stay in a cache while they are used."""
+"""Bytes of weights unpacked at once for many rows: they stay in a cache while they are used."""
 
 
 class Weights:
@@ -25,7 +25,7 @@ class Weights:
         bias: [rows], or None.
 
     Attributes:
-        native: how the compiled kernels read them.
+        native: the weights as the compiled kernels read them.
     """
 
     def __init__(self, data: Tensor | Packed, bias: Tensor | None = None) -> None:
@@ -41,32 +41,32 @@ class Weights:
             self.native = matrix(data, self.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``x @ W.T + bias``: [M, columns] of any float type -> [M, rows] in fp32."""
+        """Compute ``x @ W.T + bias``: [M, columns] of any float type -> [M, rows] in fp32."""
         compiled = kernels()
         if compiled is not None and self.has_native(len(x)):
             return compiled.linear(x.float(), self.native)
         return self.many(x)
 
     def has_native(self, rows: int) -> bool:
-        """Whether the compiled kernels are to multiply so many rows with it."""
+        """Return whether the compiled kernels are to multiply so many rows with it."""
         if rows <= self._surely or isinstance(self.data, Packed):
             return True
         # Asked for at each call, because threads may be set anew at any time.
         return rows <= self._limits.get(threads(), MOST_ROWS)
 
     def limit_rows(self, limits: Mapping[int, int]) -> None:
-        """Say for how many rows the compiled kernels are the faster way; packed ones know no other.
+        """Set for how many rows the compiled kernels are faster; packed weights always use them.
 
         Args:
             limits: number of threads -> rows; the default holds for numbers that are missing.
                 See :mod:`llavakit.kernels.calibration`.
         """
         self._limits = limits
-        # A step that decodes has few rows, and is told without asking torch for its threads.
+        # A decoding step has few rows, and needs no call of torch for the number of threads.
         self._surely = min((MOST_ROWS, *limits.values()))
 
     def many(self, x: Tensor) -> Tensor:
-        """The same by a matrix library; weights that it does not read are unpacked in blocks."""
+        """Multiply many rows by a matrix library; packed weights are unpacked in blocks."""
         kind = torch.bfloat16 if computes_bf16() and self._small else torch.float32
         x = x.to(kind)
         if isinstance(self.data, Tensor) and self.data.dtype == kind:
@@ -105,6 +105,6 @@ def _packed_matrix(packed: Packed, bias: Tensor | None) -> Matrix:
 
 @functools.cache
 def computes_bf16() -> bool:
-    """Whether this processor multiplies bf16 itself: AVX512-BF16 or AMX."""
+    """Return whether this processor multiplies bf16 itself: AVX512-BF16 or AMX."""
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in asked)

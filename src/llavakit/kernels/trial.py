@@ -13,11 +13,11 @@ from llavakit.kernels.native import INT4, INT8, Kernels, Matrix, matrix
 from llavakit.kernels.products import Weights
 
 FP32_ERROR = 1e-5
-"""Relative to the largest number; right kernels stay below a tenth of it."""
+"""Relative to the largest number; correct kernels stay below a tenth of it."""
 
 
 def error_of(kernels: Kernels) -> str | None:
-    """What is wrong with the kernels on this machine, or None."""
+    """Return what is wrong with the kernels on this machine, or None."""
     noise = torch.Generator().manual_seed(0)
     try:
         for trial in (_products, _packed_products, _attention, _decoder):

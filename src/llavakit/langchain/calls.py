@@ -1,6 +1,6 @@
-"""What one call asks for: constructor settings and call-time arguments, merged and checked.
+"""The arguments of one call: constructor settings and call-time arguments, merged and checked.
 
-Pure functions over dictionaries; an argument that nobody knows is an error.
+Pure functions over dictionaries; an unknown argument is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llavakit.langchain.messages import check_order, not_opened, to_messages
 from llavakit.langchain.tools import to_tools
 from llavakit.prompts.conversation import check_answerable
 
-_FRAMEWORK = ("stream",)  # LangChain's own; it has done its work when the arguments come here
+_FRAMEWORK = ("stream",)  # LangChain's own; it has already used it when the arguments arrive here
 
 
 def to_call(
@@ -26,17 +26,17 @@ def to_call(
     arguments: Mapping[str, Any],
     open_document: OpenAttachment = not_opened,
 ) -> Call:
-    """One call of the model.
+    """Resolve the arguments of one call of the model.
 
     Args:
         messages: the conversation.
-        settings: sampling settings and timeout of the model object; None is "not set".
-        arguments: what the call itself says, which wins; None is "not set" here too.
-        open_document: gives the pages of documents that are still closed.
+        settings: sampling settings and timeout of the model object; None means "not set".
+        arguments: arguments of the call, which win; None means "not set" here too.
+        open_document: returns the pages of documents that are not opened yet.
 
     Raises:
         ParameterError: an unknown argument, or a value out of range.
-        InputError: messages that cannot be honoured.
+        InputError: messages that cannot be translated.
     """
     given = merged(settings, arguments, _FRAMEWORK)
     offered = given.get("tools") or ()

@@ -1,9 +1,9 @@
-"""Messages by what they show: fit for the key of the LLM cache.
+"""Messages with each image as the digest of its pixels: fit for the key of the LLM cache.
 
 LangChain keys its cache by the messages as it serialises them. Base64 would enter as megabytes, a
-path as its name whatever the file holds by now. So every image that can be had without the
-network is opened once, here, and replaced by the digest of its pixels; the image rides along
-(:class:`PictureId`). http(s) URLs stay as they are: nothing is fetched for a key.
+path as its name, whatever the file holds by then. So every image that can be opened without the
+network is opened once, here, and replaced by the digest of its pixels, to which the image stays
+attached (:class:`PictureId`). http(s) URLs stay as they are: nothing is fetched for a key.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from llavakit.values import Image
 def canonical(
     messages: Sequence[BaseMessage], policy: SourcePolicy, max_pages: int
 ) -> list[BaseMessage]:
-    """The messages with every local image replaced by its digest; nothing is mutated.
+    """Replace every local image of the messages by its digest; nothing is mutated.
 
-    The pages of a local PDF, at most ``max_pages``, stand in its place.
+    A local PDF is replaced by its pages, at most ``max_pages``.
 
     Raises:
         ImageError: an image that cannot be used.
@@ -39,7 +39,7 @@ def canonical(
 
 
 def has_pictures(messages: Sequence[BaseMessage]) -> bool:
-    """Whether there may be an image or a document to open; cheap."""
+    """Return whether there may be an image or a document to open; cheap."""
     return any(
         not isinstance(block, str) and not (isinstance(block, Mapping) and _is_text(block))
         for message in messages
@@ -49,7 +49,7 @@ def has_pictures(messages: Sequence[BaseMessage]) -> bool:
 
 
 def has_documents(messages: Sequence[BaseMessage]) -> bool:
-    """Whether a document is still to be opened: in canonical messages, one that is elsewhere."""
+    """Return whether a document is still to be opened; canonical messages may have remote ones."""
     return any(
         isinstance(block, Mapping) and document_of(block) is not None
         for message in messages
@@ -60,13 +60,13 @@ def has_documents(messages: Sequence[BaseMessage]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Opener:
-    """Opens what a block carries, unless it is elsewhere."""
+    """Opens the image or document of a block, unless it is on another machine."""
 
     policy: SourcePolicy
     max_pages: int
 
     def __call__(self, block: Any) -> list[Any]:
-        """The blocks that stand for a block; mostly one, for a PDF one a page."""
+        """Return the blocks that replace a block; mostly one, for a PDF one for each page."""
         if not isinstance(block, Mapping) or _is_text(block):
             return [block]
         if block.get("type") == "tool_result" and isinstance(block.get("content"), list):
@@ -105,7 +105,7 @@ def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
 
 
 def is_remote(image: Image) -> bool:
-    """Whether an image has to be fetched from the network."""
+    """Return whether an image has to be fetched from the network."""
     return isinstance(image.source, str) and is_address(image.source)
 
 

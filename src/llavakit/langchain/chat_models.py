@@ -56,10 +56,10 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
 
     Takes every notation of images that LangChain programs use (see
     :mod:`llavakit.langchain.content_blocks`). All objects of one configuration, in all threads,
-    share one model, which batches their requests; ``batch`` and ``abatch`` need nothing
-    else. Cancelling ``ainvoke`` or closing a stream frees the model.
+    share one model, which batches their requests, those of ``batch`` and ``abatch`` too.
+    Cancelling ``ainvoke`` or closing a stream frees the model.
 
-    Callbacks, traces and histories are handed the messages as they were given, objects as base64
+    Callbacks, traces and histories receive the messages as they were given, objects as base64
     (:mod:`llavakit.langchain.plain`); the LLM cache is keyed by the pixels
     (:mod:`llavakit.langchain.canonical`). Errors are LangChain's as well as llavakit's
     (:mod:`llavakit.langchain.errors`).
@@ -70,15 +70,15 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     # None, not False: LangChain takes a False that was set (and a copy by
     # `configurable_fields` sets every field) for "never stream".
     streaming: bool | None = None
-    """Whether ``invoke`` streams for the callbacks' sake."""
+    """Whether ``invoke`` streams, so that callbacks see each token."""
     stream_usage: bool = True
-    """Whether the last chunk of a stream tells the tokens."""
+    """Whether the last chunk of a stream reports the token usage."""
     n: int | None = Field(default=None, ge=1)
     """Answers to one prompt, which is computed once; ``generate`` gives them all."""
     trace_images: Literal["inline", "digest"] = "inline"
-    """What callbacks, and so traces and histories, are handed of an image: the image, or the
+    """What callbacks, and so traces and histories, receive of an image: the image, or the
     digest of its pixels. With ``"digest"`` a history that is kept through callbacks
-    (``RunnableWithMessageHistory``) holds digests, which nobody can open."""
+    (``RunnableWithMessageHistory``) holds digests, which cannot be opened again."""
 
     @model_validator(mode="after")
     def _set_llavakit_version(self) -> ChatLLaVA:
@@ -97,8 +97,8 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
         return {**self.identity(), "output_version": self.output_version, **answers}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # The key of the cache tells every setting with its value, a default too; the framework
-        # would take the object's serialised form, which is silent of backends and defaults.
+        # The key of the cache has every setting with its value, a default too; the framework
+        # would take the object's serialised form, which leaves out backends and defaults.
         params = {**self._get_invocation_params(stop=stop, **kwargs), **kwargs}
         return str(sorted(params.items()))
 
@@ -130,7 +130,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
     def _prepared(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, arguments: dict[str, Any]
     ) -> tuple[Backend, Call, str]:
-        """The backend, what to ask it, and the model's name for the answer."""
+        """The backend, the call for it, and the model's name for the answer."""
         given = unaliased(arguments if stop is None else {**arguments, "stop": stop})
         model = given.pop("model", None)
         call = to_call(messages, self._sampling(), given, self._open_document)
@@ -148,12 +148,12 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
 
     @checked
     def canonical(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as caches and the model see them."""
+        """Return the messages as caches and the model see them."""
         return canonical(messages, self.policy, self.max_pages)
 
     @checked
     def recorded(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as traces, callbacks and histories see them."""
+        """Return the messages as traces, callbacks and histories see them."""
         if self.trace_images == "digest":
             return self.canonical(messages)
         return plain_messages(messages)
@@ -192,9 +192,9 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
             return to_results(answers, model)
 
     def _answers(self, arguments: dict[str, Any], *, streamed: bool = False) -> int:
-        """How many answers a call asks for; takes the number out of its arguments."""
-        told = arguments.pop("n", None)
-        n = check_integer("n", self.n or 1 if told is None else told, least=1)
+        """The number of answers that a call asks for, removed from its arguments."""
+        given = arguments.pop("n", None)
+        n = check_integer("n", self.n or 1 if given is None else given, least=1)
         if streamed and n > 1:
             raise ParameterError(
                 f"n is {n}, and a stream is one answer; call generate, or stream n times."
@@ -215,10 +215,10 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
             answer = streamed(model)
             with backend.stream(call.messages, call.params, **call.options) as chunks:
                 for chunk in chunks:
-                    piece = answer.piece(chunk)
+                    converted = answer.convert(chunk)
                     if run_manager:
-                        run_manager.on_llm_new_token(chunk.text, chunk=piece)
-                    yield piece
+                        run_manager.on_llm_new_token(chunk.text, chunk=converted)
+                    yield converted
 
     async def _astream(
         self,
@@ -235,29 +235,29 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
             stream = backend.astream(call.messages, call.params, **call.options)
             async with aclosing(cast("Any", stream)) as chunks:
                 async for chunk in chunks:
-                    piece = answer.piece(chunk)
+                    converted = answer.convert(chunk)
                     if run_manager:
-                        await run_manager.on_llm_new_token(chunk.text, chunk=piece)
-                    yield piece
+                        await run_manager.on_llm_new_token(chunk.text, chunk=converted)
+                    yield converted
 
     def _streamed(self, arguments: dict[str, Any]) -> Callable[[str], Streamed]:
-        """Makes the pieces of an answer; takes what only they depend on out of the arguments."""
-        told = arguments.pop("stream_usage", None)
-        return partial(Streamed, usage=self.stream_usage if told is None else bool(told))
+        """A converter of the answer's chunks; its own settings are removed from the arguments."""
+        given = arguments.pop("stream_usage", None)
+        return partial(Streamed, usage=self.stream_usage if given is None else bool(given))
 
     # Tokens
 
     def get_num_tokens(self, text: str) -> int:
-        """Tokens of ``text`` as a user's message, the template around it included."""
+        """Count the tokens of ``text`` as a user's message, the template around it included."""
         return self.backend_for().count_tokens(text)
 
     @checked
     def get_num_tokens_from_messages(
         self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens of the prompt, images and tools included; nothing is run.
+        """Count the tokens of the prompt, images and tools included; nothing is run.
 
-        Of an image at a URL so much is fetched, under the policy, as tells its size.
+        Of an image at a URL only the beginning is fetched, under the policy, to find its size.
         """
         if isinstance(messages, str):
             raise ParameterError(
@@ -270,7 +270,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
             return self.backend_for().count_tokens(conversation, tools=to_tools(tools or ()))
 
     def get_token_ids(self, text: str) -> list[int]:
-        """The ids of ``custom_get_token_ids``; a backend tells numbers of tokens, not ids."""
+        """Return the ids of ``custom_get_token_ids``; a backend counts tokens and has no ids."""
         if self.custom_get_token_ids is None:
             raise NotImplementedError(
                 "llavakit gives no token ids; use get_num_tokens, or set custom_get_token_ids."
@@ -287,14 +287,14 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with tools that it may call.
+        """Bind tools that the model may call.
 
         Args:
             tools: functions, pydantic classes, LangChain tools, or dicts in OpenAI's,
                 Anthropic's or Bedrock's notation.
             tool_choice: ``"auto"``, ``"none"``, ``"any"`` = ``"required"`` = True, the name
                 of a tool, or a dict that names one.
-            strict: whether schemas are closed; calls are held to their schema either way.
+            strict: whether schemas are closed; calls follow their schema either way.
             **kwargs: further arguments of the call (``parallel_tool_calls``,
                 ``response_format``, ``temperature``, ...).
 
@@ -315,21 +315,21 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """The model with answers that follow a schema.
+        """Return the model with answers that follow a schema.
 
         Args:
             schema: a pydantic class (answers are its instances), a TypedDict, a JSON schema
                 or a tool in OpenAI's notation (answers are dicts).
-            method: ``"json_schema"`` holds every token to the schema;
+            method: ``"json_schema"`` constrains every token to the schema;
                 ``"function_calling"`` asks for a call of a tool of that schema;
-                ``"json_mode"`` does as ``"json_schema"``, and without a schema holds the
-                answer to any JSON object, of which the prompt says more.
+                ``"json_mode"`` does the same, and without a schema constrains the
+                answer to any JSON object, which the prompt describes.
             include_raw: answer with a dict of ``raw``, ``parsed`` and ``parsing_error``.
             strict: whether objects are closed (no further properties).
             **kwargs: further arguments of the call.
 
         Raises:
             ParameterError: an unknown method, no schema, or ``strict`` in JSON mode.
-            SchemaError: nothing that has a schema.
+            SchemaError: ``schema`` has no JSON schema.
         """
         return structured(self, schema, method, include_raw=include_raw, strict=strict, **kwargs)

@@ -25,11 +25,11 @@ _CUT = re.compile(r"\((The call of .*? raise max_tokens\.)\) (.*)", re.DOTALL)
 
 
 class Streamed:
-    """The pieces of one streamed answer.
+    """Converts the chunks of one streamed answer.
 
     Args:
         model: the model's name.
-        usage: whether the last piece tells the tokens.
+        usage: whether the last chunk reports the token usage.
     """
 
     def __init__(self, model: str, *, usage: bool = True) -> None:
@@ -37,44 +37,44 @@ class Streamed:
         self._usage = usage
         self._calls = 0
 
-    def piece(self, chunk: Chunk) -> ChatGenerationChunk:
-        """The next piece."""
+    def convert(self, chunk: Chunk) -> ChatGenerationChunk:
+        """Convert the next chunk of a stream."""
         metadata = _logprobs(chunk.logprobs)
         if chunk.finish_reason is not None:
             metadata |= _metadata(self._model, chunk.finish_reason)
-        told = [(c.id, c.name, compact_json(c.arguments)) for c in chunk.tool_calls]
-        told += [(_new_id(), c.name, uncompletable(c)) for c in chunk.cut_calls]
+        calls = [(c.id, c.name, compact_json(c.arguments)) for c in chunk.tool_calls]
+        calls += [(_new_id(), c.name, uncompletable(c)) for c in chunk.cut_calls]
         message = AIMessageChunk(
             content=chunk.text,
             tool_call_chunks=[
                 tool_call_chunk(name=name, args=arguments, id=call_id, index=index)
-                for index, (call_id, name, arguments) in enumerate(told, self._calls)
+                for index, (call_id, name, arguments) in enumerate(calls, self._calls)
             ],
             response_metadata=metadata,
             usage_metadata=to_usage(chunk.usage) if chunk.usage and self._usage else None,
             chunk_position=None if chunk.finish_reason is None else "last",
         )
-        self._calls += len(told)
+        self._calls += len(calls)
         return ChatGenerationChunk(message=message)
 
 
 def uncompletable(call: CutCall) -> str:
-    """The arguments of a cut call as text that no parser takes for arguments.
+    """Return the arguments of a cut call as text that no parser takes for arguments.
 
-    LangChain completes what begins as JSON, and would run the tool with what it made up. What
-    begins as none it calls invalid, and keeps; merging chunks keeps nothing else of a call.
+    LangChain completes text that begins as JSON, and would run the tool with invented arguments.
+    Other text it keeps as an invalid call; nothing else of a call survives the merging of chunks.
     """
     return f"({call.reason}) {call.arguments}"
 
 
 def written(arguments: str | None) -> tuple[str, str | None]:
-    """The arguments of an invalid call as the model wrote them, and why they are no call's."""
+    """Return the arguments of an invalid call as the model wrote them, and why they are invalid."""
     found = _CUT.fullmatch(arguments or "")
     return (arguments or "", None) if found is None else (found[2], found[1])
 
 
 def with_cut_calls(result: ChatResult) -> ChatResult:
-    """The result, with cut calls that were streamed told as those that were not."""
+    """Report cut calls of a streamed result as those of a result in one go."""
     for generation in result.generations:
         message = generation.message
         if not isinstance(message, AIMessage):
@@ -88,22 +88,22 @@ def with_cut_calls(result: ChatResult) -> ChatResult:
 
 
 def _replace_block(message: AIMessage, call: InvalidToolCall) -> None:
-    """In content of the newer notation (v1) the call stands as the chunk that it came in."""
+    """Replace the chunk of a call in content of the newer notation (v1) by the invalid call."""
     if not isinstance(message.content, list):
         return
-    told = ("tool_call_chunk", call["id"])
+    chunk = ("tool_call_chunk", call["id"])
     for place, block in enumerate(message.content):
-        if isinstance(block, dict) and (block.get("type"), block.get("id")) == told:
+        if isinstance(block, dict) and (block.get("type"), block.get("id")) == chunk:
             message.content[place] = {**call, "type": "invalid_tool_call"}
 
 
 def to_result(completion: Completion, model: str) -> ChatResult:
-    """A whole answer of the model named ``model``."""
+    """Convert a complete answer of the model named ``model``."""
     return ChatResult(generations=[_generation(completion, model)])
 
 
 def to_results(completions: Sequence[Completion], model: str) -> ChatResult:
-    """Several answers to one prompt, of the model named ``model``."""
+    """Convert several answers to one prompt, of the model named ``model``."""
     return ChatResult(generations=[_generation(completion, model) for completion in completions])
 
 
@@ -136,7 +136,7 @@ def _new_id() -> str:
 
 
 def to_usage(usage: Usage) -> UsageMetadata:
-    """The tokens as LangChain counts them; ``cache_read`` needed no new computation."""
+    """Return the usage as LangChain counts it; ``cache_read`` needed no new computation."""
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
@@ -150,7 +150,7 @@ def _metadata(model: str, finish_reason: str) -> dict[str, Any]:
 
 
 def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
-    """In OpenAI's shape, whose lists grow when chunks are merged; nothing if none were asked."""
+    """In OpenAI's shape, whose lists grow when chunks are merged; empty if none were requested."""
     if not logprobs:
         return {}
     content = [

@@ -2,10 +2,9 @@
 
 A LangChain message may hold blocks in the notation of LangChain v0 and v1, OpenAI (chat
 completions and responses), Anthropic, Google, Bedrock, MCP or Hugging Face. This module
-knows how each of them carries text, images and tool calls. Fields that say nothing of the
+knows where each of them has text, images and tool calls. Fields that do not concern the
 content (OpenAI's ``detail``, Anthropic's ``cache_control``) have no meaning here. It opens
-nothing: an image stays a source, and whether it may be opened is for the backend's policy
-to say.
+nothing: an image stays a source, and the backend's policy decides whether it may be opened.
 """
 
 from __future__ import annotations
@@ -34,33 +33,33 @@ class ToolResult:
     content: Any
 
 
-Piece: TypeAlias = Text | Image | Attachment | ToolCall | ToolResult
+ContentPart: TypeAlias = Text | Image | Attachment | ToolCall | ToolResult
 
 TEXT_TYPES = {"text", "input_text", "output_text", "text-plain"}
 IMAGE_TYPES = {"image", "image_url", "input_image"}
 FILE_TYPES = {"file", "input_file", "document", "media", "inline_data", "inlineData"}
 CALL_TYPES = {"tool_use", "tool_call", "function_call"}
 INVALID_CALL = "invalid_tool_call"
-"""A call that was none; what is read of it is in the message's ``invalid_tool_calls``."""
+"""A call that could not be parsed; what is read of it is in ``invalid_tool_calls``."""
 REASONING_TYPES = {"reasoning", "reasoning_content", "thinking", "redacted_thinking"}
-"""A model's private thoughts: left out of the history, as every provider does."""
+"""A model's reasoning: left out of the history, as every provider does."""
 
-# Where the dialects keep the source, outermost first. Inline data is never read as a path,
+# Where the dialects have the source, outermost first. Inline data is never read as a path,
 # and neither is a URL; only a `path` field, or an object that is a path, names a file.
 _NESTED = ("image", "image_url", "source", "inline_data", "inlineData", "file", "document")
 _INLINE = ("base64", "data", "bytes", "file_data")
 _ADDRESS = ("url", "image_url", "file_url", "file_uri", "fileUri", "uri", "image", "source")
-CARRYING = frozenset({*_NESTED, *_INLINE, *_ADDRESS, "path", "mime_type", "source_type"})
-"""Names under which a block carries its source, or says of which kind it is."""
+SOURCE_FIELDS = frozenset({*_NESTED, *_INLINE, *_ADDRESS, "path", "mime_type", "source_type"})
+"""Names of the fields of a block's source and its type."""
 _DECLARED = ("mime_type", "mimeType", "media_type", "mediaType", "format")
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 
-def read_block(block: Block) -> list[Piece]:
-    """What a content block says; empty for reasoning, which is not part of the dialogue.
+def read_block(block: Block) -> list[ContentPart]:
+    """Return the parts of a content block; none for reasoning, which is not dialogue.
 
     Raises:
-        UnsupportedContentError: audio, video, or a block that nobody knows.
+        UnsupportedContentError: audio, video, or a block of an unknown type.
     """
     kind = type_of(block)
     if kind in REASONING_TYPES or kind in (INVALID_CALL, "tool_call_chunk"):
@@ -87,7 +86,7 @@ def read_block(block: Block) -> list[Piece]:
 
 
 def picture_of(block: Block) -> Image | None:
-    """The image that a block carries, or None if it carries none.
+    """Return the image of a content block, or None if it has none.
 
     Raises:
         UnsupportedContentError: an image block without a source, or with a foreign id.
@@ -104,7 +103,7 @@ def picture_of(block: Block) -> Image | None:
 
 
 def document_of(block: Block) -> Attachment | None:
-    """The PDF that a block carries, or None if it carries none.
+    """Return the PDF of a content block, or None if it has none.
 
     Raises:
         UnsupportedContentError: a PDF without a source, or with a foreign id.
@@ -119,13 +118,13 @@ def document_of(block: Block) -> Attachment | None:
 
 
 def type_of(block: Block) -> str:
-    """The block's type; Bedrock and Google name it by the block's key instead."""
+    """Return the block's type; Bedrock and Google name it by the block's key instead."""
     if "type" in block:
         return str(block["type"])
     for key in ("text", *sorted(IMAGE_TYPES), *sorted(FILE_TYPES)):
         if key in block:
             return key
-    if "url" in block:  # what an ImagePromptTemplate makes
+    if "url" in block:  # as an ImagePromptTemplate makes it
         return "image"
     return str(next(iter(block), "empty"))
 
@@ -134,7 +133,7 @@ class PictureId(str):
     """A held image's digest, which stands for it in messages on their way to the model.
 
     A string, so that traces and cache keys see the digest and never megabytes or a memory
-    address; the image itself rides along.
+    address; the image itself is attached.
     """
 
     __slots__ = ("image",)
@@ -150,14 +149,14 @@ class PictureId(str):
 
 
 class HeldBase64(str):
-    """The base64 of an image's PNG, which need not be decoded: the image rides along."""
+    """The base64 of an image's PNG, which need not be decoded: the image is attached."""
 
     __slots__ = ("picture",)
     picture: Picture
 
     @classmethod
     def of(cls, picture: Picture) -> HeldBase64:
-        """The text of an image."""
+        """Return the base64 of an image."""
         self = cls(picture.data_uri().partition(",")[2])
         self.picture = picture
         return self
@@ -231,7 +230,7 @@ def _text_file(block: Block, kind: str) -> Text:
         _refuse(kind, "it holds a text file; send the text as a text block")
     if content in ("audio", "video"):
         _refuse(kind, f"it holds {content}, and LLaVA takes text and images")
-    _refuse(kind, "it is neither an image nor a PDF, as far as its type and bytes tell")
+    _refuse(kind, "neither its type nor its bytes are those of an image or a PDF")
 
 
 def _content_kind(block: Block) -> str:
@@ -255,7 +254,7 @@ def _content_kind(block: Block) -> str:
         names = (*_ADDRESS, "path", "filename")
         known = next((fields[name] for name in names if fields.get(name) is not None), "")
         if not isinstance(known, str):
-            return "image"  # a PIL image, an array: nothing else is carried as an object
+            return "image"  # a PIL image, an array: nothing else is given as an object
         declared = mimetypes.guess_type(known.partition("?")[0])[0] or ""
     main, _, sub = declared.lower().partition("/")
     return "pdf" if "pdf" in (main, sub) else main
@@ -269,7 +268,7 @@ def _innermost(block: Block) -> Block:
 
 
 def head_of(value: Any) -> bytes:
-    """The first bytes of inline data, base64 or not; empty for anything else."""
+    """Return the first bytes of inline data, base64 or not; empty for anything else."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value[:4096])
     if not isinstance(value, str):

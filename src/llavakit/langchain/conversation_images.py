@@ -1,4 +1,4 @@
-"""The images of a LangChain conversation, in their order, and the names they have in it."""
+"""The images of a LangChain conversation, in their order, and their names in it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from llavakit.questions.references import Shown, named
 
 
 def images_of(messages: Sequence[BaseMessage]) -> list[Shown]:
-    """Every image and PDF of the messages; nothing is opened.
+    """Return every image and PDF of the messages; nothing is opened.
 
-    What nobody could open (another provider's file id) is there too, as the reason why: it
-    counts, so that the others keep their numbers.
+    What cannot be opened (another provider's file id) is there too, as the error: it counts,
+    so that the others keep their numbers.
     """
     return [
         thing
@@ -30,14 +30,14 @@ def images_of(messages: Sequence[BaseMessage]) -> list[Shown]:
 
 @checked
 def name_images(messages: Sequence[BaseMessage], *, keep: bool = False) -> list[BaseMessage]:
-    """The messages with the names of their images in the text, as ``ImageQuestionTool`` has them.
+    """Write the names of the images into the messages, as ``ImageQuestionTool`` has them.
 
-    For a brain that cannot see, so that it can ask about images it is never sent; nothing is
-    mutated.
+    For an agent's model that cannot see, so that it can ask about images that it is never sent;
+    nothing is mutated.
 
     Args:
         messages: the whole conversation, since names are counted from its beginning.
-        keep: leave the images in, each behind its name, for a brain that sees.
+        keep: leave the images in, each behind its name, for a model that sees.
     """
     every = images_of(messages)
     names = iter([name for name, _ in named(every)])
@@ -58,7 +58,7 @@ def _in_names(block: Any, names: Iterator[str], keep: bool) -> list[Any]:
     if _is_result(block):
         inner = [new for one in block["content"] for new in _in_names(one, names, keep)]
         return [block if inner == block["content"] else {**block, "content": inner}]
-    # Only its images are counted here, so that who put it there does not matter.
+    # Only its images are counted here, so the role does not matter.
     here = [next(names) for _ in _in_block(block, True)]
     if not here:
         return [block]

@@ -1,6 +1,6 @@
 """llavakit's errors in LangChain's tree: each is an error of both.
 
-LangChain's own machinery decides by its classes (``langchain_core.exceptions``, 1.7): the
+LangChain itself decides by its classes (``langchain_core.exceptions``, 1.7): the
 summarisation middleware shrinks a conversation after a ``ContextOverflowError``, retries are made
 where an error ``is_retryable``. The core knows no framework, so that an adapter raises the twin of
 what the core raised: a subclass of both, with the same name, message and fields.
@@ -8,7 +8,7 @@ what the core raised: a subclass of both, with the same name, message and fields
 ::
 
     ContextLengthError      ContextOverflowError
-    InputError, all others  ModelInvalidRequestError   (a fetch that failed half-way: retryable)
+    InputError, all others  ModelInvalidRequestError   (a failed fetch: retryable)
     RequestTimeoutError     ModelTimeoutError          retryable
     QueueFullError          ModelRateLimitError        retryable
     ModelNotFoundError      ModelNotFoundError
@@ -41,7 +41,7 @@ _THEIRS: tuple[tuple[type[ours.LlavaKitError], type[Exception], bool], ...] = (
     (ours.EngineClosedError, theirs.ModelAPIError, True),
     (ours.LlavaKitError, theirs.ModelError, False),
 )
-"""The first line whose class fits decides."""
+"""The first entry whose class fits decides."""
 
 _BY_STATUS = {
     401: theirs.ModelAuthenticationError,
@@ -55,7 +55,7 @@ def _twin_of(
     kind: type[ours.LlavaKitError], theirs_: type[Exception], retryable: bool, name: str
 ) -> type[ours.LlavaKitError]:
     body = {"__module__": __name__, "__doc__": kind.__doc__, "is_retryable": retryable}
-    # By its name in this module it is found again when it comes out of a pickle.
+    # Pickle finds the class by its name in this module.
     globals()[name] = twin = type(name, (kind, theirs_), body)
     return twin
 
@@ -85,7 +85,10 @@ _REMOTE = {
 
 
 def twin(error: ours.LlavaKitError) -> ours.LlavaKitError:
-    """The same error, which is one of LangChain's too; one that is so already is itself."""
+    """Return the same error as one of LangChain's too.
+
+    An error that is one already is unchanged.
+    """
     if isinstance(error, theirs.LangChainException):
         return error
     if isinstance(error, ours.RemoteError):
@@ -101,7 +104,7 @@ def twin(error: ours.LlavaKitError) -> ours.LlavaKitError:
 
 @contextmanager
 def in_langchains_tree() -> Iterator[None]:
-    """Within it, llavakit's errors are raised as LangChain's too."""
+    """Raise llavakit's errors as LangChain's too, within the context."""
     try:
         yield
     except ours.LlavaKitError as error:
@@ -120,5 +123,5 @@ def _by_status(status: int | None) -> Any:
 
 
 def _nearest(kind: type[ours.LlavaKitError]) -> type[ours.LlavaKitError]:
-    """Of a class that somebody else derived from one of ours."""
+    """The base in the table, for a class derived from ours in another package."""
     return next(base for base in kind.__mro__ if base in _TWINS)

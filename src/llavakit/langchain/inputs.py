@@ -1,9 +1,9 @@
-"""Every way into a chat model, with its messages made fit for who sees them.
+"""Every entry point of a chat model, with its messages made fit for callbacks and for the cache.
 
-Two see them before the model does. What LangChain hands to callbacks, listeners and histories is
+Both see them before the model does. What LangChain passes to callbacks, listeners and histories is
 the input of these methods: the message as it was given, in plain data
 (:mod:`llavakit.langchain.plain`), unless traces are to hold digests. The key of the LLM cache is
-made behind that, of canonical messages (:mod:`llavakit.langchain.canonical`).
+made after that, of canonical messages (:mod:`llavakit.langchain.canonical`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from llavakit.langchain.errors import in_langchains_tree
 
 
 class RecordedInputs(BaseChatModel):
-    """A chat model whose input is recorded as it was given, and cached by what it shows."""
+    """A chat model whose input is recorded as it was given, and cached by its pixels."""
 
     @abstractmethod
     def canonical(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as caches and the model see them."""
+        """Return the messages as caches and the model see them."""
 
     @abstractmethod
     def recorded(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages as traces, callbacks and histories see them."""
+        """Return the messages as traces, callbacks and histories see them."""
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         prompt = super()._convert_input(model_input)
@@ -52,7 +52,7 @@ class RecordedInputs(BaseChatModel):
             return ChatPromptValue(messages=self.recorded(messages))
 
     async def _aconvert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        # Encoding or decoding an image takes milliseconds, which the event loop does not have.
+        # Encoding or decoding an image takes milliseconds, which would block the event loop.
         prompt = super()._convert_input(model_input)
         if not has_pictures(prompt.to_messages()):
             return prompt
@@ -111,7 +111,7 @@ class RecordedInputs(BaseChatModel):
             ]
         return await super().agenerate(messages, stop, callbacks, **kwargs)
 
-    # The seam between what is recorded and what is cached and answered.
+    # Between what is recorded and what is cached and answered.
 
     def _generate_with_cache(
         self,

@@ -38,7 +38,7 @@ from llavakit.values import Completion, Image, Message, SamplingParams
 
 _CALL = tuple({*CALL_ARGUMENTS, "model", "n"} - {"tools", "tool_choice", "parallel_tool_calls"})
 AT_ONCE = 64
-"""Prompts of one call that wait or run at the same time."""
+"""Most prompts of one call that wait or run at the same time."""
 
 
 class LLaVALLM(SerializableModel, LLM, ModelSettings):
@@ -76,13 +76,13 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         return traced_settings(self, "llm", stop, kwargs)
 
     def called_with(self, images: Any = None, **arguments: Any) -> Self:
-        """The model with the arguments of a call as its settings, images opened.
+        """Return the model with the arguments of a call as its settings, images opened.
 
         LangChain keys its cache by the model's settings and not by the arguments of a call: as
         settings, two images or two temperatures never share an answer.
 
         Raises:
-            ParameterError: an argument that nobody knows.
+            ParameterError: an unknown argument.
             ImageError, SourceError: an image that cannot be opened.
         """
         given = {k: v for k, v in unaliased(arguments).items() if v is not None}
@@ -99,7 +99,7 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         other._arguments = {**self._arguments, **given}
         if images is not None:
             other._images = self._opened(images)
-        to_params(other._sampling())  # values out of range are told now
+        to_params(other._sampling())  # raises for values out of range
         return other
 
     def _sampling(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         options = {"timeout": settings.get("timeout")}
         return question_about(list(self._images), prompt), to_params(settings), options
 
-    # LangChain writes a prompt of messages as text, and leaves out whatever is none.
+    # LangChain writes a prompt of messages as text, and leaves out everything else silently.
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         prompt = super()._convert_input(model_input)
@@ -139,7 +139,7 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         _check_text(members("prompts", prompts, PromptValue))
         return await super().agenerate_prompt(prompts, *args, **kwargs)
 
-    # LangChain's four ways in: each goes on with a model that holds the call's arguments.
+    # LangChain's four entry points: each goes on with a model that holds the call's arguments.
 
     def generate(
         self,
@@ -191,18 +191,18 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         with in_langchains_tree():
             model = await self._acalled_with(kwargs)
             _one_answer(model.n)
-            pieces = super(LLaVALLM, model).astream(input, config, stop=stop)
-            async with aclosing(cast("Any", pieces)) as texts:
+            stream = super(LLaVALLM, model).astream(input, config, stop=stop)
+            async with aclosing(cast("Any", stream)) as texts:
                 async for text in texts:
                     yield text
 
     async def _acalled_with(self, arguments: dict[str, Any]) -> Self:
         if arguments.get("images") is None:
             return self.called_with(**arguments)
-        # Decoding an image takes milliseconds, which the event loop does not have.
+        # Decoding an image takes milliseconds, which would block the event loop.
         return await run_in_executor(None, lambda: self.called_with(**arguments))
 
-    # What LangChain calls in the end
+    # What LangChain calls at last
 
     def _generate(
         self,
@@ -231,7 +231,7 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
     def _requests(
         self, prompts: Sequence[str], stop: list[str] | None
     ) -> Iterator[tuple[Message, SamplingParams, dict[str, Any]]]:
-        """What is asked, ``n`` times for each prompt; with a seed, from one on for each."""
+        """The requests, ``n`` for each prompt; with a seed, each has one more than the last."""
         for prompt in prompts:
             message, params, options = self._request(prompt, stop)
             for number in range(self.n or 1):
@@ -281,12 +281,12 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         message, params, options = self._request(prompt, stop)
         with self.backend_for().stream(message, params, **options) as chunks:
             for chunk in chunks:
-                piece = GenerationChunk(
+                converted = GenerationChunk(
                     text=chunk.text, generation_info=_info(chunk.finish_reason, chunk.usage)
                 )
                 if run_manager:
-                    run_manager.on_llm_new_token(chunk.text, chunk=piece)
-                yield piece
+                    run_manager.on_llm_new_token(chunk.text, chunk=converted)
+                yield converted
 
     async def _astream(
         self,
@@ -299,15 +299,15 @@ class LLaVALLM(SerializableModel, LLM, ModelSettings):
         stream = self.backend_for().astream(message, params, **options)
         async with aclosing(cast("Any", stream)) as chunks:
             async for chunk in chunks:
-                piece = GenerationChunk(
+                converted = GenerationChunk(
                     text=chunk.text, generation_info=_info(chunk.finish_reason, chunk.usage)
                 )
                 if run_manager:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=piece)
-                yield piece
+                    await run_manager.on_llm_new_token(chunk.text, chunk=converted)
+                yield converted
 
     def get_num_tokens(self, text: str) -> int:
-        """Tokens of ``text`` as a prompt, the template around it included."""
+        """Count the tokens of ``text`` as a prompt, the template around it included."""
         return self.backend_for().count_tokens(question_about(list(self._images), text))
 
 
@@ -323,7 +323,7 @@ def _check_text(prompts: Iterable[PromptValue]) -> None:
         kinds = [kind for kind in map(_kind, message.content) if kind != "text"]
         if not isinstance(message.content, str) and kinds:
             raise UnsupportedContentError(
-                f"An LLM reads text, and a message holds a block of type {kinds[0]!r}; take "
+                f"An LLM reads text, and a message holds a block of type {kinds[0]!r}; use "
                 "the chat model, ChatLLaVA, or give images by images=."
             )
 
@@ -333,14 +333,14 @@ def _kind(block: Any) -> str:
 
 
 def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Ours, and those of LangChain's own (tags, metadata, run names)."""
+    """Split arguments into ours and LangChain's own (tags, metadata, run names)."""
     own = ("tags", "metadata", "run_name", "run_id")
     rest = {name: value for name, value in arguments.items() if name in own}
     return {k: v for k, v in arguments.items() if k not in own}, rest
 
 
 def _name(image: Image) -> str:
-    """What stands for an image in traces and keys."""
+    """The name of an image in traces and keys."""
     source = image.source
     return f"sha256:{source.digest}" if isinstance(source, Picture) else str(source).strip()
 
@@ -352,11 +352,11 @@ def _info(finish_reason: str | None, usage: Any) -> dict[str, Any] | None:
 
 
 def _result(answers: Sequence[Completion], model: str, n: int) -> LLMResult:
-    told = [
+    all_answers = [
         Generation(text=one.text, generation_info=_info(one.finish_reason, one.usage))
         for one in answers
     ]
-    generations = [told[start : start + n] for start in range(0, len(told), n)]
+    generations = [all_answers[start : start + n] for start in range(0, len(all_answers), n)]
     usage = {
         "prompt_tokens": sum(one.usage.prompt_tokens for one in answers),
         "completion_tokens": sum(one.usage.completion_tokens for one in answers),

@@ -2,7 +2,7 @@
 
 The order of text and images is kept, in every kind of message. Nothing is dropped but
 reasoning blocks of earlier answers (see :data:`llavakit.langchain.content_blocks.REASONING_TYPES`);
-what cannot be honoured raises an error.
+what cannot be translated raises an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from langchain_core.messages import (
 from llavakit.documents.message import Attachment, OpenAttachment
 from llavakit.errors import MessageError, UnsupportedContentError
 from llavakit.langchain.chunks import written
-from llavakit.langchain.content_blocks import INVALID_CALL, Piece, ToolResult, read_block
+from llavakit.langchain.content_blocks import INVALID_CALL, ContentPart, ToolResult, read_block
 from llavakit.values import Message, Part, Text, ToolCall
 
 _ROLES = {
@@ -39,9 +39,9 @@ _ROLES = {
 
 
 def not_opened(document: Attachment) -> NoReturn:
-    """Refuses a document where nothing may be opened."""
+    """Refuse a document where nothing may be opened."""
     raise UnsupportedContentError(
-        "Counting tokens opens no document that is elsewhere; open its pages first "
+        "Counting tokens does not fetch documents; open the pages first "
         "(llavakit.documents.open_pages) and count with those."
     )
 
@@ -49,46 +49,47 @@ def not_opened(document: Attachment) -> NoReturn:
 def to_messages(
     messages: Iterable[BaseMessage], open_document: OpenAttachment = not_opened
 ) -> tuple[Message, ...]:
-    """LangChain messages as llavakit messages, in their order; any stretch of a conversation.
+    """Convert LangChain messages to llavakit's, in their order; any stretch of a conversation.
 
     Args:
         messages: the conversation.
-        open_document: gives the pages of the documents in it.
+        open_document: returns the pages of a document.
 
     Raises:
-        MessageError: an unknown role, or a block that has no place in its message.
+        MessageError: an unknown role, or a block that its message must not have.
         UnsupportedContentError: a content block that LLaVA cannot take.
-        ImageError: an object that no image can be made from.
+        ImageError: an object that cannot be read as an image.
     """
     turns: list[Message] = []
     broken: set[str | None] = set()
     for message in messages:
         broken.update(call["id"] for call in _invalid_calls(message))
         if isinstance(message, ToolMessage) and message.tool_call_id in broken:
-            # LangChain's agents answer calls that were none, to say what was wrong with them. The
-            # model reads such a call as text, and so this as what the user says to it.
+            # LangChain's agents answer invalid calls, to say what was wrong with them. The model
+            # reads such a call as text, and so the answer to it as a user's message.
             message = HumanMessage(message.content, name=message.name)
         turns += _turns(message, open_document)
     return tuple(turns)
 
 
-def pieces_of(content: Any) -> list[Piece]:
-    """The pieces of a message's content: a string, or a list of strings and blocks."""
+def content_parts(content: Any) -> list[ContentPart]:
+    """Split a message's content, which is a string, or a list of strings and blocks."""
     if isinstance(content, str):
         return [Text(content)] if content else []
     if isinstance(content, Mapping):
         return read_block(content)
-    pieces: list[Piece] = []
+    parts: list[ContentPart] = []
     for block in content:
         if isinstance(block, str):
-            pieces.append(Text(block))
+            parts.append(Text(block))
         elif isinstance(block, Mapping):
-            pieces.extend(read_block(block))
+            parts.extend(read_block(block))
         else:
             raise UnsupportedContentError(
-                f"A message's content holds strings and blocks (dicts), not {type(block).__name__}."
+                f"A message's content holds strings and blocks (dicts), not {type(block).__name__}"
+                '; write {"type": "text", "text": ...} or {"type": "image", ...}.'
             )
-    return pieces
+    return parts
 
 
 def _turns(message: BaseMessage, open_document: OpenAttachment) -> list[Message]:
@@ -96,16 +97,16 @@ def _turns(message: BaseMessage, open_document: OpenAttachment) -> list[Message]
     parts: list[Part] = []
     calls = {call.id: call for call in _calls(message)}
     results: list[Message] = []
-    for piece in pieces_of(message.content):
-        if isinstance(piece, ToolCall):
+    for part in content_parts(message.content):
+        if isinstance(part, ToolCall):
             _only_in(role, "assistant", "a tool call")
-            calls.setdefault(piece.id, piece)
-        elif isinstance(piece, ToolResult):
+            calls.setdefault(part.id, part)
+        elif isinstance(part, ToolResult):
             _only_in(role, "user", "a tool result")
-            content = _parts(pieces_of(piece.content), open_document)
-            results.append(Message("tool", content, tool_call_id=piece.call_id))
+            content = _parts(content_parts(part.content), open_document)
+            results.append(Message("tool", content, tool_call_id=part.call_id))
         else:
-            parts += _parts([piece], open_document)
+            parts += _parts([part], open_document)
     parts.extend(Text(text) for text in _broken_calls(message))
     turn = Message(
         role,
@@ -118,10 +119,10 @@ def _turns(message: BaseMessage, open_document: OpenAttachment) -> list[Message]
 
 
 def role_of(message: BaseMessage) -> str:
-    """The llavakit role of a message.
+    """Return the llavakit role of a message.
 
     Raises:
-        MessageError: a role, or a kind of message, that has no counterpart.
+        MessageError: an unknown role, or an unknown class of message.
     """
     if isinstance(message, ChatMessage):
         role = _ROLES.get(message.role.lower())
@@ -140,7 +141,7 @@ def role_of(message: BaseMessage) -> str:
     for kind, role in kinds:
         if isinstance(message, kind):
             return role
-    raise MessageError(f"A {type(message).__name__} is no part of a conversation; remove it.")
+    raise MessageError(f"A {type(message).__name__} is not a message of a conversation; remove it.")
 
 
 def _calls(message: BaseMessage) -> list[ToolCall]:
@@ -153,7 +154,7 @@ def _calls(message: BaseMessage) -> list[ToolCall]:
 
 
 def _invalid_calls(message: BaseMessage) -> list[InvalidToolCall]:
-    """The calls of a message that were none, also those of its content alone (v1)."""
+    """The invalid calls of a message, also those of its content alone (v1)."""
     if not isinstance(message, AIMessage):
         return []
     found = list(message.invalid_tool_calls)
@@ -170,20 +171,22 @@ def _invalid_calls(message: BaseMessage) -> list[InvalidToolCall]:
 
 
 def _broken_calls(message: BaseMessage) -> list[str]:
-    # Calls whose arguments were no JSON: the model wrote them, so it sees them, as text.
+    # Calls whose arguments are not JSON: the model wrote them, so it sees them, as text.
     return [f"{call['name'] or ''}({written(call['args'])[0]})" for call in _invalid_calls(message)]
 
 
-def _parts(pieces: list[Piece], open_document: OpenAttachment) -> list[Part]:
-    parts: list[Part] = []
-    for piece in pieces:
-        if isinstance(piece, Attachment):
-            parts += open_document(piece)
+def _parts(parts: list[ContentPart], open_document: OpenAttachment) -> list[Part]:
+    opened: list[Part] = []
+    for part in parts:
+        if isinstance(part, Attachment):
+            opened += open_document(part)
             continue
-        if isinstance(piece, (ToolCall, ToolResult)):
-            raise MessageError("A tool result holds text and images, not calls or results.")
-        parts.append(piece)
-    return parts
+        if isinstance(part, (ToolCall, ToolResult)):
+            raise MessageError(
+                "A tool result holds text and images, not calls or results; take those out of it."
+            )
+        opened.append(part)
+    return opened
 
 
 def _only_in(role: str, allowed: str, what: str) -> None:
@@ -192,7 +195,7 @@ def _only_in(role: str, allowed: str, what: str) -> None:
 
 
 def check_order(messages: Sequence[Message]) -> None:
-    """Refuses a tool's result without its call.
+    """Refuse a tool's result without its call.
 
     Raises:
         MessageError: there is one.
@@ -203,5 +206,5 @@ def check_order(messages: Sequence[Message]) -> None:
         if message.tool_call_id is not None and message.tool_call_id not in asked:
             raise MessageError(
                 f"A tool message answers the call {message.tool_call_id!r}, but no AI message "
-                "before it made that call."
+                "before it made that call; keep both messages, or leave both out."
             )

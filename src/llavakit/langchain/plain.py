@@ -1,9 +1,9 @@
 """Messages made of plain data: strings, numbers, lists and dicts, as every store can hold them.
 
 LangChain hands a run's input to callbacks, listeners and, through those, to histories that are
-kept in files and data bases. What it hands on must be the message, with its images: an object (a
-PIL image, an array, bytes, an open file) becomes base64, and whatever is plain stays as it is, so
-that a message that was recorded can be asked again.
+kept in files and data bases. What it passes on must be the message, with its images: an object (a
+PIL image, an array, bytes, an open file) becomes base64, and plain data stay as they are, so that
+a recorded message can be sent again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from langchain_core.messages import BaseMessage
 
 from llavakit._checks import checked
 from llavakit.images import Picture
-from llavakit.langchain.content_blocks import CARRYING, HeldBase64, document_of, head_of, picture_of
+from llavakit.langchain.content_blocks import (
+    SOURCE_FIELDS,
+    HeldBase64,
+    document_of,
+    head_of,
+    picture_of,
+)
 from llavakit.sources.formats import sniff
 from llavakit.values import Image
 
@@ -26,11 +32,11 @@ _MIME_TYPES = {"PPM": "image/x-portable-pixmap", "PDF": "application/pdf"}
 
 @checked
 def plain_messages(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Give the messages with every image and document in them as plain data.
+    """Return the messages with every image and document in them as plain data.
 
     Objects become base64 (PNG where they are pixels); paths, URLs and base64 stay as they are. The
-    model needs none of it: it takes objects. A checkpointer, a queue or a history that is filled by
-    hand does, before the messages are put there.
+    model does not need this: it takes objects. A checkpointer, a queue or a history that is filled
+    by hand does, before the messages are put there.
 
     Nothing is opened, and nothing is mutated.
 
@@ -64,23 +70,23 @@ def _plain_block(block: Any) -> Any:
     if _is_plain(block):
         return _with_mime_type(block)
     if image is not None:
-        return {"type": "image", **_rest(block), **_carried(image)}
+        return {"type": "image", **_rest(block), **_source_fields(image)}
     document = document_of(block)
     if document is not None:
-        return {"type": "file", **_rest(block), **_carried(document.source)}
+        return {"type": "file", **_rest(block), **_source_fields(document.source)}
     return block
 
 
 def _rest(block: Mapping[str, Any]) -> dict[str, Any]:
-    """What a block says beside its type and its source."""
+    """The fields of a block besides its type and its source."""
     return {
         name: value
         for name, value in block.items()
-        if name != "type" and name not in CARRYING and _is_plain(value)
+        if name != "type" and name not in SOURCE_FIELDS and _is_plain(value)
     }
 
 
-def _carried(image: Image) -> dict[str, str]:
+def _source_fields(image: Image) -> dict[str, str]:
     source = image.source
     if isinstance(source, Picture):
         return {"base64": HeldBase64.of(source), "mime_type": "image/png"}

@@ -30,10 +30,10 @@ METHODS: tuple[Method, ...] = ("json_schema", "function_calling", "json_mode")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the answer shall be.
+    """The answer that is wanted.
 
     Attributes:
-        schema: in JSON.
+        schema: its JSON schema.
         kind: the type of the answer; None takes JSON as it is.
     """
 
@@ -42,17 +42,17 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """For the tool, or for the response format."""
+        """A name for the tool, or for the response format."""
         return str(self.schema.get("title") or (self.kind and self.kind.name) or "answer")
 
     @property
     def grows(self) -> bool:
-        """Whether a stream gives the answer in its beginnings: an object without classes."""
+        """Whether a stream gives the incomplete answer as it grows: an object without classes."""
         return self.kind is None or is_typeddict(self.kind.kind)
 
     @property
     def appears(self) -> bool:
-        """Whether a stream gives the answer as soon as it is valid, as pydantic's classes are."""
+        """Whether a stream gives the answer as soon as it is valid, as of pydantic's classes."""
         return self.kind is not None and _is_pydantic(self.kind.kind)
 
 
@@ -65,7 +65,7 @@ def structured(
     strict: bool | None,
     **arguments: Any,
 ) -> Runnable[Any, Any]:
-    """What ``with_structured_output`` gives; see there for the arguments."""
+    """Implement ``with_structured_output``; see there for the arguments."""
     if method not in METHODS:
         raise ParameterError(f"method is {method!r}; it must be one of {', '.join(METHODS)}.")
     if method == "json_mode" and strict is not None:
@@ -74,12 +74,12 @@ def structured(
         free = model.bind(response_format={"type": "json_object"}, **arguments)
         return _parsed(free, JsonOutputParser(), include_raw)
     wanted = to_wanted(schema, strict=bool(strict))
-    # Classes and schemas by themselves; of types that LangChain may not know, its own form.
+    # Classes and schemas as they are; types that LangChain may not know by their schema.
     known = wanted.appears or wanted.kind is None
-    told = schema if known else {**prompt_schema(wanted.schema), "title": wanted.name}
+    shown = schema if known else {**prompt_schema(wanted.schema), "title": wanted.name}
     arguments["ls_structured_output_format"] = {
         "kwargs": {"method": method, "strict": strict},
-        "schema": told,
+        "schema": shown,
     }
     if method == "function_calling":
         tool = _as_tool(wanted)
@@ -93,7 +93,7 @@ def structured(
 
 
 def to_wanted(schema: Any, *, strict: bool = False) -> Wanted:
-    """What a schema asks for.
+    """Resolve what a schema asks for.
 
     Args:
         schema: a JSON schema, a tool in OpenAI's notation, or a type (see
@@ -101,7 +101,7 @@ def to_wanted(schema: Any, *, strict: bool = False) -> Wanted:
         strict: whether objects are closed.
 
     Raises:
-        SchemaError: nothing that has a schema.
+        SchemaError: ``schema`` has no JSON schema.
     """
     if isinstance(schema, Mapping):
         wanted = Wanted(json_schema_of(schema))
@@ -122,36 +122,36 @@ def _as_tool(wanted: Wanted) -> dict[str, Any]:
 
 
 def tool_name(name: str) -> str:
-    """A name that servers take for a tool: 64 letters, digits and marks at most."""
+    """Return a name that servers accept for a tool: 64 letters, digits and marks at most."""
     kept = "".join(one if one.isascii() and (one.isalnum() or one in "_-") else "_" for one in name)
     return kept.strip("_")[:64] or "answer"
 
 
 class _ToTheEnd(BaseCumulativeTransformOutputParser[Any]):
-    """A parser whose stream ends as one call does: with the whole answer, or with its error.
+    """A parser whose stream ends as one call does: with the complete answer, or with its error.
 
-    LangChain's own streams give what is valid so far, and end in silence where nothing is.
+    LangChain's own streams give what is valid so far, and end silently where nothing is.
     """
 
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
-        heard = _Heard()
-        last: Any = heard
-        for last in super()._transform(heard.all(input)):
+        merged = _Merged()
+        last: Any = merged
+        for last in super()._transform(merged.all(input)):
             yield last
-        if heard.message is not None and (final := self.parse_result([heard.result])) != last:
+        if merged.message is not None and (final := self.parse_result([merged.result])) != last:
             yield final
 
     async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
-        heard = _Heard()
-        last: Any = heard
-        async for last in super()._atransform(heard.aall(input)):
+        merged = _Merged()
+        last: Any = merged
+        async for last in super()._atransform(merged.aall(input)):
             yield last
-        if heard.message is not None and (final := self.parse_result([heard.result])) != last:
+        if merged.message is not None and (final := self.parse_result([merged.result])) != last:
             yield final
 
 
-class _Heard:
-    """The pieces of an answer that came by, put together."""
+class _Merged:
+    """Merges the chunks of an answer that pass through."""
 
     def __init__(self) -> None:
         self.message: Any = None
@@ -162,20 +162,20 @@ class _Heard:
             return Generation(text=self.message)
         return ChatGeneration(message=self.message)
 
-    def all(self, pieces: Iterator[str | BaseMessage]) -> Iterator[str | BaseMessage]:
-        for piece in pieces:
-            self._add(piece)
-            yield piece
+    def all(self, chunks: Iterator[str | BaseMessage]) -> Iterator[str | BaseMessage]:
+        for chunk in chunks:
+            self._add(chunk)
+            yield chunk
 
     async def aall(
-        self, pieces: AsyncIterator[str | BaseMessage]
+        self, chunks: AsyncIterator[str | BaseMessage]
     ) -> AsyncIterator[str | BaseMessage]:
-        async for piece in pieces:
-            self._add(piece)
-            yield piece
+        async for chunk in chunks:
+            self._add(chunk)
+            yield chunk
 
-    def _add(self, piece: Any) -> None:
-        self.message = piece if self.message is None else self.message + piece
+    def _add(self, chunk: Any) -> None:
+        self.message = chunk if self.message is None else self.message + chunk
 
 
 class _TextParser(_ToTheEnd, JsonOutputParser):
@@ -250,9 +250,9 @@ async def _awhole(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMes
 
 
 class _PartialAnswer:
-    """What came so far of an answer.
+    """The answer so far.
 
-    LangChain's parsers complete an object that was cut, with a part of its last value.
+    LangChain's parsers complete an object that was cut, with a fragment of its last value.
     """
 
     def __init__(self) -> None:
@@ -260,7 +260,7 @@ class _PartialAnswer:
         self._called = False
 
     def uncut(self, message: BaseMessage) -> BaseMessage:
-        """The message, unless the answer was cut within its object."""
+        """Return the message; raise if the answer was cut within its object."""
         self._text += message.text
         self._called |= bool(getattr(message, "tool_calls", None))
         cut = message.response_metadata.get("finish_reason") == "length"

@@ -13,14 +13,16 @@ from llavakit.values import Tool
 
 
 def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list[dict[str, Any]]:
-    """Functions, pydantic classes, LangChain tools and dicts in OpenAI's notation.
+    """Convert functions, pydantic classes, LangChain tools and dicts to OpenAI's notation.
 
     Raises:
         UnsupportedContentError: a tool that only another provider's servers can run.
-        ParameterError: no list of tools, or one that is none.
+        ParameterError: ``tools`` is not a list, or holds something that is not a tool.
     """
     if not isinstance(tools, Iterable) or isinstance(tools, (str, Mapping)):
-        raise ParameterError(f"Tools are given in a list, not as {type(tools).__name__}.")
+        raise ParameterError(
+            f"Tools are given in a list, not as {type(tools).__name__}; write [tool]."
+        )
     try:
         converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
     except LlavaKitError:
@@ -28,7 +30,7 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ParameterError(
-            "tools holds something that is no tool; give functions, pydantic classes, LangChain "
+            "tools holds something that is not a tool; give functions, pydantic classes, LangChain "
             f"tools or dicts in OpenAI's notation ({reason})."
         ) from error
     for tool in converted:
@@ -41,15 +43,15 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
 
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
-    """Tools of llavakit from whatever LangChain takes for a tool."""
+    """Convert whatever LangChain takes for a tool to llavakit's tools."""
     return from_openai(to_openai_tools(tools))
 
 
 def json_schema_of(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a dict that is one, or of a tool in OpenAI's or Anthropic's notation.
+    """Return the JSON schema in a dict: itself, or that of a tool of OpenAI's or Anthropic's.
 
     Raises:
-        SchemaError: neither.
+        SchemaError: the dict is neither.
     """
     if _is_plain_schema(schema):
         return dict(schema)

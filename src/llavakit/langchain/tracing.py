@@ -1,4 +1,4 @@
-"""What LangChain's traces say of a call's settings."""
+"""The settings of a call in LangChain's traces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def traced_settings(
     stop: list[str] | None,
     arguments: Mapping[str, Any],
 ) -> LangSmithParams:
-    """The settings of a model with the arguments of one call over them; None is "not set"."""
+    """Return a model's settings with one call's arguments over them; None is "not set"."""
     given = {name: value for name, value in unaliased(arguments).items() if value is not None}
     settings = {**model.identity(), **given}
     params = LangSmithParams(

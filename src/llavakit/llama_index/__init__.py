@@ -4,8 +4,8 @@
 >>> llm = LLaVA(model="demo")
 
 The model itself lives behind :class:`llavakit.Backend`; importing this package or making an
-:class:`LLaVA` imports no torch and loads no weights. Which of the framework's paths carry
-images, and which drop them, is written in ``docs/llama-index.md``.
+:class:`LLaVA` imports no torch and loads no weights. Which of the framework's paths keep
+images, and which drop them, is documented in ``docs/llama-index.md``.
 """
 
 from __future__ import annotations

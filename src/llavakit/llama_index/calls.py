@@ -1,4 +1,4 @@
-"""What one call asks for: constructor settings and call-time arguments, merged and checked."""
+"""The arguments of one call: constructor settings and call-time arguments, merged and checked."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def to_call(
     arguments: Mapping[str, Any],
     open_document: OpenAttachment = not_opened,
 ) -> Call:
-    """One call of the model.
+    """Resolve the arguments of one call of the model.
 
     Args:
         messages: the conversation.
-        settings: sampling settings and timeout of the model object; None is "not set".
-        arguments: what the call itself says, which wins; None is "not set" here too.
-        open_document: gives the pages of documents.
+        settings: sampling settings and timeout of the model object; None means "not set".
+        arguments: arguments of the call, which win; None means "not set" here too.
+        open_document: returns the pages of a document.
 
     Raises:
         ParameterError: an unknown argument, or a value out of range.
-        InputError: messages that cannot be honoured.
+        InputError: messages that cannot be translated.
     """
     given = merged(settings, arguments)
     tools = to_tools(given.get("tools") or ())

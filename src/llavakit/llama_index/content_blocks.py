@@ -1,9 +1,9 @@
 """Content blocks and nodes of LlamaIndex -> llavakit parts.
 
 Every place in which LlamaIndex keeps an image is known here and nowhere else. Nothing is
-opened: an image stays a source, and whether it may be opened is for the backend's policy
-to say. The framework's own ``resolve_image`` is never called, because it reads any file and
-fetches any address.
+opened: an image stays a source, and the backend's policy decides whether it may be opened. The
+framework's own ``resolve_image`` is never called, because it reads any file and fetches any
+address.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from llavakit.llama_index.pages import node_label, reference_of
 from llavakit.sources.formats import sniff
 from llavakit.values import Image, Text, ToolCall
 
-Piece: TypeAlias = Text | Image | Attachment | ToolCall
+ContentPart: TypeAlias = Text | Image | Attachment | ToolCall
 
 
-def read_block(block: Any) -> list[Piece]:
-    """What a content block says, in its order.
+def read_block(block: Any) -> list[ContentPart]:
+    """Return the parts of a content block, in their order.
 
-    Empty for what is no part of the dialogue: a model's private thoughts, and cache marks
-    (llavakit keeps prefixes by itself).
+    Empty for what is not part of the dialogue: a model's reasoning, and cache marks (llavakit
+    keeps prefixes by itself).
 
     Raises:
-        UnsupportedContentError: audio, video, an image without a source, or a block that
-            nobody knows.
+        UnsupportedContentError: audio, video, an image without a source, or a block of an
+            unknown type.
     """
     if isinstance(block, TextBlock):
         return [Text(block.text)]
@@ -58,7 +58,7 @@ def read_block(block: Any) -> list[Piece]:
     if isinstance(block, ToolCallBlock):
         return [tool_call_of(block.tool_call_id, block.tool_name, block.tool_kwargs)]
     if isinstance(block, CitableBlock):
-        return [_origin(block), *(piece for one in block.content for piece in read_block(one))]
+        return [_origin(block), *(part for one in block.content for part in read_block(one))]
     if isinstance(block, CitationBlock):
         return [_origin(block), *read_block(block.cited_content)]
     if isinstance(block, (ThinkingBlock, CachePoint)):
@@ -67,13 +67,13 @@ def read_block(block: Any) -> list[Piece]:
         _refuse("audio", "LLaVA takes text and images")
     if isinstance(block, VideoBlock):
         _refuse("video", "LLaVA takes text and images; send the frames that matter")
-    _refuse(type(block).__name__, "nobody here knows it")
+    _refuse(type(block).__name__, "its type is unknown; use a TextBlock or an ImageBlock")
 
 
 def source_of(node: BaseNode | NodeWithScore) -> Image | None:
-    """Where a node's image is, in the order in which the framework looks for it, or None.
+    """Return where a node's image is, in the order in which the framework looks, or None.
 
-    A page that has to be drawn has none: its file is a document, and no image.
+    A page that has to be rendered has none: its file is a document and not an image.
     """
     if isinstance(node, NodeWithScore):
         return source_of(node.node)
@@ -87,7 +87,7 @@ def source_of(node: BaseNode | NodeWithScore) -> Image | None:
         if node.image_url is not None:
             return Image(str(node.image_url), from_url_field=True)
         # Readers of the framework leave the path of an image there.
-        path = None if _is_to_be_drawn(node) else node.metadata.get("file_path")
+        path = None if _is_to_be_rendered(node) else node.metadata.get("file_path")
         return None if path is None else Image(Path(path))
     resource = getattr(node, "image_resource", None)
     if resource is None:
@@ -100,7 +100,7 @@ def source_of(node: BaseNode | NodeWithScore) -> Image | None:
 
 
 def picture_of(block: ImageBlock) -> Image:
-    """The image of an image block; data win over a path, and a path over a URL.
+    """Return the image of an image block; data win over a path, and a path over a URL.
 
     Raises:
         UnsupportedContentError: it has no source.
@@ -112,7 +112,7 @@ def picture_of(block: ImageBlock) -> Image:
 
 
 def document_of(block: DocumentBlock) -> Attachment:
-    """The document of a document block.
+    """Return the document of a document block.
 
     Raises:
         UnsupportedContentError: it has no source, or holds text.
@@ -120,7 +120,7 @@ def document_of(block: DocumentBlock) -> Attachment:
     declared = (block.document_mimetype or "").partition("/")[0]
     if declared in ("text", "audio", "video"):
         advice = "send its text as a TextBlock" if declared == "text" else "it cannot be read"
-        _refuse("document", f"it is said to hold {declared}; {advice}")
+        _refuse("document", f"it is declared as {declared}; {advice}")
     source = _source(block.data, block.path, block.url)
     if source is None:
         _refuse("document", "it has no source; give it the PDF's bytes, a path or a url")
@@ -128,9 +128,9 @@ def document_of(block: DocumentBlock) -> Attachment:
 
 
 def tool_call_of(call_id: str | None, name: str, arguments: Any) -> ToolCall | Text:
-    """A call that an assistant's message made; as text if its arguments are no JSON object.
+    """Return a call of an assistant's message; as text if its arguments are not a JSON object.
 
-    The model wrote what is broken, so it sees it again.
+    The model wrote the broken call, so it sees it again.
     """
     if isinstance(arguments, str):
         try:
@@ -143,11 +143,11 @@ def tool_call_of(call_id: str | None, name: str, arguments: Any) -> ToolCall | T
 
 
 def to_image_block(source: Any) -> ImageBlock:
-    """An image block of any image: a block, a node, or what :class:`llavakit.Image` takes.
+    """Make an image block of a block, a node, or what :class:`llavakit.Image` takes.
 
     Raises:
-        UnsupportedContentError: a node without an image, or a page that is to be drawn first.
-        ImageError: an object that no image can be made from.
+        UnsupportedContentError: a node without an image, or a page that must be rendered first.
+        ImageError: an object that cannot be read as an image.
     """
     if isinstance(source, ImageBlock):
         return source
@@ -155,13 +155,16 @@ def to_image_block(source: Any) -> ImageBlock:
         source = source.node
     if isinstance(source, BaseNode):
         image = source_of(source)
-        if image is None and _is_to_be_drawn(source):
+        if image is None and _is_to_be_rendered(source):
             raise UnsupportedContentError(
-                f"{node_label(source)} has no image in it; draw it first: resolve_node(node), "
+                f"{node_label(source)} has no image in it; render it first: resolve_node(node), "
                 "or ImageResolver() among the node_postprocessors."
             )
         if image is None:
-            _refuse(type(source).__name__, "it holds no image")
+            _refuse(
+                type(source).__name__,
+                "it holds no image; give a node with an image, a path, a url or a PIL image",
+            )
         source = image
     image = source if isinstance(source, Image) else Image(source)
     held = image.source
@@ -172,13 +175,13 @@ def to_image_block(source: Any) -> ImageBlock:
     if isinstance(held, bytes):
         return ImageBlock(image=held)
     if isinstance(held, Path):
-        # Not validated: whether the file exists may be told only by the policy.
+        # Not validated: whether the file exists is for the policy to reveal.
         return ImageBlock.model_construct(path=held)
     return _named(held, image.from_url_field)
 
 
 def flattened(pictures: Any) -> Iterable[Any]:
-    """One image, or the images of lists within lists, in their order."""
+    """Flatten one image, or lists of images within lists, in their order."""
     if isinstance(pictures, (list, tuple)):
         for one in pictures:
             yield from flattened(one)
@@ -186,7 +189,7 @@ def flattened(pictures: Any) -> Iterable[Any]:
         yield pictures
 
 
-def _is_to_be_drawn(node: BaseNode) -> bool:
+def _is_to_be_rendered(node: BaseNode) -> bool:
     return reference_of(node) is not None
 
 

@@ -48,18 +48,18 @@ class LLaVA(ModelMetadata):
     >>> llm.chat([question]).message.content  # doctest: +SKIP
     'red'
 
-    Takes every carrier of images that LlamaIndex programs use (see
+    Takes images in every block and node that LlamaIndex programs use (see
     :mod:`llavakit.llama_index.content_blocks`). All objects of one configuration, in all threads,
     share one model, which batches their requests. Cancelling an awaited call or closing a
     stream frees the model. Prompts are written by the checkpoint's own template
-    (``conv_mode``), so that ``messages_to_prompt`` has no place here.
+    (``conv_mode``), so that ``messages_to_prompt`` cannot be set.
     """
 
     json_mode: bool = False
-    """Hold every answer to a JSON object, unless a call says otherwise; the name is Ollama's."""
+    """Constrain answers to a JSON object, unless a call says otherwise; the name is Ollama's."""
     image_detail: Literal["low", "high", "auto"] | None = None
-    """Taken for the sake of programs written for OpenAI; LLaVA sees every image as its own
-    processor makes it, whatever this says."""
+    """Accepted for programs written for OpenAI, and without effect: LLaVA's own processor decides
+    the resolution of every image."""
 
     @model_validator(mode="after")
     def _json_mode_is_a_format(self) -> Self:
@@ -84,13 +84,13 @@ class LLaVA(ModelMetadata):
         return self._prepared(messages, arguments)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
-        # Some ways through the framework have added it already, others have not.
-        told = self.system_prompt
-        if not told or any(
-            message.role == MessageRole.SYSTEM and message.content == told for message in messages
+        # Some paths of the framework have added it already, others have not.
+        prompt = self.system_prompt
+        if not prompt or any(
+            message.role == MessageRole.SYSTEM and message.content == prompt for message in messages
         ):
             return messages
-        return [ChatMessage(role=MessageRole.SYSTEM, content=told), *messages]
+        return [ChatMessage(role=MessageRole.SYSTEM, content=prompt), *messages]
 
     def _prompt_messages(self, prompt: str, formatted: bool) -> list[ChatMessage]:
         if not formatted and self.completion_to_prompt is not None:
@@ -112,10 +112,10 @@ class LLaVA(ModelMetadata):
     def _stream(
         self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
     ) -> Generator[ChatResponse, None, None]:
-        # Submitted at once, so that bad input raises here and not at the first piece.
+        # Submitted at once, so that bad input raises here and not at the first chunk.
         backend, call = self._prepared(messages, arguments)
         stream = backend.stream(call.messages, call.params, **call.options)
-        return _told(stream, Growing(self._model_name))
+        return _responses(stream, Growing(self._model_name))
 
     async def _astream(
         self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
@@ -123,19 +123,19 @@ class LLaVA(ModelMetadata):
         backend, call = await self._aprepared(messages, arguments)
         growing = Growing(self._model_name)
 
-        async def told() -> AsyncGenerator[ChatResponse, None]:
+        async def responses() -> AsyncGenerator[ChatResponse, None]:
             stream = backend.astream(call.messages, call.params, **call.options)
             async with aclosing(cast("Any", stream)) as chunks:
                 async for chunk in chunks:
                     yield growing.add(chunk)
 
-        return told()
+        return responses()
 
-    # The framework's eight methods. Each tells of itself once, so none calls another.
+    # The framework's eight methods. Each reports itself to callbacks, so none calls another.
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """The answer to a conversation.
+        """Answer a conversation.
 
         Args:
             messages: the conversation, with images wherever they stand.
@@ -143,30 +143,30 @@ class LLaVA(ModelMetadata):
                 ``parallel_tool_calls``, ``timeout``, ``response_format``.
 
         Raises:
-            InputError: what cannot be honoured; nothing was run.
+            InputError: something that cannot be translated; nothing was run.
         """
         return self._chat(messages, kwargs)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """As :meth:`chat`, in pieces; closing the generator frees the model."""
+        """Stream :meth:`chat`; closing the generator frees the model."""
         return self._stream(messages, kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """As :meth:`chat`, never blocking the event loop; cancelling it frees the model."""
+        """Run :meth:`chat` without blocking the event loop; cancelling it frees the model."""
         return await self._achat(messages, kwargs)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """As :meth:`stream_chat`, never blocking the event loop."""
+        """Run :meth:`stream_chat` without blocking the event loop."""
         return await self._astream(messages, kwargs)
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """The answer to a prompt, which is a user's message.
+        """Answer a prompt, which is a user's message.
 
         Args:
             prompt: the text.
@@ -179,21 +179,21 @@ class LLaVA(ModelMetadata):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """As :meth:`complete`, in pieces."""
+        """Stream :meth:`complete`."""
         return completions(self._stream(self._prompt_messages(prompt, formatted), kwargs))
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """As :meth:`complete`, never blocking the event loop."""
+        """Run :meth:`complete` without blocking the event loop."""
         return to_completion(await self._achat(self._prompt_messages(prompt, formatted), kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """As :meth:`stream_complete`, never blocking the event loop."""
+        """Run :meth:`stream_complete` without blocking the event loop."""
         return acompletions(await self._astream(self._prompt_messages(prompt, formatted), kwargs))
 
     # Tools
@@ -228,10 +228,10 @@ class LLaVA(ModelMetadata):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls that a response makes, also those of a response that still grows.
+        """Return the calls of a response, also of one that still grows.
 
         Raises:
-            LlavaKitError: there is none, and ``error_on_no_tool_call``.
+            LlavaKitError: there is no call, and ``error_on_no_tool_call`` is set.
         """
         return to_selections(response, required=error_on_no_tool_call)
 
@@ -239,22 +239,22 @@ class LLaVA(ModelMetadata):
 
     @checked
     def count_tokens(self, messages: Sequence[ChatMessage] | str, tools: Sequence[Any] = ()) -> int:
-        """Tokens of the prompt, images and tools included; nothing is run.
+        """Count the tokens of the prompt, images and tools included; nothing is run.
 
-        Of an image at a URL so much is fetched, under the policy, as tells its size.
+        Of an image at a URL only the beginning is fetched, under the policy, to find its size.
 
         Args:
             messages: a conversation, or a question in plain words.
-            tools: that are offered.
+            tools: tools that are offered.
         """
         if isinstance(messages, str):
             messages = self._prompt_messages(messages, formatted=True)
-        told = self._with_system_prompt(messages)
-        conversation = to_messages(told, self._open_document)
+        prompted = self._with_system_prompt(messages)
+        conversation = to_messages(prompted, self._open_document)
         return self.backend_for().count_tokens(conversation, tools=to_tools(tools))
 
     def chat_prompt_helper(self, **settings: Any) -> PicturePromptHelper:
-        """A prompt helper that plans with the real tokens of images.
+        """Return a prompt helper that plans with the real tokens of images.
 
         >>> get_response_synthesizer(
         ...     llm=llm, multimodal=True, chat_prompt_helper=llm.chat_prompt_helper()
@@ -266,36 +266,36 @@ class LLaVA(ModelMetadata):
         return PicturePromptHelper(self, **settings)
 
     def chat_memory_buffer(self, **settings: Any) -> LLaVAChatMemoryBuffer:
-        """A ``ChatMemoryBuffer`` that counts as the model does, images included.
+        """Return a ``ChatMemoryBuffer`` that counts as the model does, images included.
 
         Args:
-            **settings: of ``ChatMemoryBuffer.from_defaults``; ``token_limit`` is three quarters of
-                the context unless it is given.
+            **settings: arguments of ``ChatMemoryBuffer.from_defaults``; ``token_limit`` is three
+                quarters of the context unless it is given.
         """
         from llavakit.llama_index.memory import buffer_for
 
         return buffer_for(self, **settings)
 
     def memory(self, **settings: Any) -> LLaVAMemory:
-        """A ``Memory`` that counts as the model does, images included.
+        """Return a ``Memory`` that counts as the model does, images included.
 
         Args:
-            **settings: of ``Memory.from_defaults``; ``token_limit`` is three quarters of the
-                context unless it is given.
+            **settings: arguments of ``Memory.from_defaults``; ``token_limit`` is three quarters of
+                the context unless it is given.
         """
         from llavakit.llama_index.memory import memory_for
 
         return memory_for(self, **settings)
 
 
-def _told(stream: AnswerStream, growing: Growing) -> Generator[ChatResponse, None, None]:
+def _responses(stream: AnswerStream, growing: Growing) -> Generator[ChatResponse, None, None]:
     with stream:
         for chunk in stream:
             yield growing.add(chunk)
 
 
 def completions(responses: Generator[ChatResponse, None, None]) -> CompletionResponseGen:
-    """A streamed chat as a streamed completion."""
+    """Convert a streamed chat to a streamed completion."""
     for response in responses:
         yield to_completion(response)
 
@@ -303,7 +303,7 @@ def completions(responses: Generator[ChatResponse, None, None]) -> CompletionRes
 async def acompletions(
     responses: AsyncGenerator[ChatResponse, None],
 ) -> CompletionResponseAsyncGen:
-    """As :func:`completions`, for async streams."""
+    """Run :func:`completions` on an async stream."""
     async with aclosing(responses) as later:
         async for response in later:
             yield to_completion(response)

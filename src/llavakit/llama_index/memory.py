@@ -18,33 +18,33 @@ from llavakit.llama_index.messages import to_messages
 from llavakit.llama_index.metadata import ModelMetadata
 
 _SHARE = 0.75
-"""Of the context, for the conversation; the rest is for the answer. The framework's own share."""
+"""Share of the context for the conversation; the rest is for the answer. The framework's own."""
 
 
 class LLaVAChatMemoryBuffer(ChatMemoryBuffer):
     """A ``ChatMemoryBuffer`` whose ``token_limit`` is in tokens of the model's prompt.
 
-    Made by ``llm.chat_memory_buffer()``. Read back by ``from_dict(data, llm=llm)``: a counter is
-    no data.
+    Made by ``llm.chat_memory_buffer()``. Loaded by ``from_dict(data, llm=llm)``: a counter
+    cannot be serialised.
     """
 
     _llm: Any = PrivateAttr(default=None)
 
     @classmethod
     def class_name(cls) -> str:
-        """Tell the framework's name for this class."""
+        """Return the framework's name for this class."""
         return "LLaVAChatMemoryBuffer"
 
     @classmethod
     def from_dict(
         cls, data: dict[str, Any], llm: ModelMetadata | None = None, **kwargs: Any
     ) -> Self:
-        """Read back what ``to_dict`` wrote.
+        """Load what ``to_dict`` wrote.
 
         Args:
-            data: as it was written.
+            data: the result of ``to_dict``.
             llm: the model that counts.
-            **kwargs: of the framework.
+            **kwargs: further arguments of the framework.
         """
         counter = {} if llm is None else {"tokenizer_fn": partial(_tokens, llm)}
         self = super().from_dict({**data, **counter}, **kwargs)
@@ -65,7 +65,7 @@ class LLaVAMemory(Memory):
 
     @classmethod
     def class_name(cls) -> str:
-        """Tell the framework's name for this class."""
+        """Return the framework's name for this class."""
         return "LLaVAMemory"
 
     def _estimate_token_count(self, message_or_blocks: Any) -> int:
@@ -81,7 +81,7 @@ class LLaVAMemory(Memory):
 
 
 def buffer_for(llm: ModelMetadata, **settings: Any) -> LLaVAChatMemoryBuffer:
-    """A buffer that counts with ``llm``; see ``ChatMemoryBuffer.from_defaults``."""
+    """Make a buffer that counts with ``llm``; see ``ChatMemoryBuffer.from_defaults``."""
     limit = settings.pop("token_limit", None) or _limit(llm)
     memory = LLaVAChatMemoryBuffer.from_defaults(
         token_limit=limit, tokenizer_fn=partial(_tokens, llm), **settings
@@ -91,7 +91,7 @@ def buffer_for(llm: ModelMetadata, **settings: Any) -> LLaVAChatMemoryBuffer:
 
 
 def memory_for(llm: ModelMetadata, **settings: Any) -> LLaVAMemory:
-    """A memory that counts with ``llm``; see ``Memory.from_defaults``."""
+    """Make a memory that counts with ``llm``; see ``Memory.from_defaults``."""
     limit = settings.pop("token_limit", None) or _limit(llm)
     memory = LLaVAMemory.from_defaults(
         token_limit=limit, tokenizer_fn=partial(_tokens, llm), **settings
@@ -116,5 +116,5 @@ def _count(llm: ModelMetadata | None, messages: list[ChatMessage], name: str) ->
 
 
 def _tokens(llm: ModelMetadata, text: str) -> list[Any]:
-    """As many as the text has tokens, template and all; engines want their number alone."""
+    """A list as long as the text has tokens, with its template; only its length is used."""
     return [None] * (llm.backend_for().count_tokens(text) if text else 0)

@@ -1,6 +1,6 @@
 """LlamaIndex messages -> llavakit messages; pure functions that open nothing by themselves.
 
-The order of text and images is kept, in every kind of message. What cannot be honoured
+The order of text and images is kept, in every kind of message. What cannot be translated
 raises an error.
 """
 
@@ -20,7 +20,7 @@ from llama_index.core.base.llms.types import (
 from llavakit.documents.message import Attachment, OpenAttachment
 from llavakit.errors import MessageError, UnsupportedContentError
 from llavakit.llama_index.content_blocks import (
-    Piece,
+    ContentPart,
     read_block,
     source_of,
     to_image_block,
@@ -41,9 +41,9 @@ _ROLES: Mapping[MessageRole, str] = {
 
 
 def not_opened(document: Attachment) -> NoReturn:
-    """Refuses a document where nothing may be opened."""
+    """Refuse a document where nothing may be opened."""
     raise UnsupportedContentError(
-        "Counting tokens opens no document; open its pages first "
+        "Counting tokens does not open documents; open the pages first "
         "(llavakit.documents.open_pages) and count with those."
     )
 
@@ -51,22 +51,22 @@ def not_opened(document: Attachment) -> NoReturn:
 def to_messages(
     messages: Iterable[ChatMessage], open_document: OpenAttachment = not_opened
 ) -> tuple[Message, ...]:
-    """LlamaIndex messages as llavakit messages, in their order; any stretch of a conversation.
+    """Convert LlamaIndex messages to llavakit's, in their order; any stretch of a conversation.
 
     Args:
         messages: the conversation.
-        open_document: gives the pages of the documents in it.
+        open_document: returns the pages of a document.
 
     Raises:
         MessageError: a tool call in a message that is not the assistant's.
         UnsupportedContentError: a block that LLaVA cannot take.
-        ImageError: an object that no image can be made from.
+        ImageError: an object that cannot be read as an image.
     """
     return tuple(_message(message, open_document) for message in messages)
 
 
 def has_media(messages: Iterable[ChatMessage]) -> bool:
-    """Whether there is more than text, so that converting may take more than an instant."""
+    """Return whether there is more than text, so that converting may take a while."""
     return any(
         not isinstance(block, (TextBlock, ToolCallBlock))
         for message in messages
@@ -78,13 +78,13 @@ def _message(message: ChatMessage, open_document: OpenAttachment) -> Message:
     role = _ROLES[MessageRole(message.role)]
     parts: list[Part] = []
     calls: list[ToolCall] = []
-    for piece in _pieces(message):
-        if isinstance(piece, Attachment):
-            parts += open_document(piece)
-        elif isinstance(piece, ToolCall):
-            calls.append(piece)
+    for part in _content_parts(message):
+        if isinstance(part, Attachment):
+            parts += open_document(part)
+        elif isinstance(part, ToolCall):
+            calls.append(part)
         else:
-            parts.append(piece)
+            parts.append(part)
     if calls and role != "assistant":
         raise MessageError(f"A message of the {role} holds a tool call; only the assistant's do.")
     extra = message.additional_kwargs
@@ -98,18 +98,18 @@ def _message(message: ChatMessage, open_document: OpenAttachment) -> Message:
     )
 
 
-def _pieces(message: ChatMessage) -> Iterable[Piece]:
-    told: set[str] = set()
+def _content_parts(message: ChatMessage) -> Iterable[ContentPart]:
+    found: set[str] = set()
     previous: Any = None
     for block in _all_blocks(message):
         if isinstance(block, TextBlock) and isinstance(previous, TextBlock):
             yield Text("\n")  # as the framework's own `content` joins them
-        for piece in read_block(block):
-            if isinstance(piece, ToolCall):
-                told.add(piece.id)
-            yield piece
+        for part in read_block(block):
+            if isinstance(part, ToolCall):
+                found.add(part.id)
+            yield part
         previous = block
-    if not told:  # the same calls in an older notation, where they are told in blocks
+    if not found:  # blocks have the same calls as the older notation
         yield from _legacy_calls(message)
 
 

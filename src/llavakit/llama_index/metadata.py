@@ -1,4 +1,4 @@
-"""A model object of LlamaIndex apart from its answers: settings, what is told of it, copies."""
+"""A model object of LlamaIndex apart from its answers: settings, metadata, copies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from llavakit.values import Image
 
 
 class ModelMetadata(TextMessages, ModelSettings, SchemaPrediction):
-    """The settings of a model, and what the framework is told of them; nothing is loaded."""
+    """The settings of a model, and its metadata for the framework; nothing is loaded."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     policy_field: ClassVar[str] = "source_policy"
 
-    # What must not be written down.
+    # Must not be serialised.
     api_key: SecretStr | None = Field(
         default_factory=key_from_environment, exclude=True, repr=False
     )
@@ -49,7 +49,7 @@ class ModelMetadata(TextMessages, ModelSettings, SchemaPrediction):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What the framework plans with; asks the model only where no file tells."""
+        """What the framework plans with; loads the model only where no file has the answer."""
         return LLMMetadata(**self._metadata(self._context_window()))
 
     def _metadata(self, window: int | None) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class ModelMetadata(TextMessages, ModelSettings, SchemaPrediction):
         return page_images(document, self.max_pages, self.policy)
 
     def to_payload(self) -> dict[str, Any]:
-        """The model as traces see it: settings that change answers; no keys, paths or pixels."""
+        """Describe the model for traces: settings that change answers; no keys, paths or pixels."""
         sampling = {k: v for k, v in self._sampling().items() if v is not None}
         metadata = LLMMetadata(**self._metadata(self._known_window())).model_dump()
         return {"class_name": self.class_name(), **metadata, **sampling}

@@ -22,7 +22,7 @@ from llavakit.llama_index.responses import to_completion
 
 
 class MultiModalMetadata(LLMMetadata, MultiModalLLMMetadata):  # type: ignore[misc]
-    """What both of the framework's interfaces want to know."""
+    """The metadata of both of the framework's interfaces."""
 
 
 class LLaVAMultiModal(LLaVA, MultiModalLLM):
@@ -36,7 +36,7 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
 
     ``image_documents`` are nodes, documents, image blocks, or anything that
     :class:`llavakit.Image` takes, one or (nested) lists of them; they stand before the
-    prompt. Of a node only its image is taken: its text is the prompt's business. A plain
+    prompt. Of a node only its image is used: its text belongs into the prompt. A plain
     subclass of ``MultiModalLLM`` fails in every call since llama-index-core 0.14.16; this is
     an ``LLM`` as well, and chats like one.
     """
@@ -55,7 +55,7 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
     def complete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """The answer to a prompt about images.
+        """Answer a prompt about images.
 
         Args:
             prompt: the text.
@@ -69,21 +69,21 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
     def stream_complete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """As :meth:`complete`, in pieces."""
+        """Stream :meth:`complete`."""
         messages = self._picture_messages(prompt, image_documents, formatted)
         return completions(self._stream(messages, kwargs))
 
     async def acomplete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """As :meth:`complete`, never blocking the event loop."""
+        """Run :meth:`complete` without blocking the event loop."""
         messages = self._picture_messages(prompt, image_documents, formatted)
         return to_completion(await self._achat(messages, kwargs))
 
     async def astream_complete(  # type: ignore[override]
         self, prompt: str, image_documents: Any = None, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """As :meth:`stream_complete`, never blocking the event loop."""
+        """Run :meth:`stream_complete` without blocking the event loop."""
         messages = self._picture_messages(prompt, image_documents, formatted)
         return acompletions(await self._astream(messages, kwargs))
 

@@ -1,4 +1,4 @@
-"""Planning of prompts with the tokens that images really have.
+"""Planning of prompts with the real number of tokens of images.
 
 LlamaIndex plans 2125 tokens for every image, whatever the model, so that with a window of
 4,096 tokens each image gets a call of its own. A demo image has 64 tokens and an image
@@ -42,7 +42,7 @@ class PicturePromptHelper(ChatPromptHelper):
     framework would read them itself a moment later, without one.
 
     Args:
-        llm: whose window and images are meant.
+        llm: the model whose window and image tokens count.
         **settings: further arguments of ``ChatPromptHelper``.
     """
 

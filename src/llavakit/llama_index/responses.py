@@ -1,6 +1,6 @@
 """llavakit answers -> LlamaIndex responses; pure functions.
 
-A streamed response carries the whole answer so far and what is new in it (``delta``). Usage
+A streamed response has the whole answer so far and what is new in it (``delta``). Usage
 and finish reason are in ``raw`` and in ``additional_kwargs``, where the framework's token
 counter looks for them.
 """
@@ -32,7 +32,7 @@ _Called: TypeAlias = tuple[str, str, dict[str, Any]]
 
 
 def to_response(completion: Completion, model: str, delta: str | None = None) -> ChatResponse:
-    """A whole answer of the model named ``model``; ``delta`` where it ends a stream."""
+    """Convert an answer of the model named ``model``; ``delta`` where it ends a stream."""
     usage = _usage(completion.usage)
     cut = [
         {"name": call.name, "arguments": call.arguments, "error": call.reason}
@@ -52,7 +52,7 @@ def to_response(completion: Completion, model: str, delta: str | None = None) ->
 
 
 def to_completion(response: ChatResponse) -> CompletionResponse:
-    """A chat's response as one of the completion methods."""
+    """Convert a chat's response to a completion's."""
     return CompletionResponse(
         text=response.message.content or "",
         delta=response.delta,
@@ -72,7 +72,7 @@ class Growing:
         self._calls: list[_Called] = []
 
     def add(self, chunk: Chunk) -> ChatResponse:
-        """The answer with this chunk."""
+        """Add a chunk and return the answer so far."""
         self._gathering.add(chunk)
         if chunk.finish_reason is not None:
             return to_response(self._gathering.completion(), self._model, delta="")
@@ -86,15 +86,15 @@ class Growing:
 
 
 def to_selections(response: ChatResponse, *, required: bool) -> list[ToolSelection]:
-    """The tool calls of a response, also of one that still grows.
+    """Return the tool calls of a response, also of one that still grows.
 
     Args:
-        response: of a chat, whole or streamed.
-        required: whether no call at all is an error.
+        response: a chat's response, complete or streamed.
+        required: whether a response without calls is an error.
 
     Raises:
-        LlavaKitError: there is none, or one was cut. An agent would take what came before for
-            the whole answer.
+        LlavaKitError: a required call is missing, or a call was cut: an agent would take what
+            came before for the whole answer.
     """
     cut = response.additional_kwargs.get(CUT_CALLS)
     if cut:
@@ -102,7 +102,7 @@ def to_selections(response: ChatResponse, *, required: bool) -> list[ToolSelecti
     blocks = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
     if required and not blocks:
         raise LlavaKitError(
-            "The model called no tool; ask with tool_required=True to hold it to a call."
+            "The model called no tool; ask with tool_required=True to make it call one."
         )
     return [
         ToolSelection(
@@ -115,7 +115,7 @@ def to_selections(response: ChatResponse, *, required: bool) -> list[ToolSelecti
 
 
 def _arguments(arguments: dict[str, Any] | str) -> dict[str, Any]:
-    """The arguments of a whole call; text stands there in messages that others made."""
+    """The arguments of a complete call; they are text in messages of other programs."""
     if not isinstance(arguments, str):
         return arguments
     try:
@@ -124,8 +124,8 @@ def _arguments(arguments: dict[str, Any] | str) -> dict[str, Any]:
         parsed = None
     if not isinstance(parsed, dict):
         raise LlavaKitError(
-            f"The arguments of a tool call are no JSON object ({arguments[:60]!r}); it cannot be "
-            "run."
+            f"The arguments of a tool call are not a JSON object ({arguments[:60]!r}), so it "
+            "cannot be run; give a dict."
         )
     return parsed
 
@@ -146,8 +146,8 @@ def _message(text: str, calls: Sequence[_Called]) -> ChatMessage:
 
 
 def _openai_call(call_id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    told = compact_json(arguments)
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": told}}
+    text = compact_json(arguments)
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": text}}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

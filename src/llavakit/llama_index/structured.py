@@ -1,8 +1,8 @@
-"""Structured prediction: every token of the answer is held to the schema.
+"""Structured prediction: every token of the answer is constrained by the schema.
 
-The framework would go by a call of a tool that has the schema for its arguments. That works
+The framework would use a call of a tool that has the schema for its arguments. That works
 here too (``pydantic_program_mode="function"``), but JSON is shorter and asks less of a small
-model. The framework knows pydantic classes alone; here any type that has a schema will do.
+model. The framework takes pydantic classes alone; here any type that has a schema is taken.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ dispatcher = get_dispatcher(__name__)
 
 
 class SchemaPrediction(FunctionCallingLLM):
-    """A model whose ``structured_predict`` and its sisters answer with JSON of the schema.
+    """A model whose ``structured_predict`` and its variants answer with JSON of the schema.
 
     So do ``as_structured_llm`` and everything else of the framework that builds on them.
     Another ``pydantic_program_mode`` than the default is left to the framework.
@@ -50,10 +50,10 @@ class SchemaPrediction(FunctionCallingLLM):
 
     @checked
     def as_structured_llm(self, output_cls: Any, **kwargs: Any) -> StructuredLLM:
-        """A model whose answers are objects of a class, or values of any type with a schema.
+        """Return a model whose answers are objects of a class, or values of any type with a schema.
 
         Raises:
-            SchemaError: it has none.
+            SchemaError: ``output_cls`` has no schema.
         """
         kind = AnswerType(output_cls)
         if _is_class(output_cls):
@@ -68,7 +68,7 @@ class SchemaPrediction(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
-        """An object of ``output_cls`` that the model fills in.
+        """Return an object of ``output_cls`` that the model fills in.
 
         Args:
             output_cls: a pydantic class, or any type that has a schema (see
@@ -80,11 +80,11 @@ class SchemaPrediction(FunctionCallingLLM):
         Raises:
             SchemaError: ``output_cls`` has no schema.
             LlavaKitError: ``max_tokens`` cut the answer.
-            ValidationError: the class has rules that its schema does not tell.
+            ValidationError: the class has rules that its schema does not express.
         """
         kind = AnswerType(output_cls)
-        if (carrier := self._carrier(kind)) is not None:
-            return _carried(self.structured_predict(carrier, prompt, llm_kwargs, **prompt_args))
+        if (container := self._container(kind)) is not None:
+            return _contained(self.structured_predict(container, prompt, llm_kwargs, **prompt_args))
         if not self._by_schema:
             return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         _started(output_cls, prompt, prompt_args)
@@ -100,11 +100,11 @@ class SchemaPrediction(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
-        """As :meth:`structured_predict`, never blocking the event loop."""
+        """Run :meth:`structured_predict` without blocking the event loop."""
         kind = AnswerType(output_cls)
-        if (carrier := self._carrier(kind)) is not None:
-            found = await self.astructured_predict(carrier, prompt, llm_kwargs, **prompt_args)
-            return _carried(found)
+        if (container := self._container(kind)) is not None:
+            found = await self.astructured_predict(container, prompt, llm_kwargs, **prompt_args)
+            return _contained(found)
         if not self._by_schema:
             return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         _started(output_cls, prompt, prompt_args)
@@ -120,12 +120,12 @@ class SchemaPrediction(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
-        """The growing object of :meth:`structured_predict`; a value without fields comes once."""
-        carrier = self._carrier(AnswerType(output_cls))
-        if carrier is None:
+        """Stream :meth:`structured_predict` as it grows; a value without fields comes once."""
+        container = self._container(AnswerType(output_cls))
+        if container is None:
             return super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-        found = super().stream_structured_predict(carrier, prompt, llm_kwargs, **prompt_args)
-        return (_carried(one) for one in found if isinstance(one, carrier))
+        found = super().stream_structured_predict(container, prompt, llm_kwargs, **prompt_args)
+        return (_contained(one) for one in found if isinstance(one, container))
 
     @checked
     async def astream_structured_predict(
@@ -135,14 +135,16 @@ class SchemaPrediction(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
-        """As :meth:`stream_structured_predict`, never blocking the event loop."""
-        carrier = self._carrier(AnswerType(output_cls))
-        if carrier is None:
+        """Run :meth:`stream_structured_predict` without blocking the event loop."""
+        container = self._container(AnswerType(output_cls))
+        if container is None:
             return await super().astream_structured_predict(
                 output_cls, prompt, llm_kwargs, **prompt_args
             )
-        found = await super().astream_structured_predict(carrier, prompt, llm_kwargs, **prompt_args)
-        return (_carried(one) async for one in found if isinstance(one, carrier))
+        found = await super().astream_structured_predict(
+            container, prompt, llm_kwargs, **prompt_args
+        )
+        return (_contained(one) async for one in found if isinstance(one, container))
 
     def _structured_stream_call(
         self,
@@ -176,8 +178,8 @@ class SchemaPrediction(FunctionCallingLLM):
         growing = _GrowingObject(kind, self)
         return (one async for response in responses for one in growing.add(response))
 
-    def _carrier(self, kind: AnswerType) -> type[BaseModel] | None:
-        """A pydantic class that holds a value of the type, where the framework takes no other.
+    def _container(self, kind: AnswerType) -> type[BaseModel] | None:
+        """A pydantic class around a value of the type, where the framework takes no other type.
 
         Arguments of a tool are an object; the answer's text may be any JSON.
         """
@@ -194,7 +196,7 @@ class SchemaPrediction(FunctionCallingLLM):
 
 
 class ValueLLM(StructuredLLM):
-    """The framework's structured LLM for types that are no pydantic classes.
+    """The framework's structured LLM for types that are not pydantic classes.
 
     ``raw`` of an answer is the value; its text is the value's JSON.
     """
@@ -221,11 +223,11 @@ def _unrooted(response: ChatResponse) -> ChatResponse:
 
 
 def _rooted(kind: AnswerType) -> type[BaseModel]:
-    """A pydantic class of nothing but a value of the type."""
+    """A pydantic class that has only a value of the type."""
     return type(kind.name, (RootModel[kind.known],), {})  # type: ignore[name-defined]
 
 
-def _carried(found: Any) -> Any:
+def _contained(found: Any) -> Any:
     return found.root if isinstance(found, RootModel) else found.value
 
 
@@ -234,9 +236,9 @@ def _is_class(output_cls: Any) -> bool:
 
 
 class _GrowingObject:
-    """The object of a streamed answer; before the end with the fields that are there.
+    """The object of a streamed answer; before the end with the fields that are complete.
 
-    A value that has no fields is told once.
+    A value that has no fields is emitted once, at the end.
     """
 
     def __init__(self, kind: AnswerType, llm: FunctionCallingLLM) -> None:
@@ -245,7 +247,7 @@ class _GrowingObject:
         self._last: Any = None
 
     def add(self, response: ChatResponse) -> list[Any]:
-        """What there is to tell by now."""
+        """Add a response and return the objects to emit by now."""
         if "finish_reason" in response.additional_kwargs:
             return [_value_of(response, self._kind)]
         if issubclass(self._kind.kind, RootModel):

@@ -1,7 +1,7 @@
-"""Components of the framework that come back from what was written down, their policy with them.
+"""Components of the framework that are loaded with their policy, or not at all.
 
-The framework writes a component's fields and the name of its class. A component that is read
-back without its policy would have the default one, which is open; so it is refused.
+The framework serialises a component's fields and the name of its class. A component that is
+loaded without its policy would have the default one, which is open; so it is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WRITTEN = "class_name"
 
 
 class TextMessages(BaseComponent):
-    """A component whose policy is missed where it was written down without one.
+    """A component that cannot be loaded from data without its policy.
 
     Attributes:
         policy_field: the name of the field that holds the policy.
@@ -29,17 +29,17 @@ class TextMessages(BaseComponent):
     @model_validator(mode="before")
     @classmethod
     def _without_the_name(cls, values: Any) -> Any:
-        # Within another component, or by `model_validate`, nobody takes the name away.
+        # Within another component, or by `model_validate`, the class name is still there.
         if not isinstance(values, Mapping) or _WRITTEN not in values:
             return values
         return cls._read_back(values)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """The component that ``to_dict`` wrote.
+        """Load the component that ``to_dict`` wrote.
 
         Args:
-            data: what it wrote.
+            data: the result of ``to_dict``.
             **kwargs: fields to set otherwise.
 
         Raises:
@@ -59,8 +59,8 @@ class TextMessages(BaseComponent):
     def _check_policy(cls, written: Mapping[str, Any]) -> None:
         if cls.policy_field not in written:
             raise ParameterError(
-                f"This {cls.__name__} was written down without its {cls.policy_field}, and nobody "
-                f"knows what it may open; give it one: {cls.policy_field}=SourcePolicy(...)."
+                f"This {cls.__name__} was saved without its {cls.policy_field}, so what it may "
+                f"open is unknown; give it one: {cls.policy_field}=SourcePolicy(...)."
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

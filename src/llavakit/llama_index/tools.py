@@ -11,7 +11,7 @@ from llavakit.values import Tool
 
 
 def to_openai_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Tools of the framework, and dicts that are so already, in OpenAI's notation.
+    """Convert the framework's tools, or dicts in OpenAI's notation, to OpenAI's notation.
 
     Raises:
         UnsupportedContentError: neither a tool with ``metadata`` nor a dict of a function.
@@ -20,7 +20,7 @@ def to_openai_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
-    """Tools of llavakit from those of the framework or from dicts."""
+    """Convert the framework's tools, or dicts, to llavakit's tools."""
     return from_openai(to_openai_tools(tools))
 
 

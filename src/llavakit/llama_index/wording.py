@@ -1,4 +1,4 @@
-"""How a question about pages is worded: by a few words of ours, or by a template of the framework.
+"""The wording of a question about pages: a few words of ours, or a template of the framework.
 
 Pages are images, and stand in front of the words, as LLaVA was trained. A template's
 ``{context_str}`` therefore says where they are.
@@ -15,7 +15,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llavakit.errors import ParameterError
 
 ABOVE = "(see the pages above)"
-"""What stands for ``{context_str}`` where pages are shown as images."""
+"""The value of ``{context_str}`` where pages are shown as images."""
 
 _QUESTION = "{question}"
 _KNOWN = ("context_str", "query_str")
@@ -23,15 +23,15 @@ _KNOWN = ("context_str", "query_str")
 
 @dataclass(frozen=True)
 class Wording:
-    """What the model is asked.
+    """The words of a question.
 
     Args:
-        question_template: the words, with ``{question}`` in them; None is the question alone.
+        question_template: the words, with ``{question}`` in them; None takes the question alone.
         text_qa_template: a template of the framework's instead, with ``{query_str}`` and
             ``{context_str}`` in it.
 
     Raises:
-        ParameterError: both, or one that cannot be filled in.
+        ParameterError: both are given, or one cannot be filled in.
     """
 
     question_template: str | None = None
@@ -41,14 +41,16 @@ class Wording:
         if self.text_qa_template is not None:
             if self.question_template is not None:
                 raise ParameterError(
-                    "question_template and text_qa_template say the same twice; give one of them."
+                    "question_template and text_qa_template are both given; give one of them."
                 )
             _check_variables(self.text_qa_template)
         elif self.question_template is not None and _QUESTION not in self.question_template:
-            raise ParameterError(f"question_template has no {_QUESTION} in it.")
+            raise ParameterError(
+                f"question_template has no {_QUESTION} in it; put it where the question goes."
+            )
 
     def told(self, question: str, context: str = ABOVE) -> tuple[list[ChatMessage], str]:
-        """The messages that come first, and what the user says in the end.
+        """Return the messages that come first, and what the user says in the end.
 
         Raises:
             ParameterError: the template does not end with words of the user.

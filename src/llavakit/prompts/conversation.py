@@ -1,11 +1,11 @@
 """From messages to the turns that a template knows: system, then user and assistant by turns.
 
 LLaVA was trained on turns that alternate and on no tool role. Here system texts are put
-together, tools and schemas are told in the system text, results of tools come back in the
+together, tools and schemas are described in the system text, results of tools come back in the
 user's turn, and neighbours of one role become one turn. Nothing is dropped: what cannot be
 put into this form raises :class:`~llavakit.errors.MessageError`.
 
-The answer is a new turn of the assistant, whoever spoke last; a conversation may also end
+The answer is a new turn of the assistant, whatever the last turn is; a conversation may also end
 with words of the assistant that the answer shall go on with (``continue_final_message``).
 """
 
@@ -33,12 +33,12 @@ class Turn:
     """What one side says at once; neighbouring texts are joined.
 
     Attributes:
-        role: who says it.
+        role: the side that says it.
         parts: text and images in their order.
-        adds: of a system turn: it only adds to the template's own system text. The caller's
-            system messages replace that text; what llavakit itself has to say of tools and
-            schemas does not, where the caller gave no system message.
-        open: of the assistant's turn at the end: the answer goes on with it.
+        adds: for a system turn: it only adds to the template's own system text. The caller's
+            system messages replace that text; llavakit's own passages about tools and schemas do
+            not, where the caller gave no system message.
+        open: for the assistant's turn at the end: the answer continues it.
     """
 
     role: TurnRole
@@ -53,7 +53,7 @@ class Turn:
 
 
 def to_turns(request: Request, *, answerable: bool = True) -> list[Turn]:
-    """The conversation of a request as turns that alternate, behind a system turn if any.
+    """Convert a request's conversation to turns that alternate, behind a system turn if any.
 
     Args:
         request: the conversation, with its tools and schema.
@@ -61,42 +61,42 @@ def to_turns(request: Request, *, answerable: bool = True) -> list[Turn]:
             stretch of a conversation.
 
     Raises:
-        MessageError: nobody said anything, the conversation ends with a call of a tool that has
+        MessageError: the conversation is empty, or ends with a call of a tool that has
             no result, or there is no text to continue.
     """
     if answerable:
         check_answerable(request.messages, continues=request.continue_final_message)
     system = [message.content for message in request.messages if message.role == "system"]
-    # Nothing but images replaces no text; an empty text does, that is how to have none.
+    # Images alone do not replace the template's text; an empty text does: so it is removed.
     adds = all(said and all(isinstance(part, Image) for part in said) for said in system)
-    told = _joined(_between([*system, *_instructions(request)], Text("\n")))
-    pictures = tuple(part for part in told if isinstance(part, Image))
+    instructions = _joined(_between([*system, *_instructions(request)], Text("\n")))
+    pictures = tuple(part for part in instructions if isinstance(part, Image))
     turns = _with_pictures(_alternating(request.messages), pictures)
     if request.continue_final_message and turns and turns[-1].role == "assistant":
-        # Of an answer without a word only its beginning is left, as of every new one.
+        # An answer without a word is the same as a new one.
         turns[-1:] = [replace(turns[-1], open=True)] if turns[-1].parts else []
-    if not (turns or told):
+    if not (turns or instructions):
         turns.append(Turn("user", ()))
-    texts = tuple(part for part in told if isinstance(part, Text))
+    texts = tuple(part for part in instructions if isinstance(part, Text))
     if not (system or texts):
         return turns
     return [Turn("system", texts, adds), *turns]
 
 
 def check_answerable(messages: Sequence[Message], *, continues: bool = False) -> None:
-    """Refuses what no answer can follow; whoever speaks last may be anybody.
+    """Refuse a conversation that no answer can follow; its last message may have any role.
 
     Args:
         messages: the whole conversation.
         continues: whether the answer goes on with the last message.
 
     Raises:
-        MessageError: as :func:`to_turns` has it.
+        MessageError: as :func:`to_turns` raises it.
     """
-    spoken = [message for message in messages if message.role != "system"]
-    if not (spoken or any(message.text or message.images for message in messages)):
+    dialogue = [message for message in messages if message.role != "system"]
+    if not (dialogue or any(message.text or message.images for message in messages)):
         raise MessageError("The conversation is empty; give at least one message with content.")
-    last = spoken[-1] if spoken else None
+    last = dialogue[-1] if dialogue else None
     if last is not None and last.tool_calls:
         raise MessageError(
             f"The conversation ends with a call of the tool {last.tool_calls[-1].name!r} that has "
@@ -115,7 +115,7 @@ def _alternating(messages: Iterable[Message]) -> list[Turn]:
         if message.role == "system":
             continue
         role: TurnRole = "assistant" if message.role == "assistant" else "user"
-        parts = _joined(_spoken(message))
+        parts = _joined(_content(message))
         if turns and turns[-1].role == role:
             said = [one for one in (turns[-1].parts, parts) if one]
             turns[-1] = Turn(role, _joined(_between(said, Text("\n"))))
@@ -125,7 +125,7 @@ def _alternating(messages: Iterable[Message]) -> list[Turn]:
 
 
 def _with_pictures(turns: list[Turn], pictures: tuple[Part, ...]) -> list[Turn]:
-    """An image has its place in a user's turn: the first one then begins with it."""
+    """Put the images of system messages at the beginning of the first user's turn."""
     if not pictures:
         return turns
     first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
@@ -143,7 +143,7 @@ def _instructions(request: Request) -> Iterable[Sequence[Part]]:
         yield [Text(schema_prompt(schema))]
 
 
-def _spoken(message: Message) -> Sequence[Part]:
+def _content(message: Message) -> Sequence[Part]:
     if message.role == "tool":
         return [Text(RESULT_START), *message.content, Text(RESULT_END)]
     calls = "".join(format_tool_call(call.name, call.arguments) for call in message.tool_calls)
@@ -160,7 +160,7 @@ def _between(groups: Sequence[Sequence[Part]], separator: Text) -> list[Part]:
 
 
 def _joined(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """The same parts with neighbouring texts made one and empty ones left out."""
+    """The parts with neighbouring texts joined and empty ones left out."""
     result: list[Part] = []
     for part in parts:
         if isinstance(part, Text):

@@ -16,14 +16,14 @@ from llavakit.prompts.conversation import Turn, TurnRole
 from llavakit.values import Image, Part, Text
 
 IMAGE = "<image>"
-"""What stands for an image in the text of a prompt."""
+"""The placeholder of an image in the text of a prompt."""
 
-Said: TypeAlias = tuple[TurnRole, str]
+TurnText: TypeAlias = tuple[TurnRole, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template(ABC):
-    """How a conversation is written.
+    """A notation of conversations.
 
     Attributes:
         system: its own system text. A system turn takes its place, unless the turn only
@@ -34,31 +34,31 @@ class Template(ABC):
     """
 
     system: str = ""
-    examples: tuple[Said, ...] = ()
+    examples: tuple[TurnText, ...] = ()
     tagged: bool = False
 
     @property
     @abstractmethod
     def stops(self) -> tuple[str, ...]:
-        """Strings that end an answer and are no part of it."""
+        """Strings that end an answer and are not part of it."""
 
     @abstractmethod
-    def _written(self, system: str, said: Sequence[Said]) -> str:
-        """What was said, each turn with its end mark."""
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
+        """Write the turns, each with its end mark."""
 
     @abstractmethod
     def _opening(self, written: str) -> str:
-        """What stands before the assistant's words, behind all that was written."""
+        """The text between what was written and the assistant's words."""
 
     @property
     def _gap(self) -> str:
-        """What parts the assistant's words from what stands before them."""
+        """The separator before the assistant's words."""
         return ""
 
     def render(self, turns: Sequence[Turn], image: str = IMAGE, *, alone: str = "\n") -> str:
-        """The prompt of a conversation, up to where the assistant's next words begin.
+        """Render the prompt of a conversation, up to where the assistant's next words begin.
 
-        That is in a new turn of the assistant, whoever spoke last, unless the last turn is open.
+        That is in a new turn of the assistant, whatever the last turn is, unless that one is open.
 
         Args:
             turns: from :func:`~llavakit.prompts.conversation.to_turns`.
@@ -74,23 +74,23 @@ class Template(ABC):
         return written + self._opening(written)
 
     def render_answered(self, turns: Sequence[Turn], image: str = IMAGE) -> str:
-        """The text of a conversation that ends with the assistant's words and their end mark.
+        """Render a conversation that ends with the assistant's words and their end mark.
 
         It is what models are trained on; arguments are those of :meth:`render`.
         """
         return self._closed(turns, image, alone="")
 
     def _closed(self, turns: Sequence[Turn], image: str, alone: str) -> str:
-        spoken = [turn for turn in turns if turn.role != "system"]
+        dialogue = [turn for turn in turns if turn.role != "system"]
         if self.tagged:
-            spoken = _received(spoken)
-        said = [(turn.role, self._content(turn.parts, image, alone)) for turn in spoken]
+            dialogue = _received(dialogue)
+        said = [(turn.role, self._content(turn.parts, image, alone)) for turn in dialogue]
         return self._written(self._system_of(turns), [*self.examples, *said])
 
     def _system_of(self, turns: Sequence[Turn]) -> str:
-        told = [turn for turn in turns if turn.role == "system"]
-        own = [self.system] if all(turn.adds for turn in told) else []
-        return "\n".join(filter(None, [*own, *(turn.text for turn in told)]))
+        given = [turn for turn in turns if turn.role == "system"]
+        own = [self.system] if all(turn.adds for turn in given) else []
+        return "\n".join(filter(None, [*own, *(turn.text for turn in given)]))
 
     def _content(self, parts: Sequence[Part], image: str, alone: str) -> str:
         if self.tagged:
@@ -99,7 +99,7 @@ class Template(ABC):
 
 
 def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n") -> str:
-    """Text and images in their order.
+    """Join text and images in their order.
 
     LLaVA was trained on images with a line end behind them. It is not doubled where the
     text brings its own.
@@ -159,7 +159,7 @@ class Labelled(Template):
     def stops(self) -> tuple[str, ...]:
         return (self.assistant_end,)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         prompt = system + self.user_end if system else ""
         for role, text in said:
             if role == "assistant":
@@ -190,12 +190,12 @@ class Instructed(Template):
     def stops(self) -> tuple[str, ...]:
         return ("</s>", self.begin) if self.begin else ("</s>",)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
         prompt = ""
         for role, text in said:
             if role == "assistant":
-                # What the assistant begins answers nobody, but stands behind the system text.
+                # At the beginning it answers no instruction, but follows the system text.
                 prompt += f"[INST] {head} [/INST]" if head else ""
                 prompt += f" {text} </s>"
                 head = ""
@@ -205,7 +205,7 @@ class Instructed(Template):
         return prompt + (f"[INST] {head} [/INST]" if head else "")
 
     def _opening(self, written: str) -> str:
-        # There is no mark of the assistant: what it says answers an instruction, if an empty one.
+        # There is no mark of the assistant: its words answer an instruction, at least an empty one.
         begin = self.begin if written else ""
         return "" if written.endswith(" [/INST]") else f"{begin}[INST]  [/INST]"
 
@@ -228,7 +228,7 @@ class ChatML(Template):
     def stops(self) -> tuple[str, ...]:
         return ("<|im_end|>",)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         first: list[tuple[str, str]] = [("system", system)] if system else []
         blocks = [
             f"<|im_start|>{role}\n{text}<|im_end|>{self.between}" for role, text in [*first, *said]
@@ -247,7 +247,7 @@ class Headed(Template):
     def stops(self) -> tuple[str, ...]:
         return ("<|eot_id|>",)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         first: list[tuple[str, str]] = [("system", system)] if system else []
         blocks = [
             f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
@@ -267,7 +267,7 @@ class Plain(Template):
     def stops(self) -> tuple[str, ...]:
         return ("\n",)
 
-    def _written(self, system: str, said: Sequence[Said]) -> str:
+    def _written(self, system: str, said: Sequence[TurnText]) -> str:
         lines = [system] if system else []
         return "".join(f"{line}\n" for line in [*lines, *(text for _, text in said)])
 

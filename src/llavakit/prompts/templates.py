@@ -4,7 +4,7 @@ The texts, and what each template makes of a conversation, are those of the orig
 implementation (https://github.com/haotian-liu/LLaVA at c121f04); the tests hold every one of
 them to prompts that it wrote, byte for byte. The last two are those of its successor
 (https://github.com/LLaVA-VL/LLaVA-NeXT, ``llava/conversation.py``). A model that is given
-another template than the one it was trained with answers badly, and nothing tells why.
+another template than the one it was trained with answers badly, without any error.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from llavakit.errors import ParameterError
-from llavakit.prompts.styles import ChatML, Headed, Instructed, Labelled, Plain, Said, Template
+from llavakit.prompts.styles import ChatML, Headed, Instructed, Labelled, Plain, Template, TurnText
 
 
-def _polite(who: str) -> str:
+def _polite(person: str) -> str:
     return (
-        f"A chat between a curious {who} and an artificial intelligence assistant. "
-        f"The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
+        f"A chat between a curious {person} and an artificial intelligence assistant. "
+        f"The assistant gives helpful, detailed, and polite answers to the {person}'s questions."
     )
 
 
@@ -50,7 +50,7 @@ _MPT = (
     "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful "
     "and honest answers."
 )
-_ENERGY: tuple[Said, ...] = (
+_ENERGY: tuple[TurnText, ...] = (
     (
         "user",
         "What are the key differences between renewable and non-renewable energy sources?",
@@ -81,7 +81,7 @@ _ENERGY: tuple[Said, ...] = (
 )
 
 
-def _hashes(system: str, examples: tuple[Said, ...] = (), *, tagged: bool = False) -> Labelled:
+def _hashes(system: str, examples: tuple[TurnText, ...] = (), *, tagged: bool = False) -> Labelled:
     return Labelled(
         system=system,
         examples=examples,
@@ -130,10 +130,10 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "qwen_1_5": ChatML(system="You are a helpful assistant.", between="\n"),
     }
 )
-"""Every template by its name; some have two."""
+"""Every template by its name; some have two names."""
 
 OWN = "chat_template"
-"""The ``conv_mode`` that asks for the checkpoint's own template, whatever its name tells."""
+"""The ``conv_mode`` that asks for the checkpoint's own template, whatever its name says."""
 
 _BY_NAME = (
     ("llama-2", "llava_llama_2"),
@@ -143,12 +143,11 @@ _BY_NAME = (
     ("mpt", "mpt"),
     ("v0", "llava_v0"),
 )
-"""What a model's name tells, in this order: the original's rule, and last what it assumes of
-every other name."""
+"""The templates by parts of a model's name, in this order: the original's rule."""
 
 
 def template(name: str) -> Template:
-    """The template of this name.
+    """Return the template of this name.
 
     Raises:
         ParameterError: there is none; the message lists the names.
@@ -165,15 +164,15 @@ def template(name: str) -> Template:
 
 
 def named_template(model_name: str) -> str | None:
-    """The template that a model's name tells of, None where it tells nothing."""
+    """Return the template that a model's name names, None where it names none."""
     lowered = model_name.lower()
     return next((name for mark, name in _BY_NAME if mark in lowered), None)
 
 
 def auto_template(model_name: str) -> str:
-    """The template that the original takes for a model of this name.
+    """Return the template that the original takes for a model of this name.
 
-    It never gives up: a name that tells nothing is taken for one of the first models
-    (``llava_v0``), which is right for few of today's. :func:`named_template` says so instead.
+    A name that matches nothing gives the template of the first models (``llava_v0``), which is
+    right for few of today's. :func:`named_template` gives None instead.
     """
     return named_template(model_name) or "llava_v0"

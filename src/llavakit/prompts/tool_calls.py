@@ -1,7 +1,7 @@
 """Reading tool calls out of an answer while it is being written (see ``prompts.tools``).
 
-A call is told once it is whole: a framework that sees a part of one may complete it, and run a
-tool with a number that nobody wrote.
+A call is reported once it is complete: a framework that sees a fragment of one may complete it, and
+run a tool with a number that the model did not write.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BEGUN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What a piece of text turned out to be."""
+    """What a fragment of the answer was found to be: text, complete calls, cut calls."""
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
@@ -32,11 +32,11 @@ class Pieces:
 
 
 class NotACallError(ValueError):
-    """What stands between the marks of a call is none; happens where nothing enforces them."""
+    """The text between the marks of a call is not a call; happens where nothing enforces it."""
 
 
 class ToolCallReader:
-    """Splits an answer into free text and whole calls.
+    """Splits an answer into free text and complete calls.
 
     Args:
         one: nothing is read behind the first call.
@@ -57,27 +57,27 @@ class ToolCallReader:
         return self._one and self.count > 0
 
     def push(self, text: str) -> Pieces:
-        """Take in more of the answer; gives what is certain by now.
+        """Take in more of the answer; return what is certain by now.
 
         Raises:
-            NotACallError: a call was written that is none.
+            NotACallError: the text between the marks is not a call.
         """
         self._buffer += text
-        told: list[str] = []
+        texts: list[str] = []
         calls: list[ToolCall] = []
-        while not self.full and self._step(told, calls):
+        while not self.full and self._step(texts, calls):
             pass
-        return Pieces("".join(told), tuple(calls))
+        return Pieces("".join(texts), tuple(calls))
 
     def flush(self, *, cut: bool) -> Pieces:
-        """The rest, when nothing more comes.
+        """Return the rest, when nothing more comes.
 
         Args:
-            cut: the answer was ended from outside (a limit, a stop string); a call that is not
-                whole is then a cut one.
+            cut: the answer was ended from outside (a limit, a stop string); an incomplete
+                call is then a cut one.
 
         Raises:
-            NotACallError: it was not, and ended inside a call.
+            NotACallError: it was not ended from outside, and ended inside a call.
         """
         rest, self._buffer = self._buffer, ""
         if self.full:
@@ -89,13 +89,13 @@ class ToolCallReader:
         rest = rest[: len(rest) - _begun(rest, CALL_END)]
         begun = _cut_call(rest)
         if begun.arguments:
-            # The arguments may be whole, and only the notation around them not.
+            # The arguments may be complete, and only the notation around them not.
             for ending in ("", "}"):
                 with contextlib.suppress(NotACallError):
                     return Pieces(calls=(self._read(rest + ending),))
         return Pieces(cut=(begun,))
 
-    def _step(self, told: list[str], calls: list[ToolCall]) -> bool:
+    def _step(self, texts: list[str], calls: list[ToolCall]) -> bool:
         """Make one step of progress; False when more text is needed."""
         mark = CALL_END if self._in_call else CALL_START
         before, found, behind = self._parted(mark)
@@ -104,17 +104,17 @@ class ToolCallReader:
             if self._in_call:
                 calls.append(self._read(before))
             else:
-                told.append(before)
+                texts.append(before)
             self._in_call = not self._in_call
             return True
         if not self._in_call:
             safe = len(self._buffer) - _begun(self._buffer, mark)
-            told.append(self._buffer[:safe])
+            texts.append(self._buffer[:safe])
             self._buffer = self._buffer[safe:]
         return False
 
     def _parted(self, mark: str) -> tuple[str, str, str]:
-        """The buffer around a mark; the end of a call is none inside a string of its JSON."""
+        """The buffer around a mark; one inside a string of the call's JSON does not count."""
         if not self._in_call:
             return self._buffer.partition(mark)
         place = self._buffer.find(mark)

@@ -1,4 +1,4 @@
-"""How tools and schemas are told to a model whose template knows neither.
+"""How tools and schemas are described to a model whose template knows neither.
 
 The calls are written as ``<tool_call>{"name":...,"arguments":{...}}</tool_call>``, the
 notation that the Hermes and Qwen families were trained on; models that were not (Vicuna)
@@ -22,10 +22,10 @@ RESULT_END = "</tool_response>"
 
 
 def compact_json(value: Any) -> str:
-    """JSON without white space, non-ASCII characters as they are.
+    """Serialise JSON without white space, non-ASCII characters as they are.
 
     Raises:
-        InputError: there is something in it that JSON does not have.
+        InputError: the value holds something that JSON cannot.
     """
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -37,7 +37,7 @@ def compact_json(value: Any) -> str:
 
 
 def prompt_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a JSON schema that a model should read: no generated titles.
+    """Return the parts of a JSON schema that a model should read: no generated titles.
 
     pydantic gives every object and property a ``title`` that repeats its name. A property
     that is itself *named* ``title`` is kept.
@@ -62,7 +62,7 @@ def _reduced(value: Any) -> Any:
 
 
 def tools_prompt(tools: Sequence[Tool]) -> str:
-    """The passage of the system text that offers the tools; one line of JSON for each."""
+    """Return the passage of the system text that offers the tools; one line of JSON for each."""
     lines = [
         compact_json(
             {
@@ -83,15 +83,15 @@ def tools_prompt(tools: Sequence[Tool]) -> str:
 
 
 def format_tool_call(name: str, arguments: Mapping[str, Any]) -> str:
-    """One call as the model writes it, for the history of a conversation."""
+    """Format one call as the model writes it, for the history of a conversation."""
     return f"{CALL_START}{compact_json({'name': name, 'arguments': arguments})}{CALL_END}"
 
 
 def format_tool_result(content: str) -> str:
-    """A tool's result as the model reads it, in a turn of the user."""
+    """Format a tool's result as the model reads it, in a turn of the user."""
     return f"{RESULT_START}{content}{RESULT_END}"
 
 
 def schema_prompt(schema: Mapping[str, Any]) -> str:
-    """The passage of the system text that asks for JSON of a given schema."""
+    """Return the passage of the system text that asks for JSON of a given schema."""
     return f"Answer with JSON of this schema: {compact_json(prompt_schema(schema))}"

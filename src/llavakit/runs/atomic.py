@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, however many processes write them."""
+"""Files that appear complete or not at all, however many processes write them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llavakit.errors import SourceFetchError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all, with the permissions of any new file.
+    """Write a file that appears complete or not at all, with the permissions of any new file.
 
     Raises:
         SourceFetchError: it cannot be written.

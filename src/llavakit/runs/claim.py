@@ -1,4 +1,4 @@
-"""Which run a file of lines belongs to: written down beside it, in ``<file>.job``."""
+"""Which run a file of lines belongs to: recorded beside it, in ``<file>.job``."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def claim(
     job: Mapping[str, Any],
     difference: Callable[[str, Any, Any], str | None] = lambda key, known, given: None,
 ) -> None:
-    """Writes down the job, or makes sure that the lines that are there are of this one.
+    """Record the job of a file of lines, or check that the lines there belong to it.
 
     Args:
         lines: the file, open.
         job: all that its lines depend on; JSON values by name.
-        difference: tells in words how two values of a key differ; None for the plain words.
+        difference: says in words how two values of a key differ; None for the default words.
 
     Raises:
-        ParameterError: the lines are of another job, or nothing says of which.
-        SourceFetchError: the job cannot be written down.
+        ParameterError: the lines belong to another job, or to an unknown one.
+        SourceFetchError: the job cannot be written.
     """
     path = Path(f"{lines.path}.job")
     given = json.loads(json.dumps(job))
@@ -39,15 +39,15 @@ def claim(
         known = None
     if not isinstance(known, dict):
         raise ParameterError(
-            f"{lines.path} is there already, and nothing ({path.name}) says of which job; name "
-            "another file, or begin anew with restart (--restart)."
+            f"{lines.path} exists already, and its job is unknown: {path.name} cannot be read; "
+            "name another file, or begin anew with restart (--restart)."
         )
     for key, value in given.items():
         if known.get(key) != value:
-            told = difference(key, known.get(key), value)
-            told = told or f"{key} was {_short(known.get(key))} and is {_short(value)}"
+            change = difference(key, known.get(key), value)
+            change = change or f"{key} was {_short(known.get(key))} and is {_short(value)}"
             raise ParameterError(
-                f"{lines.path} belongs to another job ({told}); repeat that one, name another "
+                f"{lines.path} belongs to another job ({change}); repeat that one, name another "
                 "file, or begin anew with restart (--restart)."
             )
 

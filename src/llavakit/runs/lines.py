@@ -31,7 +31,7 @@ class Lines:
 
     Args:
         path: where; made if it is not there.
-        keys: what every line has; a line without them is none of this file's.
+        keys: names that every line has; reading stops at a line without them.
         restart: empty it first.
 
     Raises:
@@ -53,7 +53,7 @@ class Lines:
         try:
             if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
                 raise ParameterError(
-                    f"{path} is a device or a pipe, and lines are read again; name a file."
+                    f"{path} is a device or a pipe, and its lines must be read again; name a file."
                 )
             self._lock()
             if restart:
@@ -68,10 +68,10 @@ class Lines:
         return os.fstat(self._file.fileno()).st_size == 0
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The lines that are there, once what is torn behind the last good one is cut off.
+        """Read the good lines; what is torn behind the last one is cut off.
 
-        Whoever calls it knows that the file is its own. Nothing may be appended before all
-        lines are read.
+        Call it only when the file is known to belong to this run. Nothing may be appended before
+        all lines are read.
         """
         self._cut_torn_end()
         with self.path.open("rb") as file:
@@ -79,7 +79,7 @@ class Lines:
                 yield json.loads(line)
 
     def append(self, value: dict[str, Any]) -> None:
-        """Adds a line.
+        """Add a line.
 
         Raises:
             SourceFetchError: the disk is full or broken.
@@ -95,7 +95,7 @@ class Lines:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        """Waits for the disk, and lets go of the file."""
+        """Wait for the disk, and close the file."""
         try:
             self._sync()
         except OSError as error:
@@ -166,8 +166,8 @@ class Lines:
 
 
 def to_bytes(value: dict[str, Any]) -> bytes:
-    """A value as one line; equal values are equal bytes."""
+    """Serialise a value as one line; equal values are equal bytes."""
     try:
         return (json.dumps(value, ensure_ascii=False).translate(_ESCAPED) + "\n").encode()
-    except UnicodeEncodeError:  # a file name that is no Unicode
+    except UnicodeEncodeError:  # a file name that is not Unicode
         return (json.dumps(value) + "\n").encode()

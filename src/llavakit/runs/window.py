@@ -1,7 +1,7 @@
 """Many requests under way at once, and their results in order.
 
-The engine has something to batch, and nobody has to hold all requests at once: things are taken
-from their iterator as there is room for them.
+The engine has requests to batch, and they need not all be in memory at once: items are taken from
+their iterator as the window has space for them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WINDOW = 64
 """Requests under way: twice what the engine runs in one batch, so that it never waits."""
 
 OF_ONE_REQUEST = (InputError, OutOfMemoryError, RequestTimeoutError)
-"""Errors that say nothing of the next request."""
+"""Errors that concern one request and not the next one."""
 
 _BUSY = 0.05  # seconds until another try at an engine whose queue is full
 
@@ -36,26 +36,26 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 class Asked(Protocol[Result_co]):
-    """A thing that takes requests, one or several; its length is how many are under way."""
+    """An item that takes one or several requests; its length is how many are under way."""
 
     def __len__(self) -> int: ...
 
     def submit(self, backend: Backend, room: int) -> bool:
-        """Submits at most ``room`` requests; whether none is left to submit."""
+        """Submit at most ``room`` requests; return whether all are submitted."""
 
     def result(self) -> Result_co:
-        """What came of it, waiting for it."""
+        """Wait for the result and return it."""
 
     def close(self) -> None:
-        """Cancels what is under way; safe to call twice."""
+        """Cancel what is under way; safe to call twice."""
 
 
 def in_order(
     backend: Backend, things: Iterable[Asked[Result_co]], window: int = WINDOW
 ) -> Generator[Result_co, None, None]:
-    """The results of things, in their order, with at most ``window`` requests under way.
+    """Yield the results of things, in their order, with at most ``window`` requests under way.
 
-    A thing that is alone gets all the requests of its own, however many. Leaving the iteration
+    An item that is alone may submit all its requests, however many. Leaving the iteration
     cancels what is under way.
 
     Raises:
@@ -78,7 +78,7 @@ def _in_order(
                     yield waiting.popleft().result()
                 else:
                     time.sleep(_BUSY)  # other callers have filled the engine's queue
-            while len(waiting) > window:  # failures have no requests, and are no reason to wait
+            while len(waiting) > window:  # failures have no requests, and do not fill the window
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -92,12 +92,12 @@ def _room(waiting: deque[Asked[Result_co]], window: int) -> int:
 
 
 class Asking:
-    """One request; its result is the answer, or the error that is its own.
+    """One request; its result is the answer, or the error of this request.
 
     Args:
         messages: the conversation.
-        params: how the answer is drawn.
-        error: it failed before it could be asked.
+        params: how the answer is sampled.
+        error: why it cannot be submitted, if so.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Asking:
         return int(self._stream is not None)
 
     def submit(self, backend: Backend, room: int) -> bool:
-        """Submits the request, if there is room."""
+        """Submit the request, if ``room`` is at least 1."""
         if self._error is not None:
             return True
         if room < 1:
@@ -129,7 +129,7 @@ class Asking:
         return True
 
     def result(self) -> Completion | LlavaKitError:
-        """The answer, waiting for it, or why there is none."""
+        """Wait for the answer and return it, or why there is none."""
         if self._stream is None:
             assert self._error is not None
             return self._error
@@ -141,6 +141,6 @@ class Asking:
             self.close()
 
     def close(self) -> None:
-        """Cancels the request."""
+        """Cancel the request."""
         if self._stream is not None:
             self._stream.close()
