@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from llavakit import tracing
 from llavakit._checks import check_instance, check_integer, check_number, known
+from llavakit._forks import ForkLock, in_child
 from llavakit._threads import off_loop
 from llavakit.errors import MessageError, ParameterError
 from llavakit.streams import AnswerStream, Gathering, agather, gather, gather_all
@@ -398,7 +398,7 @@ def _conversation(messages: Messages) -> tuple[Message, ...]:
 
 
 _pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
+_pool_lock = ForkLock()
 
 
 def _preparing_pool() -> ThreadPoolExecutor:
@@ -410,11 +410,8 @@ def _preparing_pool() -> ThreadPoolExecutor:
         return _pool
 
 
+@in_child
 def _forget_pool() -> None:
     # A forked child inherits the object but not its threads.
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    global _pool
+    _pool = None

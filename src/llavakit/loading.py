@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from llavakit._checks import check_instance, refused
+from llavakit._forks import ForkLock
 from llavakit.backend import Backend
 from llavakit.errors import ParameterError
 
@@ -20,17 +20,7 @@ if TYPE_CHECKING:
     from llavakit.sources import SourcePolicy
 
 _backends: weakref.WeakValueDictionary[Any, Backend] = weakref.WeakValueDictionary()
-_backends_lock = threading.Lock()
-
-
-def _forget_lock() -> None:
-    # A thread of the parent may have held it when this process was forked.
-    global _backends_lock
-    _backends_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
+_backends_lock = ForkLock()
 
 
 def load(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llavakit._forks import ForkLock, in_child
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.keep_alive import FOREVER, Stay
@@ -27,18 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _engines: weakref.WeakValueDictionary[EngineConfig, Engine] = weakref.WeakValueDictionary()
-_engines_lock = threading.Lock()
+_engines_lock = ForkLock()
 _torch_was_forked = False
 
 
+@in_child
 def _after_fork() -> None:
-    global _engines_lock, _torch_was_forked
-    _engines_lock = threading.Lock()  # a thread of the parent may have held it
+    global _torch_was_forked
     _torch_was_forked = "torch" in sys.modules
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _go_on_after_fork() -> None:
@@ -73,7 +68,7 @@ class LocalBackend(Backend):
         self.keep_alive = keep_alive
         self._policy = policy
         self._stay: Stay | None = None
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._engine: Engine | None = None
         self._reader: Reader | None = None
         self._closed = False

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llavakit._forks import ForkLock
 from llavakit.engine.answer import Answer
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.grammar import grammar_of
@@ -36,22 +37,12 @@ log = logging.getLogger(__name__)
 
 OpenPicture = Callable[[Image], Picture]
 
-_loading = threading.Lock()
+_loading = ForkLock()
 """One model is loaded at a time: transformers changes torch meanwhile, and memory is counted."""
-
-
-def _forget_lock() -> None:
-    # A thread of the parent may have held it when this process was forked.
-    global _loading
-    _loading = threading.Lock()
 
 
 _JOIN_SECONDS = 10.0
 """How long :meth:`Engine.close` waits for a thread that is ending."""
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
 
 
 class Engine:

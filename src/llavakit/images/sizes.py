@@ -7,12 +7,11 @@ conversation anew at every turn.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections import OrderedDict
 from typing import Any
 
+from llavakit._forks import ForkLock
 from llavakit.images.decode import decode, header_size
 from llavakit.sources.fetch import fetch
 from llavakit.sources.policy import SourcePolicy
@@ -26,7 +25,7 @@ _FIRST = 4096
 """Bytes after which it is first tried, and again at every doubling."""
 
 _known: OrderedDict[Any, tuple[float, Size]] = OrderedDict()
-_lock = threading.Lock()
+_lock = ForkLock()
 
 
 def remote_size(url: str, policy: SourcePolicy) -> Size:
@@ -67,13 +66,3 @@ class _Beginning:
         self._next = 2 * len(data)
         self.size = header_size(bytes(data), self._policy)
         return self.size is not None
-
-
-def _forget_lock() -> None:
-    # A thread of the parent may have held it when this process was forked.
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future, wait
 from typing import Any, TypeAlias, TypeVar
 
+from llavakit._forks import ForkLock, in_child
 from llavakit.errors import EngineClosedError
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ Closing: TypeAlias = Callable[[], Awaitable[None]]
 
 _CLOSED = "The connection to the server was closed; llavakit.load gives a fresh one."
 _current: BackgroundLoop | None = None
-_lock = threading.Lock()
+_lock = ForkLock()
 _inherited: list[object] = []
 """Loops of a parent process. They must never be closed here: the kernel's object behind them
 is shared, and closing would make the parent deaf."""
@@ -163,14 +164,13 @@ def _end_at_exit() -> None:
         _current._end()
 
 
+@in_child
 def _after_fork() -> None:
-    global _current, _lock
+    global _current
     if _current is not None:
         _inherited.append(_current)
-    _current, _lock = None, threading.Lock()
+    _current = None
     _leaving.clear()
 
 
 atexit.register(_end_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
