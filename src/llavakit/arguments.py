@@ -6,12 +6,13 @@ accepts by name is the same. An unknown argument is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from llavakit import _checks
 from llavakit.errors import ParameterError
+from llavakit.prompts.conversation import check_answerable
 from llavakit.values import REQUEST_OPTIONS, Message, SamplingParams, Tool
 
 ALIASES = {
@@ -68,6 +69,34 @@ def merged(
     given = unaliased(arguments)
     check_known(given, (*CALL_ARGUMENTS, *framework), "This call")
     return over(settings, {name: value for name, value in given.items() if value is not None})
+
+
+def to_call(
+    settings: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    *,
+    tools: Callable[[Sequence[Any]], tuple[Tool, ...]],
+    messages: Callable[[], tuple[Message, ...]],
+    framework: Sequence[str] = (),
+) -> Call:
+    """Return one call of a model, of what the object is set to and what the call itself says.
+
+    Args:
+        settings: sampling settings and timeout of the model object; None is "not set".
+        arguments: arguments of the call, which win; None is "not set" here too.
+        tools: reads a framework's tools.
+        messages: reads the framework's messages; called once the arguments are known to be good.
+        framework: names that only the framework understands.
+
+    Raises:
+        ParameterError: an unknown argument, or a value out of range.
+        InputError: messages that cannot be honoured.
+    """
+    given = merged(settings, arguments, framework)
+    options = to_options(given, tools(given.get("tools") or ()))
+    conversation = messages()
+    check_answerable(conversation, continues=options["continue_final_message"])
+    return Call(conversation, to_params(given), options)
 
 
 def over(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,20 +22,19 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, model_validator
 
 from llavakit._checks import check_integer, checked
-from llavakit.arguments import Call, to_tool_choice, unaliased
+from llavakit.arguments import Call, to_call, to_tool_choice, unaliased
 from llavakit.backend import Backend
 from llavakit.documents.message import Attachment, page_images
 from llavakit.errors import ParameterError
-from llavakit.langchain.calls import to_call
 from llavakit.langchain.canonical import canonical, has_documents
 from llavakit.langchain.chunks import PROVIDER, Streamed, to_result, to_results
 from llavakit.langchain.errors import in_langchains_tree
 from llavakit.langchain.inputs import RecordedInputs
-from llavakit.langchain.messages import to_messages
+from llavakit.langchain.messages import to_conversation, to_messages
 from llavakit.langchain.plain import plain_messages
 from llavakit.langchain.serializable import SerializableModel
 from llavakit.langchain.structured import Method, structured
-from llavakit.langchain.tools import to_openai_tools, to_tools
+from llavakit.langchain.tools import to_openai_tools, to_tools, tools_of_call
 from llavakit.langchain.tracing import traced_settings
 from llavakit.model.catalog import context_length
 from llavakit.settings import ModelSettings
@@ -133,7 +132,13 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
         """The backend, the call for it, and the model's name for the answer."""
         given = unaliased(arguments if stop is None else {**arguments, "stop": stop})
         model = given.pop("model", None)
-        call = to_call(messages, self._sampling(), given, self._open_document)
+        call = to_call(
+            self._sampling(),
+            given,
+            tools=tools_of_call,
+            messages=lambda: to_conversation(messages, self._open_document),
+            framework=("stream",),  # LangChain has heeded it before the arguments come here
+        )
         return self.backend_for(model), call, model or self.model
 
     async def _aprepared(

@@ -194,7 +194,20 @@ def _only_in(role: str, allowed: str, what: str) -> None:
         raise MessageError(f"A message of the {role} holds {what}; only the {allowed} has those.")
 
 
-def check_order(messages: Sequence[Message]) -> None:
+def to_conversation(
+    messages: Iterable[BaseMessage], open_document: OpenAttachment = not_opened
+) -> tuple[Message, ...]:
+    """Convert all messages of a conversation, which must have the call of every tool's result.
+
+    Raises:
+        MessageError: as :func:`to_messages`; or a result has no call.
+    """
+    conversation = to_messages(messages, open_document)
+    _check_order(conversation)
+    return conversation
+
+
+def _check_order(messages: Sequence[Message]) -> None:
     """Refuse a tool's result without its call.
 
     Raises:

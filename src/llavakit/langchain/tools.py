@@ -47,6 +47,18 @@ def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
     return from_openai(to_openai_tools(tools))
 
 
+def tools_of_call(offered: Sequence[Any]) -> tuple[Tool, ...]:
+    """Convert the tools of one call, which are dicts.
+
+    Raises:
+        ParameterError: one is a function or a class.
+    """
+    if not all(isinstance(tool, Mapping) for tool in offered):
+        # A function would enter LangChain's cache key by its memory address.
+        raise ParameterError("Tools of a call are dicts; give functions and classes to bind_tools.")
+    return to_tools(offered)
+
+
 def json_schema_of(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON schema in a dict: itself, or that of a tool of OpenAI's or Anthropic's.
 

@@ -23,9 +23,8 @@ from llama_index.core.tools import BaseTool
 from pydantic import model_validator
 
 from llavakit._checks import checked
-from llavakit.arguments import Call
+from llavakit.arguments import Call, to_call
 from llavakit.backend import Backend
-from llavakit.llama_index.calls import to_call
 from llavakit.llama_index.messages import has_media, to_messages
 from llavakit.llama_index.metadata import ModelMetadata
 from llavakit.llama_index.responses import Growing, to_completion, to_response, to_selections
@@ -73,7 +72,12 @@ class LLaVA(ModelMetadata):
         self, messages: Sequence[ChatMessage], arguments: dict[str, Any]
     ) -> tuple[Backend, Call]:
         messages = self._with_system_prompt(messages)
-        call = to_call(messages, self._sampling(), arguments, self._open_document)
+        call = to_call(
+            self._sampling(),
+            arguments,
+            tools=to_tools,
+            messages=lambda: to_messages(messages, self._open_document),
+        )
         return self.backend_for(), call
 
     async def _aprepared(
