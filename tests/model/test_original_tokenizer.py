@@ -6,8 +6,11 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llavakit.errors import CheckpointError
@@ -172,3 +175,32 @@ def test_tokenizer_of_the_golden_cases_is_read_whole(tmp_path: Path):
     assert len(model.pieces) == 1000 and model.unknown == "<unk>" and model.prefixes
     shutil.copy(FIXTURES / "tok-legacy-True" / "tokenizer.model", tmp_path)
     assert read_tokenizer(tmp_path, [], fast=False).hf.convert_tokens_to_ids("</s>") == 2
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """The vocabulary of the golden cases, read by llavakit and by the library."""
+    library = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("vocabulary")
+    shutil.copy(FIXTURES / "tok-legacy-True" / "tokenizer.model", folder)
+    oracle = library.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    return read_tokenizer(folder, [], fast=False).hf, oracle
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+@example("USER: What is in the image? ASSISTANT:")
+@example("  two  spaces,\ttabs\nand lines ")
+@example("naïve café, 请问, 🙂 and \u200d joiners ▁")
+@settings(max_examples=200, deadline=None)
+def test_pieces_are_those_of_the_sentencepiece_library(both: tuple[Any, Any], text: str):
+    """The library is the oracle; llavakit reads its files without it."""
+    ours, oracle = both
+    assert ours.encode(text, add_special_tokens=False) == oracle.encode(text)
+
+
+def test_the_vocabulary_is_that_of_the_sentencepiece_library(both: tuple[Any, Any]):
+    ours, oracle = both
+    numbers = range(oracle.vocab_size())
+    assert [ours.convert_ids_to_tokens(n) for n in numbers] == [
+        oracle.id_to_piece(n) for n in numbers
+    ]
