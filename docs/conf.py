@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import llama_index.core  # noqa: F401 -- autodoc would import it with TYPE_CHECKING on, and fail
+from sphinx.application import Sphinx
 
 import llavakit
 
@@ -31,3 +32,13 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 # Pages name files of the repository beside pages of each other.
 myst_url_schemes = ["http", "https", "mailto"]
+
+
+def setup(app: Sphinx) -> None:
+    """Keep napoleon from taking the words before a property's first colon for its type."""
+
+    def process(app, what, name, obj, options, lines):  # noqa: ANN001, ANN202
+        if what in ("property", "attribute"):
+            lines.insert(0, "")
+
+    app.connect("autodoc-process-docstring", process, priority=400)
