@@ -82,6 +82,7 @@ def test_a_killed_rehearsal_leaves_the_figures_so_far_and_no_process(tmp_path):
     assert "ended" not in figures(tmp_path, "oracle")
 
 
+@pytest.mark.slow  # the killed rehearsal goes the same way
 def test_a_run_that_is_told_to_end_says_where_it_stood(tmp_path):
     command = [sys.executable, "-c", STAGES, "measures", "hangs", "measures"]
     with start(command, OUT=str(tmp_path), LIMIT="60") as parent:
@@ -132,6 +133,7 @@ def test_the_rehearsal_needs_only_what_a_bare_machine_has(tmp_path):
     assert len(list(tmp_path.glob("stage-*.log"))) == len(stages) == 13
 
 
+@pytest.mark.slow  # many processes
 def test_a_stage_that_raises_hangs_or_dies_is_a_line_and_no_end(tmp_path):
     command = [sys.executable, "-c", STAGES, "raises", "hangs", "dies", "measures", "late"]
     more = {"OUT": str(tmp_path), "LIMIT": "2"}

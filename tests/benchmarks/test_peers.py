@@ -57,6 +57,7 @@ def test_an_absent_peer_is_one_line_and_no_failure():
         assert "\n" not in reason and "PATH" in reason
 
 
+@pytest.mark.slow  # a process with torch
 def test_a_vllm_that_cannot_be_imported_is_skipped_with_what_it_said(monkeypatch, tmp_path):
     (tmp_path / "vllm.py").write_text("raise ImportError('no kernels for this machine')")
     python = tmp_path / "python"
@@ -68,6 +69,7 @@ def test_a_vllm_that_cannot_be_imported_is_skipped_with_what_it_said(monkeypatch
     assert "no kernels for this machine" in skipped["vLLM"]
 
 
+@pytest.mark.slow  # processes with torch
 def test_a_contender_that_fails_is_left_out_with_its_last_line(tmp_path, capsys):
     (engine,), _ = find(["generate"])
     table = Table("nothing there", tmp_path, [Contender(engine, "fp32")], ["single"], 1)

@@ -409,6 +409,7 @@ def test_dropping_the_backend_frees_a_model_that_waits(make: Make) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.slow  # test_local forks, too
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_child_that_is_forked_while_the_model_is_away_loads_its_own(tiny: TinyModel) -> None:
     code = f"""

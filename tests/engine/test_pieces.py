@@ -126,7 +126,13 @@ def test_self_test_refuses_a_kernel_that_takes_starts_for_running_totals():
 
 @pytest.mark.parametrize("shape", [(32, 32, 128), (40, 40, 128), (56, 8, 128)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kernel", [GATHERED, LOOPED], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param(GATHERED, id="gathered"),
+        pytest.param(LOOPED, id="looped", marks=pytest.mark.slow),  # the same rule, in a loop
+    ],
+)
 def test_self_test_takes_what_is_right_in_the_shapes_of_large_models(kernel, dtype, shape):
     assert working_kernel(*shape, dtype, CPU, (kernel,)) is kernel
 

@@ -62,6 +62,7 @@ def test_a_run_that_failed_goes_on(pope, whole, tmp_path):
     assert evaluate(pope, FakeBackend(by_prompt), out, model="m") == whole[1]
 
 
+@pytest.mark.slow  # documents/test_jobs kills a run of the same machinery
 def test_a_killed_program_goes_on_to_the_table_of_an_undisturbed_run(tmp_path, demo_backend):
     root = tmp_path / "data"
     WRITERS["pope"](root)

@@ -116,6 +116,7 @@ def test_the_frameworks_own_store_persisted_and_reloaded_does_so_too(put, report
         assert digest(one) == digests(report)[number - 1]
 
 
+@pytest.mark.slow  # examples/demo.py opens its database in another process
 def test_a_new_process_finds_the_same_picture(report, pictures, tmp_path):
     uri = str(tmp_path / "lance")
     context = StorageContext.from_defaults(vector_store=Lance(uri=uri))
