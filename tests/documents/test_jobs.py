@@ -69,7 +69,7 @@ def test_a_line_for_every_page_and_failure(whole):
         ("d.pdf", 1), ("d.pdf", 2), ("d.pdf", 3), ("e.pdf", None), ("f.pdf", 1),
     ]  # fmt: skip
     assert (
-        lines[3]["error"]["type"] == "DocumentError" and "encrypted" in lines[3]["error"]["message"]
+        lines[3]["error"]["type"] == "PasswordError" and "encrypted" in lines[3]["error"]["message"]
     )
     assert lines[0]["error"] is None and lines[0]["text"].endswith("\u2028\x85äö")
     assert lines[0]["usage"].keys() == {"prompt_tokens", "completion_tokens", "image_tokens"}

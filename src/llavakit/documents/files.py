@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llavakit._checks import check_integer, check_number, checked
@@ -22,7 +22,8 @@ from llavakit.documents.pages import (
     label_of,
     open_reader,
 )
-from llavakit.errors import DocumentError, InputError, RenderError
+from llavakit.documents.ranges import PageRange
+from llavakit.errors import DocumentError, InputError, RendererKilledError, RenderError
 from llavakit.images import Picture
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
@@ -126,55 +127,53 @@ def _opened(
 
 
 def _read(document: Document, reader: PageReader) -> Pages:
-    patience = FailureLimit()
+    """The pages of a document: as many pages and failures as it declares, whatever happens."""
+    limit = FailureLimit()
     for earlier in document.earlier:
-        patience.see(earlier)
-    numbers = count(1) if document.pages is None else document.pages.numbers(_count(reader))
-    for number in islice(numbers, len(document.earlier), None):
-        if patience.over:
-            yield Failure(document.name, None, _given_up(document, number))
+        limit.see(earlier)
+    last = reader.count()
+    wanted = (document.pages or PageRange(((1, None),))).within(last)
+    done = len(document.earlier)
+    for number in islice(wanted.numbers(None), done, None):
+        why = reader.spent or limit.reached
+        if why:
+            left = wanted.behind(done)
+            yield Failure(document.name, None, _given_up(document, left, why), left)
             return
-        if patience.failing and number > (_count(reader) or 0):
-            return  # nobody knows where a damaged TIFF ends; PDFs tell
         item = _page(document, reader, number)
-        if item is None:
-            return
-        patience.see(type(item.error).__name__ if isinstance(item, Failure) else None)
+        limit.see(type(item.error).__name__ if isinstance(item, Failure) else None)
         yield item
+        done += 1
 
 
-def _page(document: Document, reader: PageReader, number: int) -> Page | Failure | None:
-    """One page; None behind the end, if nobody asked for this one."""
+def _page(document: Document, reader: PageReader, number: int) -> Page | Failure:
+    label = label_of(document.source)
     try:
         found = reader.page(number)
     except DocumentError as error:
         return Failure(document.name, number, error)
     except InputError as error:
-        label = label_of(document.source)
         failure = DocumentError(f"Page {number} of {label} cannot be read: {error}")
         return Failure(document.name, number, failure)
-    if found is not None:
-        return Page(document.name, number, Picture(found[0]), found[1])
-    if document.pages is None:
-        return None
-    last = _count(reader)
-    known = "" if last is None else f"; it has {last}"
-    missing = DocumentError(f"{label_of(document.source)} has no page {number}{known}.")
-    return Failure(document.name, number, missing)
+    if found is None:
+        missing = DocumentError(f"{label} has no page {number}; it has {reader.count()}.")
+        return Failure(document.name, number, missing)
+    image, layer = found
+    return Page(document.name, number, Picture(image), None if layer is None else layer.text, layer)
 
 
-def _count(reader: PageReader) -> int | None:
-    try:
-        return reader.count()
-    except DocumentError:
-        return None
-
-
-def _given_up(document: Document, number: int) -> DocumentError:
+def _given_up(document: Document, left: PageRange, why: str) -> DocumentError:
+    wanted = str(left)
+    wanted = wanted if len(wanted) <= 60 else f"{wanted[:60].rpartition(',')[0]},..."
+    number = left.parts[0][0]
     return DocumentError(
-        f"{label_of(document.source)} was given up before page {number}: too many of its pages "
-        f"cannot be read; go on with pages={f'{number}-'!r}."
+        f"{label_of(document.source)} was given up before page {number}: {why}; "
+        f"{_counted(len(left))} ({wanted}) not read; go on with pages={wanted!r}."
     )
+
+
+def _counted(pages: int) -> str:
+    return "1 page was" if pages == 1 else f"{pages:,} pages were"
 
 
 class FailureLimit:
@@ -193,14 +192,17 @@ class FailureLimit:
     def see(self, error: str | None) -> None:
         """Takes note of a page: the name of its error's class, or None if it was read."""
         self._bad = self._bad + 1 if error else 0
-        self._fatal += error == RenderError.__name__
+        self._fatal += error in _FATAL
 
     @property
-    def failing(self) -> bool:
-        """Whether the last page could not be read."""
-        return self._bad > 0
+    def reached(self) -> str:
+        """Why the document is to be left; "" where it is not."""
+        return "too many of its pages cannot be read" if self.over else ""
 
     @property
     def over(self) -> bool:
         """Whether the document is to be left."""
         return self._bad >= self.BAD_IN_A_ROW or self._fatal >= self.FATAL
+
+
+_FATAL = (RenderError.__name__, RendererKilledError.__name__)

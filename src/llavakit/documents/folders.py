@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +18,16 @@ from llavakit.images import Picture
 from llavakit.sources import SourcePolicy
 from llavakit.sources.files import check_place
 
-_NAMES = "pdf tif tiff png jpg jpeg webp gif bmp avif ppm pgm pbm pnm"
-SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+_ONE_IMAGE = "png apng jpg jpeg jpe jfif jif mpo webp gif bmp dib avif ppm pgm pbm pnm"
+_ONE_IMAGE += " jp2 j2k j2c jpc jpf jpx"
+_PAGES = "pdf tif tiff btf heic heif hif"
+IMAGE_SUFFIXES = frozenset(f".{name}" for name in _ONE_IMAGE.split())
+"""Names of files that are one image each."""
+SUFFIXES = IMAGE_SUFFIXES | {f".{name}" for name in _PAGES.split()}
 """Names that are read out of folders. What a file is, is told from its bytes all the same."""
+
+_MOST_KINDS = 12  # suffixes that are counted by name
+_logger = logging.getLogger("llavakit.documents")
 
 
 @checked
@@ -56,11 +65,21 @@ class Failure:
         source: the document's name, as in :class:`~llavakit.documents.Page`.
         number: the page's number; None if the (rest of the) document is meant.
         error: why, as it would have been raised.
+        pages: the pages that a failure without a number stands for, where the document was
+            opened and given up; None where nothing is known of its pages.
     """
 
     source: str
     number: int | None
     error: InputError
+    pages: PageRange | None = None
+
+    @property
+    def lost(self) -> int | None:
+        """How many pages were not read; None where nothing is known of them."""
+        if self.number is not None:
+            return 1
+        return None if self.pages is None else len(self.pages)
 
 
 def several(sources: Any) -> list[Any]:
@@ -131,19 +150,41 @@ def _opened(document: Document, policy: SourcePolicy) -> Iterator[Document | Fai
         yield document  # whether it can be read is told when it is its turn
         return
     found = False
+    left_out: Counter[str] = Counter()
     try:
-        for one in _listed(Path(source), policy):
+        for one in _listed(Path(source), policy, left_out):
             found = True
             yield one if isinstance(one, Failure) else replace(document, source=one)
     except InputError as error:
         yield Failure(document.name, None, error)
         return
+    if left_out:
+        _logger.warning("%s", left_out_of(document.name, left_out))
     if not found:
         yield Failure(
             document.name,
             None,
             DocumentError(f"The folder {document.name[-200:]} holds no images and no documents."),
         )
+
+
+def left_out_of(name: str, counts: Mapping[str, int]) -> str:
+    """Return a sentence about what is not read of a folder or an archive.
+
+    Args:
+        name: of the folder.
+        counts: how many files there are of each suffix, "" being that of names without one.
+    """
+    most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    kinds = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in most[:_MOST_KINDS]]
+    if len(most) > _MOST_KINDS:
+        kinds.append(f"{sum(count for _, count in most[_MOST_KINDS:]):,} of other suffixes")
+    total = sum(counts.values())
+    return (
+        f"Left out of {name[-200:]}: {total:,} {'file' if total == 1 else 'files'} "
+        f"({', '.join(kinds)}), whose names are not those of documents or images; name a file "
+        "itself to have it read."
+    )
 
 
 def _is_folder(source: str | os.PathLike[str]) -> bool:
@@ -153,7 +194,7 @@ def _is_folder(source: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _listed(folder: Path, policy: SourcePolicy) -> Iterator[str | Failure]:
+def _listed(folder: Path, policy: SourcePolicy, left_out: Counter[str]) -> Iterator[str | Failure]:
     if not policy.allow_files:
         raise SourceNotAllowedError(
             f"{folder} is a local folder, and SourcePolicy(allow_files=False) forbids them."
@@ -164,8 +205,13 @@ def _listed(folder: Path, policy: SourcePolicy) -> Iterator[str | Failure]:
     for at, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES:
                 yield str(Path(at, name))
+            else:
+                left_out[suffix] += 1
         while closed:
             yield _closed(closed.pop())
     while closed:

@@ -8,7 +8,7 @@ pages.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,15 @@ from urllib.parse import urlsplit
 
 from llavakit._checks import checked, members
 from llavakit.documents.limits import PageLimit, page_limit
-from llavakit.errors import DocumentError, ImageError, ParameterError, SourceError
+from llavakit.documents.text_layer import TextLayer
+from llavakit.errors import (
+    DocumentError,
+    ImageError,
+    MissingDependencyError,
+    ParameterError,
+    SourceError,
+    UnsupportedImageError,
+)
 from llavakit.images import Picture, hold
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
 
@@ -40,12 +48,24 @@ class Page:
         number: the page's number; the first is 1.
         picture: its pixels.
         text: the text layer of a PDF's page, where it was asked for; None otherwise.
+        layer: the same with the boxes of its words, and whether it says what the page shows.
     """
 
     source: str
     number: int
     picture: Picture
     text: str | None = None
+    layer: TextLayer | None = None
+
+    @property
+    def needs_reading(self) -> bool:
+        """Whether the page has no text that says what it shows, so that a model has to read it.
+
+        A page without a layer is judged by its text alone.
+        """
+        if self.layer is not None:
+            return not self.layer.is_whole
+        return not (self.text or "").strip()
 
     @property
     def digest(self) -> str:
@@ -61,10 +81,14 @@ class Page:
 class PageReader(Protocol):
     """An open document. ``page`` may be called in any order; nothing after ``close``."""
 
-    def count(self) -> int:
-        """The number of pages, as far as the document tells."""
+    @property
+    def spent(self) -> str:
+        """Why no more of its pages can be read; "" while they can."""
 
-    def page(self, number: int) -> tuple[PILImage.Image, str | None] | None:
+    def count(self) -> int:
+        """The number of pages that the document declares."""
+
+    def page(self, number: int) -> tuple[PILImage.Image, TextLayer | None] | None:
         """Pixels (mode RGB) and text of page ``number`` (from 1), or None past the end."""
 
     def close(self) -> None:
@@ -143,7 +167,8 @@ def _pages(
                 raise DocumentError(
                     f"{label} has no page {number}; its pages are 1 to {reader.count()}."
                 )
-            yield Page(name, number, Picture(found[0]), found[1])
+            image, layer = found
+            yield Page(name, number, Picture(image), None if layer is None else layer.text, layer)
     finally:
         reader.close()
 
@@ -162,30 +187,50 @@ def open_reader(
     Raises:
         SourceError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
     """
-    from llavakit.documents._frames import FrameReader, PictureReader
+    from llavakit.documents._frames import FrameReader, ImageReader
     from llavakit.sources.formats import sniff
 
     try:
         held = hold(source, policy.max_bytes)
         if isinstance(held, Picture):
-            return PictureReader(held.rgb, limit)
+            rgb = held.rgb
+            return ImageReader([lambda: rgb], limit)
         data = read_source(held, policy)
         kind = sniff(data)
-        if kind == "PDF" and renderer is not None:
-            return renderer.open(data, label, dpi, limit, text)
         if kind == "PDF":
-            from llavakit.documents._pdf import PdfReader
-
-            return PdfReader(data, label, dpi, limit, text)
+            return _open_pdf(data, label, dpi, limit, text, renderer)
         if kind == "TIFF":
             return FrameReader(data, label, limit, policy)
+        if kind == "HEIC":
+            return ImageReader(_heif_pages(data, policy), limit)
         from llavakit.images.decode import decode
 
-        return PictureReader(decode(data, policy), limit)
+        image = decode(data, policy)
+        return ImageReader([lambda: image], limit)
     except SourceError:
         raise
     except ImageError as error:
         raise DocumentError(f"{label} cannot be read: {error}") from error
+
+
+def _open_pdf(
+    data: bytes, label: str, dpi: float, limit: PageLimit, text: bool, renderer: Renderer | None
+) -> PageReader:
+    if renderer is not None:
+        return renderer.open(data, label, dpi, limit, text)
+    from llavakit.documents._pdf import PdfReader
+
+    return PdfReader(data, label, dpi, limit, text)
+
+
+def _heif_pages(data: bytes, policy: SourcePolicy) -> list[Callable[[], PILImage.Image]]:
+    """The images of a HEIC file; a folder of photographs is not ended by a missing package."""
+    from llavakit.images.decode import heif_images
+
+    try:
+        return heif_images(data, policy)
+    except MissingDependencyError as error:
+        raise UnsupportedImageError(str(error)) from error
 
 
 def _numbers(pages: Iterable[int] | None) -> Sequence[int] | None:

@@ -23,6 +23,7 @@ from llavakit.langchain.page_documents import (
     PageDocuments,
     PageText,
     Skipped,
+    takes_layer,
 )
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
@@ -42,8 +43,8 @@ class PageImageLoader(BaseLoader):
         sources: a file, folder, URL, or anything else that :func:`~llavakit.documents.open_files`
             takes, or a list of them.
         pages: pages to read of each document, such as ``"1-3,7"``; None reads all.
-        text: which text becomes ``page_content``: ``"layer"``, ``"transcribe"``, ``"describe"``,
-            or a :class:`~llavakit.documents.Task` (see
+        text: which text becomes ``page_content``: ``"auto"``, ``"layer"``, ``"transcribe"``,
+            ``"describe"``, or a :class:`~llavakit.documents.Task` (see
             :class:`~llavakit.langchain.page_documents.PageDocuments`).
         model: who reads: a ``ChatLLaVA``, an ``LLaVALLM`` or a backend.
         store: a folder, or :class:`~llavakit.documents.PageStore`, where the pages' images are
@@ -65,7 +66,7 @@ class PageImageLoader(BaseLoader):
         sources: Any,
         *,
         pages: str | None = None,
-        text: PageText = "layer",
+        text: PageText = "auto",
         model: Model | None = None,
         store: PageStore | str | os.PathLike[str] | None = None,
         dpi: float = 144,
@@ -79,7 +80,7 @@ class PageImageLoader(BaseLoader):
             PageRange.parse(pages)
         self._pages = pages
         self._policy = policy
-        view = View(dpi, max_pixels, text == "layer", page_seconds)
+        view = View(dpi, max_pixels, takes_layer(text), page_seconds)
         self._making = PageDocuments(text, model, to_store(store), on_error, view)
 
     @property

@@ -37,8 +37,9 @@ from llama_index.core.schema import (
 )
 
 from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, View, reopen
-from llavakit.documents.folders import SUFFIXES
+from llavakit.documents.folders import IMAGE_SUFFIXES
 from llavakit.documents.pages import label_of
+from llavakit.documents.text_layer import TextLayer, with_layer
 from llavakit.errors import (
     DocumentError,
     InputError,
@@ -57,7 +58,6 @@ OnError: TypeAlias = Literal["raise", "skip"]
 
 _NAMES = ("file_name", "file_path")
 _REFERENCE = frozenset(PageReference("", 1, "", (1, 1), image_path=" ").metadata())
-_PICTURES = SUFFIXES - {".pdf", ".tif", ".tiff"}
 _IDS = uuid.UUID("6f1c3d52-6a53-5a0b-9c70-3f1f8f6b1d0e")  # ours alone: any fixed one would do
 
 
@@ -298,7 +298,7 @@ def _stable_id(reference: PageReference) -> str:
 def _own_picture(source: str) -> str | None:
     """The source itself, where it is a file of one image; its digest tells, once it is opened."""
     path = Path(source)
-    return source if path.suffix.lower() in _PICTURES and path.is_absolute() else None
+    return source if path.suffix.lower() in IMAGE_SUFFIXES and path.is_absolute() else None
 
 
 @dataclass(frozen=True)
@@ -327,15 +327,17 @@ class PageNodes:
         known = self.reference(item)
         return known if isinstance(known, Failure) else self._node(known, text)
 
-    def of_reading(self, reference: PageReference, reading: Reading) -> PageNode | Failure:
-        """The node of a page that the model read."""
+    def of_reading(
+        self, reference: PageReference, layer: TextLayer | None, reading: Reading
+    ) -> PageNode | Failure:
+        """The node of a page that the model read, with the words that the page itself holds."""
         if reading.error is not None:
             return Failure(reading.source, reading.page, _as_input_error(reading.error, reference))
         label = f"Page {reference.number} of {label_of(reference.source)}"
         if reading.finish_reason == "length":
             _logger.warning("%s was not read to its end; raise max_tokens of the Task.", label)
         # The framework leaves nodes without a text out of indices, and says so to nobody.
-        text = _told(reading) or f"{label} (nothing to read)"
+        text = _said(reading, layer) or f"{label} (nothing to read)"
         return self._node(reference, text)
 
     def _node(self, reference: PageReference, text: str) -> PageNode:
@@ -365,10 +367,10 @@ def _placed(name: str) -> str | None:
     return str(path.absolute()) if path.is_file() else None
 
 
-def _told(reading: Reading) -> str:
+def _said(reading: Reading, layer: TextLayer | None) -> str:
     if reading.data is not None:
         return json.dumps(reading.data, ensure_ascii=False)
-    return (reading.text or "").strip()
+    return with_layer((reading.text or "").strip(), layer)
 
 
 def _as_input_error(error: LlavaKitError, reference: PageReference) -> InputError:
