@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llavakit.documents._pdf_text import read_layer
-from llavakit.errors import DocumentError, LlavaKitError, MissingDependencyError, PasswordError
+from llavakit.documents.passwords import encrypted
+from llavakit.errors import DocumentError, LlavaKitError, MissingDependencyError
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
 _PDFIUM = threading.RLock()
 _POINTS_PER_INCH = 72
 _XFA_FULL = 2  # FPDF_GetFormType: the pages themselves are made by the form's program
-
-
-def encrypted(name: str, password: str | None) -> str:
-    """The sentence for a document that does not open."""
-    if password is None:
-        return f"{name} is encrypted; give its password (password=), or save it without one."
-    return f"{name} is encrypted, and the password given does not open it; give another one."
 
 
 class PdfReader:
@@ -98,7 +92,7 @@ class PdfReader:
         except pdfium.PdfiumError as error:
             self.close()
             if "password" in str(error).lower():
-                raise PasswordError(encrypted(self._name, self._password)) from error
+                raise encrypted(self._name, self._password) from error
             if "security" in str(error).lower():
                 raise DocumentError(
                     f"{self._name} is encrypted in a way that is not known here; save it without "

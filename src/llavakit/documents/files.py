@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from llavakit._checks import check_integer, check_number, checked
 from llavakit.documents._isolated import Renderer
@@ -22,14 +22,17 @@ from llavakit.documents.pages import (
     label_of,
     open_reader,
 )
+from llavakit.documents.passwords import Password
 from llavakit.documents.ranges import PageRange
-from llavakit.errors import DocumentError, InputError, RendererKilledError, RenderError
+from llavakit.errors import (
+    DocumentError,
+    InputError,
+    ParameterError,
+    RendererKilledError,
+    RenderError,
+)
 from llavakit.images import Picture
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
-
-if TYPE_CHECKING:
-    from llavakit.documents.limits import PageLimit
-
 
 Pages: TypeAlias = Generator[Page | Failure, None, None]
 
@@ -61,6 +64,7 @@ def open_files(
     text: bool = False,
     page_seconds: float | None = 30.0,
     policy: SourcePolicy = DEFAULT_POLICY,
+    password: Password = None,
 ) -> Pages:
     """The pages of many documents, each read when it is asked for.
 
@@ -77,6 +81,9 @@ def open_files(
             own, which is ended when its time is over. None draws them in this process, for
             documents that are known to be harmless.
         policy: what may be opened, and the caps on bytes, pixels and sides.
+        password: what opens encrypted documents: one password for all, a mapping from paths or
+            names of files to passwords, or a function that is given a document's name and
+            returns its password, or None to leave it.
 
     Yields:
         Pages and, where one or a whole document cannot be read, failures, in order. A document
@@ -87,11 +94,14 @@ def open_files(
         MissingDependencyError: while iterating: PDFs need ``llavakit[documents]``.
     """
     view = View(dpi, max_pixels, text, page_seconds)
-    return read_documents(list_documents(sources, pages, policy), view, policy)
+    return read_documents(list_documents(sources, pages, policy), view, policy, password)
 
 
 def read_documents(
-    documents: Iterable[Document | Failure], view: View, policy: SourcePolicy
+    documents: Iterable[Document | Failure],
+    view: View,
+    policy: SourcePolicy,
+    password: Password = None,
 ) -> Pages:
     """The pages of documents that are listed already (see :func:`open_files`)."""
     limit = page_limit(view.dpi, view.max_pixels, policy)
@@ -102,7 +112,18 @@ def read_documents(
                 yield document
                 continue
             try:
-                reader = _opened(document, view, limit, policy, renderer)
+                reader = open_reader(
+                    document.source,
+                    label_of(document.source),
+                    view.dpi,
+                    limit,
+                    policy,
+                    view.text,
+                    renderer,
+                    password,
+                )
+            except ParameterError:
+                raise  # of the call, and so of all documents
             except InputError as error:
                 yield Failure(document.name, None, error)
                 continue
@@ -113,17 +134,6 @@ def read_documents(
     finally:
         if renderer is not None:
             renderer.close()
-
-
-def _opened(
-    document: Document,
-    view: View,
-    limit: PageLimit,
-    policy: SourcePolicy,
-    renderer: Renderer | None,
-) -> PageReader:
-    label = label_of(document.source)
-    return open_reader(document.source, label, view.dpi, limit, policy, view.text, renderer)
 
 
 def _read(document: Document, reader: PageReader) -> Pages:

@@ -21,9 +21,10 @@ from llavakit.sources.files import check_place
 _ONE_IMAGE = "png apng jpg jpeg jpe jfif jif mpo webp gif bmp dib avif ppm pgm pbm pnm"
 _ONE_IMAGE += " jp2 j2k j2c jpc jpf jpx"
 _PAGES = "pdf tif tiff btf heic heif hif"
+_ARCHIVES = "zip cbz"
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in _ONE_IMAGE.split())
 """Names of files that are one image each."""
-SUFFIXES = IMAGE_SUFFIXES | {f".{name}" for name in _PAGES.split()}
+SUFFIXES = IMAGE_SUFFIXES | {f".{name}" for name in f"{_PAGES} {_ARCHIVES}".split()}
 """Names that are read out of folders. What a file is, is told from its bytes all the same."""
 
 _MOST_KINDS = 12  # suffixes that are counted by name

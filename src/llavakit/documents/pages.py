@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from llavakit._checks import checked, members
 from llavakit.documents.limits import PageLimit, page_limit
+from llavakit.documents.passwords import Password, open_with
 from llavakit.documents.text_layer import TextLayer
 from llavakit.errors import (
     DocumentError,
@@ -104,6 +105,7 @@ def open_pages(
     pages: Iterable[int] | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
     text: bool = False,
+    password: Password = None,
 ) -> Iterator[Page]:
     """The pages of a document, each read when it is asked for.
 
@@ -119,6 +121,8 @@ def open_pages(
             ``range(n + 1, count_pages(source) + 1)``.
         policy: what may be opened, and the caps on bytes, pixels and sides.
         text: also read the text layer of a PDF.
+        password: what opens an encrypted document: a password, a mapping from names of files to
+            passwords, or a function that is given the name and returns the password or None.
 
     Raises:
         ParameterError: at once, for numbers that make no sense.
@@ -131,30 +135,26 @@ def open_pages(
     """
     limit = page_limit(dpi, max_pixels, policy)
     numbers = _numbers(pages)
-    return _pages(source, numbers, dpi, limit, policy, text)
+    return _pages(source, numbers, Opening(dpi, limit, policy, text, None, password))
 
 
 @checked
-def count_pages(source: Any, *, policy: SourcePolicy = DEFAULT_POLICY) -> int:
+def count_pages(
+    source: Any, *, policy: SourcePolicy = DEFAULT_POLICY, password: Password = None
+) -> int:
     """The number of pages of a document, without reading them (see :func:`open_pages`)."""
     limit = PageLimit(policy.max_pixels, policy.max_side)
-    reader = open_reader(source, label_of(source), 72, limit, policy, False)
+    reader = open_reader(source, label_of(source), 72, limit, policy, False, None, password)
     try:
         return reader.count()
     finally:
         reader.close()
 
 
-def _pages(
-    source: Any,
-    numbers: Sequence[int] | None,
-    dpi: float,
-    limit: PageLimit,
-    policy: SourcePolicy,
-    text: bool,
-) -> Iterator[Page]:
+def _pages(source: Any, numbers: Sequence[int] | None, opening: Opening) -> Iterator[Page]:
     name, label = name_of(source), label_of(source)
-    reader = open_reader(source, label, dpi, limit, policy, text)
+    known = (opening.dpi, opening.limit, opening.policy, opening.text)
+    reader = open_reader(source, label, *known, None, opening.password)
     try:
         for number in count(1) if numbers is None else numbers:
             try:
@@ -181,46 +181,75 @@ def open_reader(
     policy: SourcePolicy,
     text: bool,
     renderer: Renderer | None = None,
+    password: Password = None,
 ) -> PageReader:
     """Opens a document (see :func:`open_pages`); a PDF in the renderer's process, if one is given.
 
     Raises:
         SourceError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
     """
-    from llavakit.documents._frames import FrameReader, ImageReader
-    from llavakit.sources.formats import sniff
-
+    opening = Opening(dpi, limit, policy, text, renderer, password)
     try:
         held = hold(source, policy.max_bytes)
         if isinstance(held, Picture):
+            from llavakit.documents._frames import ImageReader
+
             rgb = held.rgb
             return ImageReader([lambda: rgb], limit)
-        data = read_source(held, policy)
-        kind = sniff(data)
-        if kind == "PDF":
-            return _open_pdf(data, label, dpi, limit, text, renderer)
-        if kind == "TIFF":
-            return FrameReader(data, label, limit, policy)
-        if kind == "HEIC":
-            return ImageReader(_heif_pages(data, policy), limit)
-        from llavakit.images.decode import decode
-
-        image = decode(data, policy)
-        return ImageReader([lambda: image], limit)
+        return opening.of_bytes(read_source(held, policy), name_of(source), label)
     except SourceError:
         raise
     except ImageError as error:
         raise DocumentError(f"{label} cannot be read: {error}") from error
 
 
-def _open_pdf(
-    data: bytes, label: str, dpi: float, limit: PageLimit, text: bool, renderer: Renderer | None
-) -> PageReader:
-    if renderer is not None:
-        return renderer.open(data, label, dpi, limit, text)
-    from llavakit.documents._pdf import PdfReader
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How documents are opened (see :func:`open_pages`)."""
 
-    return PdfReader(data, label, dpi, limit, text)
+    dpi: float
+    limit: PageLimit
+    policy: SourcePolicy
+    text: bool
+    renderer: Renderer | None = None
+    password: Password = None
+
+    def of_bytes(self, data: bytes, name: str, label: str, *, archives: bool = True) -> PageReader:
+        """Open a document that is read already.
+
+        Args:
+            data: all of it.
+            name: by which its password is found.
+            label: its name in errors.
+            archives: whether it may be an archive; those in archives are not opened.
+
+        Raises:
+            ImageError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
+        """
+        from llavakit.documents._frames import FrameReader, ImageReader
+        from llavakit.images.decode import decode
+        from llavakit.sources.formats import sniff
+
+        kind = sniff(data)
+        if kind == "PDF":
+            return open_with(self.password, name, lambda one: self._pdf(data, label, one))
+        if kind == "TIFF":
+            return FrameReader(data, label, self.limit, self.policy)
+        if kind == "HEIC":
+            return ImageReader(_heif_pages(data, self.policy), self.limit)
+        if kind == "ZIP" and archives:
+            from llavakit.documents._archive import ArchiveReader
+
+            return ArchiveReader(data, name, label, self)
+        image = decode(data, self.policy)
+        return ImageReader([lambda: image], self.limit)
+
+    def _pdf(self, data: bytes, label: str, password: str | None) -> PageReader:
+        if self.renderer is not None:
+            return self.renderer.open(data, label, self.dpi, self.limit, self.text, password)
+        from llavakit.documents._pdf import PdfReader
+
+        return PdfReader(data, label, self.dpi, self.limit, self.text, password)
 
 
 def _heif_pages(data: bytes, policy: SourcePolicy) -> list[Callable[[], PILImage.Image]]:

@@ -16,6 +16,7 @@ from llavakit._checks import checked
 from llavakit.documents import PageRange, PageStore, View, open_files
 from llavakit.documents.folders import several
 from llavakit.documents.pages import MAX_PAGE_PIXELS
+from llavakit.documents.passwords import Password
 from llavakit.langchain.page_documents import (
     Documents,
     Model,
@@ -55,6 +56,8 @@ class PageImageLoader(BaseLoader):
             it: a warning is logged, and :attr:`skipped` has the error.
         page_seconds: most seconds for drawing a page (see ``open_files``).
         policy: which files and addresses may be opened.
+        password: what opens encrypted documents: one for all, a mapping from names of files to
+            passwords, or a function from a name to a password.
 
     Raises:
         ParameterError: values that make no sense, or a task without a model.
@@ -74,12 +77,14 @@ class PageImageLoader(BaseLoader):
         on_error: OnError = "raise",
         page_seconds: float | None = 30.0,
         policy: SourcePolicy = DEFAULT_POLICY,
+        password: Password = None,
     ) -> None:
         self.sources = several(sources)
         if pages is not None:
             PageRange.parse(pages)
         self._pages = pages
         self._policy = policy
+        self._password = password
         view = View(dpi, max_pixels, takes_layer(text), page_seconds)
         self._making = PageDocuments(text, model, to_store(store), on_error, view)
 
@@ -126,6 +131,7 @@ class PageImageLoader(BaseLoader):
             text=view.text,
             page_seconds=view.page_seconds,
             policy=self._policy,
+            password=self._password,
         )
         with closing(pages):
             yield from self._making.of(pages)

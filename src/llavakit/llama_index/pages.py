@@ -14,7 +14,7 @@ import logging
 import uuid
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -39,6 +39,7 @@ from llama_index.core.schema import (
 from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, View, reopen
 from llavakit.documents.folders import IMAGE_SUFFIXES
 from llavakit.documents.pages import label_of
+from llavakit.documents.passwords import Password
 from llavakit.documents.text_layer import TextLayer, with_layer
 from llavakit.errors import (
     DocumentError,
@@ -68,6 +69,11 @@ class PageOpening:
     policy: SourcePolicy
     store: PageStore | None = None
     page_seconds: float | None = 30.0
+    password: Password = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As pickles keep it: without the password."""
+        return {**self.__dict__, "password": None}
 
     def draw(self, pages: Sequence[PageReference]) -> list[bytes]:
         """The images of pages as PNG; a document is opened once for all of its pages.
@@ -77,7 +83,13 @@ class PageOpening:
             SourceError: it cannot be reached, or the policy forbids it.
         """
         found = []
-        opened = reopen(pages, store=self.store, policy=self.policy, page_seconds=self.page_seconds)
+        opened = reopen(
+            pages,
+            store=self.store,
+            policy=self.policy,
+            page_seconds=self.page_seconds,
+            password=self.password,
+        )
         for page in opened:
             png = io.BytesIO()
             page.picture.rgb.save(png, "PNG", compress_level=1)

@@ -85,6 +85,9 @@ class PageImageReader(TextMessages, BasePydanticReader):
         policy: what may be opened.
         on_error: ``"raise"`` at the first document or page that cannot be read, or ``"skip"``
             it: a warning is logged, and :attr:`skipped` has the error.
+        password: what opens encrypted documents: one for all, a mapping from names of files to
+            passwords, or a function from a name to a password. It is not written down with the
+            reader or its nodes.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -98,6 +101,7 @@ class PageImageReader(TextMessages, BasePydanticReader):
     page_seconds: float | None = 30.0
     policy: SourcePolicy = Field(default=DEFAULT_POLICY)
     on_error: OnError = "raise"
+    password: Any = Field(default=None, exclude=True, repr=False)
     _skipped: list[Failure] = PrivateAttr(default_factory=list)
 
     @field_validator("store", mode="before")
@@ -157,8 +161,9 @@ class PageImageReader(TextMessages, BasePydanticReader):
             text=view.text,
             page_seconds=view.page_seconds,
             policy=self.policy,
+            password=self.password,
         )
-        opening = PageOpening(self.policy, self.store, self.page_seconds)
+        opening = PageOpening(self.policy, self.store, self.page_seconds, self.password)
         made = PageNodes(view, self.store, checked_extra(extra_info or {}), opening)
         return self._nodes(opened, made, self._task())
 

@@ -66,7 +66,8 @@ _ADVICE = {
     "JXL": "JPEG XL is not opened; convert it to JPEG or PNG first",
     "VIDEO": "this is a video, not an image; extract the frames that you want to ask about",
     "AUDIO": "this is sound, not an image",
-    "ZIP": "this is a ZIP archive or an Office document, not an image; extract it first",
+    "ZIP": "this is a ZIP archive or an Office document, not an image; open its pages with "
+    "llavakit.documents.open_pages, or extract it",
     "GZIP": "this is gzip data, not an image; decompress it first",
     "HTML": "this is a web page, not an image, perhaps the server's error page; check the address",
     "JSON": "this is JSON, not an image, perhaps the server's error answer; check the address",
