@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from llavakit.documents import Failure, Page, open_files
-from llavakit.documents.folders import left_out_of
+from llavakit.documents.suffixes import left_out_of
 
 
 def image(kind, **options):

@@ -13,19 +13,21 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from llavakit.documents.folders import SUFFIXES, left_out_of
-from llavakit.documents.passwords import encrypted, open_with
+from llavakit.documents.passwords import encrypted
+from llavakit.documents.suffixes import SUFFIXES, left_out_of
 from llavakit.errors import DocumentError, ImageError, ImageTooLargeError, UnsupportedImageError
 from llavakit.sources.formats import sniff
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-    from llavakit.documents.pages import Opening, PageReader
+    from llavakit.documents.readers import PageReader
     from llavakit.documents.text_layer import TextLayer
+    from llavakit.sources import SourcePolicy
 
 MOST_MEMBERS = 100_000
 """Most files of an archive."""
@@ -39,13 +41,30 @@ _logger = logging.getLogger("llavakit.documents")
 
 
 class ArchiveReader:
-    """An archive as one document (see :class:`~llavakit.documents.pages.PageReader`)."""
+    """An archive as one document (see :class:`~llavakit.documents.readers.PageReader`).
 
-    def __init__(self, data: bytes, name: str, label: str, opening: Opening) -> None:
-        self._name = name
+    Args:
+        data: all of it.
+        label: its name in errors.
+        policy: most bytes of a member.
+        unlocked: calls what it is given with passwords, until one of them does not raise
+            ``PasswordError``.
+        open_member: opens the document that a member is, given its content and name.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        label: str,
+        policy: SourcePolicy,
+        unlocked: Callable[[Callable[[str | None], None]], None],
+        open_member: Callable[[bytes, str], PageReader],
+    ) -> None:
         self._label = label
-        self._opening = opening
-        self._left = _TIMES * opening.policy.max_bytes
+        self._cap = policy.max_bytes
+        self._unlocked = unlocked
+        self._open_member = open_member
+        self._left = _TIMES * policy.max_bytes
         self._password: bytes | None = None
         self._open: tuple[int, PageReader] | None = None
         self._file = self._listed(data)
@@ -83,6 +102,12 @@ class ArchiveReader:
         if found is None:
             raise DocumentError(f"Page {number} of {self._label} ({member}) is not there.")
         return found
+
+    def attachments(self) -> list[str]:
+        return []
+
+    def attachment(self, index: int) -> bytes:
+        raise DocumentError("It has no attachments.")
 
     def close(self) -> None:
         self._let_go()
@@ -150,7 +175,7 @@ class ArchiveReader:
                 raise encrypted(self._label, password) from error
             self._password = password.encode()
 
-        open_with(self._opening.password, self._name, attempt)
+        self._unlocked(attempt)
 
     def _count_of(self, at: int, member: zipfile.ZipInfo) -> int:
         """The pages of a member: one, where it does not open or is one image."""
@@ -166,9 +191,7 @@ class ArchiveReader:
             return self._open[1]
         self._let_go()
         member = self._members[at]
-        name = member.filename
-        data = self._bytes(member)
-        reader = self._opening.of_bytes(data, name, name[-60:], archives=False)
+        reader = self._open_member(self._bytes(member), member.filename)
         self._open = (at, reader)
         return reader
 
@@ -184,7 +207,7 @@ class ArchiveReader:
             ImageTooLargeError: over ``max_bytes``, or over what all members may give.
             DocumentError: damaged, or packed in a way that is not known.
         """
-        cap = self._opening.policy.max_bytes
+        cap = self._cap
         wanted = cap + 1 if most is None else most
         try:
             with self._file.open(member, pwd=self._password) as stream:

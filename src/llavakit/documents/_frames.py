@@ -36,6 +36,12 @@ class ImageReader:
             return None
         return _fitted(self._images[number - 1](), self._limit), None
 
+    def attachments(self) -> list[str]:
+        return []
+
+    def attachment(self, index: int) -> bytes:
+        raise DocumentError("It has no attachments.")
+
     def close(self) -> None:
         pass
 
@@ -77,6 +83,12 @@ class FrameReader:
         with open_directory(self._data, directory, self._policy, self._budget) as image:
             rgb = load_directory(image, directory)
         return _fitted(rgb, self._limit, directory.stretch), None
+
+    def attachments(self) -> list[str]:
+        return []
+
+    def attachment(self, index: int) -> bytes:
+        raise DocumentError("It has no attachments.")
 
     def close(self) -> None:
         pass

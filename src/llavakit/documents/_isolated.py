@@ -198,6 +198,18 @@ class IsolatedPdf:
         image = PILImage.frombytes("RGB", tuple(size), pixels)
         return image, None if layer is None else TextLayer.from_dict(layer)
 
+    def attachments(self) -> list[str]:
+        """The names of the files that are attached to it."""
+        what = f"The list of attachments of {self.name}"
+        head, _ = self._renderer.ask_of(self, {"attachments": True}, what=what)
+        names: list[str] = head["names"]
+        return names
+
+    def attachment(self, index: int) -> bytes:
+        """The content of an attached file."""
+        what = f"Attachment {index + 1} of {self.name}"
+        return self._renderer.ask_of(self, {"attachment": index}, what=what)[1]
+
     def close(self) -> None:
         pass  # the next document takes its place, and Renderer.close ends the process
 
@@ -213,7 +225,7 @@ def _exchange(
     if not line.endswith(b"\n"):
         raise EOFError
     head = json.loads(line)
-    length = 3 * head["size"][0] * head["size"][1] if head.get("size") else 0
+    length = 3 * head["size"][0] * head["size"][1] if head.get("size") else head.get("length", 0)
     pixels = process.stdout.read(length)
     if len(pixels) < length:
         raise EOFError

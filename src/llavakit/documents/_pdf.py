@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PDFIUM = threading.RLock()
 _POINTS_PER_INCH = 72
+_MOST_ATTACHED = 10_000
 _XFA_FULL = 2  # FPDF_GetFormType: the pages themselves are made by the form's program
 
 
@@ -77,6 +78,18 @@ class PdfReader:
                 return image, self._layer(page, number, image) if self._text else None
             finally:
                 page.close()
+
+    def attachments(self) -> list[str]:
+        """The names of the files that are attached to it."""
+        with self._rendering("The list of attachments"):
+            count = min(self._document.count_attachments(), _MOST_ATTACHED)
+            found = [self._document.get_attachment(at) for at in range(count)]
+            return [one.get_name().replace("\0", "") for one in found]
+
+    def attachment(self, index: int) -> bytes:
+        """The content of an attached file."""
+        with self._rendering(f"Attachment {index + 1}"):
+            return bytes(self._document.get_attachment(index).get_data())
 
     def close(self) -> None:
         with _PDFIUM:

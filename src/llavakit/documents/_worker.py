@@ -37,6 +37,13 @@ def main() -> None:
                 data = requests.read(request["bytes"])
                 reader = _opened(data, request)
                 _reply(replies, {"count": reader.count()})
+            elif "attachments" in request:
+                assert reader is not None
+                _reply(replies, {"names": reader.attachments()})
+            elif "attachment" in request:
+                assert reader is not None
+                content = reader.attachment(request["attachment"])
+                _reply(replies, {"length": len(content)}, content)
             else:
                 assert reader is not None
                 _reply_page(replies, reader, request["number"])

@@ -6,26 +6,38 @@ pages and nobody else's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
 from llavakit._checks import check_integer, check_number, checked
 from llavakit.documents._isolated import Renderer
+from llavakit.documents.attachments import (
+    DEEPEST,
+    MARK,
+    distinct,
+    documents_among,
+    others_among,
+)
 from llavakit.documents.folders import Document, Failure, list_documents
 from llavakit.documents.limits import page_limit
+from llavakit.documents.names import label_of
 from llavakit.documents.pages import (
     MAX_PAGE_PIXELS,
+    Opening,
     Page,
-    PageReader,
-    label_of,
     open_reader,
 )
 from llavakit.documents.passwords import Password
 from llavakit.documents.ranges import PageRange
+from llavakit.documents.readers import PageReader
+from llavakit.documents.suffixes import left_out_of
 from llavakit.errors import (
     DocumentError,
+    ImageError,
     InputError,
     ParameterError,
     RendererKilledError,
@@ -33,6 +45,8 @@ from llavakit.errors import (
 )
 from llavakit.images import Picture
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
+
+_logger = logging.getLogger("llavakit.documents")
 
 Pages: TypeAlias = Generator[Page | Failure, None, None]
 
@@ -86,8 +100,9 @@ def open_files(
             returns its password, or None to leave it.
 
     Yields:
-        Pages and, where one or a whole document cannot be read, failures, in order. A document
-        is given up after 100 bad pages in a row, or 3 that its renderer did not survive.
+        Pages and, where one or a whole document cannot be read, failures, in order. What is
+        attached to a PDF comes behind its pages, as documents ``a.pdf#attachment=b.pdf``. A
+        document is given up after 100 bad pages in a row, or 3 that its renderer did not survive.
 
     Raises:
         ParameterError: at once, for arguments that make no sense.
@@ -127,13 +142,44 @@ def read_documents(
             except InputError as error:
                 yield Failure(document.name, None, error)
                 continue
-            try:
-                yield from _read(document, reader)
-            finally:
-                reader.close()
+            opening = Opening(view.dpi, limit, policy, view.text, renderer, password)
+            with closing(reader):
+                yield from _with_attached(document, reader, opening, DEEPEST)
     finally:
         if renderer is not None:
             renderer.close()
+
+
+def _with_attached(document: Document, reader: PageReader, opening: Opening, depth: int) -> Pages:
+    """The pages of a document, and of those that are attached to it if it is read whole."""
+    yield from _read(document, reader)
+    if document.pages is not None:
+        return
+    try:
+        names = distinct(reader.attachments())
+    except DocumentError as error:
+        yield Failure(document.name, None, error, PageRange(()))
+        return
+    others = others_among(names)
+    if others:
+        _logger.warning("%s", left_out_of(document.name, others))
+    for at in documents_among(names):
+        inside = f"{document.name}{MARK}{names[at]}"
+        label = label_of(inside)
+        try:
+            if depth < 1:
+                raise DocumentError(
+                    f"{label} is attached to an attachment of an attachment, which is not followed."
+                )
+            attached = opening.of_attached(reader.attachment(at), inside, label)
+        except ImageError as error:
+            yield Failure(inside, None, DocumentError(f"{label} cannot be read: {error}"))
+            continue
+        except DocumentError as error:
+            yield Failure(inside, None, error)
+            continue
+        with closing(attached):
+            yield from _with_attached(Document(inside), attached, opening, depth - 1)
 
 
 def _read(document: Document, reader: PageReader) -> Pages:

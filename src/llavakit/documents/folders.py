@@ -11,23 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from llavakit._checks import Takes, checked, refused
-from llavakit.documents.pages import name_of
+from llavakit.documents.names import name_of
 from llavakit.documents.ranges import PageRange, named_range
+from llavakit.documents.suffixes import SUFFIXES, left_out_of
 from llavakit.errors import DocumentError, InputError, SourceFetchError, SourceNotAllowedError
 from llavakit.images import Picture
 from llavakit.sources import SourcePolicy
 from llavakit.sources.files import check_place
 
-_ONE_IMAGE = "png apng jpg jpeg jpe jfif jif mpo webp gif bmp dib avif ppm pgm pbm pnm"
-_ONE_IMAGE += " jp2 j2k j2c jpc jpf jpx"
-_PAGES = "pdf tif tiff btf heic heif hif"
-_ARCHIVES = "zip cbz"
-IMAGE_SUFFIXES = frozenset(f".{name}" for name in _ONE_IMAGE.split())
-"""Names of files that are one image each."""
-SUFFIXES = IMAGE_SUFFIXES | {f".{name}" for name in f"{_PAGES} {_ARCHIVES}".split()}
-"""Names that are read out of folders. What a file is, is told from its bytes all the same."""
-
-_MOST_KINDS = 12  # suffixes that are counted by name
 _logger = logging.getLogger("llavakit.documents")
 
 
@@ -167,25 +158,6 @@ def _opened(document: Document, policy: SourcePolicy) -> Iterator[Document | Fai
             None,
             DocumentError(f"The folder {document.name[-200:]} holds no images and no documents."),
         )
-
-
-def left_out_of(name: str, counts: Mapping[str, int]) -> str:
-    """Return a sentence about what is not read of a folder or an archive.
-
-    Args:
-        name: of the folder.
-        counts: how many files there are of each suffix, "" being that of names without one.
-    """
-    most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-    kinds = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in most[:_MOST_KINDS]]
-    if len(most) > _MOST_KINDS:
-        kinds.append(f"{sum(count for _, count in most[_MOST_KINDS:]):,} of other suffixes")
-    total = sum(counts.values())
-    return (
-        f"Left out of {name[-200:]}: {total:,} {'file' if total == 1 else 'files'} "
-        f"({', '.join(kinds)}), whose names are not those of documents or images; name a file "
-        "itself to have it read."
-    )
 
 
 def _is_folder(source: str | os.PathLike[str]) -> bool:

@@ -183,6 +183,7 @@ class _State:
             **self._settings,
             "documents": [*kept.values(), *entries.values()],
             "retry": {} if todo is None else todo.retried,
+            "finished": todo is None,
         }
         self._documents = {entry[0]: entry for entry in state["documents"]}
         write_atomic(self._path, json.dumps(state, indent=1).encode() + b"\n")

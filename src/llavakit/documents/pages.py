@@ -7,17 +7,18 @@ pages.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from llavakit._checks import checked, members
+from llavakit.documents.attachments import MARK, distinct, split_name
 from llavakit.documents.limits import PageLimit, page_limit
+from llavakit.documents.names import label_of, name_of
 from llavakit.documents.passwords import Password, open_with
+from llavakit.documents.readers import PageReader
 from llavakit.documents.text_layer import TextLayer
 from llavakit.errors import (
     DocumentError,
@@ -29,6 +30,7 @@ from llavakit.errors import (
 )
 from llavakit.images import Picture, hold
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
+from llavakit.sources.inline import check_length
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -77,23 +79,6 @@ class Page:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.picture.size
-
-
-class PageReader(Protocol):
-    """An open document. ``page`` may be called in any order; nothing after ``close``."""
-
-    @property
-    def spent(self) -> str:
-        """Why no more of its pages can be read; "" while they can."""
-
-    def count(self) -> int:
-        """The number of pages that the document declares."""
-
-    def page(self, number: int) -> tuple[PILImage.Image, TextLayer | None] | None:
-        """Pixels (mode RGB) and text of page ``number`` (from 1), or None past the end."""
-
-    def close(self) -> None:
-        """Frees what the document holds; may be called twice."""
 
 
 @checked
@@ -190,6 +175,9 @@ def open_reader(
     """
     opening = Opening(dpi, limit, policy, text, renderer, password)
     try:
+        inside, inner = split_name(source) if isinstance(source, str) else (source, None)
+        if inner is not None:
+            return _open_attached(inside, inner, label, opening)
         held = hold(source, policy.max_bytes)
         if isinstance(held, Picture):
             from llavakit.documents._frames import ImageReader
@@ -201,6 +189,20 @@ def open_reader(
         raise
     except ImageError as error:
         raise DocumentError(f"{label} cannot be read: {error}") from error
+
+
+def _open_attached(parent: str, inner: str, label: str, opening: Opening) -> PageReader:
+    """Opens what is attached to a document."""
+    known = (opening.dpi, opening.limit, opening.policy, opening.text)
+    reader = open_reader(parent, label_of(parent), *known, opening.renderer, opening.password)
+    try:
+        names = distinct(reader.attachments())
+        if inner not in names:
+            raise DocumentError(f"{label_of(parent)} has no attachment {inner[-80:]!r}.")
+        data = reader.attachment(names.index(inner))
+    finally:
+        reader.close()
+    return opening.of_attached(data, f"{parent}{MARK}{inner}", label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +242,18 @@ class Opening:
         if kind == "ZIP" and archives:
             from llavakit.documents._archive import ArchiveReader
 
-            return ArchiveReader(data, name, label, self)
+            def open_member(content: bytes, inner: str) -> PageReader:
+                return self.of_bytes(content, inner, inner[-60:], archives=False)
+
+            unlocked = partial(open_with, self.password, name)
+            return ArchiveReader(data, label, self.policy, unlocked, open_member)
         image = decode(data, self.policy)
         return ImageReader([lambda: image], self.limit)
+
+    def of_attached(self, data: bytes, name: str, label: str) -> PageReader:
+        """Open a document that was in another one; arguments and errors as :meth:`of_bytes`."""
+        check_length(len(data), self.policy.max_bytes)
+        return self.of_bytes(data, name, label)
 
     def _pdf(self, data: bytes, label: str, password: str | None) -> PageReader:
         if self.renderer is not None:
@@ -271,28 +282,3 @@ def _numbers(pages: Iterable[int] | None) -> Sequence[int] | None:
         if number < 1:
             raise ParameterError(f"pages holds {number!r}; pages are numbered from 1.")
     return numbers
-
-
-def name_of(source: Any) -> str:
-    """A name for pages and errors: no content, no credentials, no tokens of a query."""
-    if not isinstance(source, (str, Path)):
-        source = getattr(source, "filename", None) or getattr(source, "name", None)
-        if not isinstance(source, (str, os.PathLike)):
-            return "the document"
-    name = os.fspath(source)
-    inline = name.lstrip()[:5].lower() == "data:" or (len(name) > 200 and not Path(name).suffix)
-    if inline or len(name) > 4096:
-        return "the document"
-    if "://" in name:
-        try:
-            parts = urlsplit(name.strip())
-        except ValueError:
-            return "the document"
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    return str(name)
-
-
-def label_of(source: Any) -> str:
-    """The name as it stands in an error: at most 80 characters, the end being the telling part."""
-    name = name_of(source)
-    return name if len(name) <= 80 else f"...{name[-77:]}"

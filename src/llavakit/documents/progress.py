@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llavakit.documents.attachments import MARK
 from llavakit.documents.folders import Document, Failure
 from llavakit.documents.ranges import PageRange
 from llavakit.errors import ParameterError
@@ -35,9 +36,13 @@ Entry = list[Any]
 
 @dataclass
 class Known:
-    """The lines of one document: for each page its error's class, or None; in their order."""
+    """The lines of one document: for each page its error's class, or None; in their order.
+
+    Those of documents that are attached to it are kept by their names.
+    """
 
     outcomes: dict[int | None, str | None] = field(default_factory=dict)
+    attached: dict[str, list[str | None]] = field(default_factory=dict)
 
     @property
     def is_ended(self) -> bool:
@@ -135,7 +140,7 @@ def plan(
         to_retry = _to_retry(one, pending.get(name, set()), retry_failed)
         if _has_changed(before.get(name), entry) or None in to_retry:
             changed += [name] if _has_changed(before.get(name), entry) else []
-            dropped.add((name, None))
+            dropped |= {(inside, None) for inside in (name, *one.attached)}
             whole.append(document)
             continue
         pages = sorted(page for page in to_retry if page is not None)
@@ -144,21 +149,27 @@ def plan(
         left = [page for page in pages if (name, page) in failed_now or page not in one.outcomes]
         if pages:
             retried[name] = pages
-        if name == last and isinstance(document, Document) and not one.is_ended:
+        if name == last and not state.get("finished") and not one.is_ended:
+            assert isinstance(document, Document)  # what failed in the list has ended
+            dropped |= {(inside, None) for inside in one.attached}  # they are read once more
             outcomes = dict(one.outcomes)
             outcomes.update({page: one.outcomes.get(page) for page in pages})
             opened.append(replace(document, earlier=tuple(outcomes.values())))
         if left and isinstance(document, Document):
             again.append(replace(document, pages=PageRange(tuple((p, p) for p in left))))
     if prune:
-        dropped |= {(name, None) for name in missing}
+        dropped |= {(one, None) for name in missing for one in (name, *known[name].attached)}
     plan = Plan([*opened, *whole, *again], dropped, retried, missing, changed, 0)
-    stay = sum(
-        not plan.drops({"source": name, "page": page})
-        for name, one in known.items()
-        for page in one.outcomes
+    return replace(plan, earlier=sum(_staying(plan, name, one) for name, one in known.items()))
+
+
+def _staying(plan: Plan, name: str, one: Known) -> int:
+    """How many lines of a document stay."""
+    own = sum(not plan.drops({"source": name, "page": page}) for page in one.outcomes)
+    kept = (
+        len(lines) for inside, lines in one.attached.items() if (inside, None) not in plan.dropped
     )
-    return replace(plan, earlier=stay)
+    return own + sum(kept)
 
 
 def canonical(
@@ -179,7 +190,8 @@ def canonical(
     def place(at: int) -> tuple[int, int, int]:
         name, page = keys[at]
         if name not in places:
-            return -1, 0, at
+            owner = places.get(name.partition(MARK)[0], -1)
+            return owner, 2**62 + 1, at
         return places[name], _position(ranges.get(name), page), at
 
     order = sorted(range(len(keys)), key=place)
@@ -207,14 +219,19 @@ def _known(
     known: dict[str, Known] = {}
     last = None
     for number, line in enumerate(lines, 1):
-        last = line["source"]
+        source = line["source"]
+        last = source if source in allowed else source.partition(MARK)[0]
         if last not in allowed:
             raise ParameterError(
                 f"Line {number} of the file is not of this job ({last[-80:]}); name another file, "
                 "or begin anew with restart (--restart)."
             )
         error = (line["error"] or {}).get("type")
-        known.setdefault(last, Known()).outcomes[line["page"]] = error
+        one = known.setdefault(last, Known())
+        if source == last:
+            one.outcomes[line["page"]] = error
+        else:
+            one.attached.setdefault(source, []).append(error)
     return known, last
 
 
@@ -223,6 +240,9 @@ def _to_retry(one: Known, pending: set[int], retry_failed: bool) -> set[int | No
     for page, error in one.outcomes.items():
         if error and (retry_failed or error in OUTSIDE):
             wanted.add(page)
+    inside = [error for errors in one.attached.values() for error in errors if error]
+    if any(retry_failed or error in OUTSIDE for error in inside):
+        wanted.add(None)  # the whole document
     return wanted
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from llavakit._checks import checked, members
+from llavakit.documents.attachments import outermost
 from llavakit.documents.files import View, read_documents
 from llavakit.documents.folders import Document, Failure
-from llavakit.documents.pages import Page, label_of
+from llavakit.documents.names import label_of
+from llavakit.documents.pages import Page
 from llavakit.documents.passwords import Password
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.store import PageStore
@@ -113,7 +115,7 @@ def _lasting(source: str) -> str:
     if "://" in source:
         return source
     try:
-        return str(Path(source).absolute()) if Path(source).exists() else source
+        return str(Path(source).absolute()) if Path(outermost(source)).exists() else source
     except (OSError, ValueError):  # no path, but words for a document without a name
         return source
 

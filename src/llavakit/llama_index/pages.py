@@ -37,9 +37,10 @@ from llama_index.core.schema import (
 )
 
 from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, View, reopen
-from llavakit.documents.folders import IMAGE_SUFFIXES
-from llavakit.documents.pages import label_of
+from llavakit.documents.attachments import outermost
+from llavakit.documents.names import label_of
 from llavakit.documents.passwords import Password
+from llavakit.documents.suffixes import IMAGE_SUFFIXES
 from llavakit.documents.text_layer import TextLayer, with_layer
 from llavakit.errors import (
     DocumentError,
@@ -310,7 +311,8 @@ def _stable_id(reference: PageReference) -> str:
 def _own_picture(source: str) -> str | None:
     """The source itself, where it is a file of one image; its digest tells, once it is opened."""
     path = Path(source)
-    return source if path.suffix.lower() in IMAGE_SUFFIXES and path.is_absolute() else None
+    alone = path.suffix.lower() in IMAGE_SUFFIXES and outermost(source) == source
+    return source if alone and path.is_absolute() else None
 
 
 @dataclass(frozen=True)
@@ -375,8 +377,7 @@ def _placed(name: str) -> str | None:
     """A document's name as it can be opened from anywhere; None if it cannot."""
     if "://" in name:
         return name
-    path = Path(name)
-    return str(path.absolute()) if path.is_file() else None
+    return str(Path(name).absolute()) if Path(outermost(name)).is_file() else None
 
 
 def _said(reading: Reading, layer: TextLayer | None) -> str:
