@@ -26,6 +26,7 @@ MODULES = {
     "llama-index": "llavakit.llama_index",
     "quant": "bitsandbytes",
     "documents": "llavakit.documents, pypdfium2",
+    "heif": "pillow_heif",
     "cli": "llavakit.cli.app",
     "web": "llavakit.web.running",
     "serve": "llavakit.serving.app, llavakit.serving.runner",

@@ -102,7 +102,6 @@ KINDS_NOT_OPENED = {
     "svg-in-utf-16": (b"\xff\xfe" + SVG.decode().encode("utf-16-le"), "SVG"),
     "pdf": (b"%PDF-1.7\n", "llavakit.documents"),
     "pdf-after-junk": (b"\n\njunk%PDF-1.4\n", "llavakit.documents"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
     "dos-eps": (b"\xc5\xd0\xd3\xc6" + bytes(40), "PostScript"),
     "mp4": (b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "video"),
@@ -116,10 +115,13 @@ KINDS_NOT_OPENED = {
     "psd": (b"8BPS\0\1" + bytes(40), "Photoshop"),
     "ico": (b"\0\0\1\0\1\0" + bytes(40), "Icon"),
     "fits": (b"SIMPLE  =                    T", "FITS"),
-    "jpeg-2000": (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     "jpeg-xl": (b"\xff\x0a\0\0", "JPEG XL"),
     "zip": (b"PK\3\4" + bytes(40), "ZIP"),
     "gzip": (zlib.compress(PNG, wbits=31), "decompress"),
+    "tiff-of-unknown-compression": (
+        tiff((256, 3, 1, 9), (257, 3, 1, 9), (259, 3, 1, 999)),
+        "code 999",
+    ),
 }
 
 
@@ -153,7 +155,8 @@ DAMAGED = {
     "ppm-of-no-height": b"P6 4 0 255\n",
     "ppm-that-is-words": b"P6 photo of a cat\n",
     "tiff-without-tags": tiff(),
-    "tiff-of-unknown-compression": tiff((256, 3, 1, 9), (257, 3, 1, 9), (259, 3, 1, 999)),
+    "heic-of-a-header": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "jpeg-2000-of-a-header": b"\0\0\0\x0cjP  \r\n\x87\n",
     "tiff-that-points-at-itself": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
     "gif-of-no-size": gif(0, 0),
     "jpeg-of-600-scans": progressive_of_many_scans(),

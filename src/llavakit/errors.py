@@ -17,7 +17,9 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
     │   │   ├── SourceNotFoundError        no such file, or the server says 404
     │   │   └── SourceFetchError           the network or the disk failed
     │   ├── DocumentError                  a PDF or another document cannot be read
+    │   │   ├── PasswordError              it is encrypted, and no password opens it
     │   │   └── RenderError                a page took too long, or brought its renderer down
+    │   │       └── RendererKilledError    the system ended the renderer: try again
     │   ├── UnsupportedContentError        audio, video, or a block of an unknown type
     │   ├── MessageError                   roles or content that are not a conversation
     │   ├── ParameterError                 a sampling parameter out of its range
@@ -84,8 +86,16 @@ class DocumentError(InputError):
     """A PDF or another document cannot be read."""
 
 
+class PasswordError(DocumentError):
+    """The document is encrypted, and there is no password for it, or not the right one."""
+
+
 class RenderError(DocumentError):
     """Rendering a page took too much time or memory, or brought the renderer's process down."""
+
+
+class RendererKilledError(RenderError):
+    """The renderer's process was ended from outside, twice; the page itself may be sound."""
 
 
 class UnsupportedContentError(InputError):

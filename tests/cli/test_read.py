@@ -137,3 +137,49 @@ def test_a_terminal_sees_how_far_it_is(run, pdf, tmp_path, monkeypatch):
     assert result.exit_code == 0 and len(lines(result)) == 4
     assert "3 pages read" in shown.getvalue() and "bad[red].pdf is damaged" in shown.getvalue()
     assert "3 pages read, 1 could not be read." in result.stderr
+
+
+def test_a_folder_that_grows_and_shrinks_is_read_on(run, fake, pdf, tmp_path):
+    folder, out = tmp_path / "scans", tmp_path / "out.jsonl"
+    folder.mkdir()
+    (folder / "b.pdf").write_bytes(pdf.read_bytes())
+    (folder / "notes.docx").write_text("not a page")
+    assert run("read", folder, "--out", out).exit_code == 0
+    (folder / "a.pdf").write_bytes(pdf.read_bytes())
+    result = run("read", folder, "--out", out)
+    assert "3 pages read, 3 lines were there before" in result.stderr
+    assert [json.loads(line)["source"][-5:] for line in out.read_text().splitlines()] == [
+        *["a.pdf"] * 3, *["b.pdf"] * 3,
+    ]  # fmt: skip
+    (folder / "a.pdf").unlink()
+    result = run("read", folder, "--out", out)
+    assert "1 document (a.pdf)" in result.stderr and "--prune" in result.stderr
+    assert len(out.read_text().splitlines()) == 6
+    result = run("read", folder, "--out", out, "--prune", "--retry-failed")
+    assert "Taken out" in result.stderr and len(out.read_text().splitlines()) == 3
+    assert run("read", folder, "--prune").exit_code == 2
+
+
+def test_a_password_is_asked_for_on_a_terminal_alone(run, fake, tmp_path, monkeypatch):
+    import typer
+
+    from llavakit.cli.read import ReadingOutput
+    from tests.documents.test_archives import LOCKED
+
+    (tmp_path / "a.pdf").write_bytes(LOCKED["pdf"])
+    result = run("read", tmp_path / "a.pdf")
+    assert result.exit_code == 1 and "give its password" in result.stderr
+    asked = []
+
+    def prompt(text, **options):
+        assert options["hide_input"] and options["err"]
+        asked.append(text)
+        return "" if len(asked) > 1 else "secret"
+
+    monkeypatch.setattr(typer, "prompt", prompt)
+    told = ReadingOutput(watched=False)
+    assert told.password("a.pdf") is None and not asked
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+    assert (told.password("a.pdf"), told.password("a.pdf")) == ("secret", None)
+    assert "a.pdf" in asked[0]

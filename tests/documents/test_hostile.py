@@ -95,7 +95,7 @@ def test_a_document_is_given_up_after_three_pages_that_its_renderer_does_not_sur
     monkeypatch.setattr(IsolatedPdf, "page", fall)
     items = read(tree("3 0 R " * 9, 9))
     assert [item.number for item in items] == [1, 2, 3, None]
-    assert "pages='4-'" in str(items[-1].error)
+    assert "pages='4-9'" in str(items[-1].error)
 
 
 def test_a_document_of_nothing_but_bad_pages_is_given_up():

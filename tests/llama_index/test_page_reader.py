@@ -26,6 +26,7 @@ from llavakit.errors import (
     DocumentError,
     EngineClosedError,
     ParameterError,
+    PasswordError,
     SourceNotAllowedError,
     SourceNotFoundError,
 )
@@ -213,7 +214,7 @@ def test_a_bad_file_costs_its_own_pages_alone_where_errors_are_skipped(report, t
         PageImageReader().load_data(sources)
     reader = PageImageReader(on_error="skip")
     assert [node.text for node in reader.load_data(sources)] == list(WORDS)
-    assert [type(one.error) for one in reader.skipped] == [DocumentError, SourceNotFoundError]
+    assert [type(one.error) for one in reader.skipped] == [PasswordError, SourceNotFoundError]
     assert caplog.text.count("Left out") == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -20,7 +21,7 @@ from llavakit.errors import ParameterError
 if TYPE_CHECKING:
     from llavakit.backend import Backend
     from llavakit.cluster.batch import Done
-    from llavakit.documents import Job, Reading
+    from llavakit.documents import Job, Reading, Tally
     from llavakit.documents.tasks import TaskName
 
 _PAGES = "Pages"
@@ -49,6 +50,14 @@ def read(
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever is in --out.")
+    ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Take lines out of --out whose documents are gone."),
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try what could not be read once more (with --out)."),
     ] = False,
     pages: Annotated[
         str | None,
@@ -136,16 +145,25 @@ def read(
     llavakit read scans/ invoice.pdf --out pages.jsonl
 
     One JSON object a page, in order; a page or file that cannot be read has an error in its
-    line, and the rest goes on. A run that was killed goes on when it is started again. Fails
-    (1) only if nothing at all could be read.
+    line, and the rest goes on. A run that was killed goes on when it is started again, and so
+    does one whose folders have new or changed files. Passwords are asked for on a terminal.
+    Fails (1) only if nothing at all could be read.
 
     llavakit read scans/ --ray --actors 4 --out pages/
     """
     if "-" in files:
         raise usage_error("Documents are not read from stdin; name files.")
-    for name, given in (("--store", store is not None), ("--restart", restart)):
+    for name, given in (
+        ("--store", store is not None),
+        ("--restart", restart),
+        ("--prune", prune),
+        ("--retry-failed", retry_failed),
+    ):
         if given and out is None:
             raise usage_error(f"{name} goes with --out.")
+    for name, given in (("--prune", prune), ("--retry-failed", retry_failed)):
+        if given and ray:
+            raise usage_error(f"{name} is not for runs on Ray; leave it out.")
     if out == Path("-"):
         raise usage_error("Without --out, lines are printed; leave it out.")
     if ray and out is None:
@@ -200,9 +218,19 @@ def read(
                 backend = llavakit.load(model, **load)
                 kept = None if store is None else PageStore(store)
                 tally = run_job(
-                    job, backend, out, restart=restart, window=window, store=kept, progress=told
+                    job,
+                    backend,
+                    out,
+                    restart=restart,
+                    prune=prune,
+                    retry_failed=retry_failed,
+                    window=window,
+                    store=kept,
+                    password=told.password,
+                    progress=told,
                 )
                 earlier = tally.earlier
+                told.changes(tally)
         told.summary(earlier)
         if told.failures and not (told.pages or earlier):
             raise typer.Exit(FAILED)
@@ -240,6 +268,34 @@ class ReadingOutput(Remarks):
         if self._line is not None:
             self._line.update(self._task, description=_read(self.pages))
 
+    def password(self, name: str) -> str | None:
+        """Asks for the password of a document, where there is a terminal to ask on."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return None
+        if self._line is not None:
+            self._line.stop()
+        try:
+            typed: str = typer.prompt(
+                f"Password of {name} (empty leaves it out)",
+                hide_input=True,
+                default="",
+                show_default=False,
+                err=True,
+            )
+        finally:
+            if self._line is not None:
+                self._line.start()
+        return typed or None
+
+    def changes(self, tally: Tally) -> None:
+        """What became of documents that had changed, or are gone, since an earlier run."""
+        if tally.changed:
+            note(f"Read again, because changed: {_names(tally.changed)}.")
+        if tally.missing and tally.pruned:
+            note(f"Taken out, because gone: {_names(tally.missing)}.")
+        elif tally.missing:
+            note(f"Gone, and still in the file (--prune takes them out): {_names(tally.missing)}.")
+
     def summary(self, earlier: int) -> None:
         """The end of the run, where there is something to say that the lines do not show."""
         if self.failures or earlier or self._line is not None:
@@ -247,6 +303,12 @@ class ReadingOutput(Remarks):
             before = f", {counted(earlier, 'line')} {was} there before" if earlier else ""
             failed = f", {self.failures} could not be read" if self.failures else ""
             note(f"{_read(self.pages)}{failed}{before}.")
+
+
+def _names(sources: Sequence[str]) -> str:
+    shown = ", ".join(Path(source).name for source in sources[:5])
+    more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
+    return f"{counted(len(sources), 'document')} ({shown}{more})"
 
 
 def _read(pages: int) -> str:
@@ -277,7 +339,7 @@ def _print(job: Job, backend: Backend, window: int, told: ReadingOutput) -> None
     from llavakit.documents import stream_job, to_line
     from llavakit.runs.lines import to_bytes
 
-    for reading in stream_job(job, backend, window=window):
+    for reading in stream_job(job, backend, window=window, password=told.password):
         sys.stdout.write(to_bytes(to_line(reading, job.model)).decode())
         sys.stdout.flush()
         told(reading)

@@ -16,6 +16,7 @@ from llavakit.documents.reading import Reading, describe, extract, read_pages, t
 from llavakit.documents.references import PageReference, reopen
 from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
+from llavakit.documents.text_layer import TextLayer, Word
 from llavakit.documents.tiles import Tiles
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "Reading",
     "Tally",
     "Task",
+    "TextLayer",
     "Tiles",
     "View",
+    "Word",
     "ask_about",
     "count_pages",
     "describe",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,15 +18,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from llavakit import errors
-from llavakit.errors import DocumentError, EngineError, RenderError
+from llavakit.errors import DocumentError, EngineError, RendererKilledError, RenderError
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
     from llavakit.documents.limits import PageLimit
+    from llavakit.documents.text_layer import TextLayer
 
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
 _START += "from llavakit.documents._worker import main; main()"
+_SIGKILL, _SIGTERM = 9, 15
 _GRACE = 5.0  # seconds that the worker's own alarm has before it is ended from outside
 
 
@@ -41,16 +44,25 @@ class Renderer:
         self._process: subprocess.Popen[bytes] | None = None
         self._holder: IsolatedPdf | None = None
 
-    def open(self, data: bytes, name: str, dpi: float, limit: PageLimit, text: bool) -> IsolatedPdf:
-        """An open PDF (see :class:`~llavakit.documents.pages.PageReader`).
+    def open(
+        self,
+        data: bytes,
+        name: str,
+        dpi: float,
+        limit: PageLimit,
+        text: bool,
+        password: str | None = None,
+    ) -> IsolatedPdf:
+        """Open a PDF (see :class:`~llavakit.documents.pages.PageReader`).
 
         Raises:
             RenderError: opening it took too long.
-            DocumentError: encrypted, damaged or empty.
+            PasswordError: it is encrypted, and this is not its password.
+            DocumentError: damaged or empty.
             MissingDependencyError: PDFs need ``llavakit[documents]``.
         """
         head = {"name": name, "dpi": dpi, "pixels": limit.pixels, "side": limit.side, "text": text}
-        return IsolatedPdf(self, data, name, head)
+        return IsolatedPdf(self, data, name, {**head, "password": password})
 
     def close(self) -> None:
         """Ends the process; the next request starts another."""
@@ -64,12 +76,40 @@ class Renderer:
                 with contextlib.suppress(OSError):  # what could not be sent is of no interest
                     pipe.close()
 
-    def hold(self, document: IsolatedPdf) -> None:
-        """Opens a document there, unless it is the one that is open."""
-        if self._holder is not document:
+    def ask_of(
+        self, document: IsolatedPdf, request: dict[str, Any] | None, *, what: str
+    ) -> tuple[dict[str, Any], bytes]:
+        """Send a request about a document, which is opened first unless it is the open one.
+
+        A process that was ended from outside (by the system, where memory is short) is no fault
+        of the document: another one is started, and it is tried once more.
+
+        Args:
+            document: which one.
+            request: what is wanted of it; None is its number of pages.
+            what: names it in errors.
+
+        Raises:
+            RendererKilledError: it was ended from outside twice.
+            RenderError: it took too long, or the process died of it.
+            LlavaKitError: what the process raised.
+        """
+        try:
+            return self._ask_of(document, request, what)
+        except RendererKilledError:
+            return self._ask_of(document, request, what)
+
+    def _ask_of(
+        self, document: IsolatedPdf, request: dict[str, Any] | None, what: str
+    ) -> tuple[dict[str, Any], bytes]:
+        alive = self._process is not None and self._process.poll() is None
+        if not alive or self._holder is not document or request is None:
             self._holder = None
-            document.length = self.ask(document.head, document.data, what=document.name)[0]["count"]
+            reply = self.ask(document.head, document.data, what=document.name)
             self._holder = document
+            if request is None:
+                return reply
+        return self.ask(request, what=what)
 
     def ask(
         self, request: dict[str, Any], data: bytes = b"", *, what: str
@@ -77,11 +117,17 @@ class Renderer:
         """One request and its reply.
 
         Raises:
-            RenderError: it took too long, or the process died of it.
+            RenderError: it took too long, or the process died of it or from outside.
             LlavaKitError: what the process raised.
         """
         process = self._started()
-        watch = threading.Timer(self.seconds + _GRACE, process.kill)
+        timed_out = threading.Event()
+
+        def end() -> None:
+            timed_out.set()
+            process.kill()
+
+        watch = threading.Timer(self.seconds + _GRACE, end)
         watch.daemon = True
         began = time.monotonic()
         watch.start()
@@ -89,8 +135,10 @@ class Renderer:
             head, pixels = _exchange(process, {**request, "seconds": self.seconds}, data)
         except (OSError, EOFError, ValueError) as error:
             lasted = time.monotonic() - began
+            watch.cancel()
+            killed = not timed_out.is_set() and _was_killed(process)
             self.close()
-            raise _fallen(what, lasted, self.seconds) from error
+            raise _fallen(what, lasted, self.seconds, killed) from error
         except BaseException:
             self.close()  # half a reply would be read as the next one's
             raise
@@ -122,29 +170,45 @@ class Renderer:
 class IsolatedPdf:
     """A PDF that is open in the other process, and opened again there after a page killed it."""
 
+    spent = ""
+
     def __init__(self, renderer: Renderer, data: bytes, name: str, head: dict[str, Any]) -> None:
         self.data = data
         self.name = name
         self.head = {**head, "bytes": len(data)}
         self.length = 0
         self._renderer = renderer
-        renderer.hold(self)
+        self.length = renderer.ask_of(self, None, what=name)[0]["count"]
 
     def count(self) -> int:
         return self.length
 
-    def page(self, number: int) -> tuple[PILImage.Image, str | None] | None:
+    def page(self, number: int) -> tuple[PILImage.Image, TextLayer | None] | None:
         from PIL import Image as PILImage
+
+        from llavakit.documents.text_layer import TextLayer
 
         if number > self.length:
             return None
-        self._renderer.hold(self)
         what = f"Page {number} of {self.name}"
-        head, pixels = self._renderer.ask({"number": number}, what=what)
-        size = head["size"]
+        head, pixels = self._renderer.ask_of(self, {"number": number}, what=what)
+        size, layer = head["size"], head.get("layer")
         if size is None:
             return None
-        return PILImage.frombytes("RGB", tuple(size), pixels), head["text"]
+        image = PILImage.frombytes("RGB", tuple(size), pixels)
+        return image, None if layer is None else TextLayer.from_dict(layer)
+
+    def attachments(self) -> list[str]:
+        """The names of the files that are attached to it."""
+        what = f"The list of attachments of {self.name}"
+        head, _ = self._renderer.ask_of(self, {"attachments": True}, what=what)
+        names: list[str] = head["names"]
+        return names
+
+    def attachment(self, index: int) -> bytes:
+        """The content of an attached file."""
+        what = f"Attachment {index + 1} of {self.name}"
+        return self._renderer.ask_of(self, {"attachment": index}, what=what)[1]
 
     def close(self) -> None:
         pass  # the next document takes its place, and Renderer.close ends the process
@@ -161,7 +225,7 @@ def _exchange(
     if not line.endswith(b"\n"):
         raise EOFError
     head = json.loads(line)
-    length = 3 * head["size"][0] * head["size"][1] if head.get("size") else 0
+    length = 3 * head["size"][0] * head["size"][1] if head.get("size") else head.get("length", 0)
     pixels = process.stdout.read(length)
     if len(pixels) < length:
         raise EOFError
@@ -176,7 +240,22 @@ def _raised(head: dict[str, Any], what: str) -> errors.LlavaKitError:
     return error
 
 
-def _fallen(what: str, lasted: float, seconds: float) -> DocumentError:
+def _was_killed(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process was ended by a signal that only others send."""
+    try:
+        code = process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        return False  # it closed its pipes, and lives
+    # On Windows, whoever ends a process chooses its code, and 1 is what the system takes.
+    return -code in (_SIGKILL, _SIGTERM) or (os.name == "nt" and code == 1)
+
+
+def _fallen(what: str, lasted: float, seconds: float, killed: bool) -> DocumentError:
+    if killed:
+        return RendererKilledError(
+            f"{what} could not be drawn: the system ended the renderer twice, perhaps for want of "
+            "memory; read it again when there is more, or lower dpi."
+        )
     if lasted >= seconds:
         return RenderError(
             f"{what} took longer than {seconds:g} seconds to open or draw; leave it out, or raise "

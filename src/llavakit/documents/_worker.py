@@ -37,6 +37,13 @@ def main() -> None:
                 data = requests.read(request["bytes"])
                 reader = _opened(data, request)
                 _reply(replies, {"count": reader.count()})
+            elif "attachments" in request:
+                assert reader is not None
+                _reply(replies, {"names": reader.attachments()})
+            elif "attachment" in request:
+                assert reader is not None
+                content = reader.attachment(request["attachment"])
+                _reply(replies, {"length": len(content)}, content)
             else:
                 assert reader is not None
                 _reply_page(replies, reader, request["number"])
@@ -47,7 +54,8 @@ def main() -> None:
 
 def _opened(data: bytes, request: dict[str, Any]) -> PdfReader:
     limit = PageLimit(request["pixels"], request["side"])
-    return PdfReader(data, request["name"], request["dpi"], limit, request["text"])
+    name, dpi, text = request["name"], request["dpi"], request["text"]
+    return PdfReader(data, name, dpi, limit, text, request["password"])
 
 
 def _reply_page(replies: BinaryIO, reader: PdfReader, number: int) -> None:
@@ -55,8 +63,8 @@ def _reply_page(replies: BinaryIO, reader: PdfReader, number: int) -> None:
     if found is None:
         _reply(replies, {"size": None})
         return
-    image, text = found
-    _reply(replies, {"size": image.size, "text": text}, image.tobytes())
+    image, layer = found
+    _reply(replies, {"size": image.size, "layer": layer and layer.to_dict()}, image.tobytes())
 
 
 def _reply(replies: BinaryIO, head: dict[str, Any], pixels: bytes = b"") -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from llavakit._checks import Takes, checked, refused
-from llavakit.documents.pages import name_of
+from llavakit.documents.names import name_of
 from llavakit.documents.ranges import PageRange, named_range
+from llavakit.documents.suffixes import SUFFIXES, left_out_of
 from llavakit.errors import DocumentError, InputError, SourceFetchError, SourceNotAllowedError
 from llavakit.images import Picture
 from llavakit.sources import SourcePolicy
 from llavakit.sources.files import check_place
 
-_NAMES = "pdf tif tiff png jpg jpeg webp gif bmp avif ppm pgm pbm pnm"
-SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
-"""Names that are read out of folders. What a file is, is told from its bytes all the same."""
+_logger = logging.getLogger("llavakit.documents")
 
 
 @checked
@@ -56,11 +57,21 @@ class Failure:
         source: the document's name, as in :class:`~llavakit.documents.Page`.
         number: the page's number; None if the (rest of the) document is meant.
         error: why, as it would have been raised.
+        pages: the pages that a failure without a number stands for, where the document was
+            opened and given up; None where nothing is known of its pages.
     """
 
     source: str
     number: int | None
     error: InputError
+    pages: PageRange | None = None
+
+    @property
+    def lost(self) -> int | None:
+        """How many pages were not read; None where nothing is known of them."""
+        if self.number is not None:
+            return 1
+        return None if self.pages is None else len(self.pages)
 
 
 def several(sources: Any) -> list[Any]:
@@ -131,13 +142,16 @@ def _opened(document: Document, policy: SourcePolicy) -> Iterator[Document | Fai
         yield document  # whether it can be read is told when it is its turn
         return
     found = False
+    left_out: Counter[str] = Counter()
     try:
-        for one in _listed(Path(source), policy):
+        for one in _listed(Path(source), policy, left_out):
             found = True
             yield one if isinstance(one, Failure) else replace(document, source=one)
     except InputError as error:
         yield Failure(document.name, None, error)
         return
+    if left_out:
+        _logger.warning("%s", left_out_of(document.name, left_out))
     if not found:
         yield Failure(
             document.name,
@@ -153,7 +167,7 @@ def _is_folder(source: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _listed(folder: Path, policy: SourcePolicy) -> Iterator[str | Failure]:
+def _listed(folder: Path, policy: SourcePolicy, left_out: Counter[str]) -> Iterator[str | Failure]:
     if not policy.allow_files:
         raise SourceNotAllowedError(
             f"{folder} is a local folder, and SourcePolicy(allow_files=False) forbids them."
@@ -164,8 +178,13 @@ def _listed(folder: Path, policy: SourcePolicy) -> Iterator[str | Failure]:
     for at, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES:
                 yield str(Path(at, name))
+            else:
+                left_out[suffix] += 1
         while closed:
             yield _closed(closed.pop())
     while closed:

@@ -9,11 +9,12 @@ else the engine was doing. What the job is stands in a file beside it, ``out.jso
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +23,14 @@ from llavakit.backend import Backend
 from llavakit.documents.files import Pages, View, read_documents
 from llavakit.documents.folders import Document, Failure, list_documents, several
 from llavakit.documents.pages import Page
+from llavakit.documents.passwords import Password
+from llavakit.documents.progress import Plan, canonical, entry_of, name_of_item, plan
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.reading import Model, Reading, Readings, read_pages
 from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
 from llavakit.errors import ParameterError
+from llavakit.runs.atomic import write_atomic
 from llavakit.runs.claim import claim
 from llavakit.runs.lines import Lines
 from llavakit.runs.window import WINDOW
@@ -70,12 +74,18 @@ class Tally:
     Attributes:
         pages: pages that were read in this run.
         failures: pages and documents that could not be read in this run.
-        earlier: lines that were there before.
+        earlier: lines that were there before, and stay.
+        changed: documents that had changed and were read again.
+        missing: documents that are not there any more; their lines stay unless they are pruned.
+        pruned: whether the lines of missing documents were taken out.
     """
 
     pages: int
     failures: int
     earlier: int
+    changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    pruned: bool = False
 
 
 @checked
@@ -85,21 +95,33 @@ def run_job(
     out: str | os.PathLike[str],
     *,
     restart: bool = False,
+    prune: bool = False,
+    retry_failed: bool = False,
     window: int = WINDOW,
     store: PageStore | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
+    password: Password = None,
     progress: Callable[[Reading], None] | None = None,
 ) -> Tally:
     """Reads pages into a file of JSON Lines, going on where an earlier run was ended.
+
+    Documents that came since are read, those that changed are read again (their size or time
+    differs), and pages that failed for a cause outside of them (no memory, a full disk, a
+    renderer that the system ended) are tried again. At its end the file is in the order of an
+    undisturbed run.
 
     Args:
         job: what to read, and how.
         backend: the model; its ``info.revision`` is a part of the job.
         out: the file. Beside it a file ``<out>.job`` says which job it belongs to.
         restart: begin anew, whatever is there.
+        prune: take out the lines of documents that are not there any more.
+        retry_failed: try all pages and documents again that could not be read.
         window: most requests under way.
         store: keeps the images of all pages, too.
         policy: what may be opened.
+        password: what opens encrypted documents (see
+            :func:`~llavakit.documents.open_files`); it is not written down.
         progress: called with every new reading, once it is written.
 
     Raises:
@@ -109,13 +131,18 @@ def run_job(
         EngineError, RemoteError, ModelError: the model failed; the same call goes on later.
     """
     documents = listed(job, policy)
-    fingerprint = fingerprint_of(job, documents, backend)
+    settings = fingerprint_of(job, (), backend)
+    del settings["documents"]
     with Lines(Path(out), ("source", "page", "error"), restart=restart) as lines:
-        claim(lines, fingerprint, difference)
-        remaining, earlier = _remaining(documents, lines)
+        claim(lines, settings)
+        state = _State(Path(f"{lines.path}.job"), settings)
+        todo = plan(documents, lines.read(), state.read(), prune=prune, retry_failed=retry_failed)
+        state.write(documents, todo)
+        if todo.dropped:
+            lines.replace(_without_dropped(lines.path, todo))
         done = failures = 0
         with (
-            closing(read_documents(remaining, job.view, policy)) as drawn,
+            closing(read_documents(todo.remaining, job.view, policy, password)) as drawn,
             closing(_kept(drawn, store)) as pages,
             closing(read_pages(backend, pages, job.task, window=window)) as readings,
         ):
@@ -125,16 +152,83 @@ def run_job(
                 failures += reading.error is not None
                 if progress is not None:
                     progress(reading)
-    return Tally(done, failures, earlier)
+        _put_in_order(lines, documents)
+        state.write(documents, None)
+    changed, missing = tuple(todo.changed), tuple(todo.missing)
+    return Tally(done, failures, todo.earlier, changed, missing, prune)
+
+
+class _State:
+    """What stands beside a file of lines: its job, the documents as they were, what is pending."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self._settings = settings
+        self._documents: dict[str, Any] = {}
+
+    def read(self) -> dict[str, Any]:
+        """What the last run wrote down."""
+        state: dict[str, Any] = json.loads(self._path.read_bytes())
+        self._documents = {entry[0]: entry for entry in state.get("documents") or ()}
+        return state
+
+    def write(self, documents: Sequence[Document | Failure], todo: Plan | None) -> None:
+        """Writes down the documents, and what is tried again until the run is through."""
+        entries = {entry[0]: entry for entry in map(entry_of, documents)}
+        # Of what is missing it is remembered what it was.
+        kept = {name: entry for name, entry in self._documents.items() if name not in entries}
+        gone = {name for name in entries if entries[name][2] is None and name in self._documents}
+        entries |= {name: self._documents[name] for name in gone}
+        state = {
+            **self._settings,
+            "documents": [*kept.values(), *entries.values()],
+            "retry": {} if todo is None else todo.retried,
+            "finished": todo is None,
+        }
+        self._documents = {entry[0]: entry for entry in state["documents"]}
+        write_atomic(self._path, json.dumps(state, indent=1).encode() + b"\n")
+
+
+def _without_dropped(path: Path, todo: Plan) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from (line for line in file if not todo.drops(json.loads(line)))
+
+
+def _put_in_order(lines: Lines, documents: Sequence[Document | Failure]) -> None:
+    """Gives the file the order of an undisturbed run, where a run that went on left another."""
+    keys, places, at = [], [], 0
+    with lines.path.open("rb") as file:
+        for line in file:
+            known = json.loads(line)
+            keys.append((known["source"], known["page"]))
+            places.append((at, len(line)))
+            at += len(line)
+    order = canonical(documents, keys)
+    if order is None:
+        return
+
+    def sorted_lines() -> Iterator[bytes]:
+        with lines.path.open("rb") as file:
+            for index in order:
+                start, length = places[index]
+                file.seek(start)
+                yield file.read(length)
+
+    lines.replace(sorted_lines())
 
 
 @checked
 def stream_job(
-    job: Job, backend: Model, *, window: int = WINDOW, policy: SourcePolicy = DEFAULT_POLICY
+    job: Job,
+    backend: Model,
+    *,
+    window: int = WINDOW,
+    policy: SourcePolicy = DEFAULT_POLICY,
+    password: Password = None,
 ) -> Readings:
     """The readings of a job, in order, with nothing written anywhere (see :func:`run_job`)."""
     check_integer("window", window, least=1)
-    return _streamed(job, listed(job, policy), backend, window, policy)
+    return _streamed(job, listed(job, policy), backend, window, policy, password)
 
 
 def _streamed(
@@ -143,9 +237,10 @@ def _streamed(
     backend: Backend,
     window: int,
     policy: SourcePolicy,
+    password: Password,
 ) -> Readings:
     with (
-        closing(read_documents(documents, job.view, policy)) as pages,
+        closing(read_documents(documents, job.view, policy, password)) as pages,
         closing(read_pages(backend, pages, job.task, window=window)) as readings,
     ):
         yield from readings
@@ -190,17 +285,13 @@ def listed(job: Job, policy: SourcePolicy) -> list[Document | Failure]:
         ParameterError: one is named twice with different pages.
     """
     documents = list_documents(job.sources, job.pages, policy)
-    for name, times in Counter(map(_name, documents)).items():
+    for name, times in Counter(map(name_of_item, documents)).items():
         if times > 1:
             raise ParameterError(
                 f"{name} is named twice with different pages; name it once, such as "
                 f"{name}#pages=1,3-5."
             )
     return documents
-
-
-def _name(document: Document | Failure) -> str:
-    return document.source if isinstance(document, Failure) else document.name
 
 
 def fingerprint_of(
@@ -251,34 +342,6 @@ def difference(key: str, known: Any, given: Any) -> str | None:
         if before[name] != now[name]:
             return f"{name} has changed"
     return "the documents come in another order"
-
-
-def _remaining(
-    documents: Sequence[Document | Failure], lines: Lines
-) -> tuple[list[Document | Failure], int]:
-    """What there is still to read, and how many lines there are."""
-    at, count = 0, 0
-    outcomes: list[str | None] = []
-    ended = False
-    for line in lines.read():
-        name = line["source"]
-        if count == 0 or name != _name(documents[at]):
-            at += count > 0
-            outcomes, ended = [], False
-        if at >= len(documents) or name != _name(documents[at]) or ended:
-            raise ParameterError(
-                f"Line {count + 1} of {lines.path} is not of this job; name another file, or begin "
-                "anew with restart (--restart)."
-            )
-        outcomes.append((line["error"] or {}).get("type"))
-        ended = line["page"] is None
-        count += 1
-    if count == 0:
-        return list(documents), 0
-    current = documents[at]
-    if ended or isinstance(current, Failure):
-        return list(documents[at + 1 :]), count
-    return [replace(current, earlier=tuple(outcomes)), *documents[at + 1 :]], count
 
 
 def _kept(pages: Pages, store: PageStore | None) -> Pages:

@@ -9,7 +9,8 @@ from typing import TypeAlias
 from llavakit._checks import check_integer, checked
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.limits import PageLimit
-from llavakit.documents.pages import MAX_PAGE_PIXELS, Page, PageReader, open_reader
+from llavakit.documents.pages import MAX_PAGE_PIXELS, Page, open_reader
+from llavakit.documents.readers import PageReader
 from llavakit.errors import DocumentError, ImageError
 from llavakit.images import Picture
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source

@@ -7,19 +7,30 @@ pages.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from llavakit._checks import checked, members
+from llavakit.documents.attachments import MARK, distinct, split_name
 from llavakit.documents.limits import PageLimit, page_limit
-from llavakit.errors import DocumentError, ImageError, ParameterError, SourceError
+from llavakit.documents.names import label_of, name_of
+from llavakit.documents.passwords import Password, open_with
+from llavakit.documents.readers import PageReader
+from llavakit.documents.text_layer import TextLayer
+from llavakit.errors import (
+    DocumentError,
+    ImageError,
+    MissingDependencyError,
+    ParameterError,
+    SourceError,
+    UnsupportedImageError,
+)
 from llavakit.images import Picture, hold
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
+from llavakit.sources.inline import check_length
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -40,12 +51,24 @@ class Page:
         number: the page's number; the first is 1.
         picture: its pixels.
         text: the text layer of a PDF's page, where it was asked for; None otherwise.
+        layer: the same with the boxes of its words, and whether it says what the page shows.
     """
 
     source: str
     number: int
     picture: Picture
     text: str | None = None
+    layer: TextLayer | None = None
+
+    @property
+    def needs_reading(self) -> bool:
+        """Whether the page has no text that says what it shows, so that a model has to read it.
+
+        A page without a layer is judged by its text alone.
+        """
+        if self.layer is not None:
+            return not self.layer.is_whole
+        return not (self.text or "").strip()
 
     @property
     def digest(self) -> str:
@@ -58,19 +81,6 @@ class Page:
         return self.picture.size
 
 
-class PageReader(Protocol):
-    """An open document. ``page`` may be called in any order; nothing after ``close``."""
-
-    def count(self) -> int:
-        """The number of pages, as far as the document tells."""
-
-    def page(self, number: int) -> tuple[PILImage.Image, str | None] | None:
-        """Pixels (mode RGB) and text of page ``number`` (from 1), or None past the end."""
-
-    def close(self) -> None:
-        """Frees what the document holds; may be called twice."""
-
-
 @checked
 def open_pages(
     source: Any,
@@ -80,6 +90,7 @@ def open_pages(
     pages: Iterable[int] | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
     text: bool = False,
+    password: Password = None,
 ) -> Iterator[Page]:
     """The pages of a document, each read when it is asked for.
 
@@ -95,6 +106,8 @@ def open_pages(
             ``range(n + 1, count_pages(source) + 1)``.
         policy: what may be opened, and the caps on bytes, pixels and sides.
         text: also read the text layer of a PDF.
+        password: what opens an encrypted document: a password, a mapping from names of files to
+            passwords, or a function that is given the name and returns the password or None.
 
     Raises:
         ParameterError: at once, for numbers that make no sense.
@@ -107,30 +120,26 @@ def open_pages(
     """
     limit = page_limit(dpi, max_pixels, policy)
     numbers = _numbers(pages)
-    return _pages(source, numbers, dpi, limit, policy, text)
+    return _pages(source, numbers, Opening(dpi, limit, policy, text, None, password))
 
 
 @checked
-def count_pages(source: Any, *, policy: SourcePolicy = DEFAULT_POLICY) -> int:
+def count_pages(
+    source: Any, *, policy: SourcePolicy = DEFAULT_POLICY, password: Password = None
+) -> int:
     """The number of pages of a document, without reading them (see :func:`open_pages`)."""
     limit = PageLimit(policy.max_pixels, policy.max_side)
-    reader = open_reader(source, label_of(source), 72, limit, policy, False)
+    reader = open_reader(source, label_of(source), 72, limit, policy, False, None, password)
     try:
         return reader.count()
     finally:
         reader.close()
 
 
-def _pages(
-    source: Any,
-    numbers: Sequence[int] | None,
-    dpi: float,
-    limit: PageLimit,
-    policy: SourcePolicy,
-    text: bool,
-) -> Iterator[Page]:
+def _pages(source: Any, numbers: Sequence[int] | None, opening: Opening) -> Iterator[Page]:
     name, label = name_of(source), label_of(source)
-    reader = open_reader(source, label, dpi, limit, policy, text)
+    known = (opening.dpi, opening.limit, opening.policy, opening.text)
+    reader = open_reader(source, label, *known, None, opening.password)
     try:
         for number in count(1) if numbers is None else numbers:
             try:
@@ -143,7 +152,8 @@ def _pages(
                 raise DocumentError(
                     f"{label} has no page {number}; its pages are 1 to {reader.count()}."
                 )
-            yield Page(name, number, Picture(found[0]), found[1])
+            image, layer = found
+            yield Page(name, number, Picture(image), None if layer is None else layer.text, layer)
     finally:
         reader.close()
 
@@ -156,36 +166,111 @@ def open_reader(
     policy: SourcePolicy,
     text: bool,
     renderer: Renderer | None = None,
+    password: Password = None,
 ) -> PageReader:
     """Opens a document (see :func:`open_pages`); a PDF in the renderer's process, if one is given.
 
     Raises:
         SourceError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
     """
-    from llavakit.documents._frames import FrameReader, PictureReader
-    from llavakit.sources.formats import sniff
-
+    opening = Opening(dpi, limit, policy, text, renderer, password)
     try:
+        inside, inner = split_name(source) if isinstance(source, str) else (source, None)
+        if inner is not None:
+            return _open_attached(inside, inner, label, opening)
         held = hold(source, policy.max_bytes)
         if isinstance(held, Picture):
-            return PictureReader(held.rgb, limit)
-        data = read_source(held, policy)
-        kind = sniff(data)
-        if kind == "PDF" and renderer is not None:
-            return renderer.open(data, label, dpi, limit, text)
-        if kind == "PDF":
-            from llavakit.documents._pdf import PdfReader
+            from llavakit.documents._frames import ImageReader
 
-            return PdfReader(data, label, dpi, limit, text)
-        if kind == "TIFF":
-            return FrameReader(data, label, limit, policy)
-        from llavakit.images.decode import decode
-
-        return PictureReader(decode(data, policy), limit)
+            rgb = held.rgb
+            return ImageReader([lambda: rgb], limit)
+        return opening.of_bytes(read_source(held, policy), name_of(source), label)
     except SourceError:
         raise
     except ImageError as error:
         raise DocumentError(f"{label} cannot be read: {error}") from error
+
+
+def _open_attached(parent: str, inner: str, label: str, opening: Opening) -> PageReader:
+    """Opens what is attached to a document."""
+    known = (opening.dpi, opening.limit, opening.policy, opening.text)
+    reader = open_reader(parent, label_of(parent), *known, opening.renderer, opening.password)
+    try:
+        names = distinct(reader.attachments())
+        if inner not in names:
+            raise DocumentError(f"{label_of(parent)} has no attachment {inner[-80:]!r}.")
+        data = reader.attachment(names.index(inner))
+    finally:
+        reader.close()
+    return opening.of_attached(data, f"{parent}{MARK}{inner}", label)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How documents are opened (see :func:`open_pages`)."""
+
+    dpi: float
+    limit: PageLimit
+    policy: SourcePolicy
+    text: bool
+    renderer: Renderer | None = None
+    password: Password = None
+
+    def of_bytes(self, data: bytes, name: str, label: str, *, archives: bool = True) -> PageReader:
+        """Open a document that is read already.
+
+        Args:
+            data: all of it.
+            name: by which its password is found.
+            label: its name in errors.
+            archives: whether it may be an archive; those in archives are not opened.
+
+        Raises:
+            ImageError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
+        """
+        from llavakit.documents._frames import FrameReader, ImageReader
+        from llavakit.images.decode import decode
+        from llavakit.sources.formats import sniff
+
+        kind = sniff(data)
+        if kind == "PDF":
+            return open_with(self.password, name, lambda one: self._pdf(data, label, one))
+        if kind == "TIFF":
+            return FrameReader(data, label, self.limit, self.policy)
+        if kind == "HEIC":
+            return ImageReader(_heif_pages(data, self.policy), self.limit)
+        if kind == "ZIP" and archives:
+            from llavakit.documents._archive import ArchiveReader
+
+            def open_member(content: bytes, inner: str) -> PageReader:
+                return self.of_bytes(content, inner, inner[-60:], archives=False)
+
+            unlocked = partial(open_with, self.password, name)
+            return ArchiveReader(data, label, self.policy, unlocked, open_member)
+        image = decode(data, self.policy)
+        return ImageReader([lambda: image], self.limit)
+
+    def of_attached(self, data: bytes, name: str, label: str) -> PageReader:
+        """Open a document that was in another one; arguments and errors as :meth:`of_bytes`."""
+        check_length(len(data), self.policy.max_bytes)
+        return self.of_bytes(data, name, label)
+
+    def _pdf(self, data: bytes, label: str, password: str | None) -> PageReader:
+        if self.renderer is not None:
+            return self.renderer.open(data, label, self.dpi, self.limit, self.text, password)
+        from llavakit.documents._pdf import PdfReader
+
+        return PdfReader(data, label, self.dpi, self.limit, self.text, password)
+
+
+def _heif_pages(data: bytes, policy: SourcePolicy) -> list[Callable[[], PILImage.Image]]:
+    """The images of a HEIC file; a folder of photographs is not ended by a missing package."""
+    from llavakit.images.decode import heif_images
+
+    try:
+        return heif_images(data, policy)
+    except MissingDependencyError as error:
+        raise UnsupportedImageError(str(error)) from error
 
 
 def _numbers(pages: Iterable[int] | None) -> Sequence[int] | None:
@@ -197,28 +282,3 @@ def _numbers(pages: Iterable[int] | None) -> Sequence[int] | None:
         if number < 1:
             raise ParameterError(f"pages holds {number!r}; pages are numbered from 1.")
     return numbers
-
-
-def name_of(source: Any) -> str:
-    """A name for pages and errors: no content, no credentials, no tokens of a query."""
-    if not isinstance(source, (str, Path)):
-        source = getattr(source, "filename", None) or getattr(source, "name", None)
-        if not isinstance(source, (str, os.PathLike)):
-            return "the document"
-    name = os.fspath(source)
-    inline = name.lstrip()[:5].lower() == "data:" or (len(name) > 200 and not Path(name).suffix)
-    if inline or len(name) > 4096:
-        return "the document"
-    if "://" in name:
-        try:
-            parts = urlsplit(name.strip())
-        except ValueError:
-            return "the document"
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    return str(name)
-
-
-def label_of(source: Any) -> str:
-    """The name as it stands in an error: at most 80 characters, the end being the telling part."""
-    name = name_of(source)
-    return name if len(name) <= 80 else f"...{name[-77:]}"

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, takewhile
 
 from llavakit._checks import checked
 from llavakit.errors import ParameterError
@@ -15,6 +14,7 @@ _FRAGMENT = re.compile(r"(.+)#pages?=([\d,\s-]+)", re.IGNORECASE | re.DOTALL)
 _LONGEST_NAME = 4096
 _PART = re.compile(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?")
 _MOST_PARTS = 1000
+_ENDLESS = 2**62
 
 
 @checked
@@ -41,22 +41,51 @@ class PageRange:
         return cls(parts)
 
     @checked
+    def within(self, last: int) -> PageRange:
+        """Return the pages that a document of ``last`` pages has, in order, no part in another.
+
+        A part that reaches over the end is cut there. One that begins behind the end gives
+        its first number, so that it is reported.
+        """
+        found: list[tuple[int, int | None]] = []
+        for index, (begin, end) in enumerate(self.parts):
+            end = begin if begin > last else min(end or last, last)
+            free = [(begin, end)]
+            for known in self.parts[:index]:
+                free = [rest for one in free for rest in _without(one, known)]
+            found += free
+        return PageRange(tuple(found))
+
+    @checked
     def numbers(self, last: int | None) -> Iterator[int]:
         """The numbers of the pages.
 
         Args:
-            last: how many pages there are; None if nobody knows: open parts never end then.
-
-        A part that reaches over the end is cut there. One that begins behind the end gives
-        its first number, so that somebody notices.
+            last: how many pages there are; None if it is not known: open parts never end then.
         """
-        for index, (begin, end) in enumerate(self.parts):
-            if last is not None:
-                end = begin if begin > last else min(end or last, last)
-            numbers = takewhile(lambda n, end=end: end is None or n <= end, count(begin))  # type: ignore[misc]
-            for number in numbers:
-                if not any(_holds(part, number) for part in self.parts[:index]):
-                    yield number
+        for begin, end in self.within(_ENDLESS if last is None else last).parts:
+            yield from range(begin, (end or _ENDLESS) + 1)
+
+    @checked
+    def behind(self, count: int) -> PageRange:
+        """Return what is left of a range without open ends after its first ``count`` pages."""
+        left = []
+        for begin, end in self.parts:
+            assert end is not None
+            length = end - begin + 1
+            if count < length:
+                left.append((begin + count, end))
+            count = max(0, count - length)
+        return PageRange(tuple(left))
+
+    def __len__(self) -> int:
+        return sum((end or _ENDLESS) - begin + 1 for begin, end in self.parts)
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
+
+    def __str__(self) -> str:
+        return ",".join(map(_written, self.parts))
 
 
 def named_range(name: str) -> tuple[str, PageRange | None]:
@@ -80,8 +109,18 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _holds(part: tuple[int, int | None], number: int) -> bool:
-    return part[0] <= number and (part[1] is None or number <= part[1])
+def _without(part: tuple[int, int], taken: tuple[int, int | None]) -> Iterator[tuple[int, int]]:
+    """What is left of a part without the pages of another one."""
+    (begin, end), first, last = part, taken[0], taken[1] or _ENDLESS
+    if begin <= min(end, first - 1):
+        yield begin, min(end, first - 1)
+    if max(begin, last + 1) <= end:
+        yield max(begin, last + 1), end
+
+
+def _written(part: tuple[int, int | None]) -> str:
+    begin, end = part
+    return str(begin) if begin == end else f"{begin}-{end or ''}"
 
 
 def _part(part: str, whole: str) -> tuple[int, int | None]:

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from llavakit._checks import checked, members
+from llavakit.documents.attachments import outermost
 from llavakit.documents.files import View, read_documents
 from llavakit.documents.folders import Document, Failure
-from llavakit.documents.pages import Page, label_of
+from llavakit.documents.names import label_of
+from llavakit.documents.pages import Page
+from llavakit.documents.passwords import Password
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.store import PageStore
 from llavakit.errors import DocumentError, ImageError, SourceError
@@ -112,7 +115,7 @@ def _lasting(source: str) -> str:
     if "://" in source:
         return source
     try:
-        return str(Path(source).absolute()) if Path(source).exists() else source
+        return str(Path(source).absolute()) if Path(outermost(source)).exists() else source
     except (OSError, ValueError):  # no path, but words for a document without a name
         return source
 
@@ -124,6 +127,7 @@ def reopen(
     store: PageStore | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
     page_seconds: float | None = 30.0,
+    password: Password = None,
 ) -> list[Page]:
     """The pages of references, in their order, each with the image that was indexed.
 
@@ -135,6 +139,7 @@ def reopen(
         store: images by their digest.
         policy: which files and addresses may be opened.
         page_seconds: most seconds for drawing a page (see :func:`open_files`).
+        password: what opens encrypted documents (see :func:`open_files`).
 
     Raises:
         DocumentError: a page looks different now, or its document is not there any more.
@@ -146,7 +151,7 @@ def reopen(
     wanted: list[PageReference] = members("references", references, PageReference)
     found = {one: _kept(one, store, policy) for one in wanted}
     missing = [one for one, picture in found.items() if picture is None]
-    found.update(_drawn(missing, policy, page_seconds))
+    found.update(_drawn(missing, policy, page_seconds, password))
     pictures = [(one, found[one]) for one in wanted]
     return [Page(one.source, one.number, picture) for one, picture in pictures if picture]
 
@@ -165,7 +170,10 @@ def _kept(
 
 
 def _drawn(
-    references: Sequence[PageReference], policy: SourcePolicy, page_seconds: float | None
+    references: Sequence[PageReference],
+    policy: SourcePolicy,
+    page_seconds: float | None,
+    password: Password,
 ) -> dict[PageReference, Picture]:
     """The images of pages from their documents; each document is opened once a view."""
     groups: dict[tuple[str, View], list[PageReference]] = {}
@@ -176,7 +184,8 @@ def _drawn(
     for (source, view), group in groups.items():
         numbers = sorted({one.number for one in group})
         document = Document(source, PageRange(tuple((number, number) for number in numbers)))
-        pages = {page.number: page for page in read_documents([document], view, policy)}
+        opened = read_documents([document], view, policy, password)
+        pages = {page.number: page for page in opened}
         for one in group:
             drawn[one] = _same(one, pages.get(one.number) or pages.get(None))
     return drawn

@@ -7,15 +7,17 @@ is decoded, and whatever Pillow raises is translated here.
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from llavakit.errors import ImageDecodeError, ImageTooLargeError, LlavaKitError
+from llavakit.errors import ImageDecodeError, ImageTooLargeError
 from llavakit.images.convert import orientation, to_rgb, turns_aside
+from llavakit.images.guards import check_size, decoding
+from llavakit.images.metered import Metered
+from llavakit.images.tiff import read_directories
+from llavakit.images.tiff_frames import load_directory, open_directory
 from llavakit.sources.formats import ALLOWED, refusal, sniff
 from llavakit.sources.policy import SourcePolicy
 
@@ -44,8 +46,34 @@ def decode(data: bytes, policy: SourcePolicy) -> PILImage.Image:
     kind = sniff(data)
     if kind not in ALLOWED:
         raise refusal(kind, len(data))
+    if kind == "TIFF":
+        first = read_directories(data).pages[0]
+        with open_directory(data, first, policy) as image:
+            return load_directory(image, first)
+    if kind == "HEIC":
+        return heif_images(data, policy)[0]()
     with decoding(kind), _open(kind, data, policy) as image:
         return to_rgb(image)
+
+
+def heif_images(data: bytes, policy: SourcePolicy) -> list[Callable[[], PILImage.Image]]:
+    """What decodes each image of a HEIC file: upright, as PIL images in mode RGB.
+
+    Raises:
+        MissingDependencyError: HEIC needs ``llavakit[heif]``.
+        ImageError: damaged. Decoding one raises it too, and refuses one that is too large.
+    """
+    from llavakit.images.heif import open_heif
+
+    def decoder(size: tuple[int, int], decode: Callable[[], PILImage.Image]) -> PILImage.Image:
+        check_size(size, policy)
+        with decoding("HEIC"):
+            image = decode()
+            image.info.clear()  # libheif turned it upright, whatever its EXIF says
+            return to_rgb(image)
+
+    with decoding("HEIC"):
+        return [partial(decoder, size, decode) for size, decode in open_heif(data)]
 
 
 def header_size(data: bytes, policy: SourcePolicy) -> tuple[int, int] | None:
@@ -65,48 +93,6 @@ def header_size(data: bytes, policy: SourcePolicy) -> tuple[int, int] | None:
             return (image.height, image.width) if lies else image.size
     except ImageDecodeError:  # its header goes on
         return None
-
-
-@contextmanager
-def decoding(what: str) -> Iterator[None]:
-    """The border at which Pillow's errors, some ten types of them, become ours."""
-    try:
-        yield
-    except LlavaKitError:
-        raise
-    except MemoryError as error:
-        raise ImageTooLargeError(
-            "The image needs more memory than there is; shrink it or lower max_pixels."
-        ) from error
-    except Exception as error:
-        from PIL import Image as PILImage
-
-        bombs = (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning)
-        if isinstance(error, bombs):
-            raise ImageTooLargeError(
-                f"The {what} has more pixels than Pillow allows; shrink it."
-            ) from error
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ImageDecodeError(
-            f"The {what} is truncated or damaged ({reason}); send the whole file."
-        ) from error
-
-
-def check_size(size: tuple[int, int], policy: SourcePolicy) -> None:
-    """Refuses an image of ``size`` (width, height) that is empty or over the caps."""
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageDecodeError("The image has no pixels: its width or height is 0.")
-    if width * height > policy.max_pixels:
-        raise ImageTooLargeError(
-            f"The image has {width} x {height} pixels, above the {policy.max_pixels:,} of "
-            "SourcePolicy.max_pixels; shrink it or raise the cap."
-        )
-    if max(width, height) > policy.max_side:
-        raise ImageTooLargeError(
-            f"The image has {width} x {height} pixels, a side above the "
-            f"{policy.max_side:,} of SourcePolicy.max_side; cut it into pieces."
-        )
 
 
 def _open(kind: str, data: bytes, policy: SourcePolicy) -> ImageFile:
@@ -142,10 +128,10 @@ def _decoder(kind: str) -> Any:
         from PIL.BmpImagePlugin import BmpImageFile as Base  # type: ignore[assignment]
     elif kind == "PPM":
         from PIL.PpmImagePlugin import PpmImageFile as Base  # type: ignore[assignment]
-    elif kind == "TIFF":
-        from PIL.TiffImagePlugin import TiffImageFile
-
-        return TiffImageFile  # turns itself upright while loading, and needs its tags for it
+    elif kind == "JPEG2000":
+        if not features.check("jpg_2000"):
+            raise refusal("JPEG2000", 1)
+        from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile as Base  # type: ignore[assignment]
     else:
         if not features.check("avif"):
             raise refusal("AVIF", 1)
@@ -184,27 +170,3 @@ def _count_scans(data: bytes) -> int:
             break
         position += max(2, int.from_bytes(data[position : position + 2], "big"))
     raise ImageDecodeError("The JPEG has too many segments or scans; save it again.")
-
-
-class Metered(io.BytesIO):
-    """Bytes that may be read only so often, and so many of them.
-
-    Pillow reads headers in Python loops, at worst byte by byte: 60 MB of comments would
-    keep it busy for minutes. Honest files need a read for each few kilobytes. And the tags of
-    a TIFF may all name the whole file as theirs; honest files are read a few times over.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self._left = 50_000 + len(data) // 500
-        self._bytes_left = (1 << 20) + 4 * len(data)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        read = super().read(size)
-        self._left -= 1
-        self._bytes_left -= len(read)
-        if self._left < 0:
-            raise ImageDecodeError("The image consists of too many tiny parts; save it again.")
-        if self._bytes_left < 0:
-            raise ImageDecodeError("The image's parts lie in one another; save it again.")
-        return read

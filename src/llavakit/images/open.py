@@ -120,7 +120,8 @@ def open_picture(
         ImageError: it is no image that can be used (damaged, too large, unsupported).
         SourceError: it cannot be reached, or the policy forbids it.
     """
-    from llavakit.images.decode import check_size, decode
+    from llavakit.images.decode import decode
+    from llavakit.images.guards import check_size
 
     source = hold(source, policy.max_bytes)
     if isinstance(source, Picture):
@@ -193,7 +194,7 @@ def _is_a(value: object, module: str, name: str) -> bool:
 
 def _held_pil(image: PILImage.Image) -> Picture:
     from llavakit.images.convert import to_rgb
-    from llavakit.images.decode import decoding
+    from llavakit.images.guards import decoding
 
     with decoding("PIL image"):
         return Picture(to_rgb(image))

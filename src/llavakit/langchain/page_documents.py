@@ -24,12 +24,13 @@ from llavakit._checks import checked
 from llavakit.backend import Backend
 from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, Task, View
 from llavakit.documents.reading import read_pages
+from llavakit.documents.text_layer import TextLayer, with_layer
 from llavakit.errors import LlavaKitError, ParameterError
 from llavakit.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
-PageText: TypeAlias = Literal["layer", "transcribe", "describe"] | Task
+PageText: TypeAlias = Literal["auto", "layer", "transcribe", "describe"] | Task
 OnError: TypeAlias = Literal["raise", "skip"]
 Model: TypeAlias = Backend | ModelSettings
 Documents: TypeAlias = Generator[Document, None, None]
@@ -62,8 +63,10 @@ class PageDocuments:
     Attributes:
         text: what ``page_content`` is: ``"transcribe"`` and ``"describe"`` ask the model, and a
             :class:`~llavakit.documents.Task` asks it with other words, tiles or a schema;
-            ``"layer"`` takes the PDF's own text, and asks the model for a transcription where
-            there is none, if there is a model.
+            ``"auto"`` takes a PDF's own text where it says what the page shows (see
+            :attr:`~llavakit.documents.TextLayer.is_whole`) and asks the model, if there is one,
+            for a transcription of the other pages; ``"layer"`` asks it only where there is no
+            text at all.
         model: a backend, or a model object such as ``ChatLLaVA``.
         store: where images are kept; None keeps them nowhere.
         on_error: ``"raise"``, or ``"skip"`` to go on without a page; it is logged and collected.
@@ -79,16 +82,16 @@ class PageDocuments:
     skipped: list[Skipped] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.text, Task) or self.text in ("layer", "transcribe", "describe")):
+        if not (isinstance(self.text, Task) or self.text in _TASKS):
             raise ParameterError(
-                f"text is {self.text!r}; use layer, transcribe, describe or a Task."
+                f"text is {self.text!r}; use auto, layer, transcribe, describe or a Task."
             )
         if self.on_error not in ("raise", "skip"):
             raise ParameterError(f"on_error is {self.on_error!r}; use raise or skip.")
-        if self.model is None and self.text != "layer":
+        if self.model is None and not takes_layer(self.text):
             raise ParameterError(
                 "Reading pages takes a model; give model=ChatLLaVA(...) or a backend, or take the "
-                'text layer of PDFs with text="layer".'
+                'text layer of PDFs with text="auto".'
             )
         if not isinstance(self.model, (Backend, ModelSettings, type(None))):
             raise ParameterError(
@@ -101,7 +104,7 @@ class PageDocuments:
         Raises:
             LlavaKitError: a page cannot be read, unless it is skipped.
         """
-        without_text = 0
+        without_text = doubtful = 0
         for asks, some in groupby(pages, self._asks_model):
             if asks:
                 yield from self._read(some)
@@ -112,6 +115,7 @@ class PageDocuments:
                     continue
                 text = (page.text or "").strip()
                 without_text += not text
+                doubtful += bool(text) and self.text == "auto" and page.needs_reading
                 yield self._document(page, text)
         if without_text:
             logger.warning(
@@ -119,30 +123,39 @@ class PageDocuments:
                 "which transcribes them.",
                 without_text,
             )
+        if doubtful:
+            logger.warning(
+                "Pages whose text does not say what they show (scans with a stamp, broken fonts): "
+                "%d. Give a model, which transcribes them.",
+                doubtful,
+            )
 
     def _asks_model(self, page: Page | Failure) -> bool:
-        if self.text != "layer":
+        if not takes_layer(self.text):
             return True
-        return self.model is not None and isinstance(page, Page) and not (page.text or "").strip()
+        if self.model is None or isinstance(page, Failure):
+            return False
+        return page.needs_reading if self.text == "auto" else not (page.text or "").strip()
 
     def _read(self, pages: Iterable[Page | Failure]) -> Documents:
-        waiting: deque[Document | None] = deque()
+        waiting: deque[tuple[Document, TextLayer | None] | None] = deque()
 
         def noted() -> Iterator[Page | Failure]:
             # Pixels are not kept: what is left of a page while the model reads is its reference.
             for page in pages:
-                waiting.append(self._document(page, "") if isinstance(page, Page) else None)
+                known = (self._document(page, ""), page.layer) if isinstance(page, Page) else None
+                waiting.append(known)
                 yield page
 
         task = self.text if isinstance(self.text, Task) else Task(_TASKS[self.text])
         with closing(read_pages(_backend(self.model), noted(), task)) as readings:
             for reading in readings:
-                document = waiting.popleft()
-                if document is None or reading.error is not None:
+                known = waiting.popleft()
+                if known is None or reading.error is not None:
                     assert reading.error is not None  # None stands for a failure
                     self._skip(reading.source, reading.page, reading.error)
                 else:
-                    yield _told(document, reading)
+                    yield _with_reading(*known, reading)
 
     def _skip(self, source: str, page: int | None, error: LlavaKitError) -> None:
         if self.on_error == "raise":
@@ -161,6 +174,7 @@ class PageDocuments:
 
 
 _TASKS: dict[str, Literal["transcribe", "describe"]] = {
+    "auto": "transcribe",
     "layer": "transcribe",
     "transcribe": "transcribe",
     "describe": "describe",
@@ -185,9 +199,14 @@ def _backend(model: Any) -> Backend:
     return model if isinstance(model, Backend) else model.backend_for()
 
 
-def _told(document: Document, reading: Reading) -> Document:
+def takes_layer(text: PageText) -> bool:
+    """Whether pages are searched by their own text, where they have one."""
+    return text in ("auto", "layer")
+
+
+def _with_reading(document: Document, layer: TextLayer | None, reading: Reading) -> Document:
     """The document with what the model said of its page."""
-    known = reading.text
+    known = with_layer(reading.text or "", layer)
     if reading.data is not None:
         known = json.dumps(reading.data, ensure_ascii=False)
     if reading.finish_reason == "length":
@@ -197,5 +216,5 @@ def _told(document: Document, reading: Reading) -> Document:
             reading.source,
         )
         document.metadata["cut"] = True
-    document.page_content = known or ""
+    document.page_content = known
     return document

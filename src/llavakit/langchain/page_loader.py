@@ -16,6 +16,7 @@ from llavakit._checks import checked
 from llavakit.documents import PageRange, PageStore, View, open_files
 from llavakit.documents.folders import several
 from llavakit.documents.pages import MAX_PAGE_PIXELS
+from llavakit.documents.passwords import Password
 from llavakit.langchain.page_documents import (
     Documents,
     Model,
@@ -23,6 +24,7 @@ from llavakit.langchain.page_documents import (
     PageDocuments,
     PageText,
     Skipped,
+    takes_layer,
 )
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
@@ -42,8 +44,8 @@ class PageImageLoader(BaseLoader):
         sources: a file, folder, URL, or anything else that :func:`~llavakit.documents.open_files`
             takes, or a list of them.
         pages: pages to read of each document, such as ``"1-3,7"``; None reads all.
-        text: which text becomes ``page_content``: ``"layer"``, ``"transcribe"``, ``"describe"``,
-            or a :class:`~llavakit.documents.Task` (see
+        text: which text becomes ``page_content``: ``"auto"``, ``"layer"``, ``"transcribe"``,
+            ``"describe"``, or a :class:`~llavakit.documents.Task` (see
             :class:`~llavakit.langchain.page_documents.PageDocuments`).
         model: who reads: a ``ChatLLaVA``, an ``LLaVALLM`` or a backend.
         store: a folder, or :class:`~llavakit.documents.PageStore`, where the pages' images are
@@ -54,6 +56,8 @@ class PageImageLoader(BaseLoader):
             it: a warning is logged, and :attr:`skipped` has the error.
         page_seconds: most seconds for drawing a page (see ``open_files``).
         policy: which files and addresses may be opened.
+        password: what opens encrypted documents: one for all, a mapping from names of files to
+            passwords, or a function from a name to a password.
 
     Raises:
         ParameterError: values that make no sense, or a task without a model.
@@ -65,7 +69,7 @@ class PageImageLoader(BaseLoader):
         sources: Any,
         *,
         pages: str | None = None,
-        text: PageText = "layer",
+        text: PageText = "auto",
         model: Model | None = None,
         store: PageStore | str | os.PathLike[str] | None = None,
         dpi: float = 144,
@@ -73,13 +77,15 @@ class PageImageLoader(BaseLoader):
         on_error: OnError = "raise",
         page_seconds: float | None = 30.0,
         policy: SourcePolicy = DEFAULT_POLICY,
+        password: Password = None,
     ) -> None:
         self.sources = several(sources)
         if pages is not None:
             PageRange.parse(pages)
         self._pages = pages
         self._policy = policy
-        view = View(dpi, max_pixels, text == "layer", page_seconds)
+        self._password = password
+        view = View(dpi, max_pixels, takes_layer(text), page_seconds)
         self._making = PageDocuments(text, model, to_store(store), on_error, view)
 
     @property
@@ -125,6 +131,7 @@ class PageImageLoader(BaseLoader):
             text=view.text,
             page_seconds=view.page_seconds,
             policy=self._policy,
+            password=self._password,
         )
         with closing(pages):
             yield from self._making.of(pages)

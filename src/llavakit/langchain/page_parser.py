@@ -19,7 +19,7 @@ from llavakit.documents import Failure, Page, PageStore, View, open_files
 from llavakit.documents.pages import MAX_PAGE_PIXELS
 from llavakit.errors import ImageDecodeError, ImageError, InputError, UnsupportedImageError
 from llavakit.images import open_picture
-from llavakit.images.decode import check_size
+from llavakit.images.guards import check_size
 from llavakit.langchain.page_documents import (
     FILE_PATH,
     Documents,
@@ -28,6 +28,7 @@ from llavakit.langchain.page_documents import (
     PageDocuments,
     PageText,
     Skipped,
+    takes_layer,
 )
 from llavakit.langchain.page_loader import to_store
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_file
@@ -76,7 +77,7 @@ class PageImageParser(BaseBlobParser):
         policy: SourcePolicy = DEFAULT_POLICY,
     ) -> None:
         self._policy = policy
-        view = View(dpi, max_pixels, text == "layer", page_seconds)
+        view = View(dpi, max_pixels, takes_layer(text), page_seconds)
         self._making = PageDocuments(text, model, to_store(store), on_error, view)
 
     @property

@@ -14,7 +14,7 @@ import logging
 import uuid
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -37,8 +37,11 @@ from llama_index.core.schema import (
 )
 
 from llavakit.documents import Failure, Page, PageReference, PageStore, Reading, View, reopen
-from llavakit.documents.folders import SUFFIXES
-from llavakit.documents.pages import label_of
+from llavakit.documents.attachments import outermost
+from llavakit.documents.names import label_of
+from llavakit.documents.passwords import Password
+from llavakit.documents.suffixes import IMAGE_SUFFIXES
+from llavakit.documents.text_layer import TextLayer, with_layer
 from llavakit.errors import (
     DocumentError,
     InputError,
@@ -57,7 +60,6 @@ OnError: TypeAlias = Literal["raise", "skip"]
 
 _NAMES = ("file_name", "file_path")
 _REFERENCE = frozenset(PageReference("", 1, "", (1, 1), image_path=" ").metadata())
-_PICTURES = SUFFIXES - {".pdf", ".tif", ".tiff"}
 _IDS = uuid.UUID("6f1c3d52-6a53-5a0b-9c70-3f1f8f6b1d0e")  # ours alone: any fixed one would do
 
 
@@ -68,6 +70,11 @@ class PageOpening:
     policy: SourcePolicy
     store: PageStore | None = None
     page_seconds: float | None = 30.0
+    password: Password = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As pickles keep it: without the password."""
+        return {**self.__dict__, "password": None}
 
     def draw(self, pages: Sequence[PageReference]) -> list[bytes]:
         """The images of pages as PNG; a document is opened once for all of its pages.
@@ -77,7 +84,13 @@ class PageOpening:
             SourceError: it cannot be reached, or the policy forbids it.
         """
         found = []
-        opened = reopen(pages, store=self.store, policy=self.policy, page_seconds=self.page_seconds)
+        opened = reopen(
+            pages,
+            store=self.store,
+            policy=self.policy,
+            page_seconds=self.page_seconds,
+            password=self.password,
+        )
         for page in opened:
             png = io.BytesIO()
             page.picture.rgb.save(png, "PNG", compress_level=1)
@@ -298,7 +311,8 @@ def _stable_id(reference: PageReference) -> str:
 def _own_picture(source: str) -> str | None:
     """The source itself, where it is a file of one image; its digest tells, once it is opened."""
     path = Path(source)
-    return source if path.suffix.lower() in _PICTURES and path.is_absolute() else None
+    alone = path.suffix.lower() in IMAGE_SUFFIXES and outermost(source) == source
+    return source if alone and path.is_absolute() else None
 
 
 @dataclass(frozen=True)
@@ -327,15 +341,17 @@ class PageNodes:
         known = self.reference(item)
         return known if isinstance(known, Failure) else self._node(known, text)
 
-    def of_reading(self, reference: PageReference, reading: Reading) -> PageNode | Failure:
-        """The node of a page that the model read."""
+    def of_reading(
+        self, reference: PageReference, layer: TextLayer | None, reading: Reading
+    ) -> PageNode | Failure:
+        """The node of a page that the model read, with the words that the page itself holds."""
         if reading.error is not None:
             return Failure(reading.source, reading.page, _as_input_error(reading.error, reference))
         label = f"Page {reference.number} of {label_of(reference.source)}"
         if reading.finish_reason == "length":
             _logger.warning("%s was not read to its end; raise max_tokens of the Task.", label)
         # The framework leaves nodes without a text out of indices, and says so to nobody.
-        text = _told(reading) or f"{label} (nothing to read)"
+        text = _said(reading, layer) or f"{label} (nothing to read)"
         return self._node(reference, text)
 
     def _node(self, reference: PageReference, text: str) -> PageNode:
@@ -361,14 +377,13 @@ def _placed(name: str) -> str | None:
     """A document's name as it can be opened from anywhere; None if it cannot."""
     if "://" in name:
         return name
-    path = Path(name)
-    return str(path.absolute()) if path.is_file() else None
+    return str(Path(name).absolute()) if Path(outermost(name)).is_file() else None
 
 
-def _told(reading: Reading) -> str:
+def _said(reading: Reading, layer: TextLayer | None) -> str:
     if reading.data is not None:
         return json.dumps(reading.data, ensure_ascii=False)
-    return (reading.text or "").strip()
+    return with_layer((reading.text or "").strip(), layer)
 
 
 def _as_input_error(error: LlavaKitError, reference: PageReference) -> InputError:

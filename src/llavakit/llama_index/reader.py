@@ -28,6 +28,7 @@ from llavakit.documents import (
     PageReference,
     PageStore,
     Task,
+    TextLayer,
     View,
     open_files,
     read_pages,
@@ -48,7 +49,7 @@ from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _logger = logging.getLogger(__name__)
 
-PageText: TypeAlias = Literal["layer", "transcribe", "describe"] | Task
+PageText: TypeAlias = Literal["auto", "layer", "transcribe", "describe"] | Task
 Found: TypeAlias = Generator[PageNode | Failure, None, None]
 
 
@@ -71,10 +72,12 @@ class PageImageReader(TextMessages, BasePydanticReader):
         store: where images are kept, a folder or a ``PageStore``; None keeps them nowhere and
             draws them from the documents again, which for addresses is to fetch them again.
             Documents without a path or address need one.
-        text: what nodes are found by. ``"layer"`` takes the text layer, and asks the model for
-            a transcription where there is none; ``"transcribe"`` and ``"describe"`` ask it
-            about every page, and a :class:`~llavakit.documents.Task` with other words, tiles
-            or a schema.
+        text: what nodes are found by. ``"auto"`` takes the text layer where it says what the
+            page shows (see :attr:`~llavakit.documents.TextLayer.is_whole`), and asks the model,
+            if there is one, for a transcription of the other pages: scans with a stamp, fonts
+            without a meaning. ``"layer"`` asks it only where there is no text at all;
+            ``"transcribe"`` and ``"describe"`` ask it about every page, and a
+            :class:`~llavakit.documents.Task` with other words, tiles or a schema.
         llm: the model that reads, many pages at once.
         pages: the pages to read of each document, such as ``"1-3,7"``; None reads all.
         dpi, max_pixels, page_seconds: how pages are drawn (see
@@ -82,12 +85,15 @@ class PageImageReader(TextMessages, BasePydanticReader):
         policy: what may be opened.
         on_error: ``"raise"`` at the first document or page that cannot be read, or ``"skip"``
             it: a warning is logged, and :attr:`skipped` has the error.
+        password: what opens encrypted documents: one for all, a mapping from names of files to
+            passwords, or a function from a name to a password. It is not written down with the
+            reader or its nodes.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     store: PageStore | None = None
-    text: PageText = "layer"
+    text: PageText = "auto"
     llm: LLaVA | None = None
     pages: str | None = None
     dpi: float = 144.0
@@ -95,6 +101,7 @@ class PageImageReader(TextMessages, BasePydanticReader):
     page_seconds: float | None = 30.0
     policy: SourcePolicy = Field(default=DEFAULT_POLICY)
     on_error: OnError = "raise"
+    password: Any = Field(default=None, exclude=True, repr=False)
     _skipped: list[Failure] = PrivateAttr(default_factory=list)
 
     @field_validator("store", mode="before")
@@ -108,10 +115,10 @@ class PageImageReader(TextMessages, BasePydanticReader):
 
     @model_validator(mode="after")
     def _somebody_reads(self) -> Self:
-        if self.text != "layer" and self.llm is None:
+        if not self._takes_layer() and self.llm is None:
             raise ParameterError(
                 "Reading pages takes a model; give llm=LLaVA(...), or take the text layer of PDFs "
-                'with text="layer".'
+                'with text="auto".'
             )
         return self
 
@@ -144,7 +151,7 @@ class PageImageReader(TextMessages, BasePydanticReader):
 
         Leaving the iteration cancels what the model is reading.
         """
-        view = View(self.dpi, self.max_pixels, self.text == "layer", self.page_seconds)
+        view = View(self.dpi, self.max_pixels, self._takes_layer(), self.page_seconds)
         sources = list(file) if isinstance(file, (list, tuple)) else [file]
         opened = open_files(
             sources if fs is None else [self._remote(one, fs) for one in sources],
@@ -154,8 +161,9 @@ class PageImageReader(TextMessages, BasePydanticReader):
             text=view.text,
             page_seconds=view.page_seconds,
             policy=self.policy,
+            password=self.password,
         )
-        opening = PageOpening(self.policy, self.store, self.page_seconds)
+        opening = PageOpening(self.policy, self.store, self.page_seconds, self.password)
         made = PageNodes(view, self.store, checked_extra(extra_info or {}), opening)
         return self._nodes(opened, made, self._task())
 
@@ -219,27 +227,46 @@ class PageImageReader(TextMessages, BasePydanticReader):
                         else:
                             self._skip(one)
 
+    def _takes_layer(self) -> bool:
+        return self.text in ("auto", "layer")
+
     def _needs_reading(self, item: Page | Failure) -> bool:
-        has_text = isinstance(item, Failure) or bool((item.text or "").strip())
-        return self.llm is not None and not has_text
+        if self.llm is None or isinstance(item, Failure):
+            return False
+        return item.needs_reading if self.text == "auto" else not (item.text or "").strip()
 
     def _take(self, items: Iterator[Page | Failure], made: PageNodes, task: Task) -> Found:
-        yield from map(made.of_layer, items)
+        doubtful = 0
+        for item in items:
+            page = item if isinstance(item, Page) and self.text == "auto" else None
+            doubtful += page is not None and bool(page.text) and page.needs_reading
+            yield made.of_layer(item)
+        if doubtful:
+            _logger.warning(
+                "Pages whose text does not say what they show (scans with a stamp, broken fonts): "
+                "%d. Give the reader a model that transcribes them: llm=LLaVA(...).",
+                doubtful,
+            )
 
     def _read(self, items: Iterator[Page | Failure], made: PageNodes, task: Task) -> Found:
         assert self.llm is not None
-        references: deque[PageReference | Failure] = deque()
+        waiting: deque[tuple[PageReference, TextLayer | None] | Failure] = deque()
 
         def noted() -> Iterator[Page | Failure]:
             for item in items:
                 known = made.reference(item) if isinstance(item, Page) else item
-                references.append(known)
-                yield known if isinstance(known, Failure) else item
+                if isinstance(known, Failure):
+                    waiting.append(known)
+                    yield known
+                else:
+                    assert isinstance(item, Page)
+                    waiting.append((known, item.layer))
+                    yield item
 
         with contextlib.closing(read_pages(self.llm.backend_for(), noted(), task)) as readings:
             for reading in readings:
-                known = references.popleft()
-                yield known if isinstance(known, Failure) else made.of_reading(known, reading)
+                known = waiting.popleft()
+                yield known if isinstance(known, Failure) else made.of_reading(*known, reading)
 
     def _skip(self, failure: Failure) -> None:
         if self.on_error == "raise":

@@ -9,7 +9,8 @@ from __future__ import annotations
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.limits import PageLimit
 from llavakit.documents.message import DPI, PAGE_SECONDS
-from llavakit.documents.pages import MAX_PAGE_PIXELS, PageReader, open_reader
+from llavakit.documents.pages import MAX_PAGE_PIXELS, open_reader
+from llavakit.documents.readers import PageReader
 from llavakit.errors import (
     DocumentError,
     ImageError,

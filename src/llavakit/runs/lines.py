@@ -94,6 +94,30 @@ class Lines:
         except OSError as error:
             raise self._failed(error) from error
 
+    def replace(self, lines: Iterable[bytes]) -> None:
+        """Puts other lines in the place of those that are there, all at once or not at all.
+
+        Args:
+            lines: whole ones, each with its end; they may be read from the file meanwhile.
+
+        Raises:
+            SourceFetchError: the disk is full or broken.
+        """
+        fresh = self.path.with_name(f"{self.path.name}.new")
+        try:
+            with fresh.open("wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            renewed = fresh.open("a+b", buffering=0)
+            old, self._file = self._file, renewed
+            self._lock()
+            fresh.replace(self.path)
+            old.close()
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise self._failed(error) from error
+
     def close(self) -> None:
         """Wait for the disk, and close the file."""
         try:

@@ -10,8 +10,9 @@ import re
 
 from llavakit.errors import ImageDecodeError, ImageError, UnsupportedImageError
 
-ALLOWED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Formats that are decoded. JPEG includes MPO (its first image); PPM is PBM, PGM and PPM."""
+ALLOWED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIC")
+"""Formats that are decoded. JPEG includes MPO (its first image); PPM is PBM, PGM and PPM; AVIF
+and JPEG 2000 where Pillow was built with them; HEIC with ``llavakit[heif]``."""
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -57,16 +58,16 @@ _COMMENT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
 _ADVICE = {
     "SVG": "SVG is a drawing, not pixels, and is not opened; render it to PNG first",
     "PDF": "this is a PDF, not an image; open its pages with llavakit.documents.open_pages",
-    "HEIC": "HEIC images are not decoded; convert it to JPEG or PNG first",
     "EPS": "PostScript is a program and is not run; convert it to PNG first",
     "PSD": "Photoshop files are not opened; export it as PNG first",
     "FITS": "FITS data are not opened; convert it to PNG or pass a numpy array",
     "ICO": "icon files are not opened; convert it to PNG first",
-    "JPEG2000": "JPEG 2000 is not opened; convert it to JPEG or PNG first",
+    "JPEG2000": "this Pillow cannot decode JPEG 2000; upgrade Pillow or convert it to PNG",
     "JXL": "JPEG XL is not opened; convert it to JPEG or PNG first",
     "VIDEO": "this is a video, not an image; extract the frames that you want to ask about",
     "AUDIO": "this is sound, not an image",
-    "ZIP": "this is a ZIP archive or an Office document, not an image; extract it first",
+    "ZIP": "this is a ZIP archive or an Office document, not an image; open its pages with "
+    "llavakit.documents.open_pages, or extract it",
     "GZIP": "this is gzip data, not an image; decompress it first",
     "HTML": "this is a web page, not an image, perhaps the server's error page; check the address",
     "JSON": "this is JSON, not an image, perhaps the server's error answer; check the address",
