@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.oracle import FEWER_CASES, SMALL, GreedyOracle, Kind, Pair, Reference
+from tests.engine.oracle import FEWER_CASES, SMALL, GreedyOracle, Kind, Pair, Reference, submitted
 from tests.tiny import tiny_llava
 
 IN_TORCH: dict[str, Any] = {"compiled": False}
@@ -47,3 +47,6 @@ def pair(request: pytest.FixtureRequest, reference: Reference) -> Iterator[Pair]
 @pytest.mark.timeout(600)  # hundreds of reference answers
 class TestEveryKindOfEngine(GreedyOracle):
     pass
+
+
+__all__ = ["TestEveryKindOfEngine", "submitted"]

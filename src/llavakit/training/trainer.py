@@ -23,6 +23,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from llavakit.errors import CheckpointError
 from llavakit.model.original.directories import read_json
 from llavakit.training.config import TrainConfig
+from llavakit.training.finite import FiniteSteps, check_loss
 from llavakit.training.progress import Progress
 from llavakit.training.sampler import ExampleOrder
 from llavakit.training.trainable import is_projector, load_trained, trained, trained_state
@@ -43,7 +44,7 @@ class TrainedPartTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *, progress: Progress, **options: Any) -> None:
         self.optimizer: Any = None
         self._progress = progress
-        super().__init__(callbacks=[progress], **options)
+        super().__init__(callbacks=[progress, FiniteSteps()], **options)
         for shown in (PrinterCallback, ProgressCallback):
             self.remove_callback(shown)
 
@@ -56,7 +57,22 @@ class TrainedPartTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self._progress.tokens += self.tokens_of(inputs)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        check_loss(loss, self.state.global_step + 1)
         return loss
+
+    def keep_state(self) -> str | None:
+        """Write a checkpoint of the state before the step that is being made, if there is none.
+
+        Returns:
+            The last checkpoint; None where no step was made yet, or where several processes train
+            and only this one knows that it stops.
+        """
+        folder = Path(self.args.output_dir)
+        if self.state.global_step and self.args.world_size == 1:
+            here = folder / f"checkpoint-{self.state.global_step}"
+            if not (here / "trainer_state.json").is_file():
+                self._save_checkpoint(self.model, trial=None)
+        return last_checkpoint(folder, lambda line: None)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         path = Path(output_dir or self.args.output_dir)
@@ -202,6 +218,7 @@ def arguments(out: Path, *, workers: int = 0, **settings: Any) -> TrainingArgume
         output_dir=str(out / CHECKPOINTS),
         save_strategy="steps",
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # which would log the loss before it; see training.finite
         dataloader_num_workers=workers,
         dataloader_pin_memory=not settings["use_cpu"] and torch.cuda.is_available(),
         remove_unused_columns=False,
