@@ -193,12 +193,12 @@ def _run(
 
     from llavakit.training.finite import NotFiniteError, stopped
     from llavakit.training.progress import Progress
+    from llavakit.training.resume import last_checkpoint
     from llavakit.training.trainer import (
         CHECKPOINTS,
         LlavaTrainer,
         arguments_of,
         blank_pictures,
-        last_checkpoint,
     )
 
     out = Path(config.out)

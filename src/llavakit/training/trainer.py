@@ -10,7 +10,7 @@ original and as at inference here, so nothing of it could be used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,14 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from llavakit.errors import CheckpointError
-from llavakit.model.original.directories import read_json
 from llavakit.training.config import TrainConfig
-from llavakit.training.finite import FiniteSteps, check_loss
+from llavakit.training.finite import FiniteSteps, check_loss, finite
 from llavakit.training.progress import Progress
+from llavakit.training.resume import TRAINED, last_checkpoint, loading
 from llavakit.training.sampler import ExampleOrder
 from llavakit.training.trainable import is_projector, load_trained, trained, trained_state
 
 CHECKPOINTS = "checkpoints"
-TRAINED = "trained.safetensors"
-"""In a checkpoint to go on from: the trained weights, under the names of the modules."""
 
 
 class TrainedPartTrainer(Trainer):  # type: ignore[misc]
@@ -70,7 +68,8 @@ class TrainedPartTrainer(Trainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir)
         if self.state.global_step and self.args.world_size == 1:
             here = folder / f"checkpoint-{self.state.global_step}"
-            if not (here / "trainer_state.json").is_file():
+            good = finite(one.detach() for _, one in trained(self.model))
+            if good and not (here / "trainer_state.json").is_file():
                 self._save_checkpoint(self.model, trial=None)
         return last_checkpoint(folder, lambda line: None)
 
@@ -90,29 +89,17 @@ class TrainedPartTrainer(Trainer):  # type: ignore[misc]
                 f"{file} is missing; remove {resume_from_checkpoint}, which was not written to "
                 "its end, and resume from the one before."
             )
-        load_trained(self.model if model is None else model, load_file(file))
+        with loading(file):
+            state = load_file(file)
+        load_trained(self.model if model is None else model, state)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
-def last_checkpoint(folder: Path, told: Callable[[str], object]) -> str | None:
-    """The last checkpoint that was written to its end; the trainer's state is written last.
-
-    Args:
-        folder: where a trainer's checkpoints are.
-        told: is called with a remark about each one that is passed over.
-    """
-    found = {
-        int(one.name.rpartition("-")[2]): one
-        for one in folder.glob("checkpoint-*")
-        if one.name.rpartition("-")[2].isdigit()
-    }
-    for _, path in sorted(found.items(), reverse=True):
-        try:
-            read_json(path / "trainer_state.json")
-        except CheckpointError:
-            told(f"{path} was not written to its end, and is passed over.")
-            continue
-        return str(path)
-    return None
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
 
 class LlavaTrainer(TrainedPartTrainer):
