@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,7 @@ class Family:
         text: differences of the language model from a small Llama.
         vocabulary: kind of tokenizer.
         template: chat template.
+        more: further settings of the whole.
     """
 
     names: tuple[str, ...]
@@ -71,6 +72,7 @@ class Family:
     text: dict[str, Any]
     vocabulary: Vocabulary
     template: str
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 QWEN = {"model_type": "qwen2", "bos_token_id": None}
@@ -134,6 +136,37 @@ FAMILIES = {
     ),
 }
 
+GRANITE = {
+    "model_type": "granite",
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.1,
+}
+SEVERAL_LAYERS = {
+    "vision_feature_layer": [-3, -2, -1],
+    "vision_feature_select_strategy": "full",
+}
+RELATIVES = {
+    "granite-vision": Family((), "llava_next", "siglip", GRANITE, "yi", CHATML, SEVERAL_LAYERS),
+    "granite-in-llava": Family((), "llava", "siglip", GRANITE, "yi", CHATML, SEVERAL_LAYERS),
+    "vip-llava": Family(
+        (), "vipllava", "clip", {}, "llama", VICUNA, {"vision_feature_layers": [-2, -1]}
+    ),
+    "next-video": Family((), "llava_next_video", "clip", {}, "llama", VICUNA),
+    "qwen3": Family(
+        *((), "llava", "siglip"),
+        {"model_type": "qwen3", "bos_token_id": None, "head_dim": 8},
+        *("qwen", CHATML),
+    ),
+    "gemma": Family((), "llava", "clip", {"model_type": "gemma", "head_dim": 8}, "llama", VICUNA),
+    "phi3": Family((), "llava", "clip", {"model_type": "phi3"}, "llama", VICUNA),
+    "bakllava": Family(
+        (), "llava", "clip", {"model_type": "mistral", "sliding_window": 4096}, "llama", VICUNA
+    ),
+}
+"""Families without a model in the catalog: LLaVA's descendants that people load."""
+
 
 @dataclass(frozen=True)
 class TinyFamily(TinyModel):
@@ -169,7 +202,11 @@ def _any_class(self: Any, name: str, argument: Any) -> type:
 
 def tiny_family(path: Path, key: str, seed: int = 0) -> TinyFamily:
     """Build the checkpoint of a family."""
-    family = FAMILIES[key]
+    return tiny_checkpoint(path, FAMILIES.get(key) or RELATIVES[key], seed)
+
+
+def tiny_checkpoint(path: Path, family: Family, seed: int = 0) -> TinyFamily:
+    """Build a checkpoint of such a kind."""
     torch.manual_seed(seed)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(path, family)
@@ -180,7 +217,7 @@ def tiny_family(path: Path, key: str, seed: int = 0) -> TinyFamily:
     model.save_pretrained(path)
     _image_processor(family).save_pretrained(path)
     settings: dict[str, Any] = {"image_token": "<image>"}
-    strategy = config.vision_feature_select_strategy
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
     if family.model == "llava_onevision":
         settings |= {
             "num_image_tokens": 4,
@@ -203,6 +240,8 @@ def _processor_class(model: str) -> Any:
 
     return {
         "llava": transformers.LlavaProcessor,
+        "vipllava": transformers.LlavaProcessor,
+        "llava_next_video": transformers.LlavaNextProcessor,
         "llava_next": transformers.LlavaNextProcessor,
         "llava_onevision": transformers.LlavaOnevisionProcessor,
     }[model]
@@ -213,6 +252,8 @@ def _model_class(model: str) -> Any:
 
     return {
         "llava": transformers.LlavaForConditionalGeneration,
+        "vipllava": transformers.VipLlavaForConditionalGeneration,
+        "llava_next_video": transformers.LlavaNextVideoForConditionalGeneration,
         "llava_next": transformers.LlavaNextForConditionalGeneration,
         "llava_onevision": transformers.LlavaOnevisionForConditionalGeneration,
     }[model]
@@ -287,7 +328,7 @@ def _config(family: Family, tokenizer: Any) -> Any:
         "initializer_range": 0.3,
         **family.text,
     }
-    side = 32 if family.model == "llava" else 16
+    side = 32 if family.model in ("llava", "vipllava") else 16
     clip = family.tower == "clip"
     vision = {
         "model_type": "clip_vision_model" if clip else "siglip_vision_model",
@@ -307,17 +348,34 @@ def _config(family: Family, tokenizer: Any) -> Any:
         "vision_feature_layer": -2 if clip else -1,
         "vision_feature_select_strategy": "default" if clip else "full",
         "tie_word_embeddings": text.get("tie_word_embeddings", False),
+        **family.more,
     }
+    if family.model == "vipllava":
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            del common[name]
+        return transformers.VipLlavaConfig(**common)
+    if family.model == "llava_next_video":
+        return transformers.LlavaNextVideoConfig(
+            image_grid_pinpoints=GRIDS,
+            video_token_index=tokenizer.convert_tokens_to_ids("<pad>"),
+            **common,
+        )
     if family.model == "llava":
         return transformers.LlavaConfig(**common)
     if family.model == "llava_next":
-        return transformers.LlavaNextConfig(image_grid_pinpoints=GRIDS, **common)
+        return transformers.LlavaNextConfig(image_grid_pinpoints=_grids(family), **common)
     return transformers.LlavaOnevisionConfig(
         image_grid_pinpoints=MANY_GRIDS,
         vision_aspect_ratio="anyres_max_2",
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         **common,
     )
+
+
+def _grids(family: Family) -> list[list[int]]:
+    """Multiples of the tower's view, which is 19 with SigLIP."""
+    side = 16 if family.tower == "clip" else 19
+    return [[a // 16 * side, b // 16 * side] for a, b in GRIDS]
 
 
 def _image_processor(family: Family) -> Any:
@@ -331,11 +389,12 @@ def _image_processor(family: Family) -> Any:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     half = [0.5, 0.5, 0.5]
-    if family.model == "llava_next":
+    if family.model in ("llava_next", "llava_next_video"):
+        side = 16 if family.tower == "clip" else 19
         return LlavaNextImageProcessorPil(
-            size={"shortest_edge": 16},
-            crop_size={"height": 16, "width": 16},
-            image_grid_pinpoints=GRIDS,
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_grid_pinpoints=_grids(family),
         )
     if family.model == "llava_onevision":
         return LlavaOnevisionImageProcessorPil(

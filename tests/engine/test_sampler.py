@@ -74,8 +74,9 @@ def test_choosing_never_asks_the_device_for_a_number():
         SamplingParams(temperature=0.5, top_k=3),
         SamplingParams(temperature=0.5, top_p=0.5, seed=1),
     ]
-    chosen = _choose(logits, [Draw(one) for one in params])
+    chosen, best = _choose(logits, [Draw(one) for one in params])
     assert (chosen.device.type, tuple(chosen.shape)) == ("meta", (4,))
+    assert (best.device.type, tuple(best.shape)) == ("meta", (4,))
 
 
 SETTINGS = [

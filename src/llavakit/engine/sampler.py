@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,11 +51,17 @@ class Seen(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A drawn token, with log probabilities if they were asked for: (token, logprob) pairs."""
+    """A drawn token, with log probabilities if they were asked for: (token, logprob) pairs.
+
+    Attributes:
+        finite: False where the scores were NaN, infinite, or minus infinity for every token that
+            was allowed. Then the token means nothing.
+    """
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    finite: bool = True
 
 
 class Drawing:
@@ -62,6 +69,7 @@ class Drawing:
 
     Args:
         tokens: [N] int64.
+        finite: [N] of bool, whether a row's scores were numbers that a token can be drawn from.
         logprobs: [N, vocab], if a row asked for any; may be overwritten afterwards.
         counts: how many alternatives each row asked for.
 
@@ -70,15 +78,21 @@ class Drawing:
     """
 
     def __init__(
-        self, tokens: Tensor, logprobs: Tensor | None = None, counts: Sequence[int | None] = ()
+        self,
+        tokens: Tensor,
+        finite: Tensor,
+        logprobs: Tensor | None = None,
+        counts: Sequence[int | None] = (),
     ) -> None:
         self.tokens = tokens
         self._counts = counts
-        self._ids, self._values = tokens, None
+        # On the host a negative id marks scores that are not finite: no copy of its own, and the
+        # step that is launched ahead goes on with an id that the embedding has.
+        ids, self._values = torch.where(finite, tokens, -1 - tokens), None
         if logprobs is not None:
-            ids, values = _alternatives(tokens, logprobs, max(count or 0 for count in counts))
-            self._ids, self._values = ids, _to_host(values)
-        self._ids = _to_host(self._ids)
+            others, values = _alternatives(tokens, logprobs, max(count or 0 for count in counts))
+            ids, self._values = torch.cat((ids[:, None], others), dim=-1), _to_host(values)
+        self._ids = _to_host(ids)
         self._copied: torch.cuda.Event | None = None
         if tokens.is_cuda:
             # Behind the copies, which go to pinned memory and hold nobody up.
@@ -90,7 +104,10 @@ class Drawing:
         if self._copied is not None:
             self._copied.synchronize()
         if self._values is None:
-            return [Drawn(token) for token in self._ids.tolist()]
+            return [
+                Drawn(token) if token >= 0 else Drawn(-1 - token, finite=False)
+                for token in self._ids.tolist()
+            ]
         return _with_logprobs(self._ids.tolist(), self._values.tolist(), self._counts)
 
 
@@ -144,11 +161,16 @@ class Sampler:
         asked = any(count is not None for count in counts)
         logprobs = torch.log_softmax(logits, dim=-1) if asked else None
         _add(logits, [draw.biases for draw in draws])
+        # The repetition penalty makes finite numbers of infinite ones.
+        finite = torch.isfinite(logits.amax(dim=-1)) if seen else None
         if seen:
             _penalise(logits, draws, seen)
         if allowed is not None:
             logits.masked_fill_(~allowed, NEVER)
-        return Drawing(_choose(logits, draws), logprobs, counts)
+        tokens, best = _choose(logits, draws)
+        # The largest is NaN if any is, and minus infinity only if all are.
+        finite = torch.isfinite(best) if finite is None else finite & torch.isfinite(best)
+        return Drawing(tokens, finite, logprobs, counts)
 
 
 def _penalise(logits: Tensor, draws: Sequence[Draw], seen: Sequence[Seen | None]) -> None:
@@ -189,9 +211,9 @@ def _divide(scores: Tensor, tokens: Iterable[int], penalty: float) -> None:
     scores[ids] = torch.where(old == NEVER, old, new)
 
 
-def _choose(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """A token for each row, [N], on the logits' device."""
-    greedy = logits.argmax(dim=-1)
+def _choose(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+    """A token and the largest score of each row, both [N], on the logits' device."""
+    best, greedy = logits.max(dim=-1)
     rows = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
     if rows:
         index = _index(rows, logits)
@@ -199,7 +221,7 @@ def _choose(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         if sampled.device.type == "mps":
             sampled = sampled.cpu()  # MPS has no fp64, in which distributions are inverted
         greedy[index] = _sample(sampled, [draws[row] for row in rows]).to(greedy.device)
-    return greedy
+    return greedy, best
 
 
 def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -262,8 +284,8 @@ def _invert(probabilities: Tensor, numbers: Tensor, order: Tensor | None) -> Ten
     place = torch.searchsorted(mass, numbers * total, right=True)
     # A product that is rounded up to the total must not fall behind the last possible token.
     place = torch.minimum(place, torch.searchsorted(mass, total))
-    # A row of NaN has no token. It gets some id of the vocabulary, because an id beyond it would
-    # end the whole device, with all other rows.
+    # A row of NaN has no token, and its request fails (``Drawn.finite``). Until then it has some
+    # id of the vocabulary: one beyond it would end the whole device, with all other rows.
     place = place.clamp_max(probabilities.shape[-1] - 1)
     return (place if order is None else order.gather(-1, place))[:, 0]
 
@@ -273,10 +295,9 @@ def _index(rows: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _alternatives(tokens: Tensor, logprobs: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Ids and log probabilities [N, 1 + most]: the drawn token's, then those of the likeliest."""
+    """Ids of the likeliest, [N, most], and log probabilities, the drawn token's before theirs."""
     values, ids = logprobs.topk(most)
-    own = tokens[:, None]
-    return torch.cat((own, ids), dim=-1), torch.cat((logprobs.gather(-1, own), values), dim=-1)
+    return ids, torch.cat((logprobs.gather(-1, tokens[:, None]), values), dim=-1)
 
 
 def _with_logprobs(
@@ -287,6 +308,10 @@ def _with_logprobs(
     """The drawn tokens, each with as many log probabilities as were asked for."""
     drawn = []
     for count, places, scores in zip(counts, ids, values, strict=True):
+        # A grammar may have hidden the token whose score is NaN; all log probabilities are then.
+        if places[0] < 0 or (count is not None and math.isnan(scores[0])):
+            drawn.append(Drawn(max(places[0], -1 - places[0]), finite=False))
+            continue
         top = tuple(zip(places[1:], scores[1:], strict=True))
         drawn.append(
             Drawn(places[0]) if count is None else Drawn(places[0], scores[0], top[:count])

@@ -27,6 +27,12 @@ from llavakit.engine.sequence import Sequence
 from llavakit.errors import EngineError, LlavaKitError, OutOfMemoryError, RequestTimeoutError
 from llavakit.values import Chunk, Usage
 
+NOT_FINITE = (
+    "The model's scores for the next token are not finite numbers (NaN or infinity), so there is "
+    'no answer. Numbers overflow in float16: load the model with dtype="bfloat16" or "float32"; if '
+    "that does not help, the weights are damaged."
+)
+
 
 @dataclass(slots=True)
 class Counters:
@@ -163,7 +169,9 @@ class Steps:
             self._tell(sequence, chunk)
 
     def _advance(self, sequence: Sequence, drawn: Drawn) -> Chunk | Exception | None:
-        """Add a drawn token to a sequence; gives what can be told, or the error that ends it."""
+        """Add a drawn token to a sequence; gives what can be sent, or the error that ends it."""
+        if not drawn.finite:
+            return EngineError(NOT_FINITE)
         sequence.tokens.append(drawn.token)
         self.counters.generated_tokens += 1
         try:

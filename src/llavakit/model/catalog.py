@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
+from llavakit.model.language_models import context_limit
 from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout
 from llavakit.prompts.templates import OWN
 
@@ -291,13 +293,9 @@ def context_length(model: str) -> int | None:
         return entry.context_length
     try:
         config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-        text = {**config, **config.get("text_config", {})}
-        limits = [int(text["max_position_embeddings"])]
-        if text.get("sliding_window") and text.get("use_sliding_window", True):
-            limits.append(int(text["sliding_window"]))
+        return context_limit(SimpleNamespace(**{**config, **config.get("text_config", {})}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return min(limits)
 
 
 def nearest(name: str, count: int = 3) -> list[str]:

@@ -1,11 +1,11 @@
 """The language model's decoder over packed tokens, in fewer and larger operations.
 
-The same mathematics as the HF modules (Llama, Mistral, Qwen2): RMSNorm, rotary positions
+The same mathematics as the HF modules of ``language_models.FUSED``: RMSNorm, rotary positions
 (https://arxiv.org/abs/2104.09864), grouped-query attention, SwiGLU. Query, key and value
 weights are one matrix, gate and up another, and cosines are looked up in a table; small
 batches are bound by the number of operations, so this is where decoding gets its speed.
 Models that do not fit (quantised by bitsandbytes, adapted, other families) run layer by layer
-through HF.
+through HF (:mod:`llavakit.model.layer_decoder`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from llavakit.kernels.fused import rotate
 from llavakit.kernels.native import KINDS
 from llavakit.kernels.packing import joined
 from llavakit.kernels.products import Weights
+from llavakit.model.language_models import FUSED
+from llavakit.model.layer_decoder import Attend, Decoder, LayerDecoder
 from llavakit.model.packed import PackedLinear
-
-Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
-"""(layer, query [T, heads, dim], key [T, kv_heads, dim], value, scaling) -> [T, heads, dim]"""
 
 
 @runtime_checkable
@@ -41,14 +40,7 @@ class TurningAttend(Protocol):
         """Queries, keys and values [T, heads + 2 kv_heads, dim] -> [T, heads, dim]."""
 
 
-ATTENTION = "llavakit"
-"""Name under which the engine's attention is registered with transformers."""
-
-FUSED_FAMILIES = ("llama", "mistral", "qwen2")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-
-Decoder = Callable[[Tensor, Tensor, Attend], Tensor]
-"""(embeddings [T, hidden], positions [T], attend) -> hidden states after the norm [T, hidden]"""
 
 
 def decoder_of(language_model: Any) -> Decoder:
@@ -58,9 +50,15 @@ def decoder_of(language_model: Any) -> Decoder:
 
 def _fits(model: Any) -> bool:
     config = model.config
-    if config.model_type not in FUSED_FAMILIES or config.hidden_act not in ("silu", "swish"):
+    if config.model_type not in FUSED or config.hidden_act not in ("silu", "swish"):
         return False
-    if getattr(model.rotary_emb, "rope_type", "") not in STATIC_ROPE:
+    # A subclass may compute something else, and so may a rotary embedding of a part of a head.
+    if not type(model).__module__.startswith(f"transformers.models.{config.model_type}."):
+        return False
+    rotary = model.rotary_emb
+    if getattr(rotary, "rope_type", "") not in STATIC_ROPE:
+        return False
+    if 2 * len(rotary.inv_freq) != int(model.layers[0].self_attn.head_dim):
         return False
     layers = model.layers[: config.num_hidden_layers]
     linear = [
@@ -303,63 +301,3 @@ def _joined(weights: Sequence[Tensor]) -> Tensor:
         return torch.cat(tuple(weights))
     shape = (sum(len(weight) for weight in weights), *weights[0].shape[1:])
     return torch.cat(tuple(weights), out=huge_pages.empty(shape, weights[0].dtype))
-
-
-class LayerDecoder:
-    """HF's own layers, with the engine's attention put in."""
-
-    def __init__(self, model: Any) -> None:
-        register_attention()
-        model.set_attn_implementation(ATTENTION)
-        self._model = model
-
-    def __call__(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        home = embeddings.device
-
-        def attend_at_home(
-            layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-        ) -> Tensor:
-            # Layers may lie on several GPUs; the arena of keys and values lies on the first.
-            seen = attend(layer, query.to(home), key.to(home), value.to(home), scaling)
-            return seen.to(query.device)
-
-        hidden = embeddings[None]
-        rotary = self._model.rotary_emb(hidden, position_ids=positions[None])
-        for layer in self._model.layers[: self._model.config.num_hidden_layers]:
-            hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_embeddings=rotary,
-                use_cache=False,
-                attend=attend_at_home,
-            )
-        normed: Tensor = self._model.norm(hidden)
-        return normed[0].to(home)
-
-
-def register_attention() -> None:
-    """Tell transformers of the engine's attention; safe to call twice."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attention)
-
-
-def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    attend: Attend,
-    **unused: Any,
-) -> tuple[Tensor, None]:
-    """HF's attention interface, in terms of :data:`Attend`; tensors are [1, heads, T, dim]."""
-    out = attend(
-        module.layer_idx,
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        scaling,
-    )
-    return out[None], None

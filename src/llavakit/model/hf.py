@@ -8,9 +8,10 @@ from typing import Any
 from llavakit.errors import CheckpointError
 from llavakit.model.chat_template import prompt_tokenizer
 from llavakit.model.description import copy_description
+from llavakit.model.language_models import context_limit, proven
 from llavakit.model.layout import layout_of
 from llavakit.model.preprocess import ImagePreprocessor, image_processor
-from llavakit.model.reader import Reader, built, context_length, revision_of
+from llavakit.model.reader import Reader, built, revision_of
 from llavakit.model.tokens import special_tokens
 
 
@@ -25,6 +26,10 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as a LLaVA checkpoint: {error}") from error
     layout = layout_of(config)
+    if not proven(config.text_config):
+        from llavakit.model.self_check import check_language_model
+
+        check_language_model(path, config.text_config)
     generation = None
     if (path / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(path)
@@ -44,7 +49,7 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
         preprocess=ImagePreprocessor(processor, revision),
         layout=layout,
         special=special_tokens(tokenizer, config, generation, prompts.stop_strings),
-        context_length=context_length(config.text_config),
+        context_length=context_limit(config.text_config),
         revision=revision,
         build=lambda options: _build(path, config, options),
         describe=lambda reader, out: copy_description(path, reader, out),

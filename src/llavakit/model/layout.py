@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llavakit.errors import CheckpointError, ImageError
+from llavakit.errors import ImageError
+from llavakit.model.families import CLIP
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -67,6 +68,11 @@ class AnyresLayout:
         grid_height, grid_width = best_grid(size, self.grids)
         rows = self.side * (grid_height // self.view)
         columns = self.side * (grid_width // self.view)
+        if not rows or not columns:
+            raise ImageError(
+                f"The checkpoint's image_grid_pinpoints have {grid_height}x{grid_width} pixels, "
+                f"which is less than one view of {self.view}; its config.json is damaged."
+            )
         # Rounded as the models do: an error in the last bit would be a row more or less.
         if width / height > columns / rows:
             kept = int(round(height * (columns / width), 7))
@@ -107,25 +113,18 @@ def best_grid(size: Size, grids: Sequence[Grid]) -> Grid:
 
 
 def layout_of(config: Any) -> ImageLayout:
-    """The layout of a model, from its HF configuration.
-
-    Raises:
-        CheckpointError: a family that is not known.
-    """
+    """The layout of a model that ``check_family`` knows, from its HF configuration."""
     vision = config.vision_config
     view, side = int(vision.image_size), int(vision.image_size) // int(vision.patch_size)
+    if config.model_type == "vipllava":  # which always leaves CLS out
+        return FixedLayout(side * side)
     # "default" leaves out the first feature, which is CLIP's CLS; SigLIP has none.
-    has_cls = "clip" in vision.model_type and "siglip" not in vision.model_type
+    has_cls = vision.model_type == CLIP
     extra = int(has_cls) - int(config.vision_feature_select_strategy == "default")
     if config.model_type == "llava":
         return FixedLayout(side * side + extra)
-    if config.model_type not in ("llava_next", "llava_onevision"):
-        raise CheckpointError(
-            f"Models of type {config.model_type!r} are not supported; use a LLaVA, LLaVA-NeXT or "
-            "LLaVA-OneVision model."
-        )
     grids = tuple((int(a), int(b)) for a, b in config.image_grid_pinpoints)
-    if config.model_type == "llava_next":
+    if config.model_type in ("llava_next", "llava_next_video"):
         return AnyresLayout(grids, view, side, extra)
     most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
     return AnyresLayout(grids, view, side, extra, most_views=most, together=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from llavakit.kernels.calibration import calibrate
 from llavakit.kernels.native import KINDS
 from llavakit.kernels.products import Weights
-from llavakit.model.decoder import Attend, FusedDecoder, decoder_of, device_of
+from llavakit.model.decoder import FusedDecoder, decoder_of, device_of
+from llavakit.model.layer_decoder import Attend, LayerDecoder
 from llavakit.model.preprocess import Pixels
 
 
@@ -25,7 +26,7 @@ class Llava:
     """A loaded LLaVA model.
 
     Args:
-        model: ``LlavaForConditionalGeneration`` or that of LLaVA-NeXT or OneVision.
+        model: ``LlavaForConditionalGeneration`` or that of another family of ``families.TOWERS``.
 
     Attributes:
         layers, kv_heads, head_dim: the shape of the decoder's keys and values.
@@ -37,6 +38,7 @@ class Llava:
         self.hf = model.eval()
         self.config = model.config
         self._language_model = model.model.language_model
+        self._embeddings = model.get_input_embeddings()
         self._decoder = decoder_of(self._language_model)
         text = self.config.text_config
         self.layers = int(text.num_hidden_layers)
@@ -53,17 +55,25 @@ class Llava:
     @functools.cached_property
     def device(self) -> torch.device:
         """Where the decoder's inputs belong; the model stays where it was first used."""
-        return device_of(self._language_model.embed_tokens)
+        return device_of(self._embeddings)
 
     @property
     def layer_devices(self) -> list[torch.device]:
         """Where each decoder layer computes, and its keys and values belong."""
-        return [device_of(layer) for layer in self._language_model.layers[: self.layers]]
+        layers = getattr(self._language_model, "layers", None)
+        if layers is None:  # of another name: then all is taken to the first device
+            return [self.device] * self.layers
+        return [device_of(layer) for layer in layers[: self.layers]]
 
     @property
     def fused(self) -> FusedDecoder | None:
         """The decoder, if it is one whose steps can be compiled and captured."""
         return self._decoder if isinstance(self._decoder, FusedDecoder) else None
+
+    @property
+    def by_layers(self) -> LayerDecoder | None:
+        """The decoder, if it is HF's own with the engine's attention in it."""
+        return self._decoder if isinstance(self._decoder, LayerDecoder) else None
 
     @property
     def matrices(self) -> list[tuple[Weights, ...]]:
@@ -74,7 +84,7 @@ class Llava:
     @property
     def dtype(self) -> torch.dtype:
         """The type of activations, keys and values."""
-        dtype: torch.dtype = self._language_model.embed_tokens.weight.dtype
+        dtype: torch.dtype = self._embeddings.weight.dtype
         return dtype
 
     def encode_images(self, pictures: Sequence[Pixels]) -> list[Tensor]:
@@ -101,7 +111,7 @@ class Llava:
         self, inputs: Sequence[dict[str, Tensor]], options: dict[str, Any]
     ) -> list[Tensor]:
         views = [one["pixel_values"] for one in inputs]
-        if self.config.model_type == "llava":
+        if self.config.model_type in ("llava", "vipllava"):
             pixel_values = torch.cat(views)
         else:
             pixel_values = stacked(views)
@@ -115,7 +125,7 @@ class Llava:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of text tokens: [T] -> [T, hidden]."""
-        embeddings: Tensor = self._language_model.embed_tokens(ids)
+        embeddings: Tensor = self._embeddings(ids)
         return embeddings
 
     def decode(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -162,7 +172,7 @@ def skip_unread_vision_layers(model: Any) -> None:
     one is computed for nothing. Only done where the layers lie in the usual place and the
     feature layer is one negative number; then the result is the same bit for bit.
     """
-    layer = model.config.vision_feature_layer
+    layer = getattr(model.config, "vision_feature_layer", None)  # ViP-LLaVA has a list of them
     tower = model.model.vision_tower
     inner = getattr(tower, "vision_model", tower)
     encoder = getattr(inner, "encoder", None)

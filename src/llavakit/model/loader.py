@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError, ParameterError
 from llavakit.model.adapter import is_hf_adapter, read_adapter
+from llavakit.model.families import check_family
 from llavakit.model.hf import read_hf
 from llavakit.model.original.config import is_original
 from llavakit.model.quantization import (
@@ -62,7 +63,8 @@ def load_reader(
         return read_adapter(
             path, model_base, conv_mode, lambda base, mode: load_reader(base, conv_mode=mode)
         )
-    if is_original(settings_of(path)):
+    settings = settings_of(path)
+    if is_original(settings):
         from llavakit.model.original.checkpoint import read_original
 
         return read_original(path, conv_mode=conv_mode, name=name, model_base=model_base)
@@ -71,6 +73,7 @@ def load_reader(
             f"model_base was given, but {path} is a whole checkpoint in HF format; "
             "leave model_base out."
         )
+    check_family(path, settings)
     return read_hf(path, conv_mode=conv_mode, name=name)
 
 
@@ -122,6 +125,7 @@ def load_weights(
 
     from llavakit.model.llava import Llava
     from llavakit.model.packed_checkpoint import stored_quantization
+    from llavakit.model.self_check import check_weights
 
     stored = stored_quantization(reader.config)
     if stored is not None:
@@ -160,6 +164,7 @@ def load_weights(
         model = model.to(place)
     log.info("loaded %s on %s as %s", reader.path.name, device_map or place, quantization or kind)
     loaded = Llava(model)
+    check_weights(reader, loaded)
     if packs:
         from llavakit.kernels import huge_pages
 

@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from llavakit.errors import CheckpointError
 from llavakit.images import Picture
 from llavakit.model.layout import Size
 
@@ -28,9 +29,41 @@ def image_processor(path: Path, config: Any) -> Any:
     # The PIL backend gives the pixels of the original; torchvision's differ in low bits, and
     # results must not change because it happens to be installed.
     processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
-    if config.model_type == "llava_next":
+    if config.model_type in ("llava_next", "llava_next_video"):
         processor.do_pad = True
+    _check_processor(path, processor, config)
     return processor
+
+
+def _check_processor(path: Path, processor: Any, config: Any) -> None:
+    """Refuse a processor whose pixels the vision tower was not made for.
+
+    Raises:
+        CheckpointError: it is one of another family, or makes views of another size.
+    """
+    from PIL import Image as PILImage
+
+    side, patch = int(config.vision_config.image_size), int(config.vision_config.patch_size)
+    try:
+        made = processor(images=[PILImage.new("RGB", (2 * side, side))], return_tensors="pt")
+        shape = tuple(made["pixel_values"].shape)
+    except Exception as error:  # whatever a wrong file of settings leads to
+        raise CheckpointError(
+            f"{path / 'preprocessor_config.json'} does not prepare an image "
+            f"({type(error).__name__}: {error}); copy the one that belongs to the weights."
+        ) from error
+    tiled = config.model_type in _TILED
+    # Of a view that is not a multiple of its patches (384 by 14), the rest is not looked at.
+    patches = tuple(length // patch for length in shape[-2:])
+    if len(shape) != 4 + tiled or patches != (side // patch, side // patch):
+        raise CheckpointError(
+            f"The image processor in {path} makes views of {shape[-1]}x{shape[-2]} pixels"
+            f"{'' if (len(shape) == 5) == tiled else ' of another kind'}, and the vision tower "
+            f"takes {side}x{side}; copy the preprocessor_config.json that belongs to the weights."
+        )
+
+
+_TILED = ("llava_next", "llava_next_video", "llava_onevision")
 
 
 class Pixels:

@@ -110,13 +110,6 @@ def without_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def context_length(text: Any) -> int:
-    """Positions that a decoder was made for; no further than a sliding window reaches."""
-    window = getattr(text, "sliding_window", None)
-    used = getattr(text, "use_sliding_window", True)
-    return int(min(text.max_position_embeddings, window if window and used else 1 << 30))
-
-
 def revision_of(directories: Iterable[Path]) -> str:
     """A digest of names, sizes and times of the weight files: cheap, and changes with them."""
     digest = hashlib.sha256()

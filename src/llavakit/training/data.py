@@ -7,7 +7,9 @@ Two forms are read, and told apart by their keys:
 - chat messages, ``{"id"?, "images"?, "messages": [{"role": "user", "content": ...}]}``, where
   content is a string with ``<image>`` or a list of parts.
 
-What is wrong with a record has a name (:data:`KINDS`) and is raised as a :class:`FaultyRecord`.
+A ``system`` beside either is the conversation's system text. What else would change the meaning
+of a record is refused (:mod:`llavakit.training.record_keys`). What is wrong with a record has a
+name (:data:`KINDS`) and is raised as a :class:`FaultyRecord`.
 """
 
 from __future__ import annotations
@@ -19,25 +21,18 @@ from typing import Any
 
 from llavakit.prompts.conversation import Turn, TurnRole
 from llavakit.prompts.styles import IMAGE
+from llavakit.training.record_keys import (
+    IMAGE_KEYS,
+    KINDS,
+    SYSTEM_KEYS,
+    FaultyRecord,
+    is_absent,
+    refuse_unsupported,
+    refuse_unsupported_turn,
+)
 from llavakit.values import Image, Part, Text
 
-KINDS: dict[str, str] = {
-    "malformed": "it is no JSON, or not of a known form",
-    "unknown-role": "a turn is of nobody that is known",
-    "role-order": "questions and answers do not take turns",
-    "assistant-first": "the assistant begins; the original left such a turn out",
-    "no-answer": "the assistant says nothing in it",
-    "empty-answer": "an answer has no words",
-    "empty-question": "a question has neither words nor images",
-    "image-count": "images and <image> marks are not equally many",
-    "missing-image": "an image's file is not there",
-    "unreadable-image": "an image cannot be used",
-    "duplicate-id": "an earlier record has the same id",
-    "over-length": "it has more tokens than max_length",
-    "uncuttable": "it is longer than max_length, and cannot be cut there",
-    "no-labels": "the template finds nothing to learn in it",
-}
-"""Every fault by its name."""
+__all__ = ["ACCEPTABLE", "KINDS", "FaultyRecord", "Record", "conversation_of"]
 
 ACCEPTABLE = ("assistant-first", "duplicate-id", "over-length")
 """Faults that one may decide to live with, as the original did: a first turn of the assistant's
@@ -50,21 +45,6 @@ _ROLES: Mapping[str, TurnRole] = {
     "assistant": "assistant",
     "system": "system",
 }
-
-
-class FaultyRecord(Exception):
-    """What is wrong with one record; it is caught and put into a report.
-
-    Attributes:
-        kind: one of :data:`KINDS`.
-        text: what exactly.
-    """
-
-    def __init__(self, kind: str, text: str) -> None:
-        assert kind in KINDS, kind
-        super().__init__(text)
-        self.kind = kind
-        self.text = text
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +85,18 @@ def conversation_of(
         FaultyRecord: no conversation can be made of it.
     """
     if not isinstance(record, Mapping):
-        raise FaultyRecord("malformed", f"it is a {type(record).__name__} and no object")
+        raise FaultyRecord("malformed", f"it is a {type(record).__name__} and not an object")
+    refuse_unsupported(record)
+    pictures = _pictures(record)
     if "conversations" in record:
         turns = _turns(record["conversations"], "from", "value")
-        pictures = _pictures(record, ("image", "images"))
         filled = [_original(turn, pictures, folder) for turn in turns]
     elif "messages" in record:
         turns = _turns(record["messages"], "role", "content")
-        pictures = _pictures(record, ("images", "image"))
         filled = [_chat(turn, pictures, folder) for turn in turns]
     else:
         raise FaultyRecord("malformed", 'it has neither "conversations" nor "messages"')
+    filled = [*_system(record, filled), *filled]
     left = len(list(pictures))
     if left:
         marks = sum(isinstance(part, Image) for turn in filled for part in turn.parts)
@@ -132,6 +113,7 @@ def _turns(said: Any, who: str, what: str) -> list[tuple[TurnRole, Any]]:
     for number, turn in enumerate(said, 1):
         if not isinstance(turn, Mapping) or who not in turn or what not in turn:
             raise FaultyRecord("malformed", f'turn {number} has not both "{who}" and "{what}"')
+        refuse_unsupported_turn(turn, number)
         role = _ROLES.get(turn[who]) if isinstance(turn[who], str) else None
         if role is None:
             known = "human and gpt" if who == "from" else "system, user and assistant"
@@ -142,9 +124,26 @@ def _turns(said: Any, who: str, what: str) -> list[tuple[TurnRole, Any]]:
     return turns
 
 
-def _pictures(record: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Any]:
-    found: Any = next((record[key] for key in keys if record.get(key) is not None), [])
-    return iter(found if isinstance(found, (list, tuple)) else [found])
+def _system(record: Mapping[str, Any], turns: Sequence[Turn]) -> list[Turn]:
+    """The system text that a record names beside its conversation."""
+    named = [key for key in SYSTEM_KEYS if record.get(key)]
+    if not named:
+        return []
+    text = record[named[0]]
+    if not isinstance(text, str):
+        raise FaultyRecord("malformed", f'its "{named[0]}" is a {type(text).__name__} and no text')
+    if len(named) > 1 or any(turn.role == "system" for turn in turns):
+        raise FaultyRecord("malformed", f'it has a system text beside its "{named[0]}"')
+    return [Turn("system", (Text(text),))]
+
+
+def _pictures(record: Mapping[str, Any]) -> Iterator[Any]:
+    named = {key: record[key] for key in IMAGE_KEYS if not is_absent(record.get(key))}
+    lists = [list(one) if isinstance(one, (list, tuple)) else [one] for one in named.values()]
+    if len(lists) > 1 and any(one != lists[0] for one in lists):
+        keys = " and ".join(f'"{key}"' for key in named)
+        raise FaultyRecord("malformed", f"it has both {keys}, with other images; leave one out")
+    return iter(lists[0] if lists else [])
 
 
 def _original(said: tuple[TurnRole, Any], pictures: Iterator[Any], folder: Path | None) -> Turn:

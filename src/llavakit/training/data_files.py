@@ -94,6 +94,8 @@ def open_records(source: Any) -> Records:
         rows = _datasets().Dataset.from_parquet(str(path))
         return _of_rows(rows, str(source), path.parent)
     found = _of_text(path)
+    if not found:
+        raise InputError(f"{path} holds an empty list; name a file with training records.")
     places = tuple(place for place, _ in found)
     values = [value for _, value in found]
     return Records(str(source), places, path.parent, values.__getitem__)
@@ -109,7 +111,37 @@ def _of_text(path: Path) -> list[tuple[Place, Any]]:
     first = text.lstrip(_BLANK)[:1]
     if not first:
         raise InputError(f"{path} is empty; name a file of training records.")
-    return _told_apart(_list(text)) if first == "[" else _lines(text)
+    if first == "[":
+        return _told_apart(_list(text))
+    _refuse_one_object(path, text)
+    return _lines(text)
+
+
+def _refuse_one_object(path: Path, text: str) -> None:
+    """Raise an ``InputError`` for a file that is one JSON object over many lines, or holds a list.
+
+    An object on a line of its own is a record of JSON Lines.
+    """
+    written = text.strip(_BLANK)
+    first = written.split("\n", 1)[0]
+    if first != written and not isinstance(_parsed(first), Unread):
+        return  # JSON Lines
+    whole = _parsed(written)
+    if not isinstance(whole, dict) or (first == written and _is_record(whole)):
+        return
+    lists = [
+        name for name, value in whole.items() if isinstance(value, list) and not _is_record(whole)
+    ]
+    keys = ", ".join(map(repr, list(whole)[:5]))
+    where = f"; its records may be the list under {lists[0]!r}" if lists else ""
+    raise InputError(
+        f"{path} is one JSON object (with {keys}) and neither a JSON list of records nor JSON "
+        f"Lines, which have one record on each line{where}. Write the records as a list."
+    )
+
+
+def _is_record(found: dict[str, Any]) -> bool:
+    return "conversations" in found or "messages" in found
 
 
 def _lines(text: str) -> list[tuple[Place, Any]]:
@@ -175,6 +207,8 @@ def _of_rows(rows: Any, name: str, folder: Path | None) -> Records:
             "Training data is a file, a directory, a list of records or a datasets.Dataset that "
             f"knows its length; this is a {type(rows).__name__}."
         ) from error
+    if not count:
+        raise InputError(f"{name} has no records; name one with training records.")
     return Records(
         name, [Place(number) for number in range(1, count + 1)], folder, rows.__getitem__
     )

@@ -191,13 +191,14 @@ def _run(
     import torch
     from transformers import set_seed
 
+    from llavakit.training.finite import NotFiniteError, stopped
     from llavakit.training.progress import Progress
+    from llavakit.training.resume import last_checkpoint
     from llavakit.training.trainer import (
         CHECKPOINTS,
         LlavaTrainer,
         arguments_of,
         blank_pictures,
-        last_checkpoint,
     )
 
     out = Path(config.out)
@@ -234,7 +235,12 @@ def _run(
     side = int(start.reader.config.vision_config.image_size)
     alike = blank_pictures(inner, torch.zeros(1, 3, side, side)) if world > 1 else _nothing()
     with alike:
-        made = trainer.train(resume_from_checkpoint=last)
+        try:
+            made = trainer.train(resume_from_checkpoint=last)
+        except NotFiniteError as error:
+            changed = error.weights_changed
+            kept = last_checkpoint(out / CHECKPOINTS, told) if changed else trainer.keep_state()
+            raise stopped(error, kept, begun=trainer.state.global_step > 0) from None
     state = trainer.gathered()
     if trainer.is_world_process_zero():
         inner.config.text_config.use_cache = True

@@ -10,7 +10,7 @@ original and as at inference here, so nothing of it could be used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from llavakit.errors import CheckpointError
-from llavakit.model.original.directories import read_json
 from llavakit.training.config import TrainConfig
+from llavakit.training.finite import FiniteSteps, check_loss, finite
 from llavakit.training.progress import Progress
+from llavakit.training.resume import TRAINED, last_checkpoint, loading
 from llavakit.training.sampler import ExampleOrder
 from llavakit.training.trainable import is_projector, load_trained, trained, trained_state
 
 CHECKPOINTS = "checkpoints"
-TRAINED = "trained.safetensors"
-"""In a checkpoint to go on from: the trained weights, under the names of the modules."""
 
 
 class TrainedPartTrainer(Trainer):  # type: ignore[misc]
@@ -43,7 +42,7 @@ class TrainedPartTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *, progress: Progress, **options: Any) -> None:
         self.optimizer: Any = None
         self._progress = progress
-        super().__init__(callbacks=[progress], **options)
+        super().__init__(callbacks=[progress, FiniteSteps()], **options)
         for shown in (PrinterCallback, ProgressCallback):
             self.remove_callback(shown)
 
@@ -56,7 +55,23 @@ class TrainedPartTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self._progress.tokens += self.tokens_of(inputs)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        check_loss(loss, self.state.global_step + 1)
         return loss
+
+    def keep_state(self) -> str | None:
+        """Write a checkpoint of the state before the step that is being made, if there is none.
+
+        Returns:
+            The last checkpoint; None where no step was made yet, or where several processes train
+            and only this one knows that it stops.
+        """
+        folder = Path(self.args.output_dir)
+        if self.state.global_step and self.args.world_size == 1:
+            here = folder / f"checkpoint-{self.state.global_step}"
+            good = finite(one.detach() for _, one in trained(self.model))
+            if good and not (here / "trainer_state.json").is_file():
+                self._save_checkpoint(self.model, trial=None)
+        return last_checkpoint(folder, lambda line: None)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         path = Path(output_dir or self.args.output_dir)
@@ -74,29 +89,17 @@ class TrainedPartTrainer(Trainer):  # type: ignore[misc]
                 f"{file} is missing; remove {resume_from_checkpoint}, which was not written to "
                 "its end, and resume from the one before."
             )
-        load_trained(self.model if model is None else model, load_file(file))
+        with loading(file):
+            state = load_file(file)
+        load_trained(self.model if model is None else model, state)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
-def last_checkpoint(folder: Path, told: Callable[[str], object]) -> str | None:
-    """The last checkpoint that was written to its end; the trainer's state is written last.
-
-    Args:
-        folder: where a trainer's checkpoints are.
-        told: is called with a remark about each one that is passed over.
-    """
-    found = {
-        int(one.name.rpartition("-")[2]): one
-        for one in folder.glob("checkpoint-*")
-        if one.name.rpartition("-")[2].isdigit()
-    }
-    for _, path in sorted(found.items(), reverse=True):
-        try:
-            read_json(path / "trainer_state.json")
-        except CheckpointError:
-            told(f"{path} was not written to its end, and is passed over.")
-            continue
-        return str(path)
-    return None
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
 
 class LlavaTrainer(TrainedPartTrainer):
@@ -202,6 +205,7 @@ def arguments(out: Path, *, workers: int = 0, **settings: Any) -> TrainingArgume
         output_dir=str(out / CHECKPOINTS),
         save_strategy="steps",
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # which would log the loss before it; see training.finite
         dataloader_num_workers=workers,
         dataloader_pin_memory=not settings["use_cpu"] and torch.cuda.is_available(),
         remove_unused_columns=False,

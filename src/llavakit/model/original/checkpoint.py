@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llavakit.errors import CheckpointError
+from llavakit.model.language_models import context_limit
 from llavakit.model.layout import ImageLayout, layout_of
 from llavakit.model.original.anyres import AnyresFeatures
 from llavakit.model.original.config import OriginalConfig, projector_depth
@@ -23,7 +24,7 @@ from llavakit.model.original.tensors import Tensors
 from llavakit.model.original.tokenizer import ChunkedPrompts, read_tokenizer
 from llavakit.model.original.weights import hf_tensors, on_disk
 from llavakit.model.preprocess import ImagePreprocessor
-from llavakit.model.reader import Reader, built, context_length, revision_of
+from llavakit.model.reader import Reader, built, revision_of
 from llavakit.model.tokens import Special, special_tokens
 from llavakit.prompts.templates import auto_template, named_template, template
 
@@ -85,7 +86,7 @@ class OriginalCheckpoint:
             preprocess=ImagePreprocessor(self.processor, revision),
             layout=self._layout,
             special=self._special(prompts.stop_strings),
-            context_length=context_length(self.config.text_config),
+            context_length=context_limit(self.config.text_config),
             revision=revision,
             build=self.build,
             describe=self._describe,
