@@ -41,11 +41,29 @@ def decode(data: bytes, policy: SourcePolicy) -> PILImage.Image:
         ImageTooLargeError: over ``max_pixels`` or ``max_side`` of the policy.
         UnsupportedImageError: a format that is not on the allow-list.
     """
+    kind = _kind(data)
+    with decoding(kind), _open(kind, data, policy) as image:
+        return to_rgb(image)
+
+
+def peek_size(data: bytes, policy: SourcePolicy) -> tuple[int, int]:
+    """Width and height that :func:`decode` would find, before it is turned upright.
+
+    Only the header is read, so that a caller can judge what decoding will cost.
+
+    Raises:
+        ImageDecodeError, ImageTooLargeError, UnsupportedImageError: as :func:`decode`.
+    """
+    kind = _kind(data)
+    with decoding(kind), _open(kind, data, policy) as image:
+        return image.size
+
+
+def _kind(data: bytes) -> str:
     kind = sniff(data)
     if kind not in ALLOWED:
         raise refusal(kind, len(data))
-    with decoding(kind), _open(kind, data, policy) as image:
-        return to_rgb(image)
+    return kind
 
 
 def header_size(data: bytes, policy: SourcePolicy) -> tuple[int, int] | None:
@@ -76,7 +94,8 @@ def decoding(what: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ImageTooLargeError(
-            "The image needs more memory than there is; shrink it or lower max_pixels."
+            "The image needs more memory than there is; shrink it or lower max_pixels.",
+            public="The image needs more memory than there is; shrink it.",
         ) from error
     except Exception as error:
         from PIL import Image as PILImage
@@ -100,12 +119,16 @@ def check_size(size: tuple[int, int], policy: SourcePolicy) -> None:
     if width * height > policy.max_pixels:
         raise ImageTooLargeError(
             f"The image has {width} x {height} pixels, above the {policy.max_pixels:,} of "
-            "SourcePolicy.max_pixels; shrink it or raise the cap."
+            "SourcePolicy.max_pixels; shrink it or raise the cap.",
+            public=f"The image has {width} x {height} pixels, more than the {policy.max_pixels:,} "
+            "that are taken here; shrink it.",
         )
     if max(width, height) > policy.max_side:
         raise ImageTooLargeError(
             f"The image has {width} x {height} pixels, a side above the "
-            f"{policy.max_side:,} of SourcePolicy.max_side; cut it into pieces."
+            f"{policy.max_side:,} of SourcePolicy.max_side; cut it into pieces.",
+            public=f"The image has {width} x {height} pixels, and a side of at most "
+            f"{policy.max_side:,} is taken here; cut it into pieces.",
         )
 
 
@@ -141,11 +164,13 @@ def _decoder(kind: str) -> Any:
     elif kind == "BMP":
         from PIL.BmpImagePlugin import BmpImageFile as Base  # type: ignore[assignment]
     elif kind == "PPM":
-        from PIL.PpmImagePlugin import PpmImageFile as Base  # type: ignore[assignment]
-    elif kind == "TIFF":
-        from PIL.TiffImagePlugin import TiffImageFile
+        from llavakit.images.pnm import pnm_decoder
 
-        return TiffImageFile  # turns itself upright while loading, and needs its tags for it
+        Base = pnm_decoder()  # type: ignore[misc]
+    elif kind == "TIFF":
+        from llavakit.images.bounds import tiff_decoder
+
+        return tiff_decoder()  # turns itself upright while loading, and needs its tags for it
     else:
         if not features.check("avif"):
             raise refusal("AVIF", 1)
