@@ -279,7 +279,7 @@ def test_other_colour_spaces_keep_red_red(mode):
 def test_one_bit_pictures_are_black_and_white():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
-    for source in (image, encoded(image), encoded(image, "TIFF"), b"P1 2 1 1 0"):
+    for source in (image, encoded(image), encoded(image, "TIFF"), b"P4 2 1\n\x80"):
         assert [pixel(open_picture(source), x) for x in range(2)] == [BLACK, WHITE]
 
 

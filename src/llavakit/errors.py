@@ -43,7 +43,20 @@ from __future__ import annotations
 
 
 class LlavaKitError(Exception):
-    """Root of all errors that llavakit raises on purpose."""
+    """Root of all errors that llavakit raises on purpose.
+
+    Args:
+        args: the message, for the author of a program.
+        public: the message for a remote caller, where the other one names settings of Python,
+            or what a stranger must not learn (addresses, answers of the name service).
+
+    Attributes:
+        public: as given; None where it is not.
+    """
+
+    def __init__(self, *args: object, public: str | None = None) -> None:
+        super().__init__(*args)
+        self.public = public
 
 
 class InputError(LlavaKitError, ValueError):

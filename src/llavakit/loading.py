@@ -73,7 +73,8 @@ def load(
             ``/v1``. Of the other settings only those below and ``context_length`` apply.
         api_key: the server's key; None reads ``LLAVAKIT_API_KEY``, ``""`` sends no key.
         dialect: which kind of server it is: ``"llavakit"``, ``"vllm"``, ``"sglang"``,
-            ``"transformers"`` or ``"generic"``; None finds out (see ``docs/remote.md``).
+            ``"transformers"``, ``"llamacpp"``, ``"ollama"``, ``"lmstudio"`` or ``"generic"``; None
+            finds out (see ``docs/remote.md``).
         max_retries: most further attempts, where a server gave no answer; the default is 2.
         timeout: seconds for a whole answer of a server, for requests that name none.
         default_headers: further headers of every request to a server.

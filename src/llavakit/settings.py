@@ -79,7 +79,19 @@ class ModelSettings(BaseModel):
     """Address of an OpenAI-compatible server that runs the model."""
     api_key: SecretStr | None = Field(default_factory=lambda: key_from_environment())
     """The server's key, by default from ``LLAVAKIT_API_KEY``; not part of a pickle."""
-    dialect: Literal["llavakit", "vllm", "sglang", "transformers", "generic"] | None = None
+    dialect: (
+        Literal[
+            "llavakit",
+            "vllm",
+            "sglang",
+            "transformers",
+            "llamacpp",
+            "ollama",
+            "lmstudio",
+            "generic",
+        ]
+        | None
+    ) = None
     """Which kind of server it is; None finds out."""
     default_headers: dict[str, str] | None = Field(default=None, repr=False)
     """Further headers of every request to a server."""

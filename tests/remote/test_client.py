@@ -510,8 +510,8 @@ def test_a_server_that_echoes_the_picture_is_quoted_without(peer, remote):
     ("text", "sentence"),
     [
         ("Ada is 36.", "begins 'Ada is 36.'"),
-        ('{"name": "Ada"}', "lacks the property 'age'"),
-        ('{"name": "Ada", "age": "old"}', "not of type integer"),
+        ('{"name": "Ada"}', "'age' is a required property"),
+        ('{"name": "Ada", "age": "old"}', "not of type 'integer'"),
         ('```json\n{"name": "Ada", "age": 36}\n```', "must be JSON"),
         ('{"name": "Ada", "age": NaN}', "must be JSON"),
     ],
@@ -566,10 +566,10 @@ def test_calls_come_with_ids_names_and_arguments(peer, remote):
 @pytest.mark.parametrize(
     ("script", "options", "sentence"),
     [
-        (called(("add", '{"a": 1}')), {}, "lacks the property 'b'"),
-        (called(("add", '{"a": 1, "b": "2"}')), {}, "not of type integer"),
+        (called(("add", '{"a": 1}')), {}, "'b' is a required property"),
+        (called(("add", '{"a": 1, "b": "2"}')), {}, "not of type 'integer'"),
         (called(("add", "a=1")), {}, "must be JSON"),
-        (called(("add", "[1]")), {}, "not of type object"),
+        (called(("add", "[1]")), {}, "not of type 'object'"),
         (called(("sub", "{}")), {}, "offered were add"),
         (called(("add", '{"a": 1, "b": 2}')), {"tools": []}, "none was offered"),
         (called(("add", '{"a": 1, "b": 2}')), {"tool_choice": "none"}, "'none'"),
@@ -651,6 +651,54 @@ def test_the_dialect_is_told_by_the_models_owner(peer, remote, owner, dialect):
     assert backend.stats()["dialect"] == dialect
     assert backend.info.context_length == 99
     assert [path for _, path, _ in peer.seen].count("/v1/models") == 2  # once each
+
+
+@pytest.mark.parametrize(
+    ("owner", "dialect"), [("llamacpp", "llamacpp"), ("organization_owner", "lmstudio")]
+)
+def test_servers_of_laptops_are_found_out_by_the_owner_they_write(peer, remote, owner, dialect):
+    peer.routes["/v1/models"] = models({"id": "m", "owned_by": owner})
+    peer.says(words("hi"))
+    backend = remote(dialect=None)
+    assert backend.generate("q").text == "hi"
+    assert backend.stats()["dialect"] == dialect
+
+
+def test_ollama_is_found_out_by_its_version(peer, remote):
+    peer.routes["/v1/models"] = models({"id": "llava:7b", "owned_by": "library"})
+    peer.routes["/api/version"] = lambda handler: handler.json({"version": "0.13.0"})
+    peer.says(words("hi"))
+    backend = remote(dialect=None)
+    assert backend.generate("q").text == "hi"
+    assert backend.stats()["dialect"] == "ollama"
+
+
+def test_llama_cpp_counts_the_text_that_its_template_makes(peer, remote):
+    peer.routes["/v1/models"] = models({"id": "m", "owned_by": "llamacpp"})
+    peer.routes["/props"] = lambda handler: handler.json(
+        {"default_generation_settings": {"n_ctx": 4096}}
+    )
+    peer.routes["/apply-template"] = lambda handler: handler.json({"prompt": "USER: q ASSISTANT:"})
+    peer.routes["/tokenize"] = lambda handler: handler.json({"tokens": [1, 2, 3, 4]})
+    sent = []
+    answer = peer.script_for
+    peer.script_for = lambda handler, body: (sent.append(body), answer(handler, body))[1]
+    backend = remote(dialect=None, context_length=None)
+    assert backend.count_tokens("q") == 4
+    assert backend.info.context_length == 4096
+    text = {"content": "USER: q ASSISTANT:", "add_special": True, "parse_special": True}
+    assert text in sent and {"messages": [{"role": "user", "content": "q"}]} in sent
+
+
+def test_more_alternatives_than_were_asked_for_are_left_out(peer, remote):
+    top = [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -2.0}]
+    told = {"content": [{"token": "a", "logprob": -0.1, "top_logprobs": top}]}
+    first = piece("a")
+    first["choices"][0]["logprobs"] = told
+    for asked in (0, 1):
+        peer.says(events(first, piece(finish="stop", usage=USAGE), "[DONE]"))
+        answer = remote(dialect="llamacpp").generate("q", SamplingParams(logprobs=asked))
+        assert [len(token.top) for token in answer.logprobs] == [asked]
 
 
 def test_the_dialect_is_told_by_the_routes_where_the_models_do_not(peer, remote):

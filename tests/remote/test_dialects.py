@@ -98,3 +98,52 @@ def test_an_answer_that_goes_on_is_asked_for_where_servers_know_it(name):
 def test_nothing_is_said_of_an_answer_that_is_a_turn_of_its_own(name):
     sent = to_fields(DIALECTS[name], to_request([Message("user", "q"), Message("assistant", "a")]))
     assert not {"continue_final_message", "add_generation_prompt"} & set(sent)
+
+
+def test_llama_cpp_has_its_own_names():
+    sent = fields("llamacpp", top_k=5, min_p=0.1, repetition_penalty=1.2, seed=3)
+    assert (sent["top_k"], sent["min_p"], sent["repeat_penalty"]) == (5, 0.1, 1.2)
+    assert sent["repeat_last_n"] == -1 and sent["seed"] == 3
+    assert "repetition_penalty" not in sent
+    neutral = fields("llamacpp")
+    assert (neutral["top_k"], neutral["min_p"], neutral["repeat_penalty"]) == (0, 0.0, 1.0)
+    assert "repeat_last_n" not in neutral
+    assert fields("llamacpp", logit_bias={3: -100})["logit_bias"] == [[3, -100.0]]
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(0, 1), (1, 1), (4, 4)])
+def test_llama_cpp_is_asked_for_an_alternative_or_it_sends_no_logprobs(asked, sent):
+    told = fields("llamacpp", logprobs=asked)
+    assert (told["logprobs"], told["top_logprobs"]) == (True, sent)
+
+
+def test_lm_studio_takes_schemas_alone():
+    form = fields("lmstudio", json_schema=True)["response_format"]
+    assert form["type"] == "json_schema" and form["json_schema"]["schema"] == {"type": "object"}
+    sent = fields("lmstudio", top_k=5, repetition_penalty=1.2)
+    assert (sent["top_k"], sent["repeat_penalty"]) == (5, 1.2) and "min_p" not in sent
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "what"),
+    [
+        ("llamacpp", {"grammar": "a+"}, "grammar"),
+        ("ollama", {"top_k": 5}, "top_k"),
+        ("ollama", {"min_p": 0.1}, "min_p"),
+        ("ollama", {"logit_bias": {1: 2}}, "logit_bias"),
+        ("lmstudio", {"min_p": 0.1}, "min_p"),
+        ("lmstudio", {"logprobs": 1}, "logprobs"),
+        ("lmstudio", {"grammar": LARK}, "grammar"),
+    ],
+)
+def test_what_servers_of_laptops_cannot_honour_is_refused(name, params, what):
+    with pytest.raises(ParameterError, match=what):
+        fields(name, **params)
+
+
+@pytest.mark.parametrize("choice", ["required", "look"])
+def test_ollama_ignores_a_demand_for_a_call_so_it_is_refused(choice):
+    request = to_request("q", SamplingParams(), tools=[Tool("look")], tool_choice=choice)
+    with pytest.raises(ParameterError, match="tool_choice"):
+        to_fields(DIALECTS["ollama"], request)
+    assert to_fields(DIALECTS["llamacpp"], request)["tool_choice"]

@@ -1,4 +1,4 @@
-"""Our validator agrees with the library of reference wherever it judges at all."""
+"""Schemas are checked before they are sent, and answers against them as the standard says."""
 
 from __future__ import annotations
 
@@ -134,23 +134,69 @@ def test_every_keyword_is_judged_as_by_the_reference(schema):
 @pytest.mark.parametrize(
     ("schema", "sentence"),
     [
-        ({"unevaluatedProperties": False}, "unevaluatedProperties"),
-        ({"properties": {"a": {"$dynamicRef": "#x"}}}, "dynamicRef"),
-        ({"$ref": "https://example.org/schema"}, "does not begin with '#/'"),
+        ({"minimum": "3"}, "The schema: its 'minimum' cannot be used"),
+        ({"enum": 3}, "its 'enum'"),
+        ({"type": "strin"}, "'strin' is no type of JSON"),
+        ({"type": ["string", "foo"]}, "no type of JSON"),
+        ({"type": "object", "required": "name"}, "its 'required'"),
+        ({"required": [1]}, "its 'required'"),
+        ({"properties": {"a": {"type": "strin"}}}, "field 'a': 'strin' is no type"),
+        ({"properties": {"a": {"items": {"minLength": -1}}}}, r"field 'a\[\]': its 'minLength'"),
+        ({"properties": {"type": {"type": "foo"}}}, "field 'type': 'foo'"),
+        ({"$defs": {"x": {"multipleOf": 0}}}, "field 'x': its 'multipleOf'"),
+        ({"properties": []}, "its 'properties'"),
+        ({"anyOf": []}, "its 'anyOf'"),
+        ({"anyOf": [{"maximum": None}]}, "its 'maximum'"),
+        ({"minItems": 1.5}, "its 'minItems'"),
+        ({"uniqueItems": "yes"}, "its 'uniqueItems'"),
+        ({"additionalProperties": "no"}, "an object or a boolean, not str"),
+        ({"dependencies": {"a": ["b"]}}, "'dependencies', which is of an older draft"),
+        ({"properties": {"a": {"$dynamicRef": "#x"}}}, "field 'a' refers to '#x'"),
+        ({"$ref": "https://example.org/schema"}, "begin with '#/'"),
         ({"$ref": "#/$defs/none"}, "leads nowhere"),
         ({"pattern": "("}, "cannot be used"),
+        ({"patternProperties": {"(": {}}}, "cannot be used"),
         ({"items": [{"type": "string"}]}, "prefixItems"),
         ({"anyOf": [5]}, "not int"),
         ([], "not list"),
+        (None, "not NoneType"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_beforehand(schema, sentence):
+def test_what_is_no_schema_is_refused_beforehand(schema, sentence):
     with pytest.raises(SchemaError, match=sentence):
         check_schema(schema)
+    if isinstance(schema, dict):
+        with pytest.raises(SchemaError, match="The parameters of 'look'"):
+            check_schema(schema, "The parameters of 'look'")
+
+
+def test_names_that_are_keywords_are_names_where_names_stand():
+    check_schema({"properties": {"$ref": {"type": "string"}, "dependencies": {}, "items": True}})
+    check_schema({"const": {"$ref": "#/nowhere", "type": "strin"}, "default": {"minimum": "3"}})
+
+
+def test_what_was_not_judged_before_is_judged_now():
+    closed = {"allOf": [{"properties": {"a": True}}], "unevaluatedProperties": False}
+    check_schema(closed)
+    assert obeys({"a": 1}, closed) and not obeys({"b": 1}, closed)
+
+
+def test_a_decimal_number_is_a_multiple_of_a_decimal_step():
+    assert obeys(0.3, {"multipleOf": 0.1}) and not obeys(0.35, {"multipleOf": 0.1})
+    assert not obeys(float("inf"), {"multipleOf": 3})
+
+
+def test_no_reference_is_fetched():
+    schema = {"$id": "https://example.org/a", "properties": {"b": {"$ref": "other"}}}
+    check_schema(schema)
+    with pytest.raises(SchemaError, match="leads nowhere"):
+        list(faults({"b": 1}, schema))
 
 
 def test_a_fault_says_where_it_is():
     schema = {"properties": {"people": {"items": {"required": ["age"]}}}}
     assert list(faults({"people": [{"age": 1}, {}]}, schema)) == [
-        ("$.people[1]", "lacks the property 'age'")
+        ("$.people[1]", "'age' is a required property")
     ]
+    ((_, told),) = faults("x" * 1000, {"maxLength": 3})
+    assert len(told) <= 200

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -221,6 +222,12 @@ def asking(question="What colour is the circle?", colour="red", **rest):
     content = [picture_block(colour), {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     return {"model": "demo", "messages": messages, "temperature": 0, **rest}
+
+
+def events_of(text):
+    """The JSON of all events, but the last word."""
+    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(one) for one in data if one != "[DONE]"]
 
 
 def saying(text="hello", **rest):

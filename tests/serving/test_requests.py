@@ -37,7 +37,10 @@ def at(url):
         ({"presence_penalty": -2.5}, "presence_penalty", ""),
         ({"modalities": ["audio"]}, "modalities[0]", "text"),
         ({"service_tier": "flex"}, "service_tier", ""),
-        ({"reasoning_effort": "high"}, "reasoning_effort", "leave it out"),
+        ({"verbosity": "high"}, "verbosity", "medium"),
+        ({"cache_salt": "x"}, "cache_salt", "leave it out"),
+        ({"web_search_options": {}}, "web_search_options", "nothing is searched"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs", ""),
         ({"temperature": "hot"}, "temperature", ""),
         ({"temperature": -0.1}, "temperature", ""),
         ({"top_p": 0}, "top_p", ""),
@@ -46,7 +49,27 @@ def at(url):
         ({"n": 0}, "n", ""),
         ({"n": 17}, "n", "at most 16"),
         ({"seed": 2**63}, "seed", ""),
-        ({"stop": [""]}, "stop", ""),
+        ({"stop": [""]}, "stop[0]", "at least 1"),
+        ({"stop": 3}, "stop", "stop is a number; it must be a string or a list of strings"),
+        ({"stop": {"a": 1}}, "stop", "is an object"),
+        ({"tool_choice": 1}, "tool_choice", "it must be 'none', 'auto' or 'required' or an obj"),
+        ({"tool_choice": {"type": "custom"}}, "tool_choice", "one of 'function', 'allowed_tools'"),
+        ({"tool_choice": {"name": "look"}}, "tool_choice", "tool_choice.type is missing"),
+        ({"tool_choice": {"type": "function", "name": "a"}}, "tool_choice.function", "missing"),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "see"}}],
+                    },
+                },
+            },
+            "tool_choice.allowed_tools.tools",
+            "'see', which is not among the tools",
+        ),
         ({"top_logprobs": 3}, "top_logprobs", "logprobs=true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", ""),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true"),
@@ -70,7 +93,25 @@ def at(url):
         ({"messages": "hello"}, "messages", ""),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]", "robot"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ""),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "messages[0].content",
+            "content is null; it must be a string or a list of content blocks",
+        ),
+        ({"messages": [{"content": "x"}]}, "messages[0]", "messages[0].role is missing"),
+        ({"messages": ["x"]}, "messages[0]", "is a string; it must be an object"),
+        ({"messages": user("x")}, "messages[0].content[0]", "with a field 'type'"),
+        ({"messages": user({"type": 3})}, "messages[0].content[0]", "type is a number"),
+        (
+            {"messages": user({"type": "image_url", "image_url": 3})},
+            "messages[0].content[0].image_url",
+            "an object with a url or a string",
+        ),
+        (
+            {"messages": user({"type": "image_url", "image_url": {"link": "x"}})},
+            "messages[0].content[0].image_url.url",
+            "missing",
+        ),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood", ""),
         ({"messages": user({"type": "input_audio"})}, "messages[0].content[0]", "input_audio"),
         ({"messages": user({"type": "file", "file": {}})}, "messages[0].content[0]", "file"),
@@ -106,6 +147,18 @@ async def test_harmless_arguments_are_taken_and_change_nothing(client):
         "presence_penalty": 0.0,
         "logit_bias": {},
         "modalities": ["text"],
+        "reasoning_effort": "high",
+        "verbosity": "medium",
+        "prediction": {"type": "content", "content": "x"},
+        "prompt_cache_retention": "24h",
+        "chat_template_kwargs": {},
+        "stop_token_ids": [],
+        "best_of": 1,
+        "min_tokens": 0,
+        "ignore_eos": False,
+        "skip_special_tokens": True,
+        "functions": None,
+        "audio": None,
         "n": 1,
         "stop": None,
         "tools": None,
@@ -211,17 +264,20 @@ async def test_paths_are_refused_even_where_addresses_are_allowed(client, tmp_pa
 async def test_allowed_addresses_are_public_ones_only(client, server):
     app = client(allow_urls=True)
     answer = await app.post(CHAT, json={"model": "fake", "messages": user(at(server.url()))})
-    assert answer.json()["error"]["code"] == "source_not_allowed", answer.text
+    assert answer.json()["error"]["code"] == "source_unreachable", answer.text
     assert server.connections == 0
 
 
 @pytest.mark.enable_socket
 async def test_counting_takes_the_addresses_that_answering_takes_and_no_others(client, server):
     body = {"model": "fake", "messages": user(at(server.url()))}
-    for app in (client(allow_urls=True), client(kind=Neighbourly, allow_urls=False)):
+    for app, code in (
+        (client(allow_urls=True), "source_unreachable"),
+        (client(kind=Neighbourly, allow_urls=False), "source_not_allowed"),
+    ):
         for path in ("/tokenize", CHAT):
             told = await app.post(path, json=body)
-            assert (told.status_code, told.json()["error"]["code"]) == (400, "source_not_allowed")
+            assert (told.status_code, told.json()["error"]["code"]) == (400, code)
     assert server.connections == 0
 
     app = client(kind=Neighbourly, allow_urls=True)
@@ -262,7 +318,7 @@ async def test_another_content_type_is_refused(client, kind):
         ("GET", CHAT, 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/models/other", 404, "model_not_found"),
-        ("POST", CHAT + "/", 404, "not_found"),
+        ("POST", "/v1//chat/completions", 404, "not_found"),
     ],
 )
 async def test_wrong_paths_and_methods_are_told_in_the_same_form(

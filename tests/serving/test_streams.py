@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_while_its_pictures_are_opened_frees_its_plac
         assert (await app.post(CHAT, json=saying("another"))).status_code == 200
     finally:
         go.set()
-    app.service._pool.shutdown(wait=True)
+    app.service._lanes.close(wait=True)
     assert [request.messages[0].text for request in app.backend.requests] == ["another"]
     assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
     told = figures(app.service.metrics.render().decode())
@@ -155,7 +155,7 @@ async def test_a_request_that_is_submitted_after_its_client_left_is_cancelled(cl
         assert (app.service.gate.open, app.service.gate.bytes) == (0, 0)
     finally:
         backend.go.set()
-    app.service._pool.shutdown(wait=True)
+    app.service._lanes.close(wait=True)
     assert backend.cancelled == len(backend.requests) == 2
     assert all(channel.ended for channel in backend.channels)
     told = figures(app.service.metrics.render().decode())

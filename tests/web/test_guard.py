@@ -179,6 +179,55 @@ async def test_a_closed_heartbeat_is_a_visitor_who_left(
     assert not controller.visitors.has("anna")
 
 
+OWN = {"Origin": "http://localhost:7860", "Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.test", "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},  # a form
+        {"Origin": "http://localhost:7860", "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://localhost:9000", "Sec-Fetch-Site": "same-site"},  # another port
+        {"Origin": "http://evil.test"},  # a browser without Sec-Fetch-Site
+        {"Origin": "http://localhost:9000"},
+        {"Origin": "null"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/login"])
+async def test_what_another_site_sends_is_refused(
+    client: httpx.AsyncClient, behind: Behind, headers: dict[str, str], path: str
+) -> None:
+    answer = await client.post(path, content=b"{}", headers=headers)
+    assert answer.status_code == 403
+    assert behind.bodies == []
+
+
+@pytest.mark.parametrize(
+    "headers", [OWN, {}, {"Sec-Fetch-Site": "none"}, {"Origin": OWN["Origin"]}]
+)
+async def test_what_the_page_itself_and_programs_send_passes(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    answer = await client.post("/gradio_api/upload", content=b"x", headers=headers)
+    assert answer.status_code == 200
+
+
+async def test_another_site_may_link_to_the_page_and_nothing_more(
+    client: httpx.AsyncClient,
+) -> None:
+    linked = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert (await client.get("/", headers=linked)).status_code == 200
+    script = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    assert (await client.get("/gradio_api/heartbeat/x", headers=script)).status_code == 403
+
+
+async def test_an_unclear_end_of_a_request_is_refused(client: httpx.AsyncClient) -> None:
+    headers = {"Transfer-Encoding": "chunked", "Content-Length": "1"}
+    answer = await client.post("/gradio_api/upload", content=b"x", headers=headers)
+    assert (answer.status_code, answer.headers["connection"]) == (400, "close")
+
+
 @pytest.mark.enable_socket
 @pytest.mark.filterwarnings("default")
 def test_the_real_page_reads_no_file_and_fetches_nothing_for_strangers() -> None:
@@ -208,6 +257,12 @@ def _ask_the_real_page() -> None:
             "session_hash": "tab",
         }
         assert client.post("/gradio_api/queue/join", json=event).status_code == 400
+        other = {"Origin": "http://localhost:9000"}
+        for answer in (
+            client.get("/", headers=other),
+            client.options("/", headers=other | {"Access-Control-Request-Method": "POST"}),
+        ):
+            assert not any(name.startswith("access-control-") for name in answer.headers)
         folder = page.controller.uploads.folder
         assert folder.is_dir()
     assert not folder.exists()

@@ -18,5 +18,12 @@ def main() -> None:
         )
         raise SystemExit(2)
     from llavakit.cli.app import app
+    from llavakit.cli.output import OutputError, checked_output
+    from llavakit.cli.terminal import FAILED, note
 
-    app()
+    try:
+        with checked_output():
+            app()
+    except OutputError as error:
+        note(f"llavakit: {error}")
+        raise SystemExit(FAILED) from None

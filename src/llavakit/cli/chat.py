@@ -13,6 +13,7 @@ import llavakit
 from llavakit._threads import undo_when_done
 from llavakit.backend import Backend
 from llavakit.cli import options
+from llavakit.cli.output import OutputError
 from llavakit.cli.pictures import to_images
 from llavakit.cli.terminal import Waiting, note, sentence, told_errors, usage_error
 from llavakit.errors import ContextLengthError, LlavaKitError
@@ -170,11 +171,15 @@ def _talk(conversation: ChatSession) -> None:
             return
         try:
             _obey(conversation, line)
+        except OutputError:
+            raise
         except ContextLengthError as error:
             note(f"{sentence(error)} /clear begins anew.")
         except (LlavaKitError, typer.Exit) as error:
             if isinstance(error, LlavaKitError):
                 note(sentence(error))
+        except KeyboardInterrupt:
+            note("\nStopped; the conversation is as it was.")
 
 
 def _leave() -> None:

@@ -54,11 +54,14 @@ def _numbers(source: str | bytes, wanted: PageRange) -> list[int]:
 def _is_document(source: str | bytes) -> bool:
     if isinstance(source, bytes):
         return sniff(source) in _PAGED
+    # A URL, or not a file at all: what opens it refuses it.
     try:
+        # A pipe without a writer would be opened for ever; whatever opens the image refuses it.
+        if not Path(source).is_file():
+            return source.lower().partition("?")[0].endswith(".pdf")
         with Path(source).open("rb") as file:
             return sniff(file.read(4096)) in _PAGED
     except (OSError, ValueError):
-        # A URL, or nothing: whoever opens it will tell.
         return source.lower().partition("?")[0].endswith(".pdf")
 
 

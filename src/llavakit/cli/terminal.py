@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 
 import typer
@@ -27,8 +27,9 @@ _PATIENCE = 1.0  # seconds without a sign of life
 
 
 def note(text: str) -> None:
-    """A remark beside the answer."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a remark beside the answer; one that cannot be printed is not worth an error."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def usage_error(text: str) -> typer.Exit:

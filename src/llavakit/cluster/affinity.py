@@ -100,18 +100,20 @@ def beginnings(body: bytes) -> tuple[str, ...]:
 
     One ends behind the first user message, which all turns of a conversation have in common. If
     that message has images, another one ends behind the first of them, which all questions about
-    it have in common. What is no chat request has none; whether it is a valid one is not for here
-    to say.
+    it have in common. Requests of the Responses API have the same, in their notation. What is
+    neither has none; whether it is a valid one is not for here to say.
     """
     try:
         asked = json.loads(body)
-        messages = asked["messages"]
-        first = next(at for at, said in enumerate(messages) if said["role"] == "user")
+        messages = asked["messages"] if "messages" in asked else _input(asked["input"])
+        first = next(at for at, said in enumerate(messages) if said.get("role") == "user")
         before = {"tools": asked.get("tools"), "messages": messages[:first]}
+        if asked.get("instructions"):
+            before["instructions"] = asked["instructions"]
         whole = _key(before, messages[first]["content"])
         parts = messages[first]["content"]
         pictured = [at for at, part in enumerate(parts) if _is_picture(part)]
-    except (ValueError, LookupError, TypeError, StopIteration, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
         return ()
     if not pictured:
         return (whole,)
@@ -119,7 +121,11 @@ def beginnings(body: bytes) -> tuple[str, ...]:
 
 
 def _is_picture(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "image_url"
+    return isinstance(part, dict) and part.get("type") in ("image_url", "input_image")
+
+
+def _input(given: Any) -> Any:
+    return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
 def _key(before: Any, content: Any) -> str:

@@ -28,7 +28,12 @@ ATTEMPTS = 3
 """Replicas that may be lost over one request: it may be the request that ends them."""
 _REFUSALS = 20  # by replicas that never got the request
 _PAUSE = 0.1
-_OPENING = b'"delta":{"role":"assistant","content":""}'
+_OPENINGS = (
+    b'"delta":{"role":"assistant","content":""}',
+    b"event: response.created\n",
+    b"event: response.in_progress\n",
+)
+"""What events have that open an answer and hold nothing of it."""
 
 
 class ReplicaLost(Exception):
@@ -173,6 +178,10 @@ class Failover(Response):
                     await said.take(piece)
 
 
+def _opens(data: bytes) -> bool:
+    return any(opening in data for opening in _OPENINGS)
+
+
 class _BufferedResponse:
     """What a client was told so far, and what waits until it is sure.
 
@@ -205,7 +214,7 @@ class _BufferedResponse:
             if data == PING and self._streams:
                 await self._begin()
                 await self._body(data)
-            elif not self._streams or (not self.anything and _OPENING in data):
+            elif not self._streams or (not self.anything and _opens(data)):
                 self._waiting.append(data)
             else:
                 self.anything = True

@@ -21,11 +21,12 @@ from llavakit.cluster.affinity import beginnings
 from llavakit.cluster.failover import Failover, Replicas, going_down
 from llavakit.cluster.wire import WireRequest
 from llavakit.serving.auth import Keys, check_host
+from llavakit.serving.edges import Edges
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.limits import Gate, linger, read_body
 from llavakit.serving.settings import ServerSettings
 
-_CHAT = "/v1/chat/completions"
+_CONVERSATIONS = ("/v1/chat/completions", "/v1/responses")
 _OPEN = ("/health", "/version", "/openapi.json")
 _PASSED = (b"content-type", b"accept", b"traceparent", b"tracestate", b"user-agent")
 _METHODS = ["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -42,6 +43,7 @@ def create_ingress(replicas: Replicas, settings: ServerSettings) -> FastAPI:
     door = Ingress(replicas, settings)
     app = FastAPI(title="llavakit", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.service = door
+    app.add_middleware(Edges)
     app.add_api_route("/health", door.health, methods=["GET"])
     app.add_api_route("/version", door.version, methods=["GET"])
     app.add_api_route("/metrics", door.metrics, methods=["GET"])
@@ -127,7 +129,7 @@ class Ingress:
                 except ClientDisconnect:
                     return Response(status_code=499)
             keys: tuple[str, ...] = ()
-            if request.scope["path"] == _CHAT:
+            if request.scope["path"] in _CONVERSATIONS:
                 large = len(body) > _LARGE
                 keys = await asyncio.to_thread(beginnings, body) if large else beginnings(body)
             answer = Failover(

@@ -43,9 +43,7 @@ def decode(data: bytes, policy: SourcePolicy) -> PILImage.Image:
         ImageTooLargeError: over ``max_pixels`` or ``max_side`` of the policy.
         UnsupportedImageError: a format that is not on the allow-list.
     """
-    kind = sniff(data)
-    if kind not in ALLOWED:
-        raise refusal(kind, len(data))
+    kind = _kind(data)
     if kind == "TIFF":
         first = read_directories(data).pages[0]
         with open_directory(data, first, policy) as image:
@@ -54,6 +52,34 @@ def decode(data: bytes, policy: SourcePolicy) -> PILImage.Image:
         return heif_images(data, policy)[0]()
     with decoding(kind), _open(kind, data, policy) as image:
         return to_rgb(image)
+
+
+def peek_size(data: bytes, policy: SourcePolicy) -> tuple[int, int]:
+    """Width and height that :func:`decode` would find, before it is turned upright.
+
+    Only the header is read, so that a caller can judge what decoding will cost.
+
+    Raises:
+        ImageDecodeError, ImageTooLargeError, UnsupportedImageError: as :func:`decode`.
+    """
+    kind = _kind(data)
+    if kind == "TIFF":
+        with open_directory(data, read_directories(data).pages[0], policy) as image:
+            return image.size
+    if kind == "HEIC":
+        from llavakit.images.heif import open_heif
+
+        with decoding(kind):
+            return open_heif(data)[0][0]
+    with decoding(kind), _open(kind, data, policy) as image:
+        return image.size
+
+
+def _kind(data: bytes) -> str:
+    kind = sniff(data)
+    if kind not in ALLOWED:
+        raise refusal(kind, len(data))
+    return kind
 
 
 def heif_images(data: bytes, policy: SourcePolicy) -> list[Callable[[], PILImage.Image]]:
@@ -127,11 +153,21 @@ def _decoder(kind: str) -> Any:
     elif kind == "BMP":
         from PIL.BmpImagePlugin import BmpImageFile as Base  # type: ignore[assignment]
     elif kind == "PPM":
+<<<<<<< HEAD
         from PIL.PpmImagePlugin import PpmImageFile as Base  # type: ignore[assignment]
     elif kind == "JPEG2000":
         if not features.check("jpg_2000"):
             raise refusal("JPEG2000", 1)
         from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile as Base  # type: ignore[assignment]
+=======
+        from llavakit.images.pnm import pnm_decoder
+
+        Base = pnm_decoder()  # type: ignore[misc]
+    elif kind == "TIFF":
+        from llavakit.images.bounds import tiff_decoder
+
+        return tiff_decoder()  # turns itself upright while loading, and needs its tags for it
+>>>>>>> w-server
     else:
         if not features.check("avif"):
             raise refusal("AVIF", 1)

@@ -18,7 +18,8 @@ def decoding(what: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ImageTooLargeError(
-            "The image needs more memory than there is; shrink it or lower max_pixels."
+            "The image needs more memory than there is; shrink it or lower max_pixels.",
+            public="The image needs more memory than there is; shrink it.",
         ) from error
     except Exception as error:
         from PIL import Image as PILImage
@@ -42,10 +43,14 @@ def check_size(size: tuple[int, int], policy: SourcePolicy) -> None:
     if width * height > policy.max_pixels:
         raise ImageTooLargeError(
             f"The image has {width} x {height} pixels, above the {policy.max_pixels:,} of "
-            "SourcePolicy.max_pixels; shrink it or raise the cap."
+            "SourcePolicy.max_pixels; shrink it or raise the cap.",
+            public=f"The image has {width} x {height} pixels, more than the {policy.max_pixels:,} "
+            "that are taken here; shrink it.",
         )
     if max(width, height) > policy.max_side:
         raise ImageTooLargeError(
             f"The image has {width} x {height} pixels, a side above the "
-            f"{policy.max_side:,} of SourcePolicy.max_side; cut it into pieces."
+            f"{policy.max_side:,} of SourcePolicy.max_side; cut it into pieces.",
+            public=f"The image has {width} x {height} pixels, and a side of at most "
+            f"{policy.max_side:,} is taken here; cut it into pieces.",
         )

@@ -149,6 +149,17 @@ def picture_size(
     return open_picture(source, policy, from_url_field=from_url_field).size
 
 
+def peek_size(data: bytes, policy: SourcePolicy = DEFAULT_POLICY) -> tuple[int, int]:
+    """Width and height of a file's image, read from its header; not yet turned upright.
+
+    Raises:
+        ImageError: as :func:`open_picture`, as far as the header shows it.
+    """
+    from llavakit.images.decode import peek_size
+
+    return peek_size(data, policy)
+
+
 def hold(source: Any, max_bytes: int = DEFAULT_POLICY.max_bytes) -> str | Path | bytes | Picture:
     """What :class:`llavakit.Image` keeps of a source: something that cannot change later.
 

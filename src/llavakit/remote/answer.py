@@ -143,7 +143,7 @@ class RemoteAnswer:
         return event
 
     def _choice(self, choice: Mapping[str, Any], delta: Mapping[str, Any]) -> Iterator[Chunk]:
-        logprobs = _logprobs(choice.get("logprobs"))
+        logprobs = _logprobs(choice.get("logprobs"), self._request.params.logprobs or 0)
         self._told_logprobs = self._told_logprobs or bool(logprobs)
         text = delta.get("content") or delta.get("refusal") or ""
         calls = self._calls.push(_pieces(delta.get("tool_calls") or ()))
@@ -330,13 +330,17 @@ def _as_text(content: Any) -> str:
     return str(content)
 
 
-def _logprobs(told: Any) -> tuple[TokenLogprob, ...]:
+def _logprobs(told: Any, most: int) -> tuple[TokenLogprob, ...]:
+    """Tokens with at most so many alternatives: some servers must be asked for more."""
     tokens = (told or {}).get("content") or ()
     return tuple(
         TokenLogprob(
             str(one["token"]),
             float(one["logprob"]),
-            tuple((str(t["token"]), float(t["logprob"])) for t in one.get("top_logprobs") or ()),
+            tuple(
+                (str(t["token"]), float(t["logprob"]))
+                for t in (one.get("top_logprobs") or ())[:most]
+            ),
         )
         for one in tokens
     )

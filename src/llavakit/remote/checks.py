@@ -112,7 +112,7 @@ class AnswerChecks:
             self._refuse(f"{what} must be JSON of a schema and begins {text[:60]!r}")
         wrong = next(faults(value, schema), None)
         if wrong is not None:
-            self._refuse(f"{what} must be JSON of a schema and is not: {wrong[0]} {wrong[1]}")
+            self._refuse(f"{what} must be JSON of a schema and is not: {wrong[0]}: {wrong[1]}")
 
     def _refuse(self, what: str) -> NoReturn:
         title = self._dialect.title

@@ -29,7 +29,14 @@ from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
 from llavakit.remote.pictures import counted_data_uri, data_uri
-from llavakit.remote.server import Served, counted, detect, served
+from llavakit.remote.server import (
+    Served,
+    context_of_llamacpp,
+    counted,
+    counted_by_template,
+    detect,
+    served,
+)
 from llavakit.remote.transport import Transport
 from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Request, Tool
@@ -139,7 +146,7 @@ class RemoteBackend(Backend):
         with _within(None):
             dialect = self._get_dialect(link, None)
         pictures = any(message.images for message in request.messages)
-        if dialect.counts == "no" or (pictures and dialect.counts == "text"):
+        if dialect.counts == "no" or (pictures and dialect.counts != "all"):
             what = "tokens" if dialect.counts == "no" else "the tokens of images"
             raise RemoteError(
                 f"This server ({dialect.title}) does not tell {what} without running the model; "
@@ -152,7 +159,8 @@ class RemoteBackend(Backend):
             answerable=False,
         )
         offered = [to_function(tool) for tool in tools]
-        return self._asked(link, counted(link.transport, wire, offered))
+        count = counted_by_template if dialect.counts == "template" else counted
+        return self._asked(link, count(link.transport, wire, offered))
 
     def stats(self) -> dict[str, Any]:
         link = self._link
@@ -212,6 +220,8 @@ class RemoteBackend(Backend):
                 raise
             models = []  # it has no such list, or cannot make it
         told = _limit(models, self.config.model)
+        if told is None and any(model.owner == "llamacpp" for model in models):
+            told = self._asked(link, context_of_llamacpp(link.transport))
         limits = [limit for limit in (asked, told) if limit is not None]
         if not limits:
             raise RemoteError(

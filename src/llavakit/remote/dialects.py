@@ -28,7 +28,8 @@ class Dialect:
         name: as it is named in ``load(dialect=...)``.
         title: as errors call it.
         samples: how ``top_k``, ``min_p`` and ``repetition_penalty`` are sent: as fields of
-            their own, inside ``generation_config``, or not at all.
+            their own, inside ``generation_config``, under the names of ``sampling``, or not at all.
+        sampling: those of the three that are taken, each with the server's name for it.
         penalises: whether it takes ``presence_penalty`` and ``frequency_penalty``.
         biases: whether it takes ``logit_bias``.
         stops: whether the server ends answers at ``stop``; else the client does.
@@ -39,13 +40,20 @@ class Dialect:
         done: whether a whole stream ends with ``[DONE]``.
         stream_options: whether usage must be asked for.
         keeps_turns: whether it puts turns together itself, as llavakit does.
-        counts: what ``/tokenize`` counts: everything, text alone, or nothing.
+        counts: what ``/tokenize`` counts: everything, text alone, the text that
+            ``/apply-template`` makes of messages, or nothing.
         continues: whether it knows ``continue_final_message``.
+        chooses: whether it obeys a ``tool_choice`` that demands a call.
+        least_logprobs: alternatives that must be asked for, or there are no log probabilities.
+        bias_pairs: whether ``logit_bias`` is sent as pairs and not as an object.
+        any_object: whether it knows ``{"type": "json_object"}``; else a schema of any object is
+            sent.
     """
 
     name: str
     title: str
-    samples: Literal["fields", "generation_config", "no"] = "no"
+    samples: Literal["fields", "generation_config", "named", "no"] = "no"
+    sampling: tuple[tuple[str, str], ...] = ()
     penalises: bool = True
     biases: bool = True
     stops: bool = True
@@ -55,8 +63,12 @@ class Dialect:
     done: bool = False
     stream_options: bool = True
     keeps_turns: bool = False
-    counts: Literal["all", "text", "no"] = "no"
+    counts: Literal["all", "text", "template", "no"] = "no"
     continues: bool = False
+    chooses: bool = True
+    least_logprobs: int = 0
+    bias_pairs: bool = False
+    any_object: bool = True
 
 
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
@@ -93,6 +105,33 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 enforces=False,
                 stream_options=False,
             ),
+            # https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+            Dialect(
+                "llamacpp",
+                "llama.cpp",
+                samples="named",
+                sampling=(
+                    ("top_k", "top_k"),
+                    ("min_p", "min_p"),
+                    ("repetition_penalty", "repeat_penalty"),
+                ),
+                done=True,
+                counts="template",
+                least_logprobs=1,
+                bias_pairs=True,
+            ),
+            # https://docs.ollama.com/api/openai-compatibility
+            Dialect("ollama", "Ollama", biases=False, done=True, chooses=False),
+            # https://lmstudio.ai/docs/developer/openai-compat/chat-completions
+            Dialect(
+                "lmstudio",
+                "LM Studio",
+                samples="named",
+                sampling=(("top_k", "top_k"), ("repetition_penalty", "repeat_penalty")),
+                logprobs=False,
+                done=True,
+                any_object=False,
+            ),
             Dialect("generic", "OpenAI-compatible", biases=False),  # Ollama ignores them
         )
     }
@@ -127,7 +166,7 @@ def to_fields(dialect: Dialect, request: Request) -> dict[str, Any]:
     fields |= _sampling(dialect, params) | _shifts(dialect, params) | _logprobs(dialect, params)
     fields |= _constraint(dialect, params)
     if dialect.enforces:
-        fields |= _tools(request)
+        fields |= _tools(dialect, request)
     return fields | _continuation(dialect, request)
 
 
@@ -154,11 +193,16 @@ def _sampling(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
             config |= {"top_k": params.top_k, "min_p": params.min_p}
         config["repetition_penalty"] = params.repetition_penalty
         return {"generation_config": json.dumps(config)}
-    neutral = SamplingParams()
+    neutral, names = SamplingParams(), dict(dialect.sampling)
+    fields: dict[str, Any] = {}
     for name in ("top_k", "min_p", "repetition_penalty"):
-        if getattr(params, name) != getattr(neutral, name):
+        if name in names:
+            fields[names[name]] = getattr(params, name)
+        elif getattr(params, name) != getattr(neutral, name):
             raise _refused(name, dialect)
-    return {}
+    if dialect.name == "llamacpp" and params.repetition_penalty != neutral.repetition_penalty:
+        fields["repeat_last_n"] = -1  # of the whole text, and not of its last 64 tokens
+    return fields
 
 
 def _shifts(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
@@ -172,8 +216,13 @@ def _shifts(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
     if params.logit_bias:
         if not dialect.biases:
             raise _refused("logit_bias", dialect)
+        biases = dict(params.logit_bias).items()
         # As floats: transformers refuses whole numbers.
-        fields["logit_bias"] = {str(t): float(bias) for t, bias in dict(params.logit_bias).items()}
+        fields["logit_bias"] = (
+            [[token, float(bias)] for token, bias in biases]
+            if dialect.bias_pairs
+            else {str(token): float(bias) for token, bias in biases}
+        )
     return fields
 
 
@@ -182,7 +231,7 @@ def _logprobs(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
         return {}
     if not dialect.logprobs:
         raise _refused("logprobs", dialect)
-    return {"logprobs": True, "top_logprobs": params.logprobs}
+    return {"logprobs": True, "top_logprobs": max(params.logprobs, dialect.least_logprobs)}
 
 
 def _constraint(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
@@ -191,6 +240,8 @@ def _constraint(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
     schema = params.json_schema
     if schema is None or not dialect.enforces:
         return {}
+    if schema is True and not dialect.any_object:
+        schema = {"type": "object"}
     if schema is True:
         return {"response_format": {"type": "json_object"}}
     inner = {"name": "answer", "schema": schema, "strict": True}
@@ -206,10 +257,12 @@ def _grammar(dialect: Dialect, grammar: str) -> dict[str, Any]:
     raise _refused("grammar" if kind == "regex" else "a grammar in Lark", dialect)
 
 
-def _tools(request: Request) -> dict[str, Any]:
+def _tools(dialect: Dialect, request: Request) -> dict[str, Any]:
     if not request.tools or request.tool_choice == "none":
         return {}
     choice: Any = request.tool_choice
+    if choice != "auto" and not dialect.chooses:
+        raise _refused(f"tool_choice={choice!r}", dialect)
     if choice not in ("auto", "required"):
         choice = {"type": "function", "function": {"name": choice}}
     return {

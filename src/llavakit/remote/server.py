@@ -10,6 +10,14 @@ from llavakit.errors import LlavaKitError, RemoteError
 from llavakit.remote.dialects import DIALECTS, Dialect
 from llavakit.remote.transport import Transport
 
+_BY_OWNER = {
+    "llavakit": "llavakit",
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "llamacpp": "llamacpp",
+    "organization_owner": "lmstudio",
+}
+"""What servers call themselves in their list of models."""
 _BY_ROUTE = (("/load_model", "transformers"), ("/get_server_info", "sglang"))
 """Routes of servers whose list of models does not tell what they are."""
 
@@ -68,9 +76,12 @@ async def detect(transport: Transport) -> Dialect:
         if error.status is None or error.status in (401, 403) or 300 <= error.status < 400:
             raise
         owners = set()  # transformers serve fails here when it is offline
-    for name in ("llavakit", "vllm", "sglang"):
-        if name in owners:
+    for owner, name in _BY_OWNER.items():
+        if owner in owners:
             return DIALECTS[name]
+    # Ollama's models are owned by whoever made them, mostly by its "library".
+    if isinstance(await _asked(transport, "/api/version"), str):
+        return DIALECTS["ollama"]
     try:
         document = await transport.json("GET", "/openapi.json", patient=False)
         routes = document["paths"] if isinstance(document, Mapping) else {}
@@ -78,6 +89,43 @@ async def detect(transport: Transport) -> Dialect:
         routes = {}
     found = (name for route, name in _BY_ROUTE if route in routes)
     return DIALECTS[next(found, "generic")]
+
+
+async def _asked(transport: Transport, path: str) -> Any:
+    """The version that a path answers; None if it does not."""
+    try:
+        told = await transport.json("GET", path, patient=False)
+    except LlavaKitError:
+        return None
+    return told.get("version") if isinstance(told, Mapping) else None
+
+
+async def context_of_llamacpp(transport: Transport) -> int | None:
+    """The context of the model that ``llama-server`` has loaded; None if it does not say it."""
+    try:
+        told = await transport.json("GET", "/props", patient=False)
+    except LlavaKitError:
+        return None
+    settings = told.get("default_generation_settings") if isinstance(told, Mapping) else None
+    length = settings.get("n_ctx") if isinstance(settings, Mapping) else None
+    return length if isinstance(length, int) and length > 0 else None
+
+
+async def counted_by_template(transport: Transport, messages: list[Any], tools: list[Any]) -> int:
+    """Tokens of the text that ``llama-server`` makes of messages.
+
+    Raises:
+        LlavaKitError: it does not tell.
+    """
+    body = {"messages": messages, **({"tools": tools} if tools else {})}
+    told = await transport.json("POST", "/apply-template", body)
+    prompt = told.get("prompt") if isinstance(told, Mapping) else None
+    text = {"content": prompt, "add_special": True, "parse_special": True}
+    found = await transport.json("POST", "/tokenize", text) if isinstance(prompt, str) else None
+    tokens = found.get("tokens") if isinstance(found, Mapping) else None
+    if not isinstance(tokens, list):
+        raise RemoteError(f"The server at {transport.config.address} gave no count of tokens.")
+    return len(tokens)
 
 
 async def counted(transport: Transport, messages: list[Any], tools: list[Any]) -> int:

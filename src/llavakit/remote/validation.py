@@ -1,19 +1,18 @@
 """JSON Schema (draft 2020-12, https://json-schema.org/draft/2020-12) on the client.
 
-Servers accept schemas and ignore them, so what comes back is checked here. Own code, because
-the library that checks everything is no dependency of llavakit, and an answer of a model needs
-little of it. What is not checked here is refused beforehand (:func:`check_schema`), never
-passed over. ``format`` and content keywords are annotations, as the standard has it.
+Servers accept schemas and ignore them, so a schema is checked before it is sent, and what comes
+back is checked against it, both by the library ``jsonschema``. What a validator of this draft
+would pass over in silence is refused beforehand. ``format`` and content keywords are annotations,
+as the standard has it. No reference is ever fetched.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from math import isfinite
 from typing import Any, TypeAlias
-from urllib.parse import unquote
 
 from llavakit.engine.schema_faults import field_named
 from llavakit.errors import SchemaError
@@ -21,277 +20,193 @@ from llavakit.errors import SchemaError
 Fault: TypeAlias = tuple[str, str]
 """Where (a path such as ``$.people[0].age``) and what is wrong there."""
 
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLES = (
-    "additionalProperties",
-    "items",
-    "contains",
-    "propertyNames",
-    "not",
-    "if",
-    "then",
-    "else",
-)
-_UNCHECKED = frozenset(
-    {
-        "$dynamicRef",
-        "$recursiveRef",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-        "dependencies",
-        "additionalItems",
-    }
-)
+_OLDER = frozenset({"$recursiveRef", "dependencies", "additionalItems"})
+"""Keywords of older drafts, which this one does not know and would pass over."""
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LONGEST = 200
 
 
 def check_schema(schema: Any, who: str = "") -> None:
-    """Refuses a schema that :func:`faults` could not check an answer against.
+    """Refuse a schema that is not one, or that :func:`faults` could not check an answer against.
 
     Args:
         schema: the schema.
         who: how the error calls it.
 
     Raises:
-        SchemaError: it is no schema, or uses what is not checked; the field is named.
+        SchemaError: the field and what is wrong with it.
     """
+    who = who or "The schema"
     try:
-        for path, part in _parts(schema, ""):
-            try:
-                _check_part(part, schema)
-            except SchemaError as error:
-                if not (who or path):
-                    raise
-                told, named = str(error), f"{who or 'The schema'}{field_named(path)}"
-                raise SchemaError(f"{named}: {told[:1].lower()}{told[1:]}") from error
+        plain = _plain(schema)
+        if not isinstance(plain, (dict, bool)):
+            raise SchemaError(f"{who} is an object or a boolean, not {type(plain).__name__}.")
+        _check_form(plain, who)
+        parts = list(_parts(plain, ()))
+        # Where a part has a name of its own, references are found when an answer is checked.
+        named = any(isinstance(part, dict) and "$id" in part for _, part in parts)
+        resolver = None if named else _resolver(plain)
+        for path, part in parts:
+            _check_part(part, resolver, f"{who}{field_named(_field(path))}")
     except RecursionError as error:
-        raise SchemaError("The schema is nested too deeply.") from error
-
-
-def _check_part(part: Any, root: Any) -> None:
-    if isinstance(part, bool):
-        return
-    if not isinstance(part, Mapping):
-        raise SchemaError(f"A schema is an object or a boolean, not {type(part).__name__}.")
-    for keyword in _UNCHECKED & part.keys():
-        raise SchemaError(
-            f"The schema uses {keyword!r}, which an answer from a server cannot be checked for; "
-            "write it without."
-        )
-    if isinstance(part.get("items"), (list, tuple)):
-        raise SchemaError("The schema has a list of items; name it prefixItems.")
-    if "$ref" in part:
-        _resolved(part["$ref"], root)
-    for expression in part.get("patternProperties", ()):
-        _expression(expression)
-    if "pattern" in part:
-        _expression(part["pattern"])
-
-
-def _parts(schema: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The schema and all schemas inside it, with the field that each is about."""
-    yield path, schema
-    if not isinstance(schema, Mapping):
-        return
-    inner: list[tuple[str, Any]] = [
-        (f"{path}[]" if key == "items" else path, schema[key]) for key in _SINGLES if key in schema
-    ]
-    for key in _MAPS:
-        if isinstance(schema.get(key), Mapping):
-            below = f"{path}." if path else ""
-            inner.extend((f"{below}{name}", one) for name, one in schema[key].items())
-    for key in _LISTS:
-        inner.extend((path, one) for one in schema.get(key) or ())
-    for name, part in inner:
-        if not isinstance(part, (list, tuple)):  # a list of items is told of above
-            yield from _parts(part, name)
+        raise SchemaError(f"{who} is nested too deeply.") from error
 
 
 def faults(value: Any, schema: Any) -> Iterator[Fault]:
-    """What is wrong with a JSON value; nothing if it obeys.
+    """Find what is wrong with a JSON value; nothing if it obeys.
 
     Args:
         value: parsed JSON.
         schema: one that :func:`check_schema` let pass.
+
+    Raises:
+        SchemaError: a reference of the schema leads nowhere.
     """
-    yield from _Check(schema).faults(value, schema, "$")
+    from referencing.exceptions import Unresolvable
 
-
-class _Check:
-    """One schema with its definitions."""
-
-    def __init__(self, root: Any) -> None:
-        self._root = root
-
-    def faults(self, value: Any, schema: Any, at: str) -> Iterator[Fault]:
-        if schema is True:
-            return
-        if schema is False:
-            yield at, "must not be there"
-            return
-        if "$ref" in schema:
-            yield from self.faults(value, _resolved(schema["$ref"], self._root), at)
-        yield from _plain(value, schema, at)
-        yield from self._combined(value, schema, at)
-        if isinstance(value, Mapping):
-            yield from self._object(value, schema, at)
-        elif isinstance(value, list):
-            yield from self._array(value, schema, at)
-
-    def _fits(self, value: Any, schema: Any) -> bool:
-        return next(self.faults(value, schema, "$"), None) is None
-
-    def _combined(self, value: Any, schema: Mapping[str, Any], at: str) -> Iterator[Fault]:
-        for part in schema.get("allOf", ()):
-            yield from self.faults(value, part, at)
-        if "anyOf" in schema and not any(self._fits(value, part) for part in schema["anyOf"]):
-            yield at, "fits none of the schemas of anyOf"
-        if "oneOf" in schema:
-            fitting = sum(self._fits(value, part) for part in schema["oneOf"])
-            if fitting != 1:
-                yield at, f"fits {fitting} of the schemas of oneOf instead of one"
-        if "not" in schema and self._fits(value, schema["not"]):
-            yield at, "fits the schema of not"
-        if "if" in schema:
-            branch = "then" if self._fits(value, schema["if"]) else "else"
-            yield from self.faults(value, schema.get(branch, True), at)
-
-    def _object(
-        self, value: Mapping[str, Any], schema: Mapping[str, Any], at: str
-    ) -> Iterator[Fault]:
-        for name in schema.get("required", ()):
-            if name not in value:
-                yield at, f"lacks the property {name!r}"
-        yield from _sized(len(value), schema, "Properties", "properties", at)
-        for name, others in schema.get("dependentRequired", {}).items():
-            missing = [other for other in others if name in value and other not in value]
-            if missing:
-                yield at, f"has {name!r} without {missing[0]!r}"
-        for name, part in schema.get("dependentSchemas", {}).items():
-            if name in value:
-                yield from self.faults(value, part, at)
-        named = schema.get("properties", {})
-        patterns = schema.get("patternProperties", {})
-        for name, inner in value.items():
-            parts = [part for pattern, part in patterns.items() if _expression(pattern)(name)]
-            if name in named:
-                parts.append(named[name])
-            for part in parts or [schema.get("additionalProperties", True)]:
-                if part is False:
-                    yield at, f"has the property {name!r}, which the schema does not let in"
-                else:
-                    yield from self.faults(inner, part, f"{at}.{name}")
-            if not self._fits(name, schema.get("propertyNames", True)):
-                yield at, f"has a property named {name!r}, which the schema does not let in"
-
-    def _array(self, value: list[Any], schema: Mapping[str, Any], at: str) -> Iterator[Fault]:
-        yield from _sized(len(value), schema, "Items", "items", at)
-        first = schema.get("prefixItems", ())
-        for index, inner in enumerate(value):
-            part = first[index] if index < len(first) else schema.get("items", True)
-            yield from self.faults(inner, part, f"{at}[{index}]")
-        if schema.get("uniqueItems") and any(
-            same(one, other) for i, one in enumerate(value) for other in value[:i]
-        ):
-            yield at, "has the same item twice"
-        if "contains" in schema:
-            found = sum(self._fits(inner, schema["contains"]) for inner in value)
-            if not schema.get("minContains", 1) <= found <= schema.get("maxContains", found):
-                yield at, f"has {found} items that fit the schema of contains"
-
-
-def _plain(value: Any, schema: Mapping[str, Any], at: str) -> Iterator[Fault]:
-    """What needs no look inside."""
-    kinds = schema.get("type")
-    if kinds is not None:
-        kinds = (kinds,) if isinstance(kinds, str) else kinds
-        if not any(_is_a(value, kind) for kind in kinds):
-            yield at, f"is {_shown(value)} and not of type {' or '.join(kinds)}"
-    if "const" in schema and not same(value, schema["const"]):
-        yield at, f"is {_shown(value)} and not {_shown(schema['const'])}"
-    if "enum" in schema and not any(same(value, one) for one in schema["enum"]):
-        yield at, f"is {_shown(value)}, which is not in the enum"
-    if isinstance(value, str):
-        yield from _sized(len(value), schema, "Length", "characters", at)
-        if "pattern" in schema and not _expression(schema["pattern"])(value):
-            yield at, f"is {_shown(value)}, which does not match {schema['pattern']!r}"
-    elif _is_a(value, "number"):
-        yield from _number(value, schema, at)
-
-
-def _number(value: float, schema: Mapping[str, Any], at: str) -> Iterator[Fault]:
-    for keyword, holds in _BOUNDS.items():
-        limit = schema.get(keyword)
-        if limit is not None and not holds(value, limit):
-            yield at, f"is {value}, against {keyword} {limit}"
-    step = schema.get("multipleOf")
-    if step is not None and (not isfinite(value) or Fraction(str(value)) % Fraction(str(step))):
-        yield at, f"is {value}, which is no multiple of {step}"
-
-
-_BOUNDS: Mapping[str, Callable[[float, float], bool]] = {
-    "minimum": lambda value, limit: value >= limit,
-    "maximum": lambda value, limit: value <= limit,
-    "exclusiveMinimum": lambda value, limit: value > limit,
-    "exclusiveMaximum": lambda value, limit: value < limit,
-}
-
-
-def _sized(
-    size: int, schema: Mapping[str, Any], keyword: str, what: str, at: str
-) -> Iterator[Fault]:
-    least, most = schema.get(f"min{keyword}", 0), schema.get(f"max{keyword}", size)
-    if size < least:
-        yield at, f"has {size} {what}, fewer than {least}"
-    if size > most:
-        yield at, f"has {size} {what}, more than {most}"
-
-
-def _is_a(value: Any, kind: str) -> bool:
-    if isinstance(value, bool) or value is None:
-        return kind == ("null" if value is None else "boolean")
-    if isinstance(value, str):
-        return kind == "string"
-    if isinstance(value, Mapping):
-        return kind == "object"
-    if isinstance(value, Sequence):
-        return kind == "array"
-    return kind == "number" or (
-        kind == "integer" and (isinstance(value, int) or value.is_integer())
-    )
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal: 1 is 1.0, and true is not 1."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    lists = (list, tuple)
-    if isinstance(one, lists) and isinstance(other, lists):
-        return len(one) == len(other) and all(map(same, one, other))
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
-
-
-def _expression(pattern: Any) -> Callable[[str], Any]:
     try:
-        return re.compile(pattern).search
-    except (re.error, TypeError) as error:
-        raise SchemaError(f"The pattern {pattern!r} cannot be used: {error}.") from error
+        for error in _validator(_plain(schema)).iter_errors(value):
+            yield error.json_path, _short(error.message)
+    except Unresolvable as error:
+        raise SchemaError(f"The reference {error.ref!r} of the schema leads nowhere.") from error
 
 
-def _resolved(reference: Any, root: Any) -> Any:
-    """The schema that a ``$ref`` leads to: a JSON pointer inside the same document."""
-    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-        raise SchemaError(f"The reference {reference!r} does not begin with '#/'.")
-    place = root
-    for step in reference.split("/")[1:]:
-        step = unquote(step).replace("~1", "/").replace("~0", "~")
+def _check_form(schema: Any, who: str) -> None:
+    """Hold a schema against the schema of schemas."""
+    import jsonschema
+
+    try:
+        _dialect().check_schema(schema)
+    except jsonschema.SchemaError as error:
+        path = list(error.absolute_path)
+        at = f"{who}{field_named(_field(path))}"
+        keyword = next((step for step in reversed(path) if isinstance(step, str)), "")
+        raise SchemaError(f"{at}: {_reason(keyword, error)}.") from error
+
+
+def _reason(keyword: str, error: Any) -> str:
+    """What is wrong with the value of a keyword, in a form that says what to do."""
+    value = error.instance
+    if keyword == "type":
+        return f"{value!r} is no type of JSON"
+    if keyword == "items" and isinstance(value, list):
+        return "it has a list of items; name it prefixItems"
+    if keyword == "pattern" and isinstance(value, str):
+        return f"the pattern {value!r} cannot be used"
+    if error.validator == "type" and error.validator_value == ["object", "boolean"]:
+        return f"a schema is an object or a boolean, not {type(value).__name__}"
+    return f"its {keyword!r} cannot be used ({_short(error.message)})"
+
+
+def _check_part(part: Any, resolver: Any, at: str) -> None:
+    """Refuse what validators pass over, and references that lead nowhere."""
+    from referencing.exceptions import Unresolvable
+
+    if not isinstance(part, dict):
+        return
+    for keyword in sorted(_OLDER & part.keys()):
+        raise SchemaError(
+            f"{at} uses {keyword!r}, which is of an older draft of JSON Schema; write it in the "
+            "words of 2020-12."
+        )
+    for keyword in ("$ref", "$dynamicRef"):
+        reference = part.get(keyword)
         try:
-            place = place[int(step)] if isinstance(place, (list, tuple)) else place[step]
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise SchemaError(f"The reference {reference!r} leads nowhere.") from error
-    return place
+            if reference is not None and resolver is not None:
+                resolver.lookup(reference)
+        except (Unresolvable, ValueError) as error:
+            raise SchemaError(
+                f"{at} refers to {reference!r}, which leads nowhere; put it into $defs, and begin "
+                "with '#/'."
+            ) from error
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _parts(schema: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The schema and all schemas inside it, each with its path."""
+    yield path, schema
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):
+            for name, one in value.items():
+                yield from _parts(one, (*path, key, name))
+        elif key in ("allOf", "anyOf", "oneOf", "prefixItems"):
+            for number, one in enumerate(value):
+                yield from _parts(one, (*path, key, number))
+        elif key in _SINGLES:
+            yield from _parts(value, (*path, key))
+
+
+_SINGLES = frozenset(
+    {
+        "additionalProperties",
+        "items",
+        "contains",
+        "propertyNames",
+        "not",
+        "if",
+        "then",
+        "else",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    }
+)
+
+
+def _field(path: Sequence[Any]) -> str:
+    """The field that a place in a schema is about: ``properties.a.items.type`` is ``a[]``."""
+    found = ""
+    steps = iter(path)
+    for step in steps:
+        if step in _NAMED:
+            name = next(steps, None)
+            if name is not None:
+                found = f"{found}.{name}" if found else str(name)
+        elif step == "items":
+            found += "[]"
+        elif step not in _SINGLES and not isinstance(step, int):
+            if step in ("allOf", "anyOf", "oneOf", "prefixItems"):
+                continue
+            break
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A schema in the types that JSON is parsed to."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _validator(schema: Any) -> Any:
+    from referencing.jsonschema import EMPTY_REGISTRY
+
+    return _dialect()(schema, registry=EMPTY_REGISTRY)
+
+
+def _resolver(schema: Any) -> Any:
+    from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY
+
+    return EMPTY_REGISTRY.resolver_with_root(DRAFT202012.create_resource(schema))
+
+
+@cache
+def _dialect() -> Any:
+    """Draft 2020-12, with multiples as decimal numbers are: 0.3 is one of 0.1."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.validators import extend
+
+    def multiple(validator: Any, step: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+        if not validator.is_type(value, "number"):
+            return
+        if not isfinite(value) or Fraction(str(value)) % Fraction(str(step)):
+            yield ValidationError(f"{value!r} is not a multiple of {step}")
+
+    return extend(Draft202012Validator, {"multipleOf": multiple})
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -11,8 +11,8 @@ from typing import Any
 
 from llavakit.values import CUT_CALLS, Chunk, Completion, CutCall, TokenLogprob, ToolCall, Usage
 
-_LOWEST = -9999.0
-"""Told for a token of no probability: JSON knows no infinity."""
+LOWEST = -9999.0
+"""Sent for a token of no probability: JSON knows no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +134,19 @@ def _cut(calls: Sequence[CutCall]) -> dict[str, Any]:
     return {CUT_CALLS: [{"name": call.name, "arguments": call.arguments} for call in calls]}
 
 
-def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    content = [
+def token_logprobs(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their log probabilities and those of the likeliest alternatives."""
+    return [
         {
             **_token(token.token, token.logprob),
             "top_logprobs": [_token(text, logprob) for text, logprob in token.top],
         }
         for token in tokens
     ]
-    return {"content": content, "refusal": None}
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"content": token_logprobs(tokens), "refusal": None}
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
@@ -150,6 +154,6 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
     whole = "\ufffd" not in text
     return {
         "token": text,
-        "logprob": max(logprob, _LOWEST),
+        "logprob": max(logprob, LOWEST),
         "bytes": list(text.encode()) if whole else None,
     }

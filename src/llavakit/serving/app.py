@@ -16,19 +16,24 @@ import llavakit
 from llavakit._checks import checked
 from llavakit.documents.reading import Model
 from llavakit.serving.auth import Keys, check_host
+from llavakit.serving.completions import CompletionRequest
+from llavakit.serving.edges import Edges
 from llavakit.serving.errors import Refusal, refusal
 from llavakit.serving.limits import linger
 from llavakit.serving.replies import (
     ChatReply,
+    CompletionReply,
     HealthReply,
     ModelReply,
     ModelsReply,
+    ResponseReply,
     TokenizeReply,
     VersionReply,
     document,
     errors,
     json_body,
 )
+from llavakit.serving.responses import ResponsesRequest
 from llavakit.serving.schema import ChatRequest, TokenizeRequest
 from llavakit.serving.service import Service
 from llavakit.serving.settings import ServerSettings
@@ -81,13 +86,14 @@ def create_app(
     app = FastAPI(
         title="llavakit",
         version=llavakit.__version__,
-        summary="Chat completions of a LLaVA model, as OpenAI's clients ask for them.",
+        summary="A LLaVA model, as OpenAI's clients ask for it.",
         lifespan=lifespan,
         docs_url=None,  # it would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.service = service
+    app.add_middleware(Edges)
     app.include_router(_open_routes(service), dependencies=[Depends(known_host)])
     app.include_router(_guarded_routes(service), dependencies=[Depends(known_client)])
     app.add_exception_handler(Refusal, _told_refusal(service))
@@ -142,6 +148,38 @@ def _guarded_routes(service: Service) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """Answers a conversation, whole or in pieces."""
         return await service.chat(request)
+
+    @router.post(
+        "/v1/responses",
+        response_model=ResponseReply,
+        responses={
+            200: {
+                "description": "The response, or with stream=true the events by which it grows",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **errors(*_READING),
+        },
+        openapi_extra=json_body(ResponsesRequest),
+    )
+    async def responses(request: Request) -> Response:
+        """Answers a conversation in the notation of the Responses API; nothing is stored."""
+        return await service.responses(request)
+
+    @router.post(
+        "/v1/completions",
+        response_model=CompletionReply,
+        responses={
+            200: {
+                "description": "The answers, or with stream=true their pieces as events",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **errors(*_READING),
+        },
+        openapi_extra=json_body(CompletionRequest),
+    )
+    async def completions(request: Request) -> Response:
+        """Answers prompts, each of which stands for a user's message."""
+        return await service.completions(request)
 
     @router.post(
         "/tokenize",

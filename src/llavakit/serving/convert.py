@@ -1,44 +1,41 @@
-"""Requests of OpenAI's notation -> llavakit's. Images are opened here, under the policy."""
+"""Requests of OpenAI's notation -> llavakit's, once their images are opened."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from llavakit.arguments import from_openai, to_options, to_params
 from llavakit.backend import begins_a_turn, to_request
-from llavakit.errors import (
-    ContextLengthError,
-    LlavaKitError,
-    MessageError,
-    ParameterError,
-    SourceNotAllowedError,
-)
-from llavakit.images import Picture, open_picture
+from llavakit.errors import ContextLengthError, MessageError, ParameterError
+from llavakit.images import Picture
 from llavakit.prompts.conversation import check_answerable
-from llavakit.serving.errors import Refusal, refusal
+from llavakit.serving.errors import Refusal, blamed
 from llavakit.serving.messages import (
     AssistantMessage,
     ChatMessage,
     ImageBlock,
+    ImageBlocks,
     ImageUrl,
-    ImageUrlBlock,
-    InputImageBlock,
     RefusalBlock,
     TextFields,
     ToolMessage,
 )
-from llavakit.serving.schema import ChatRequest, StructuredOutputs, ToolDefinition
+from llavakit.serving.opening import ImageSource
+from llavakit.serving.schema import (
+    AllowedToolsChoice,
+    ChatRequest,
+    StructuredOutputs,
+    ToolDefinition,
+)
 from llavakit.serving.settings import ServerSettings
-from llavakit.sources import SourcePolicy
 from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall
 
-Opened: TypeAlias = Callable[[Picture], None]
-"""Told of each image that was opened; may refuse it."""
+Place: TypeAlias = Callable[[int, int | None], str]
+"""Where in the body a message stands, by its number, or a block of it, by both numbers."""
 
 _SAMPLING = (
     "max_tokens",
@@ -62,39 +59,50 @@ LONGEST_TOKEN = 256
 _START_RULE = re.compile(r"^\s*start\s*:", re.MULTILINE)
 
 
+def in_messages(number: int, block: int | None) -> str:
+    """Return where a message of chat completions, or a block of it, stands."""
+    at = f"messages[{number}]"
+    return at if block is None else f"{at}.content[{block}]"
+
+
 def to_requests(
-    body: ChatRequest, settings: ServerSettings, context_length: int, opened: Opened
+    body: ChatRequest,
+    settings: ServerSettings,
+    context_length: int,
+    pictures: Sequence[Picture],
+    place: Place = in_messages,
 ) -> list[Request]:
-    """One request for each choice; images are opened once for all.
+    """Make one request for each choice.
 
     Args:
         body: as the client sent it.
-        settings: limits and the policy.
+        settings: limits.
         context_length: tokens that the model holds.
-        opened: told of each image.
+        pictures: the images of its messages, in their order.
+        place: names a message in errors.
 
     Raises:
-        Refusal: what cannot be honoured, with the argument that is to blame.
+        Refusal: what cannot be honoured, with the argument that is wrong.
     """
     choices = body.n or 1
     if choices > settings.max_choices:
         raise _invalid(f"n is {choices}; this server gives at most {settings.max_choices}.", "n")
-    tools = to_tools(body.tools)
+    tools = _offered(body)
     arguments = _arguments(body)
-    with _blamed("tool_choice"):
+    with blamed("tool_choice"):
         options = to_options(arguments | {"timeout": settings.request_timeout}, tools)
-    with _blamed(None):
+    with blamed(None):
         params = to_params(arguments)
         if settings.max_answer_tokens is not None:
             params = replace(params, max_tokens=min(params.max_tokens, settings.max_answer_tokens))
-    messages = to_messages(body.messages, settings.policy(), settings.max_images, opened)
+    messages = to_messages(body.messages, pictures, place)
     continues = bool(body.continue_final_message)
-    with _blamed("add_generation_prompt"):
+    with blamed("add_generation_prompt"):
         begins_a_turn(body.add_generation_prompt, continues)
-    with _blamed("messages"):
+    with blamed("messages"):
         check_answerable(messages, continues=continues)
         check_length(messages, tools, params.json_schema, context_length)
-    with _blamed("tool_choice"):
+    with blamed("tool_choice"):
         first = to_request(messages, params, **options)
     return [
         replace(first, params=replace(params, seed=params.seed + number))
@@ -132,6 +140,8 @@ def _arguments(body: ChatRequest) -> dict[str, Any]:
         values |= _structured(body.structured_outputs)
     choice = body.tool_choice
     if choice is not None:
+        if isinstance(choice, AllowedToolsChoice):
+            choice = choice.allowed_tools.mode
         values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
     return values
 
@@ -179,39 +189,71 @@ def to_tools(tools: Sequence[ToolDefinition] | None) -> tuple[Tool, ...]:
     return result
 
 
-def to_messages(
-    messages: Iterable[ChatMessage], policy: SourcePolicy, most: int, opened: Opened
-) -> list[Message]:
-    """Messages of llavakit, their images opened.
+def _offered(body: ChatRequest) -> tuple[Tool, ...]:
+    """The tools that the model may call in this request."""
+    tools = to_tools(body.tools)
+    choice = body.tool_choice
+    if not isinstance(choice, AllowedToolsChoice):
+        return tools
+    known = {tool.name for tool in tools}
+    allowed = [one.function.name for one in choice.allowed_tools.tools]
+    for name in allowed:
+        if name not in known:
+            raise _invalid(
+                f"tool_choice allows {name!r}, which is not among the tools.",
+                "tool_choice.allowed_tools.tools",
+            )
+    return tuple(tool for tool in tools if tool.name in allowed)
 
-    Args:
-        messages: of the request.
-        policy: what may be opened.
-        most: most images.
-        opened: told of each image.
+
+def image_sources(
+    messages: Sequence[ChatMessage], most: int, place: Place = in_messages
+) -> list[ImageSource]:
+    """Return where the images of a request come from, in their order.
 
     Raises:
-        Refusal: what cannot be honoured, with the message that is to blame.
+        Refusal: more than ``most`` images, or a block that names none or several.
     """
-    messages = list(messages)
-    pictures = sum(
-        isinstance(block, (ImageUrlBlock, InputImageBlock, ImageBlock))
-        for message in messages
+    found = [
+        (place(number, position), block)
+        for number, message in enumerate(messages)
         if isinstance(message.content, list)
-        for block in message.content
-    )
-    if pictures > most:
+        for position, block in enumerate(message.content)
+        if isinstance(block, ImageBlocks)
+    ]
+    if len(found) > most:
         raise Refusal(
             413,
-            f"The request has {pictures} images; this server takes at most {most}.",
+            f"The request has {len(found)} images; this server takes at most {most}.",
             code="too_many_images",
             param="messages",
         )
+    sources = []
+    for at, block in found:
+        with blamed(at):
+            sources.append(ImageSource(at, _source(block)))
+    return sources
+
+
+def to_messages(
+    messages: Sequence[ChatMessage], pictures: Sequence[Picture], place: Place = in_messages
+) -> list[Message]:
+    """Make messages of llavakit.
+
+    Args:
+        messages: of the request.
+        pictures: the images of :func:`image_sources`, opened.
+        place: names a message in errors.
+
+    Raises:
+        Refusal: what cannot be honoured, with the message that is wrong.
+    """
     result: list[Message] = []
     asked: set[str] = set()
+    images = iter(pictures)
     for number, message in enumerate(messages):
-        with _blamed(f"messages[{number}]"):
-            turn = _message(message, f"messages[{number}]", policy, opened)
+        with blamed(place(number, None)):
+            turn = _message(message, images)
             if turn.tool_call_id is not None and turn.tool_call_id not in asked:
                 raise MessageError(
                     f"A tool message answers the call {turn.tool_call_id[:80]!r}, but no assistant "
@@ -244,14 +286,11 @@ def check_length(
         )
 
 
-def _message(message: ChatMessage, at: str, policy: SourcePolicy, opened: Opened) -> Message:
-    parts: list[str | Part] = []
+def _message(message: ChatMessage, pictures: Iterator[Picture]) -> Message:
     content = message.content
-    if isinstance(content, str):
-        parts.append(content)
-    for number, block in enumerate(content if isinstance(content, list) else ()):
-        with _blamed(f"{at}.content[{number}]"):
-            parts.append(_part(block, policy, opened))
+    parts: list[str | Part] = [content] if isinstance(content, str) else []
+    if isinstance(content, list):
+        parts = [_part(block, pictures) for block in content]
     role = "system" if message.role == "developer" else message.role
     calls: list[ToolCall] = []
     if isinstance(message, AssistantMessage):
@@ -269,24 +308,15 @@ def _message(message: ChatMessage, at: str, policy: SourcePolicy, opened: Opened
     )
 
 
-def _part(block: Any, policy: SourcePolicy, opened: Opened) -> str | Part:
+def _part(block: Any, pictures: Iterator[Picture]) -> Part:
     if isinstance(block, TextFields):
         return Text(block.text)
     if isinstance(block, RefusalBlock):
         return Text(block.refusal)
-    try:
-        picture = open_picture(_source(block), policy, from_url_field=True)
-    except SourceNotAllowedError as error:
-        advice = "" if policy.allow_urls else " and fetches no URLs"
-        raise SourceNotAllowedError(
-            f"This server reads no paths{advice}: send the image as a data URI "
-            f"(data:image/png;base64,...). {error if policy.allow_urls else ''}"
-        ) from error
-    opened(picture)
-    return Image(picture)
+    return Image(next(pictures))
 
 
-def _source(block: ImageUrlBlock | InputImageBlock | ImageBlock) -> str:
+def _source(block: ImageBlocks) -> str:
     if isinstance(block, ImageBlock):
         given = [one for one in (block.image, block.url, block.base64) if one is not None]
         if len(given) != 1:
@@ -308,14 +338,3 @@ def _call_arguments(text: str) -> dict[str, Any]:
 
 def _invalid(message: str, param: str) -> Refusal:
     return Refusal(400, message, code="invalid_value", param=param)
-
-
-@contextmanager
-def _blamed(param: str | None) -> Iterator[None]:
-    """Errors inside are told with the argument that is to blame, unless they know it."""
-    try:
-        yield
-    except LlavaKitError as error:
-        told = refusal(error)
-        told.param = param or told.param
-        raise told from error

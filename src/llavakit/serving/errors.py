@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -125,13 +126,33 @@ def refusal(error: BaseException, retry_after: int = 1) -> Refusal:
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
             headers = {"Retry-After": str(retry_after)} if status in (429, 503) else {}
-            message = _overflow(error) + " ".join(str(error).split())
+            message = _overflow(error) + _public(error)
             return Refusal(status, message, code=code, param=_param(error), headers=headers)
     log.error("a request failed", exc_info=error)
     message = "The server failed on this request; its log says more."
     if isinstance(error, LlavaKitError):
-        message = " ".join(str(error).split())
+        message = _public(error)
     return Refusal(500, message, code="internal_error")
+
+
+def _public(error: LlavaKitError) -> str:
+    """The message of an error that a remote caller may read, in one line."""
+    return " ".join((error.public or str(error)).split())
+
+
+@contextmanager
+def blamed(param: str | None) -> Iterator[None]:
+    """Give errors inside the argument that is wrong, unless they know a nearer one.
+
+    Raises:
+        Refusal: what was raised inside by llavakit.
+    """
+    try:
+        yield
+    except LlavaKitError as error:
+        made = refusal(error)
+        made.param = param or made.param
+        raise made from error
 
 
 def _overflow(error: LlavaKitError) -> str:

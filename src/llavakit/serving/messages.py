@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
+
+from llavakit.serving.unions import by_field, by_shape
+
+NO_EFFECT = "Has no effect"
+"""How the description of a field begins that is taken and changes nothing."""
 
 
 class Strict(BaseModel):
@@ -24,113 +29,162 @@ Detail = Literal["auto", "low", "high", "original"] | None
 """OpenAI's wish for a resolution. LLaVA sees each image in the one way it was trained on."""
 
 
-class TextFields(Strict):
+class CacheHint(Strict):
+    """What all blocks, messages and tools may say about caching, in Anthropic's notation."""
+
+    cache_control: dict[str, Any] | None = Field(
+        default=None, description=f"{NO_EFFECT}: prefixes are found by their content."
+    )
+
+
+class BlockFields(CacheHint):
+    """What every content block may have beside its content."""
+
+    id: str | None = Field(default=None, description=f"{NO_EFFECT}: a name for the client.")
+    index: Whole | str | None = Field(
+        default=None, description=f"{NO_EFFECT}: blocks stand in the order of the list."
+    )
+
+
+class TextFields(BlockFields):
     """What all blocks of text have. One class a type: readers of the document want it so."""
 
     text: str
+    annotations: list[Any] | None = Field(
+        default=None, max_length=0, description=f"{NO_EFFECT}: only an empty list is taken."
+    )
 
 
 class TextBlock(TextFields):
-    """A piece of text."""
+    """A part of a message that is text."""
 
     type: Literal["text"]
 
 
 class InputTextBlock(TextFields):
-    """A piece of a question, as the Responses API carries it."""
+    """A part of a question, as the Responses API carries it."""
 
     type: Literal["input_text"]
 
 
 class OutputTextBlock(TextFields):
-    """A piece of an answer, as the Responses API carries it."""
+    """A part of an answer, as the Responses API carries it."""
 
     type: Literal["output_text"]
+    logprobs: list[Any] | None = Field(
+        default=None, description=f"{NO_EFFECT}: how likely an earlier answer was."
+    )
 
 
-class RefusalBlock(Strict):
-    """A piece of an earlier answer that refused."""
+class RefusalBlock(BlockFields):
+    """A part of an earlier answer that refused."""
 
     type: Literal["refusal"]
     refusal: str
+
+
+class ImageFields(BlockFields):
+    """What all blocks of images may have beside the image."""
+
+    uuid: str | None = Field(
+        default=None,
+        description=f"{NO_EFFECT}: vLLM's name for a cached image; images are found by pixels.",
+    )
+    detail: Detail = Field(
+        default=None, description=f"{NO_EFFECT}: LLaVA sees each image in one resolution."
+    )
 
 
 class ImageUrl(Strict):
     """Where an image is: a data URI; an http(s) URL only if the server allows it."""
 
     url: str = Field(min_length=1)
-    detail: Detail = None
+    detail: Detail = Field(
+        default=None, description=f"{NO_EFFECT}: LLaVA sees each image in one resolution."
+    )
+    format: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: the bytes themselves say what they are."
+    )
 
 
-class ImageUrlBlock(Strict):
+class ImageUrlBlock(ImageFields):
     """An image, as chat completions carry it."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl | str
+    image_url: Annotated[
+        Annotated[ImageUrl, Tag("<object>")] | Annotated[str, Tag("<string>")],
+        by_shape(object="an object with a url", string="a string"),
+    ]
 
 
-class InputImageBlock(Strict):
+class InputImageBlock(ImageFields):
     """An image, as the Responses API carries it."""
 
     type: Literal["input_image"]
     image_url: str = Field(min_length=1)
-    detail: Detail = None
+    file_id: None = None
 
 
-class ImageBlock(Strict):
+class ImageBlock(ImageFields):
     """An image, as Hugging Face's and LangChain's blocks carry it; exactly one source."""
 
     type: Literal["image"]
     image: str | None = Field(default=None, min_length=1)
     url: str | None = Field(default=None, min_length=1)
     base64: str | None = Field(default=None, min_length=1)
-    mime_type: str | None = None
+    mime_type: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: the bytes themselves say what they are."
+    )
 
+
+ImageBlocks = ImageUrlBlock | InputImageBlock | ImageBlock
+"""All blocks that carry an image."""
 
 Block = Annotated[
-    TextBlock
-    | InputTextBlock
-    | OutputTextBlock
-    | RefusalBlock
-    | ImageUrlBlock
-    | InputImageBlock
-    | ImageBlock,
-    Field(discriminator="type"),
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[InputTextBlock, Tag("<input_text>")]
+    | Annotated[OutputTextBlock, Tag("<output_text>")]
+    | Annotated[RefusalBlock, Tag("<refusal>")]
+    | Annotated[ImageUrlBlock, Tag("<image_url>")]
+    | Annotated[InputImageBlock, Tag("<input_image>")]
+    | Annotated[ImageBlock, Tag("<image>")],
+    by_field(
+        "type", "text", "input_text", "output_text", "refusal", "image_url", "input_image", "image"
+    ),
 ]
-
-
-def _content_kind(value: Any) -> str:
-    return "<blocks>" if isinstance(value, list) else "<text>"
-
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[Block], Field(max_length=1024), Tag("<blocks>")],
-    Discriminator(_content_kind),
+    Annotated[str, Tag("<string>")] | Annotated[list[Block], Field(max_length=1024), Tag("<list>")],
+    by_shape(string="a string", list="a list of content blocks"),
 ]
 
 
-class SystemMessage(Strict):
+class MessageFields(CacheHint):
+    """What every message may have beside its content."""
+
+    name: str | None = None
+    id: str | None = Field(default=None, description=f"{NO_EFFECT}: a name for the client.")
+
+
+class SystemMessage(MessageFields):
     """What is said before all else."""
 
     role: Literal["system"]
     content: Content
-    name: str | None = None
 
 
-class DeveloperMessage(Strict):
+class DeveloperMessage(MessageFields):
     """OpenAI's newer name for a system message."""
 
     role: Literal["developer"]
     content: Content
-    name: str | None = None
 
 
-class UserMessage(Strict):
+class UserMessage(MessageFields):
     """A question, with images."""
 
     role: Literal["user"]
     content: Content
-    name: str | None = None
 
 
 class CalledFunction(Strict):
@@ -149,33 +203,45 @@ class MadeCall(Strict):
     index: Whole | None = None
 
 
-class AssistantMessage(Strict):
-    """An earlier answer, also as clients send back what they were given.
-
-    ``reasoning_content`` is a model's private thought and no part of the dialogue.
-    """
+class AssistantMessage(MessageFields):
+    """An earlier answer, also as clients send back what they were given."""
 
     role: Literal["assistant"]
     content: Content | None = None
     refusal: str | None = None
     tool_calls: list[MadeCall] | None = Field(default=None, max_length=128)
-    name: str | None = None
-    reasoning_content: str | None = None
-    annotations: list[Any] | None = Field(default=None, max_length=0)
+    cut_tool_calls: list[dict[str, Any]] | None = Field(
+        default=None, description=f"{NO_EFFECT}: a call that was cut was never made."
+    )
+    reasoning_content: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: a model's thoughts are no part of the dialogue."
+    )
+    reasoning: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: vLLM's newer name for reasoning_content."
+    )
+    provider_specific_fields: dict[str, Any] | None = Field(
+        default=None, description=f"{NO_EFFECT}: litellm's notes on an earlier answer."
+    )
+    annotations: list[Any] | None = Field(
+        default=None, max_length=0, description=f"{NO_EFFECT}: only an empty list is taken."
+    )
     audio: None = None
     function_call: None = None
 
 
-class ToolMessage(Strict):
+class ToolMessage(MessageFields):
     """The result of a call."""
 
     role: Literal["tool"]
     content: Content
     tool_call_id: str = Field(min_length=1)
-    name: str | None = None
 
 
 ChatMessage = Annotated[
-    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage,
-    Field(discriminator="role"),
+    Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[DeveloperMessage, Tag("<developer>")]
+    | Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[ToolMessage, Tag("<tool>")],
+    by_field("role", "system", "developer", "user", "assistant", "tool"),
 ]

@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from llavakit.serving.completions import CompletionRequest
+from llavakit.serving.responses import ResponsesRequest
 from llavakit.serving.schema import ChatRequest, TokenizeRequest
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -119,6 +121,62 @@ class ChatReply(BaseModel):
     service_tier: None = None
 
 
+class OlderLogprobs(BaseModel):
+    """Log probabilities in the form of the older completions."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    """One answer to one prompt."""
+
+    index: int
+    text: str
+    logprobs: OlderLogprobs | None
+    finish_reason: Finish
+
+
+class CompletionReply(BaseModel):
+    """Answers to prompts."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: UsageReply
+    system_fingerprint: str | None
+
+
+class ResponseUsage(BaseModel):
+    """Tokens of the input and of the output."""
+
+    input_tokens: int
+    input_tokens_details: PromptDetails
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponseReply(BaseModel):
+    """An answer of the Responses API; it also repeats the settings of its request."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    incomplete_details: dict[str, str] | None
+    error: None = None
+    model: str
+    output: list[dict[str, Any]]
+    usage: ResponseUsage
+    store: Literal[False]
+    previous_response_id: None = None
+
+
 class ModelReply(BaseModel):
     """A model that is served."""
 
@@ -182,7 +240,12 @@ _MEANINGS = {
 
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (ChatRequest, TokenizeRequest)
+_BODIES: tuple[type[BaseModel], ...] = (
+    ChatRequest,
+    ResponsesRequest,
+    CompletionRequest,
+    TokenizeRequest,
+)
 _OPEN = ("/health", "/version")
 
 

@@ -1,16 +1,17 @@
 """What a client may send, field by field: OpenAI's chat completions, and what is beyond them.
 
-Strict on purpose: a field that nobody knows, or of another type, is an error and never
-dropped. Fields of OpenAI's that cannot be honoured take the value that asks for nothing.
+Strict on purpose: an unknown field, or one of another type, is an error and never dropped.
+Fields of other servers that cannot be honoured take the one value that asks for nothing.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from llavakit.serving.messages import ChatMessage, Strict, Whole
+from llavakit.serving.messages import NO_EFFECT, CacheHint, ChatMessage, Strict, Whole
+from llavakit.serving.unions import by_field, by_shape
 
 SchemaObject: TypeAlias = dict[str, Any]
 FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
@@ -25,7 +26,7 @@ class FunctionDefinition(Strict):
     strict: bool | None = None
 
 
-class ToolDefinition(Strict):
+class ToolDefinition(CacheHint):
     """A tool; there are no others than functions."""
 
     type: Literal["function"]
@@ -43,6 +44,37 @@ class NamedToolChoice(Strict):
 
     type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedTools(Strict):
+    """Which of the tools may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedToolChoice] = Field(min_length=1, max_length=128)
+
+
+class AllowedToolsChoice(Strict):
+    """The tools that may be called; the others are not shown to the model."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<string>")]
+    | Annotated[
+        Annotated[
+            Annotated[NamedToolChoice, Tag("<function>")]
+            | Annotated[AllowedToolsChoice, Tag("<allowed_tools>")],
+            by_field("type", "function", "allowed_tools"),
+        ],
+        Tag("<object>"),
+    ],
+    by_shape(
+        string="'none', 'auto' or 'required'",
+        object="an object of type function or allowed_tools",
+    ),
+]
 
 
 class JsonSchema(Strict):
@@ -74,14 +106,21 @@ class JsonSchemaFormat(Strict):
 
 
 ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+    by_field("type", "text", "json_object", "json_schema"),
 ]
 
 
 class StreamOptions(Strict):
-    """What a stream tells beside the answer."""
+    """What a stream holds beside the answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(
+        default=None,
+        description="Beyond OpenAI; vLLM's name. Every event has the usage so far.",
+    )
     include_obfuscation: Literal[False] | None = None
 
 
@@ -107,32 +146,99 @@ class StructuredOutputs(Strict):
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+StopStrings = Annotated[
+    Annotated[StopString, Tag("<string>")]
+    | Annotated[list[StopString], Field(max_length=16), Tag("<list>")],
+    by_shape(string="a string", list="a list of strings"),
+]
 INT64 = 2**63 - 1
 _MESSAGES = 4096
 
 
-class ChatRequest(Strict):
-    """The body of ``POST /v1/chat/completions``."""
+class NoEffect(Strict):
+    """Fields that clients send and that change no answer of LLaVA."""
 
-    model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=_MESSAGES)
+    user: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: a name for the client's user."
+    )
+    store: bool | None = Field(default=None, description=f"{NO_EFFECT}: nothing is stored.")
+    metadata: dict[str, str] | None = Field(
+        default=None, description=f"{NO_EFFECT}: notes on a stored answer."
+    )
+    safety_identifier: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: a name for the client's user."
+    )
+    prompt_cache_key: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: prefixes are found by their content."
+    )
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
+        default=None, description=f"{NO_EFFECT}: prefixes are kept while there is memory."
+    )
+    service_tier: Literal["auto", "default"] | None = Field(
+        default=None, description=f"{NO_EFFECT}: there is one tier."
+    )
 
-    max_tokens: Whole | None = Field(default=None, ge=1, le=INT64)
-    max_completion_tokens: Whole | None = Field(default=None, ge=1, le=INT64)
+
+class Neutral(Strict):
+    """Fields of other servers, with the one value that asks for what happens anyway."""
+
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        default=None, description=f"{NO_EFFECT}: LLaVA answers without thinking first."
+    )
+    verbosity: Literal["medium"] | None = Field(
+        default=None, description=f"{NO_EFFECT}: only OpenAI's default is taken."
+    )
+    prediction: dict[str, Any] | None = Field(
+        default=None, description=f"{NO_EFFECT}: it would change the speed alone."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, max_length=0, description=f"{NO_EFFECT}: only an empty object is taken."
+    )
+    mm_processor_kwargs: dict[str, Any] | None = Field(
+        default=None, max_length=0, description=f"{NO_EFFECT}: only an empty object is taken."
+    )
+    stop_token_ids: list[Any] | None = Field(
+        default=None, max_length=0, description=f"{NO_EFFECT}: only an empty list is taken."
+    )
+    best_of: Literal[1] | None = Field(
+        default=None, description=f"{NO_EFFECT}: only 1 is taken; n asks for several answers."
+    )
+    use_beam_search: Literal[False] | None = Field(
+        default=None, description=f"{NO_EFFECT}: only false is taken; there is no beam search."
+    )
+    ignore_eos: Literal[False] | None = Field(
+        default=None, description=f"{NO_EFFECT}: only false is taken."
+    )
+    min_tokens: Literal[0] | None = Field(
+        default=None, description=f"{NO_EFFECT}: only 0 is taken."
+    )
+    skip_special_tokens: Literal[True] | None = Field(
+        default=None, description=f"{NO_EFFECT}: only true is taken."
+    )
+    include_reasoning: bool | None = Field(
+        default=None, description=f"{NO_EFFECT}: LLaVA answers without thinking first."
+    )
+    request_id: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: the answer has an id of its own."
+    )
+    priority: Literal[0] | None = Field(default=None, description=f"{NO_EFFECT}: only 0 is taken.")
+    functions: None = None
+    function_call: None = None
+    audio: None = None
+    web_search_options: None = None
+
+
+class Sampling(Strict):
+    """How tokens are sampled, as chat completions and completions say it."""
+
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    n: Whole | None = Field(default=None, ge=1)
     seed: Whole | None = Field(default=None, ge=-INT64, le=INT64)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    logprobs: bool | None = None
-    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
-    tools: list[ToolDefinition] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
-
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = Field(
+        default=None, description="Token ids, as strings of digits, to -100..100."
+    )
     top_k: Whole | None = Field(
         default=None, ge=-1, le=INT64, description="Beyond OpenAI; -1 and 0 keep all tokens."
     )
@@ -144,6 +250,26 @@ class ChatRequest(Strict):
         default=None, description="Beyond OpenAI; vLLM's name and form."
     )
 
+
+class ChatRequest(Sampling, NoEffect, Neutral):
+    """The body of ``POST /v1/chat/completions``."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=_MESSAGES)
+
+    max_tokens: Whole | None = Field(default=None, ge=1, le=INT64)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1, le=INT64)
+    n: Whole | None = Field(default=None, ge=1)
+    stop: StopStrings | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
+    tools: list[ToolDefinition] | None = Field(default=None, max_length=128)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
     add_generation_prompt: bool | None = Field(
         default=None,
         description="Beyond OpenAI; vLLM's name. The answer is a new turn, whoever spoke last.",
@@ -154,20 +280,6 @@ class ChatRequest(Strict):
         "which is the assistant's.",
     )
 
-    user: str | None = Field(default=None, description="Has no effect on the answer.")
-    store: bool | None = Field(default=None, description="Has no effect: nothing is stored.")
-    metadata: dict[str, str] | None = Field(default=None, description="Has no effect.")
-    safety_identifier: str | None = Field(default=None, description="Has no effect.")
-    prompt_cache_key: str | None = Field(
-        default=None, description="Has no effect: prefixes are found by their content."
-    )
-    service_tier: Literal["auto", "default"] | None = None
-
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = Field(
-        default=None, description="Token ids, as strings of digits, to -100..100."
-    )
     modalities: list[Literal["text"]] | None = Field(default=None, min_length=1, max_length=1)
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from llavakit._threads import off_loop
 from llavakit.backend import Backend, ModelInfo
-from llavakit.errors import RequestCancelledError
-from llavakit.images import Picture
+from llavakit.errors import RequestCancelledError, RequestTimeoutError
+from llavakit.serving import chat, completions, responses
 from llavakit.serving.answering import (
     ClientGone,
     Listener,
@@ -29,21 +27,32 @@ from llavakit.serving.answering import (
     submit_all,
     while_connected,
 )
-from llavakit.serving.answers import Envelope, delta, to_json
-from llavakit.serving.convert import check_length, to_messages, to_requests, to_tools
+from llavakit.serving.answers import to_json
+from llavakit.serving.auth import client_of
+from llavakit.serving.convert import (
+    check_length,
+    image_sources,
+    to_messages,
+    to_requests,
+    to_tools,
+)
 from llavakit.serving.errors import Refusal, refusal
-from llavakit.serving.events import DONE, PING, EventStream, event
+from llavakit.serving.events import PING, EventStream
+from llavakit.serving.lanes import Lanes
 from llavakit.serving.limits import Gate, Share, read_body
 from llavakit.serving.metrics import Clock, Metrics
+from llavakit.serving.notation import Asked, Parse, Served, Writer
+from llavakit.serving.opening import ImageSource, Opener
 from llavakit.serving.readiness import Readiness, State
-from llavakit.serving.schema import ChatRequest, TokenizeRequest
+from llavakit.serving.schema import TokenizeRequest
 from llavakit.serving.settings import ServerSettings
 from llavakit.serving.validation import parse
 from llavakit.streams import AnswerStream
 from llavakit.tracing import received
 from llavakit.values import Message, Usage
+from llavakit.values import Request as LlavaRequest
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T")
 _GONE = Response(status_code=499)
 """Sent to nobody."""
 
@@ -74,9 +83,7 @@ class Service:
             backend, warm_up=settings.warm_up, told=loaded, progress=progress
         )
         self.answers = OpenAnswers()
-        # Fetching waits, decoding computes.
-        workers = 32 if settings.allow_urls else min(8, (os.cpu_count() or 1) + 2)
-        self._pool = ThreadPoolExecutor(workers, "llavakit-serve")
+        self._lanes = Lanes()
 
     def state(self) -> State:
         """Whether requests are answered; begins to load if nobody has."""
@@ -87,7 +94,7 @@ class Service:
         """No more requests; those that are open end with an error."""
         self.readiness.stop()
         self.answers.close_all()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._lanes.close()
 
     def model(self) -> dict[str, Any]:
         """The entry of ``/v1/models``."""
@@ -117,33 +124,46 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """Answers a conversation."""
+        return await self._answer(request, chat.asked)
+
+    async def responses(self, request: Request) -> Response:
+        """Answers a request of the Responses API."""
+        return await self._answer(request, responses.asked)
+
+    async def completions(self, request: Request) -> Response:
+        """Answers prompts of the older completions."""
+        return await self._answer(request, completions.asked)
+
+    async def _answer(self, request: Request, read: Parse) -> Response:
         with ExitStack() as held, self._told():
             info = self._ready()
             share = held.enter_context(self.gate.enter())
             body = await read_body(request, self.settings, share)
             clock = Clock(self.metrics)
             listener = Listener(request.receive)
+            opener = self._opener(request, share)
             with received(request.headers):
-                asked, streams = await while_connected(listener, self._open(body, info, share))
+                work = self._in_time(self._open(read, body, info, opener))
+                asked, writer, streams = await while_connected(listener, work)
+            share.give_back(len(body))
             clock.open = len(streams)
             held.callback(clock.over)
             held.callback(close, streams)
-            told = Envelope(self.name, info.revision or None)
-            headers = {"X-Request-Id": told.id}
+            headers = {"X-Request-Id": writer.id}
             if asked.stream:
-                events = self._events(asked, streams, told, clock)
+                events = self._events(writer, streams, clock)
                 stack = held.pop_all()
                 return EventStream(events, self.settings.send_timeout, stack, headers, listener)
             clock.failed = True  # unless it goes well, or the client leaves
             try:
-                work = gathered(streams, clock, self.settings.ping_seconds)
-                completions = await while_connected(listener, work)
+                answers = gathered(streams, clock, self.settings.ping_seconds)
+                found = await while_connected(listener, answers)
             except ClientGone:
                 clock.failed = False
                 raise
-            clock.tokens([completion.usage for completion in completions])
-            whole = told.whole(completions, logprobs=bool(asked.logprobs))
-            return Response(to_json(whole), media_type="application/json", headers=headers)
+            clock.tokens([completion.usage for completion in found])
+            whole = to_json(writer.whole(found))
+            return Response(whole, media_type="application/json", headers=headers)
         return _GONE
 
     async def tokenize(self, request: Request) -> Response:
@@ -152,7 +172,8 @@ class Service:
             info = self._ready()
             share = held.enter_context(self.gate.enter())
             body = await read_body(request, self.settings, share)
-            work = off_loop(self._pool, lambda: self._count(body, info, share), lambda count: None)
+            opener = self._opener(request, share)
+            work = self._in_time(self._count(body, info, opener))
             count = await while_connected(request.receive, work)
             return JSONResponse({"count": count, "max_model_len": info.context_length})
         return _GONE
@@ -176,52 +197,93 @@ class Service:
             error = RequestCancelledError("The server is going down; ask another one.")
         return refusal(error, self.settings.retry_after)
 
-    async def _open(
-        self, body: bytes, info: ModelInfo, share: Share
-    ) -> tuple[ChatRequest, list[AnswerStream]]:
-        def work() -> tuple[ChatRequest, list[AnswerStream]]:
-            asked = parse(ChatRequest, body)
-            self.check_name(asked.model)
-            requests = to_requests(asked, self.settings, info.context_length, _charged(share))
-            return asked, submit_all(self.backend, requests)
+    def _opener(self, request: Request, share: Share) -> Opener:
+        client = client_of(request, by_key=bool(self.settings.api_keys))
+        return Opener(self._lanes, client, self.settings.policy(), share)
 
-        asked, streams = await off_loop(self._pool, work, lambda opened: close(opened[1]))
-        share.give_back(len(body))
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """What is done before a request is submitted has the time of the whole request."""
+        seconds = self.settings.request_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError as error:
+            if isinstance(error, RequestTimeoutError):
+                raise
+            raise RequestTimeoutError(
+                f"The request was not read within {seconds:g} seconds; try again later, or send "
+                "smaller images."
+            ) from None
+
+    async def _open(
+        self, read: Parse, body: bytes, info: ModelInfo, opener: Opener
+    ) -> tuple[Asked, Writer, list[AnswerStream]]:
+        lanes, client = self._lanes, opener.client
+
+        def parsed() -> tuple[Asked, list[list[ImageSource]]]:
+            asked = read(body)
+            self.check_name(asked.bodies[0].model)
+            most = self.settings.max_images
+            return asked, [image_sources(one.messages, most, asked.place) for one in asked.bodies]
+
+        asked, sources = await lanes.of(size=len(body)).run(client, parsed)
+        pictures = [await opener.open(of_body) for of_body in sources]
+        largest = max((w * h for of in pictures for w, h in (one.size for one in of)), default=0)
+
+        def submitted() -> tuple[Writer, list[AnswerStream]]:
+            requests: list[LlavaRequest] = []
+            for one, images in zip(asked.bodies, pictures, strict=True):
+                requests += to_requests(
+                    one, self.settings, info.context_length, images, asked.place
+                )
+            prompt = 0
+            if asked.counts:
+                requests = [_counted(one) for one in requests]
+                first = requests[0]
+                prompt = self.backend.count_tokens(first.messages, tools=first.tools)
+            writer = asked.writer(Served(self.name, info.revision or None, prompt))
+            return writer, submit_all(self.backend, requests)
+
+        # The backend scales images here.
+        lane = lanes.of(size=len(body), pixels=largest)
+        writer, streams = await lane.run(client, submitted, lambda opened: close(opened[1]))
         for stream in streams:
             self.answers.add(stream)
-        return asked, streams
+        return asked, writer, streams
 
-    def _count(self, body: bytes, info: ModelInfo, share: Share) -> int:
-        asked = parse(TokenizeRequest, body)
-        if asked.model is not None:
-            self.check_name(asked.model)
-        if (asked.messages is None) == (asked.prompt is None):
-            raise Refusal(
-                400, "Send either messages or prompt.", code="invalid_value", param="messages"
-            )
-        messages = [Message("user", asked.prompt or "")]
-        if asked.messages is not None:
-            policy = self.settings.policy()
-            most = self.settings.max_images
-            messages = to_messages(asked.messages, policy, most, _charged(share))
-        tools = to_tools(asked.tools)
-        # Counting may well exceed the context; it must not take minutes.
-        check_length(messages, tools, None, 16 * info.context_length)
-        return self.backend.count_tokens(messages, tools=tools)
+    async def _count(self, body: bytes, info: ModelInfo, opener: Opener) -> int:
+        lanes, client = self._lanes, opener.client
+
+        def parsed() -> tuple[TokenizeRequest, list[ImageSource]]:
+            asked = parse(TokenizeRequest, body)
+            if asked.model is not None:
+                self.check_name(asked.model)
+            if (asked.messages is None) == (asked.prompt is None):
+                raise Refusal(
+                    400, "Send either messages or prompt.", code="invalid_value", param="messages"
+                )
+            return asked, image_sources(asked.messages or [], self.settings.max_images)
+
+        asked, sources = await lanes.of(size=len(body)).run(client, parsed)
+        pictures = await opener.open(sources)
+
+        def counted() -> int:
+            messages = [Message("user", asked.prompt or "")]
+            if asked.messages is not None:
+                messages = to_messages(asked.messages, pictures)
+            tools = to_tools(asked.tools)
+            # Counting may well exceed the context; it must not take minutes.
+            check_length(messages, tools, None, 16 * info.context_length)
+            return self.backend.count_tokens(messages, tools=tools)
+
+        return await lanes.of(size=len(body)).run(client, counted)
 
     async def _events(
-        self, asked: ChatRequest, streams: list[AnswerStream], told: Envelope, clock: Clock
+        self, writer: Writer, streams: list[AnswerStream], clock: Clock
     ) -> AsyncGenerator[bytes, None]:
-        wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         usages: dict[int, Usage] = {}
-        calls = [0] * len(streams)
-
-        def piece(*args: Any, **rest: Any) -> bytes:
-            made = told.piece(*args, **rest)
-            return event(to_json(made | {"usage": None} if wants_usage else made))
-
-        for index in range(len(streams)):
-            yield piece(index, {"role": "assistant", "content": ""})
+        for data in writer.begin():
+            yield data
         try:
             async with contextlib.aclosing(merged(streams, self.settings.ping_seconds)) as chunks:
                 async for said in chunks:
@@ -230,36 +292,30 @@ class Service:
                         continue
                     index, chunk = said
                     clock.chunk(index, chunk)
-                    change = delta(chunk, calls[index])
-                    calls[index] += len(chunk.tool_calls)
-                    if change or chunk.logprobs:
-                        yield piece(index, change, logprobs=chunk.logprobs)
+                    for data in writer.chunk(index, chunk):
+                        yield data
                     if chunk.finish_reason is not None:
                         usages[index] = chunk.usage or Usage()
-                        yield piece(index, {}, finish=chunk.finish_reason)
         except Exception as error:
             clock.failed = True
             reason = self._refusal(error)
             self.metrics.refused(reason.code)
-            yield event(to_json(reason.body()))
+            for data in writer.failed(reason):
+                yield data
             return
         ordered = [usages[index] for index in range(len(streams))]
         clock.tokens(ordered)
-        if wants_usage:
-            yield event(to_json(told.total(ordered)))
-        yield DONE
+        for data in writer.end(ordered):
+            yield data
+
+
+def _counted(request: LlavaRequest) -> LlavaRequest:
+    """The request with a log probability for each token, by which tokens are counted."""
+    if request.params.logprobs is not None:
+        return request
+    return replace(request, params=replace(request.params, logprobs=0))
 
 
 def _short(name: str) -> str:
     """What clients call a model; of a directory, its last part."""
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def _charged(share: Share) -> Callable[[Picture], None]:
-    """Counts the memory of the images that a request opens."""
-
-    def opened(picture: Picture) -> None:
-        width, height = picture.size
-        share.take(3 * width * height)
-
-    return opened

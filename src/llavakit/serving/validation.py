@@ -1,4 +1,4 @@
-"""Bodies that are not what they should be, told by the argument that is to blame."""
+"""Bodies that are not what they should be: errors name the argument that is wrong."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llavakit.serving.errors import Refusal
+from llavakit.serving.unions import BY_FIELD, BY_SHAPE, is_branch, shape
 
 T = TypeVar("T", bound=BaseModel)
 
 MOST_VALUES = 1_000_000
+_BOM = b"\xef\xbb\xbf"
+"""Some clients begin with it, and a parser may ignore it (RFC 8259, section 8.1)."""
 
+_STORE = "needs stored responses, and nothing is stored here; send the whole conversation as input"
 _ADVICE = {
     "functions": "send tools",
     "function_call": "send tool_choice",
@@ -26,6 +30,16 @@ _ADVICE = {
     "grammar": 'send structured_outputs={"grammar": ...}',
     "best_of": "send n",
     "use_beam_search": "there is no beam search here",
+    "audio": "there is no sound here; leave it out",
+    "web_search_options": "nothing is searched here; leave it out",
+    "previous_response_id": f"it {_STORE}",
+    "conversation": f"it {_STORE}",
+    "background": f"it {_STORE}",
+    "prompt": "prompts are not stored here; send the text as input or instructions",
+    "truncation": "nothing is left out in silence; shorten the input",
+    "context_management": "nothing is left out in silence; shorten the input",
+    "cache_salt": "prefixes are shared by all clients here; leave it out",
+    "chat_template": "the checkpoint's own template is used; leave it out",
 }
 
 
@@ -42,6 +56,7 @@ def parse(kind: type[T], body: bytes) -> T:
             f"The body has more than {MOST_VALUES:,} values; send a shorter conversation.",
             code="request_too_large",
         )
+    body = body.removeprefix(_BOM)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -65,15 +80,43 @@ def _told(kind: type[BaseModel], error: ErrorDetails, body: bytes) -> Refusal:
         return Refusal(400, message, code="unknown_parameter", param=where)
     if error["type"] == "missing":
         return Refusal(400, f"{where} is missing.", code="missing_parameter", param=where)
+    if where in _ADVICE:
+        told = f"The argument {where!r} is not taken here; {_ADVICE[where]}."
+        return Refusal(400, told, code="unsupported_parameter", param=where)
+    reason = _reason(error, where or "The body")
+    return Refusal(400, reason, code="invalid_value", param=where or None)
+
+
+def _reason(error: ErrorDetails, at: str) -> str:
+    """A sentence that says what is wrong with a value."""
+    value = error["input"]
+    if error["type"] == BY_SHAPE:
+        return f"{at} is {_named(value)}; it must be {error['msg']}."
+    if error["type"] == BY_FIELD:
+        field, _, values = error["msg"].partition(": ")
+        if not isinstance(value, dict):
+            return f"{at} is {_named(value)}; it must be an object with a field {field!r}."
+        if value.get(field) == "item_reference":
+            return f"{at}: an item_reference {_STORE}."
+        if field not in value:
+            return f"{at}.{field} is missing; it must be one of {values}."
+        found = value[field]
+        shown = repr(found[:100]) if isinstance(found, str) else _named(found)
+        return f"{at}.{field} is {shown}, which is not taken here; it must be one of {values}."
     reason = error["msg"][:1].lower() + error["msg"][1:]
-    at = where or "The body"
-    return Refusal(
-        400, f"{at} is not as it must be: {reason}.", code="invalid_value", param=where or None
-    )
+    return f"{at} is not as it must be: {reason}."
+
+
+def _named(value: Any) -> str:
+    """What a value is, in words."""
+    kind = shape(value)
+    if kind == "null":
+        return kind
+    return f"an {kind}" if kind == "object" else f"a {kind}"
 
 
 def _path(error: ErrorDetails, body: bytes) -> tuple[str, str]:
-    """Where in the body the error is: pydantic also names the branches of unions on its way."""
+    """Return where in the body the error is, and the name of the field there."""
     value: Any = json.loads(body)
     path = name = ""
     places = error["loc"]
@@ -84,7 +127,7 @@ def _path(error: ErrorDetails, body: bytes) -> tuple[str, str]:
         elif isinstance(place, str) and isinstance(value, dict) and place in value:
             value, name = value[place], place
             path = f"{path}.{place}" if path else place
-        elif last and error["type"] == "missing":
+        elif last and error["type"] == "missing" and not is_branch(place):
             name = str(place)
             path = f"{path}.{name}" if path else name
     return path, name

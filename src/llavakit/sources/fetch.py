@@ -101,13 +101,16 @@ def _checked_url(url: str | httpx.URL) -> httpx.URL:
         parsed = httpx.URL(url)
         possible = bool(parsed.host) and (parsed.port is None or 0 < parsed.port < 65536)
     except (httpx.InvalidURL, ValueError, TypeError) as error:
-        raise SourceNotAllowedError(f"{shown(url)} is not a valid http(s) URL.") from error
+        invalid = f"{shown(url)} is not a valid http(s) URL."
+        raise SourceNotAllowedError(invalid, public=invalid) from error
     if parsed.scheme not in ("http", "https") or not possible:
-        raise SourceNotAllowedError(f"{shown(url)} is not a valid http(s) URL.")
+        invalid = f"{shown(url)} is not a valid http(s) URL."
+        raise SourceNotAllowedError(invalid, public=invalid)
     if parsed.userinfo:
+        secret = f"{shown(url)} holds a user name or password, which are not sent"
         raise SourceNotAllowedError(
-            f"{shown(url)} holds a user name or password, which are not sent; fetch it yourself "
-            "and pass its bytes."
+            f"{secret}; fetch it yourself and pass its bytes.",
+            public=f"{secret}; send the image as a data URI.",
         )
     return parsed
 
@@ -149,13 +152,11 @@ def _get(
         if response.status in _REDIRECTS and location is not None:
             return location, b""
         if response.status in (404, 410):
-            raise SourceNotFoundError(
-                f"There is nothing at {shown(address)} (HTTP {response.status})."
-            )
+            nothing = f"There is nothing at {shown(address)} (HTTP {response.status})."
+            raise SourceNotFoundError(nothing, public=nothing)
         if response.status != 200:
-            raise SourceFetchError(
-                f"The server of {shown(address)} answered HTTP {response.status}."
-            )
+            refused = f"The server of {shown(address)} answered HTTP {response.status}."
+            raise SourceFetchError(refused, public=refused)
         length = fields.get(b"content-length", "")
         if length.isdecimal():
             check_length(int(length), policy.max_bytes)

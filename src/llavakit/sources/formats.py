@@ -52,7 +52,8 @@ _ASCII_MARKUP: tuple[tuple[bytes, str], ...] = (
 )
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1")
-_PPM = re.compile(rb"P[1-6][\s#]")
+_PPM = re.compile(rb"P[4-6][\s#]")
+_PLAIN_PNM = re.compile(rb"P[1-3][\s#]")
 _COMMENT = re.compile(rb"<!--.*?-->|<\?.*?\?>", re.DOTALL)
 
 _ADVICE = {
@@ -61,6 +62,8 @@ _ADVICE = {
     "EPS": "PostScript is a program and is not run; convert it to PNG first",
     "PSD": "Photoshop files are not opened; export it as PNG first",
     "FITS": "FITS data are not opened; convert it to PNG or pass a numpy array",
+    "PLAIN_PNM": "an image of numbers as text (PNM of type P1, P2 or P3) takes minutes to read and "
+    "is not opened; save it as PNG, or as binary PNM (P4, P5, P6)",
     "ICO": "icon files are not opened; convert it to PNG first",
     "JPEG2000": "this Pillow cannot decode JPEG 2000; upgrade Pillow or convert it to PNG",
     "JXL": "JPEG XL is not opened; convert it to JPEG or PNG first",
@@ -74,6 +77,12 @@ _ADVICE = {
     "LFS": "this is a Git LFS pointer, not the image itself; run 'git lfs pull' first",
     "AVIF": "this Pillow cannot decode AVIF; upgrade Pillow or convert it to PNG",
 }
+_PUBLIC_ADVICE = {
+    "PDF": "this is a PDF, not an image; send its pages as images",
+    "LFS": "this is a Git LFS pointer, not the image itself; send the image",
+    "AVIF": "AVIF is not decoded here; convert it to PNG",
+}
+"""For remote callers, where the advice above is for the author of a program."""
 
 
 def sniff(data: bytes) -> str:
@@ -88,6 +97,8 @@ def sniff(data: bytes) -> str:
         return _iso_kind(head)
     if _PPM.match(head):
         return "PPM"
+    if _PLAIN_PNM.match(head):
+        return "PLAIN_PNM"
     if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
         return "BMP"
     if b"%PDF-" in head:
@@ -111,10 +122,15 @@ def refusal(kind: str, size: int) -> ImageError:
         return ImageDecodeError("The image is empty: the source has no bytes.")
     if kind:
         advice = _ADVICE[kind]
-        return UnsupportedImageError(f"{advice[0].upper()}{advice[1:]}.")
+        public = _PUBLIC_ADVICE.get(kind, advice)
+        return UnsupportedImageError(_sentence(advice), public=_sentence(public))
     return ImageDecodeError(
         f"These {size:,} bytes are not an image in a known format; use {', '.join(ALLOWED)}."
     )
+
+
+def _sentence(advice: str) -> str:
+    return f"{advice[0].upper()}{advice[1:]}."
 
 
 def _iso_kind(head: bytes) -> str:

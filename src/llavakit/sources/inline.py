@@ -45,7 +45,9 @@ def check_length(length: int, max_bytes: int) -> None:
     if length > max_bytes:
         raise ImageTooLargeError(
             f"The source has {length:,} bytes, above the {max_bytes:,} of "
-            "SourcePolicy.max_bytes; shrink it or raise the cap."
+            "SourcePolicy.max_bytes; shrink it or raise the cap.",
+            public=f"The image has {length:,} bytes, more than the {max_bytes:,} that are taken "
+            "here; shrink it.",
         )
 
 

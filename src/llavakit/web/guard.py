@@ -43,6 +43,7 @@ class Guard:
     """Lets through what the page needs.
 
     - Only the routes that the page uses, for hosts that it knows.
+    - Nothing that another site's page sends; browsers say where a request comes from.
     - No event that names a file outside the uploads, or an address: the framework would fetch it.
     - Uploads of a known length under the caps; whose they are is noted by a cookie.
     - An open heartbeat is a visitor; when it closes, he is gone, at once.
@@ -85,6 +86,10 @@ class Guard:
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
         path, method = scope["path"], scope["method"]
         host = _header(scope, b"host")
+        if _unclear(scope):
+            return 400, "A request has a length or chunks, not both."
+        if _foreign(scope, host):
+            return 403, "Only the page itself may send this."
         if self._hosts and _hostname(host) not in self._hosts:
             return 421, "This page answers on its own address only."
         if _CLOSED.fullmatch(path) or (
@@ -213,6 +218,29 @@ def _hostname(host: str) -> str:
     return host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
 
 
+def _foreign(scope: Scope, host: str) -> bool:
+    """Whether a page of another site made a browser send this.
+
+    A form or a script of any site can post here without asking first. Opening the page by a link
+    is what a link is for. https://www.w3.org/TR/fetch-metadata/
+    """
+    reads = scope["method"] in ("GET", "HEAD")
+    site = _header(scope, b"sec-fetch-site")
+    if site:
+        opens = reads and _header(scope, b"sec-fetch-mode") == "navigate"
+        return site not in ("same-origin", "none") and not opens
+    origin = _header(scope, b"origin")
+    return bool(origin) and origin.partition("://")[2].lower() != host.lower()
+
+
+def _unclear(scope: Scope) -> bool:
+    """Whether it is not clear where a request ends (RFC 9112, section 6.1)."""
+    names = [name for name, _ in scope["headers"]]
+    if b"transfer-encoding" not in names:
+        return False
+    return b"content-length" in names or scope.get("http_version") == "1.0"
+
+
 def _cookie(scope: Scope) -> str:
     try:
         morsel = SimpleCookie(_header(scope, b"cookie")).get(COOKIE)
@@ -247,6 +275,7 @@ def _with_headers(send: Send, stranger: Scope | None) -> Send:
 async def _answer(send: Send, status: int, text: str) -> None:
     body = text.encode()
     headers = [
+        (b"connection", b"close"),  # the body may not have been read
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),
     ]

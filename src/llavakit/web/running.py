@@ -162,6 +162,7 @@ def serve(
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    _close_to_other_sites(blocks.app)
     page = RunningPage(controller, blocks, folder, url.rstrip("/"), share_url)
     threading.Thread(
         target=_warm_up,
@@ -170,6 +171,15 @@ def serve(
         daemon=True,
     ).start()
     return page
+
+
+def _close_to_other_sites(app: Any) -> None:
+    """Take away the framework's leave for pages of other ports of this machine (CORS)."""
+    from gradio.route_utils import CustomCORSMiddleware
+
+    left = [one for one in app.user_middleware if one.cls is not CustomCORSMiddleware]
+    app.user_middleware = left
+    app.middleware_stack = app.build_middleware_stack()
 
 
 def _warm_up(model_cache: ModelCache, failed: Callable[[BaseException], None] | None) -> None:
