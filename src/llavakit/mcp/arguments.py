@@ -32,12 +32,16 @@ def read_arguments(tool: str, model: type[Arguments], given: Mapping[str, Any]) 
         ParameterError: the first argument that is missing, unknown or of a wrong type, in one
             sentence.
     """
+    # Clients whose schemas know no absence write null for what is left out.
+    fields = model.model_fields
+    optional = {name for name, field in fields.items() if not field.is_required()}
+    given = {key: one for key, one in given.items() if one is not None or key not in optional}
     try:
         return model.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = _place(first["loc"])
-        takes = ", ".join(model.model_fields) or "no arguments"
+        takes = ", ".join(fields) or "no arguments"
         if first["type"] == "missing":
             text = f"{tool} needs {where}; it takes {takes}."
         elif first["type"] == "extra_forbidden":

@@ -8,8 +8,10 @@ called, so that no page in a browser reaches it (DNS rebinding).
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llavakit._checks import check_integer, checked
 from llavakit.serving.auth import Keys, check_host
 from llavakit.serving.errors import Refusal
+from llavakit.serving.runner import SIGNALS
 
 PATH = "/mcp"
 _GRACE_SECONDS = 5
@@ -131,14 +134,36 @@ def serve_http(app: Starlette, listener: socket.socket, *, access_log: bool = Fa
         listener: a listening socket.
         access_log: whether to log each request.
     """
-    config = uvicorn.Config(
-        app,
-        loop="asyncio",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=access_log,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+    server_of(app, access_log=access_log).run(sockets=[listener])
+
+
+def server_of(app: Starlette, *, access_log: bool = False) -> uvicorn.Server:
+    """Return uvicorn's server of an application, to be run with sockets."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            loop="asyncio",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=access_log,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
     )
-    uvicorn.Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, but the signal that ended it is not raised again: it was obeyed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are for whoever owns the process
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

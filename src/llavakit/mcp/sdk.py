@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from mcp.server.lowlevel import Server
@@ -116,23 +117,29 @@ def _version_1(handlers: _Handlers) -> Server[Any]:
 
 
 def _version_2(handlers: _Handlers) -> Server[Any]:
-    async def list_tools(context: Any, params: Any) -> dict[str, Any]:
-        return await handlers.list_tools()
+    types = import_module("mcp_types")
 
-    async def call_tool(context: Any, params: Any) -> dict[str, Any]:
+    async def list_tools(context: Any, params: Any) -> Any:
+        return types.ListToolsResult.model_validate(await handlers.list_tools())
+
+    async def call_tool(context: Any, params: Any) -> Any:
         async def progress(done: int, total: int, name: str) -> None:
             await context.session.report_progress(done, total, name)
 
-        return await handlers.call_tool(params.name, params.arguments, progress)
+        written = await handlers.call_tool(params.name, params.arguments, progress)
+        return types.CallToolResult.model_validate(written)
 
-    async def list_resources(context: Any, params: Any) -> dict[str, Any]:
-        return await handlers.list_resources(None if params is None else params.cursor)
+    async def list_resources(context: Any, params: Any) -> Any:
+        written = await handlers.list_resources(None if params is None else params.cursor)
+        return types.ListResourcesResult.model_validate(written)
 
-    async def list_templates(context: Any, params: Any) -> dict[str, Any]:
-        return await handlers.list_templates()
+    async def list_templates(context: Any, params: Any) -> Any:
+        written = await handlers.list_templates()
+        return types.ListResourceTemplatesResult.model_validate(written)
 
-    async def read_resource(context: Any, params: Any) -> dict[str, Any]:
-        return await handlers.read_resource(str(params.uri))
+    async def read_resource(context: Any, params: Any) -> Any:
+        written = await handlers.read_resource(str(params.uri))
+        return types.ReadResourceResult.model_validate(written)
 
     make: Callable[..., Server[Any]] = Server
     return make(

@@ -100,7 +100,7 @@ class Tools:
             {
                 "name": tool.name,
                 "title": tool.title,
-                "description": self._settings.describe(tool.purpose),
+                "description": self._description(tool),
                 "inputSchema": _plain(tool.arguments.model_json_schema()),
                 "outputSchema": tool.output,
                 "annotations": {
@@ -163,6 +163,10 @@ class Tools:
             ),
             Tool("list_images", "List images", _LIST, Nothing, IMAGES, self._list),
         ]
+
+    def _description(self, tool: Tool) -> str:
+        named = tool.arguments is not Nothing
+        return self._settings.describe(tool.purpose) if named else tool.purpose
 
     async def _ask(self, asked: ImageQuestionOnly, progress: Progress | None) -> ToolResult:
         settings = self._settings

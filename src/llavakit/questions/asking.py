@@ -29,6 +29,7 @@ from llavakit.questions.references import (
     Pictures,
     Reach,
     check_names,
+    first_names,
 )
 from llavakit.settings import ModelSettings
 from llavakit.sources.inline import shown
@@ -174,7 +175,7 @@ class ImageAsker(ModelSettings):
         Args:
             purpose: what the tool is for; "" says what ``ask_image`` of a conversation is for.
         """
-        names = ", ".join(self.attachments)
+        names = first_names(self.attachments)
         reach = self.reach()
         more = [f"There are also: {names}." if names else ""]
         more += ["You may also name a file by its path." if reach.roots else ""]

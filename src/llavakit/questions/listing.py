@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -92,18 +92,22 @@ def list_files(asker: ImageAsker, most: int = MOST_FILES) -> tuple[list[Listed],
     are seldom meant.
     """
     reach = asker.reach()
-    found = list(islice(_files(reach.roots, reach.narrowed), most + 1))
+    named = (
+        _name(path, root, reach.roots, asker.attachments)
+        for root, path in _files(reach.roots, reach.narrowed)
+    )
+    found = list(islice(named, most + 1))
     return [Listed(name, "file") for name in found[:most]], len(found) > most
 
 
-def _files(roots: tuple[Path, ...], policy: SourcePolicy) -> Iterator[str]:
-    for number, root in enumerate(roots):
+def _files(roots: tuple[Path, ...], policy: SourcePolicy) -> Iterator[tuple[Path, Path]]:
+    for root in roots:
         for at, folders, files in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
                 path = Path(at, name)
                 if path.suffix.lower() in SUFFIXES and _may_open(path, policy):
-                    yield _name(path, root, roots[:number])
+                    yield root, path
 
 
 def _may_open(path: Path, policy: SourcePolicy) -> bool:
@@ -116,11 +120,16 @@ def _may_open(path: Path, policy: SourcePolicy) -> bool:
     return True
 
 
-def _name(path: Path, root: Path, earlier: tuple[Path, ...]) -> str:
-    """Return a file's name from its folder, or all of its path where an earlier folder has one."""
-    name = path.relative_to(root)
-    hidden = any(os.path.lexists(folder / name) for folder in earlier)
-    return str(path) if hidden else name.as_posix()
+def _name(path: Path, root: Path, roots: tuple[Path, ...], attachments: Container[str]) -> str:
+    """Return the name under which a file is found, and no other.
+
+    A name is looked for among the attachments first, and then in one folder after the other.
+    """
+    name = path.relative_to(root).as_posix()
+    earlier = roots[: roots.index(root)]
+    if any(os.path.lexists(folder / name) for folder in earlier):
+        return str(path)
+    return f"./{name}" if name in attachments else name
 
 
 def _stamp(image: Image) -> object:

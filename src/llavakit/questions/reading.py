@@ -168,10 +168,14 @@ def _params(asker: ImageAsker, schema: Mapping[str, Any] | None) -> SamplingPara
         raise ParameterError(
             'The JSON schema is empty; write one such as {"type": "object", "properties": {...}}.'
         )
-    if len(json.dumps(schema)) > _MOST_SCHEMA_CHARACTERS:
+    try:
+        length = len(json.dumps(schema))
+    except (RecursionError, ValueError) as error:
+        raise SchemaError("The JSON schema is nested too deeply; make it flatter.") from error
+    if length > _MOST_SCHEMA_CHARACTERS:
         raise SchemaError(
-            f"The JSON schema has more than {_MOST_SCHEMA_CHARACTERS:,} characters; make it "
-            "smaller."
+            f"The JSON schema has {length:,} characters, and the most are "
+            f"{_MOST_SCHEMA_CHARACTERS:,}; make it smaller."
         )
     return replace(params, json_schema=schema)
 

@@ -244,10 +244,8 @@ class Pictures:
         raise SourceNotFoundError(f"There is no image {shown(name)}. " + self._choices())
 
     def _choices(self) -> str:
-        """What can be named instead."""
-        names = list(self.known)
-        told = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-        choices = [f"these: {told}"] if names else []
+        """Return a sentence on what can be named instead."""
+        choices = [f"these: {first_names(self.known)}"] if self.known else []
         choices += ["a file of the open folders by its path"] if self.reach.roots else []
         choices += ["an image by its http(s) URL"] if self.reach.allow_urls else []
         choices += [DATA_HINT] if self.reach.allow_data else []
@@ -265,6 +263,12 @@ def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, Known]:
     for name, thing in named(members("things", things, Shown)):
         known[name] = Known(thing.source, reach.policy if thing.by_user else reach.narrowed)
     return known
+
+
+def first_names(known: Iterable[str]) -> str:
+    """Return names in one line, and dots behind the first 40 of them."""
+    names = list(known)
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 def _split(reference: str) -> tuple[str, int | None]:
