@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +13,9 @@ import typer
 
 from llavakit.cli import options
 from llavakit.cli.serve import is_loopback
-from llavakit.cli.terminal import note, told_errors, usage_error
-from llavakit.errors import ParameterError
+from llavakit.cli.terminal import FAILED, note, sentence, told_errors, usage_error
+from llavakit.errors import LlavaKitError, ParameterError
+from llavakit.mcp.stdout import claimed_stdout
 
 if TYPE_CHECKING:
     from llavakit.mcp import MCPSettings
@@ -130,7 +134,7 @@ def mcp(
     """
     if not http and (api_key_file is not None or access_log):
         raise usage_error("--api-key-file and --access-log are for --http.")
-    with told_errors(debug):
+    with told_errors(debug), nullcontext() if http else claimed_stdout() as out:
         from llavakit.mcp import MCPSettings  # reports a missing extra
 
         settings: dict[str, Any] = {
@@ -148,23 +152,33 @@ def mcp(
             "load_in_8bit": load_8bit,
             "base_url": base_url,
             "keep_alive": keep_alive,
-            # A model that does not exist is reported now; a server may be started later.
-            "validate_model_on_init": base_url is None,
+            # A model that does not exist is reported before a port is taken.
+            "validate_model_on_init": http and base_url is None,
         }
         if base_url is None:
             settings["device"] = device
         made = _made(MCPSettings, settings)
-        if http:
+        if out is None:
             _serve_http(made, host, port, api_key_file, access_log, debug)
         else:
-            _serve_stdio(made)
+            from llavakit.mcp import create_server, serve_stdio
+
+            if base_url is None:
+                threading.Thread(target=_check_model, args=(made,), daemon=True).start()
+            serve_stdio(create_server(made), out, made.backend_for().close)
 
 
-def _serve_stdio(settings: MCPSettings) -> None:
-    from llavakit.mcp import create_server, serve_stdio
-    from llavakit.mcp.stdio import claim_stdout
+def _check_model(settings: MCPSettings) -> None:
+    """End the process if there is no such model.
 
-    serve_stdio(create_server(settings), claim_stdout(), settings.backend_for().close)
+    Reading a model's configuration imports torch, which takes longer than some clients wait for
+    a server's first answer; so it is done meanwhile.
+    """
+    try:
+        _ = settings.backend_for().info
+    except LlavaKitError as error:
+        note(f"llavakit: {sentence(error)}")
+        os._exit(FAILED)
 
 
 def _serve_http(

@@ -8,6 +8,7 @@ called, so that no page in a browser reaches it (DNS rebinding).
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import anyio
 import uvicorn
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -134,6 +136,7 @@ def serve_http(app: Starlette, listener: socket.socket, *, access_log: bool = Fa
         listener: a listening socket.
         access_log: whether to log each request.
     """
+    logging.getLogger("mcp.server.streamable_http").addFilter(_is_no_leaver)
     server_of(app, access_log=access_log).run(sockets=[listener])
 
 
@@ -151,6 +154,11 @@ def server_of(app: Starlette, *, access_log: bool = False) -> uvicorn.Server:
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
     )
+
+
+def _is_no_leaver(record: logging.LogRecord) -> bool:
+    """Leave out what the SDK logs, with a traceback, of each client that ends its session."""
+    return not (record.exc_info and isinstance(record.exc_info[1], anyio.ClosedResourceError))
 
 
 class _Server(uvicorn.Server):

@@ -1,7 +1,6 @@
 """The server over stdin and stdout, for the program that started it.
 
-Only the protocol is written to stdout. The descriptor is taken away before anything else may
-write to it: what a library prints, also from C or from a child process, goes to stderr.
+Only the protocol is written to stdout (see :mod:`llavakit.mcp.stdout`).
 """
 
 from __future__ import annotations
@@ -23,14 +22,6 @@ from llavakit._checks import checked
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def claim_stdout() -> TextIOWrapper:
-    """Take stdout for the protocol; whatever else is written there goes to stderr from now on."""
-    sys.stdout.flush()
-    own = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return TextIOWrapper(os.fdopen(own, "wb"), encoding="utf-8", newline="\n")
-
-
 @checked
 def serve_stdio(
     server: Server, out: TextIOWrapper, ended: Callable[[], None] = lambda: None
@@ -39,7 +30,7 @@ def serve_stdio(
 
     Args:
         server: made by :func:`~llavakit.mcp.create_server`.
-        out: where the protocol is written (see :func:`claim_stdout`).
+        out: where the protocol is written (see :func:`~llavakit.mcp.stdout.claimed_stdout`).
         ended: called in the end, also before a signal ends the process.
 
     SIGINT and SIGTERM end the process at once: a thread that reads stdin cannot be woken.
