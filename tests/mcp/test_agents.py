@@ -11,7 +11,6 @@ from tests.mcp.connections import DATA, serving
 
 pytestmark = [
     pytest.mark.enable_socket,
-    pytest.mark.timeout(120),
     # LlamaIndex looks at deprecated fields of pydantic, and its MCP client closes no connection.
     pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:<aiosqlite:ResourceWarning"),

@@ -19,7 +19,7 @@ from tests.loopback import PNG, redirect
 from tests.mcp.connections import DATA, in_memory, text_of
 from tests.test_fetch_guard import resolver
 
-pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.enable_socket]
 
 POLICY = SourcePolicy(timeout=5, max_bytes=200_000, max_pixels=1_000_000, max_side=4096)
 

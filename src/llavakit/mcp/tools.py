@@ -17,6 +17,7 @@ from llavakit.mcp.resources import cited
 from llavakit.mcp.settings import MCPSettings
 from llavakit.questions.answers import PageAnswers
 from llavakit.questions.asking import NAME, REPORTED
+from llavakit.questions.comparing import compare_images
 from llavakit.questions.listing import Attached, list_files
 from llavakit.questions.reading import Progress, read_document
 from llavakit.questions.schema import (
@@ -177,7 +178,7 @@ class Tools:
 
     async def _compare(self, asked: ImagesQuestion, progress: Progress | None) -> ToolResult:
         settings = self._settings
-        answer = await settings.acompare(asked.question, asked.images, settings.pictures)
+        answer = await compare_images(settings, asked.question, asked.images, settings.pictures)
         record = answer.record()
         record["citations"] = [cited(one, settings.attachments) for one in record["citations"]]
         return ToolResult(answer.marked, record)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +20,7 @@ from llavakit.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from llavakit.questions.answers import Citation, Comparison, ImageAnswer
+from llavakit.questions.answers import ImageAnswer
 from llavakit.questions.references import (
     DATA_HINT,
     Found,
@@ -31,6 +30,7 @@ from llavakit.questions.references import (
     check_names,
     first_names,
 )
+from llavakit.questions.threads import find_off_loop
 from llavakit.settings import ModelSettings
 from llavakit.sources.inline import shown
 from llavakit.values import Completion, Image, Message, SamplingParams
@@ -43,8 +43,6 @@ the program, and is raised.
 """
 
 NAME = "ask_image"
-MOST_IMAGES = 8
-"""Most images of one comparison."""
 MOST_CHARACTERS = 100_000
 """Most characters of a question."""
 
@@ -129,46 +127,13 @@ class ImageAsker(ModelSettings):
     ) -> ImageAnswer:
         """As :meth:`ask`, never blocking the event loop; cancelling it frees the model."""
         check_question(question)
-        found = await asyncio.to_thread(lambda: pictures().find(image))
+        found = await find_off_loop([image], lambda: pictures().find(image))
         completion = await self.backend_for().agenerate(
             _message(found, question), self.params(), timeout=self.timeout
         )
         return self._answer(question, found, completion)
 
     @checked
-    async def acompare(
-        self, question: str, images: Sequence[str], pictures: Callable[[], Pictures]
-    ) -> Comparison:
-        """Ask about several images at once; arguments and errors as :meth:`ask`.
-
-        Args:
-            question: in plain words.
-            images: the images' names, in the order in which the model sees them.
-            pictures: as :meth:`ask` takes it.
-
-        Raises:
-            ParameterError: fewer than two images, or more than :data:`MOST_IMAGES`.
-        """
-        check_question(question)
-        if not 2 <= len(images) <= MOST_IMAGES:
-            raise ParameterError(
-                f"images holds {len(images)} names; a comparison takes 2 to {MOST_IMAGES}."
-            )
-        found = await asyncio.to_thread(_all_found, images, pictures)
-        completion = await self.backend_for().agenerate(
-            question_about([one.picture for one in found], question),
-            self.params(),
-            timeout=self.timeout,
-        )
-        return Comparison(
-            question,
-            completion.text,
-            tuple(map(Citation.of, found)),
-            self.model,
-            completion.finish_reason,
-            completion.usage,
-        )
-
     def describe(self, purpose: str = "") -> str:
         """Return the tool's description for the model that calls it.
 
@@ -249,11 +214,6 @@ def check_words(name: str, words: str) -> None:
             f"{name} has {len(words):,} characters, and the most are {MOST_CHARACTERS:,}; "
             "shorten it."
         )
-
-
-def _all_found(images: Sequence[str], pictures: Callable[[], Pictures]) -> list[Found]:
-    reach = pictures()
-    return [reach.find(image) for image in images]
 
 
 def _message(found: Found, question: str) -> Message:

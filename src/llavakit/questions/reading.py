@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeAlias
@@ -28,6 +26,7 @@ from llavakit.errors import DocumentError, ParameterError, SchemaError
 from llavakit.questions.answers import Citation, PageAnswer, PageAnswers
 from llavakit.questions.asking import REPORTED, ImageAsker, check_words
 from llavakit.questions.references import Found, FoundDocument, Pictures
+from llavakit.questions.threads import opening_pool
 from llavakit.values import Completion, SamplingParams
 
 Progress: TypeAlias = Callable[[int, int, str], Awaitable[None]]
@@ -36,10 +35,7 @@ Progress: TypeAlias = Callable[[int, int, str], Awaitable[None]]
 AT_ONCE = 4
 """Most pages of one reading that the model is asked about at the same time."""
 _PAGE_TOKENS = 1024
-_THREADS = 8
 _MOST_SCHEMA_CHARACTERS = 65_536
-
-_pool: ThreadPoolExecutor | None = None
 
 
 @checked
@@ -80,9 +76,11 @@ async def read_document(
     wanted = PageRange.parse(pages) if pages.strip() else None
     params = _params(asker, json_schema)
     words = prompt.strip() or PROMPTS["transcribe" if json_schema is None else "extract"]
-    opened = await off_loop(drawing(), lambda: pictures().open(image), FoundDocument.close)
+    opened = await off_loop(
+        opening_pool([image]), lambda: pictures().open(image), FoundDocument.close
+    )
     try:
-        count = await off_loop(drawing(), opened.document.count, _nothing)
+        count = await off_loop(opening_pool(), opened.document.count, _nothing)
         numbers = _numbers(opened, wanted, count, asker.max_pages)
         reading = _Reading(asker, opened, words, params)
         answers: list[PageAnswer] = []
@@ -93,7 +91,7 @@ async def read_document(
                     await progress(len(answers), len(numbers), answer.citation.image)
     finally:
         # Not awaited: a page that is being drawn holds the document, and goes on when cancelled.
-        drawing().submit(opened.close)
+        opening_pool().submit(opened.close)
     return PageAnswers(opened.name, count, tuple(answers), asker.model)
 
 
@@ -127,7 +125,7 @@ class _Reading:
     async def _asked(self, number: int | None) -> asyncio.Task[PageAnswer]:
         """Draw a page, and begin to ask about it."""
         try:
-            found = await off_loop(drawing(), lambda: self._opened.found(number), _nothing)
+            found = await off_loop(opening_pool(), lambda: self._opened.found(number), _nothing)
         except REPORTED as error:
             answer = self._failed(number, error)
             task = asyncio.ensure_future(_known(answer))
@@ -230,24 +228,6 @@ def _retrieve(task: asyncio.Task[PageAnswer]) -> None:
     """Take the error of a page that nobody waits for any more; asyncio would log it."""
     if not task.cancelled():
         task.exception()
-
-
-def drawing() -> ThreadPoolExecutor:
-    """Return the threads that open and draw what is named."""
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(_THREADS, "llavakit-pages")
-    return _pool
-
-
-def _forget_pool() -> None:
-    # A forked child inherits the object but not its threads.
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
 
 
 def _nothing(_: object) -> None:
