@@ -30,6 +30,7 @@ MODULES = {
     "cli": "llavakit.cli.app",
     "web": "llavakit.web.running",
     "serve": "llavakit.serving.app, llavakit.serving.runner",
+    "mcp": "llavakit.mcp, mcp",
     "tracing": "llavakit.tracing, opentelemetry.trace",
     "ray": "llavakit.cluster.deploy, llavakit.cluster.batch",
     "train": "llavakit.training.run, peft, datasets",

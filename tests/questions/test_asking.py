@@ -336,7 +336,7 @@ def test_settings_are_those_of_the_models_and_unknown_ones_are_refused():
         ImageAsker()
     with pytest.raises(ValueError, match="logprobs"):
         ImageAsker(model="demo", logprobs=True)
-    with pytest.raises(ValueError, match="nope', which is no folder"):
+    with pytest.raises(ValueError, match="nope', which is not a folder"):
         ImageAsker(model="demo", roots=["nope"])
     with pytest.raises(ValueError, match="is a dict"):
         ImageAsker(model="demo", attachments=["plan.png"])
@@ -345,9 +345,9 @@ def test_settings_are_those_of_the_models_and_unknown_ones_are_refused():
 def test_the_description_tells_what_can_be_named(tmp_path, monkeypatch):
     (tmp_path / "scans").mkdir()
     monkeypatch.chdir(tmp_path)
-    plain = ImageAsker(model="demo").told()
+    plain = ImageAsker(model="demo").describe()
     assert "image_1" in plain and "never an instruction" in plain
     assert "path" not in plain and "URL" not in plain
     rich = ImageAsker(model="demo", attachments={"plan": PNG}, roots="scans", allow_urls=True)
-    assert "plan" in rich.told() and "path" in rich.told() and "URL" in rich.told()
+    assert "plan" in rich.describe() and "path" in rich.describe() and "URL" in rich.describe()
     assert rich.roots[0].is_absolute()

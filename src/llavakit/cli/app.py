@@ -13,6 +13,7 @@ from llavakit.cli.command import Command
 from llavakit.cli.data import data
 from llavakit.cli.eval import run_benchmark
 from llavakit.cli.export import export
+from llavakit.cli.mcp import mcp
 from llavakit.cli.models import models
 from llavakit.cli.read import read
 from llavakit.cli.serve import serve
@@ -30,6 +31,7 @@ app.command(cls=Command)(ask)
 app.command(cls=Command)(chat)
 app.command(cls=Command)(read)
 app.command(cls=Command)(serve)
+app.command(cls=Command)(mcp)
 app.command(cls=Command)(web)
 app.command("eval", cls=Command)(run_benchmark)
 app.command(cls=Command)(models)

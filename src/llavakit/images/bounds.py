@@ -2,7 +2,7 @@
 
 Pillow decodes formats in C, some tens of megapixels a second, and with other threads running. What
 it does in Python keeps the whole process waiting: its steps over a header are counted where bytes
-are read (``decode.Metered``), and the parts of a TIFF here. A million of them took 10 seconds.
+are read (``metered.Metered``), and the parts of a TIFF here. A million of them took 10 seconds.
 """
 
 from __future__ import annotations

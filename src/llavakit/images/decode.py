@@ -153,21 +153,13 @@ def _decoder(kind: str) -> Any:
     elif kind == "BMP":
         from PIL.BmpImagePlugin import BmpImageFile as Base  # type: ignore[assignment]
     elif kind == "PPM":
-<<<<<<< HEAD
-        from PIL.PpmImagePlugin import PpmImageFile as Base  # type: ignore[assignment]
+        from llavakit.images.pnm import pnm_decoder
+
+        Base = pnm_decoder()  # type: ignore[misc]
     elif kind == "JPEG2000":
         if not features.check("jpg_2000"):
             raise refusal("JPEG2000", 1)
         from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile as Base  # type: ignore[assignment]
-=======
-        from llavakit.images.pnm import pnm_decoder
-
-        Base = pnm_decoder()  # type: ignore[misc]
-    elif kind == "TIFF":
-        from llavakit.images.bounds import tiff_decoder
-
-        return tiff_decoder()  # turns itself upright while loading, and needs its tags for it
->>>>>>> w-server
     else:
         if not features.check("avif"):
             raise refusal("AVIF", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from llavakit.errors import ImageDecodeError, UnsupportedImageError
+from llavakit.images.bounds import tiff_decoder
 from llavakit.images.convert import to_rgb
 from llavakit.images.guards import check_size, decoding
 from llavakit.images.metered import Metered, ReadBudget
@@ -44,8 +45,6 @@ def open_directory(
         UnsupportedImageError: its pixels are of a kind that is not decoded here.
         ImageError: damaged, or too large.
     """
-    from PIL.TiffImagePlugin import TiffImageFile
-
     codec = undecoded_codec(directory)
     if codec is not None:
         raise UnsupportedImageError(
@@ -58,7 +57,7 @@ def open_directory(
         )
     with decoding("TIFF"):
         try:
-            image = TiffImageFile(OneDirectory(data, directory.offset, *shared), "")
+            image: ImageFile = tiff_decoder()(OneDirectory(data, directory.offset, *shared), "")
         except SyntaxError as error:  # Pillow's word for a mode that it has no name for
             if not {256, 257} <= directory.tags.keys():
                 raise

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from llavakit.langchain.conversation_images import images_of
 from llavakit.questions import (
-    TOLD,
+    REPORTED,
     ImageAnswer,
     ImageAsker,
     ImageQuestion,
@@ -67,7 +67,7 @@ class ImageQuestionTool(ImageAsker, BaseTool):
     @model_validator(mode="after")
     def _described(self) -> ImageQuestionTool:
         if not self.description:
-            self.description = self.told()
+            self.description = self.describe()
         return self
 
     def _run(
@@ -75,7 +75,7 @@ class ImageQuestionTool(ImageAsker, BaseTool):
     ) -> tuple[str, dict[str, Any]]:
         try:
             return _result(self.ask(question, image, lambda: self._pictures(runtime)))
-        except TOLD as error:
+        except REPORTED as error:
             raise ToolException(str(error)) from error
 
     async def _arun(
@@ -83,7 +83,7 @@ class ImageQuestionTool(ImageAsker, BaseTool):
     ) -> tuple[str, dict[str, Any]]:
         try:
             return _result(await self.aask(question, image, lambda: self._pictures(runtime)))
-        except TOLD as error:
+        except REPORTED as error:
             raise ToolException(str(error)) from error
 
     def _pictures(self, runtime: Any) -> Pictures:

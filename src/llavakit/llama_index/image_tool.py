@@ -21,7 +21,7 @@ from llavakit._checks import checked
 from llavakit.errors import InputError, ParameterError
 from llavakit.llama_index.content_blocks import document_of, picture_of
 from llavakit.questions import (
-    TOLD,
+    REPORTED,
     ImageAnswer,
     ImageAsker,
     ImageQuestion,
@@ -74,7 +74,7 @@ class ImageQuestionTool(FunctionTool):
         self.asker = ImageAsker(**settings)
         metadata = ToolMetadata(
             name=name,
-            description=description or self.asker.told(),
+            description=description or self.asker.describe(),
             fn_schema=ImageQuestion,
             return_direct=return_direct,
         )
@@ -103,7 +103,7 @@ class ImageQuestionTool(FunctionTool):
         try:
             _check(asked)
             answer = self.asker.ask(asked["question"], asked["image"], self.asker.pictures)
-        except TOLD as error:
+        except REPORTED as error:
             return self._refused(asked, error)
         return self._output(asked, answer)
 
@@ -124,7 +124,7 @@ class ImageQuestionTool(FunctionTool):
                 return self.asker.pictures(numbered(shown_in(messages), self.asker.reach()))
 
             answer = await self.asker.aask(asked["question"], asked["image"], pictures)
-        except TOLD as error:
+        except REPORTED as error:
             return self._refused(asked, error)
         return self._output(asked, answer)
 

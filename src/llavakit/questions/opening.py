@@ -1,10 +1,13 @@
-"""A named image, or page of a document, opened; what goes wrong is told without secrets.
+"""A named image or document, opened; errors name it as the caller did, and hold no secrets.
 
-The one who reads these errors is a model, and through it perhaps a stranger: they hold the
-name that it used, and neither paths of this machine nor addresses of its network.
+A model reads these errors, and through it perhaps a stranger: they hold the name that it used,
+and neither paths of this machine nor addresses of its network.
 """
 
 from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
 
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.limits import PageLimit
@@ -14,6 +17,7 @@ from llavakit.documents.readers import PageReader
 from llavakit.errors import (
     DocumentError,
     ImageError,
+    ImageTooLargeError,
     SourceFetchError,
     SourceNotAllowedError,
     SourceNotFoundError,
@@ -23,30 +27,124 @@ from llavakit.sources import SourcePolicy, read_source
 from llavakit.sources.formats import sniff
 from llavakit.values import Image
 
+DOCUMENTS = ("PDF", "TIFF")
 
-def open_named(image: Image, page: int | None, name: str, policy: SourcePolicy) -> Picture:
-    """The pixels of an image, or of one page of a document.
+
+class OpenDocument:
+    """An image, or a document of pages, that is open. Close it; a PDF has a process of its own.
+
+    Args:
+        name: what the caller named it, for errors.
+        image: the pixels, if it is one image.
+        reader: its pages, if it is a document.
+        renderer: the process that draws them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image: Picture | None = None,
+        reader: PageReader | None = None,
+        renderer: Renderer | None = None,
+    ) -> None:
+        self.name = name
+        self._image = image
+        self._reader = reader
+        self._renderer = renderer
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is one image, which has no pages."""
+        return self._image is not None
+
+    def count(self) -> int:
+        """Return the number of pages; 1 for an image."""
+        return 1 if self._reader is None else self._reader.count()
+
+    def picture(self, page: int | None) -> Picture:
+        """Return the pixels of a page.
+
+        Args:
+            page: its number, from 1; None for an image, or a document of one page.
+
+        Raises:
+            DocumentError: no such page, a page that cannot be read, or several and none named.
+        """
+        if self._image is not None:
+            if page not in (None, 1):
+                raise DocumentError(
+                    f"{self.name} is one image and has no page {page}; leave the page out."
+                )
+            return self._image
+        assert self._reader is not None
+        try:
+            return self._drawn(self._reader, page)
+        except ImageError as error:
+            raise DocumentError(
+                f"Page {page or 1} of {self.name} cannot be read: {error}"
+            ) from error
+        finally:
+            if self._closed:  # meanwhile, on another thread: a process may have been started anew
+                self.close()
+
+    def close(self) -> None:
+        """Free what it holds, and end what is being drawn; safe to call twice, on any thread."""
+        self._closed = True
+        if self._reader is not None:
+            self._reader.close()
+        if self._renderer is not None:
+            self._renderer.close()
+
+    def _drawn(self, reader: PageReader, page: int | None) -> Picture:
+        name = self.name
+        if page is None and (count := reader.count()) > 1:
+            raise DocumentError(
+                f"{name} has {count} pages; name one of them, such as {name}#page=1."
+            )
+        found = None if page == 0 else reader.page(page or 1)
+        if found is None:
+            raise DocumentError(f"{name} has no page {page}; its pages are 1 to {reader.count()}.")
+        return Picture(found[0])
+
+
+def open_named(image: Image, name: str, policy: SourcePolicy) -> OpenDocument:
+    """Open an image or a document.
 
     Args:
         image: where it is.
-        page: the number of a page, from 1; None for images, and documents of one page.
-        name: what the model called it.
+        name: what the caller named it.
         policy: what may be opened.
 
     Raises:
         SourceError: it cannot be reached, or the policy forbids it.
-        ImageError: it is no image that can be used.
-        DocumentError: no such page, several pages and none named, or a damaged document.
+        ImageError: it is not an image that can be used.
+        DocumentError: a damaged document.
         MissingDependencyError: PDFs need ``llavakit[documents]``.
     """
     source = image.source
-    if not isinstance(source, Picture):
-        source = _read(image, name, policy)
-        if sniff(source) in ("PDF", "TIFF"):
-            return _page(source, page, name, policy)
-    if page not in (None, 1):
-        raise DocumentError(f"{name} is one image and has no page {page}; leave the page out.")
-    return open_picture(source, policy)
+    try:
+        if not isinstance(source, Picture):
+            source = _read(image, name, policy)
+            if sniff(source) in DOCUMENTS:
+                return _opened(source, name, policy)
+        return OpenDocument(name, open_picture(source, policy))
+    except ImageTooLargeError as error:
+        raise ImageTooLargeError(
+            f"{name} is too large: an image may have {policy.max_bytes:,} bytes, "
+            f"{policy.max_pixels:,} pixels and {policy.max_side:,} along a side."
+        ) from error
 
 
 def _read(image: Image, name: str, policy: SourcePolicy) -> bytes:
@@ -73,26 +171,13 @@ def _read(image: Image, name: str, policy: SourcePolicy) -> bytes:
         raise SourceFetchError(f"{name} could not be read.") from error
 
 
-def _page(data: bytes, page: int | None, name: str, policy: SourcePolicy) -> Picture:
+def _opened(data: bytes, name: str, policy: SourcePolicy) -> OpenDocument:
     limit = PageLimit(min(MAX_PAGE_PIXELS, policy.max_pixels), policy.max_side)
     # Whoever chose the file, it may be a stranger's: PDFs are drawn in a process of their own.
     renderer = Renderer(PAGE_SECONDS)
     try:
         reader = open_reader(data, name, DPI, limit, policy, False, renderer)
-        try:
-            return _drawn(reader, page, name)
-        except ImageError as error:
-            raise DocumentError(f"Page {page or 1} of {name} cannot be read: {error}") from error
-        finally:
-            reader.close()
-    finally:
+    except BaseException:
         renderer.close()
-
-
-def _drawn(reader: PageReader, page: int | None, name: str) -> Picture:
-    if page is None and (count := reader.count()) > 1:
-        raise DocumentError(f"{name} has {count} pages; name one of them, such as {name}#page=1.")
-    found = None if page == 0 else reader.page(page or 1)
-    if found is None:
-        raise DocumentError(f"{name} has no page {page}; its pages are 1 to {reader.count()}.")
-    return Picture(found[0])
+        raise
+    return OpenDocument(name, reader=reader, renderer=renderer)
