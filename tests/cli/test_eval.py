@@ -38,6 +38,7 @@ def test_eval_prints_a_table_and_leaves_files(run, fake, loads, pope, out):
             "load_in_4bit": True,
             "load_in_8bit": False,
             "device": "auto",
+            "base_url": None,
         },
     )
 
@@ -86,7 +87,9 @@ def test_eval_takes_files_that_lie_elsewhere(run, fake, pope, out, tmp_path):
 def test_eval_asks_a_server(run, fake, loads, pope, out):
     url = "http://127.0.0.1:1/v1"
     assert run("eval", "pope", "--data", pope, "--out", out, "--base-url", url).exit_code == 0
-    assert loads[0] == ("demo", {"base_url": url, "device": "auto"})
+    model, keywords = loads[0]
+    assert (model, keywords["base_url"], keywords["device"]) == ("demo", url, "auto")
+    assert not any(keywords[name] for name in ("model_base", "conv_mode", "load_in_4bit"))
 
 
 def test_eval_tells_what_is_wrong_in_one_sentence(run, fake, pope, out, tmp_path):

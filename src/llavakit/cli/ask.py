@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-import llavakit
 from llavakit.backend import Backend
 from llavakit.cli import options
+from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.pictures import to_images
 from llavakit.cli.terminal import Waiting, told_errors, usage_error
 from llavakit.documents.ranges import named_range
@@ -21,6 +21,7 @@ from llavakit.streams import Gathering
 from llavakit.values import Completion, Message, SamplingParams, Text
 
 
+@takes_model()
 def ask(
     arguments: Annotated[
         list[str] | None,
@@ -50,13 +51,7 @@ def ask(
     num_beams: Annotated[
         int, typer.Option("--num-beams", "--num_beams", help="Only 1: there is no beam search.")
     ] = 1,
-    model: options.Model = "demo",
-    model_base: options.ModelBase = None,
-    conv_mode: options.ConvMode = None,
-    load_4bit: options.Load4Bit = False,
-    load_8bit: options.Load8Bit = False,
-    device: options.Device = "auto",
-    base_url: options.BaseUrl = None,
+    chosen: ModelArguments = ModelArguments(),  # noqa: B008
     debug: options.Debug = False,
 ) -> None:
     """Ask one question about images or pages of documents.
@@ -78,21 +73,13 @@ def ask(
             max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
         )
         images = to_images(names, page or ())
-        backend = llavakit.load(
-            model,
-            base_url=base_url,
-            model_base=model_base,
-            conv_mode=conv_mode,
-            device=device,
-            load_in_4bit=load_4bit,
-            load_in_8bit=load_8bit,
-        )
+        backend = chosen.load()
         messages = [Message("system", system)] if system else []
         messages.append(Message("user", [*images, Text(question)]))
         echo = sys.stdout.isatty() and not json_output
-        completion, timings = _answer(backend, messages, params, model, echo)
+        completion, timings = _answer(backend, messages, params, chosen.model, echo)
         if json_output:
-            print(_as_json(completion, model, timings))
+            print(_as_json(completion, chosen.model, timings))
         else:
             print("" if echo else completion.text.strip())
 

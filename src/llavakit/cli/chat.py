@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-import llavakit
 from llavakit._threads import undo_when_done
 from llavakit.backend import Backend
 from llavakit.cli import options
+from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.output import OutputError
 from llavakit.cli.pictures import to_images
 from llavakit.cli.terminal import Waiting, note, sentence, told_errors, usage_error
@@ -29,6 +29,7 @@ HELP = """\
 Ctrl-C stops an answer; what was said of it stays in the conversation."""
 
 
+@takes_model()
 def chat(
     images: Annotated[
         list[str] | None,
@@ -44,13 +45,7 @@ def chat(
     top_p: options.TopP = 1.0,
     max_tokens: options.MaxTokens = 512,
     seed: options.Seed = None,
-    model: options.Model = "demo",
-    model_base: options.ModelBase = None,
-    conv_mode: options.ConvMode = None,
-    load_4bit: options.Load4Bit = False,
-    load_8bit: options.Load8Bit = False,
-    device: options.Device = "auto",
-    base_url: options.BaseUrl = None,
+    chosen: ModelArguments = ModelArguments(),  # noqa: B008
     debug: options.Debug = False,
 ) -> None:
     """Talk with a model about images, turn by turn.
@@ -66,16 +61,8 @@ def chat(
         params = SamplingParams(
             max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
         )
-        backend = llavakit.load(
-            model,
-            base_url=base_url,
-            model_base=model_base,
-            conv_mode=conv_mode,
-            device=device,
-            load_in_4bit=load_4bit,
-            load_in_8bit=load_8bit,
-        )
-        conversation = ChatSession(backend, params, model, system)
+        backend = chosen.load()
+        conversation = ChatSession(backend, params, chosen.model, system)
         conversation.show(names, page or ())
         _talk(conversation)
 

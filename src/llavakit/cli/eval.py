@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import (
@@ -17,9 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-import llavakit
-from llavakit.backend import Backend
 from llavakit.cli import options
+from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.terminal import FAILED, Remarks, note, told_errors
 from llavakit.evaluation import BENCHMARKS, Data, RunProgress, evaluate, open_benchmark, to_table
 
@@ -27,6 +26,7 @@ _DATA = "Data"
 _MOST_SHOWN = 5  # errors that stderr shows one by one
 
 
+@takes_model()
 def run_benchmark(
     benchmark: Annotated[str, typer.Argument(help=f"One of {', '.join(BENCHMARKS)}.")],
     data: Annotated[
@@ -78,13 +78,7 @@ def run_benchmark(
             show_default=False,
         ),
     ] = None,
-    model: options.Model = "demo",
-    model_base: options.ModelBase = None,
-    conv_mode: options.ConvMode = None,
-    load_4bit: options.Load4Bit = False,
-    load_8bit: options.Load8Bit = False,
-    device: options.Device = "auto",
-    base_url: options.BaseUrl = None,
+    chosen: ModelArguments = ModelArguments(),  # noqa: B008
     debug: options.Debug = False,
 ) -> None:
     """Ask a benchmark's questions, and score the answers.
@@ -98,26 +92,20 @@ def run_benchmark(
     """
     with told_errors(debug, after_interrupt="the same command goes on."):
         read = open_benchmark(benchmark, Data(data, questions, images, annotations))
-        here: dict[str, Any] = {
-            "model_base": model_base,
-            "conv_mode": conv_mode,
-            "load_in_4bit": load_4bit,
-            "load_in_8bit": load_8bit,
-        }
-        backend = _load(model, base_url, device, here)
-        folder = out or Path("eval") / benchmark / _as_name(model)
+        backend = chosen.load()
+        folder = out or Path("eval") / benchmark / _as_name(chosen.model)
         with EvaluationOutput() as output:
             results = evaluate(
                 read,
                 backend,
                 folder,
-                model=model,
+                model=chosen.model,
                 limit=limit,
                 max_tokens=max_tokens,
                 restart=restart,
                 retry_errors=retry_errors,
                 window=window,
-                settings={name: value for name, value in here.items() if value},
+                settings={name: value for name, value in chosen.of_checkpoint.items() if value},
                 progress=output,
             )
         if json_output:
@@ -127,13 +115,6 @@ def run_benchmark(
         output.summary(folder)
         if results.errors == results.questions:
             raise typer.Exit(FAILED)
-
-
-def _load(model: str, base_url: str | None, device: str, here: dict[str, Any]) -> Backend:
-    if base_url is not None:
-        given = {name: value for name, value in here.items() if value}
-        return llavakit.load(model, base_url=base_url, device=device, **given)
-    return llavakit.load(model, device=device, **here)
 
 
 def _as_name(model: str) -> str:

@@ -22,8 +22,9 @@ class _Output(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise  # a reader such as head has enough
+        except BrokenPipeError:  # a reader such as head has enough, and needs no word about it
+            self._silence()
+            raise
         except OSError as error:
             self._silence()
             raise OutputError(
@@ -63,7 +64,8 @@ def checked_output() -> Iterator[None]:
         yield
     finally:
         try:
-            sys.stdout.flush()
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.flush()
         finally:
             sys.stdout.detach()
             sys.stdout = before
