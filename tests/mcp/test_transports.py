@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 
 import httpx
 import pytest
@@ -235,7 +236,10 @@ def test_stdout_carries_nothing_but_the_protocol(tmp_path):
     [
         (["demo", "--image", "plan=gone.png"], "gone.png, which is not a file"),
         (["demo", "--root", "gone"], "not a folder"),
-        (["demo", "--api-key-file", "keys"], "--http"),
+        (["demo", "--api-key-file", "keys"], "--api-key-file is for --http"),
+        (["demo", "--port", "8001"], "--port is for --http"),
+        (["demo", "--base-url", "http://a.example/v1", "--device", "cuda"], "device"),
+        (["demo", "--http", "--api-key-file", "no-such-file"], "cannot be read"),
         (["nothing-of-this-name/at-all", "--http", "--port", "0"], "nothing-of-this-name"),
         (["demo", "--image", "image_1=examples/data/heart.png"], "cannot name an attachment"),
     ],
@@ -250,3 +254,16 @@ def test_a_server_that_cannot_start_says_why_in_a_sentence(arguments, expected):
     assert (
         expected in told.stderr and told.stderr.count("\n") == 1 and "Traceback" not in told.stderr
     )
+
+
+def test_a_missing_extra_is_one_sentence():
+    for name in ("create_server", "create_http_app", "serve_stdio"):
+        program = (
+            "import sys\nsys.modules['mcp'] = None\n"
+            f"try:\n    from llavakit.mcp import {name}\n"
+            "except ImportError as error:\n    print(type(error).__name__, error)"
+        )
+        told = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout
+        assert told.startswith("MissingDependencyError") and '"llavakit[mcp]"' in told

@@ -16,16 +16,19 @@ from llavakit.cli.serve import is_loopback
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors, usage_error
 from llavakit.errors import LlavaKitError, ParameterError
 from llavakit.mcp.stdout import claimed_stdout
+from llavakit.serving.settings import read_keys
 
 if TYPE_CHECKING:
     from llavakit.mcp import MCPSettings
 
 _IMAGES = "Images"
 _SERVER = "Server"
+_OF_HTTP = ("host", "port", "api_key_file", "access_log")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def mcp(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A name from `llavakit models`, a hub id or a directory.")
     ],
@@ -132,11 +135,13 @@ def mcp(
     The tools are ask_image, compare_images, read_page, extract and list_images. The model is
     loaded with the first question. Without --http, stdout carries the protocol alone.
     """
-    if not http and (api_key_file is not None or access_log):
-        raise usage_error("--api-key-file and --access-log are for --http.")
+    given = [one for one in _OF_HTTP if _is_given(context, one)]
+    if given and not http:
+        raise usage_error(f"--{given[0].replace('_', '-')} is for --http.")
     with told_errors(debug), nullcontext() if http else claimed_stdout() as out:
         from llavakit.mcp import MCPSettings  # reports a missing extra
 
+        keys = () if api_key_file is None else read_keys(api_key_file)
         settings: dict[str, Any] = {
             "model": model,
             "attachments": dict(_attachment(one) for one in image or ()),
@@ -155,17 +160,22 @@ def mcp(
             # A model that does not exist is reported before a port is taken.
             "validate_model_on_init": http and base_url is None,
         }
-        if base_url is None:
+        if base_url is None or device != "auto":
             settings["device"] = device
         made = _made(MCPSettings, settings)
         if out is None:
-            _serve_http(made, host, port, api_key_file, access_log, debug)
+            _serve_http(made, host, port, keys, access_log, debug)
         else:
             from llavakit.mcp import create_server, serve_stdio
 
             if base_url is None:
                 threading.Thread(target=_check_model, args=(made,), daemon=True).start()
             serve_stdio(create_server(made), out, made.backend_for().close)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _check_model(settings: MCPSettings) -> None:
@@ -185,16 +195,14 @@ def _serve_http(
     settings: MCPSettings,
     host: str,
     port: int,
-    api_key_file: Path | None,
+    keys: tuple[str, ...],
     access_log: bool,
     debug: bool,
 ) -> None:
     from llavakit.mcp import HTTPSettings, create_http_app, create_server, serve_http
     from llavakit.serving.runner import listen, log_to_stderr
-    from llavakit.serving.settings import read_keys
 
     log_to_stderr(logging.DEBUG if debug else logging.INFO if access_log else logging.WARNING)
-    keys = () if api_key_file is None else read_keys(api_key_file)
     if not keys and not is_loopback(host):
         note(
             f"llavakit: warning: anybody who reaches {host} can use this server; give it "

@@ -30,15 +30,15 @@ class _ImageArguments(ImageQuestion):
 
 
 class ImageQuestionTool(ImageAsker, BaseTool):
-    """Answers questions about images, for an agent with any brain that calls tools.
+    """Answer questions about images, for an agent with any model that calls tools.
 
     >>> from llavakit.langchain import ImageQuestionTool
     >>> tool = ImageQuestionTool(model="demo", attachments={"plan": "plan.png"})
     >>> tool.invoke({"question": "What is the title?", "image": "plan"})  # doctest: +SKIP
     '"FLOOR PLAN"'
 
-    Takes the settings of :class:`~llavakit.langchain.ChatLLaVA`, and shares its model. The brain
-    names an image: ``image_1``, ``image_2``, ... of the running conversation (which
+    Takes the settings of :class:`~llavakit.langchain.ChatLLaVA`, and shares its model. The agent's
+    model names an image: ``image_1``, ``image_2``, ... of the running conversation (which
     ``create_agent`` and LangGraph's ``ToolNode`` hand over by themselves), an attachment, a file
     below ``roots``, or with ``allow_urls`` an address. It never sends one. What may not or cannot
     be opened comes back as a tool message of status ``"error"``, and the run goes on.
@@ -51,7 +51,7 @@ class ImageQuestionTool(ImageAsker, BaseTool):
 
     name: str = NAME
     description: str = ""
-    """What the brain is told; by default what may be named, and that answers are data."""
+    """For the agent's model; by default what may be named, and that answers are data."""
     # A class, which JSON cannot hold.
     args_schema: Annotated[ArgsSchema | None, SkipValidation()] = Field(
         _ImageArguments, exclude=True

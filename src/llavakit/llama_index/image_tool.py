@@ -37,14 +37,14 @@ _USERS = (MessageRole.USER, MessageRole.SYSTEM, MessageRole.DEVELOPER)
 
 
 class ImageQuestionTool(FunctionTool):
-    """Answers questions about images, for an agent with any brain that calls tools.
+    """Answer questions about images, for an agent with any model that calls tools.
 
     >>> from llavakit.llama_index import ImageQuestionTool
     >>> tool = ImageQuestionTool(model="demo", attachments={"plan": "plan.png"})
     >>> tool(question="What is the title?", image="plan").content  # doctest: +SKIP
     '"FLOOR PLAN"'
 
-    The brain names an image: ``image_1``, ``image_2``, ... of the running conversation (the
+    The agent's model names an image: ``image_1``, ``image_2``, ... of the running conversation (the
     memory of the ``FunctionAgent``, ``ReActAgent`` or ``AgentWorkflow`` that calls), an
     attachment, a file below ``roots``, or with ``allow_urls`` an address. It never sends one.
     What may not or cannot be opened comes back as an output with ``is_error``, and the run goes on.
@@ -53,8 +53,8 @@ class ImageQuestionTool(FunctionTool):
     ``raw_output`` is a dict of JSON types: ``text``, ``image``, ``sha256``, ``usage``, ...
 
     Args:
-        name: what the brain calls it.
-        description: what the brain is told; by default what may be named, and that answers are
+        name: what the agent's model calls it.
+        description: for the agent's model; by default what may be named, and that answers are
             data.
         return_direct: end the run with the answer.
         **settings: of :class:`~llavakit.llama_index.LLaVA`: ``model``, ``max_tokens``,
@@ -92,7 +92,7 @@ class ImageQuestionTool(FunctionTool):
         self._async_fn = self.acall
 
     def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
-        """Answers a question; images of a conversation are only known to :meth:`acall`.
+        """Answer a question; images of a conversation are only known to :meth:`acall`.
 
         Args:
             *args: ``question`` and ``image``, if they are not named.
@@ -148,9 +148,9 @@ class ImageQuestionTool(FunctionTool):
 
 
 def shown_in(messages: Sequence[ChatMessage]) -> list[Shown]:
-    """Every image and document of the messages, in their order; nothing is opened.
+    """Return every image and document of the messages, in their order; nothing is opened.
 
-    What nobody could open is there too, as the reason why: it counts, so that the others keep
+    What cannot be opened is there too, as the reason why: it counts, so that the others keep
     their numbers.
     """
     return [
@@ -181,7 +181,7 @@ def _in_block(block: Any, by_user: bool) -> Iterator[Shown]:
 
 
 async def _conversation(ctx: Any) -> list[ChatMessage]:
-    """What the agent's brain sees: its memory, and what tools gave back in this run."""
+    """Return what the agent's model sees: its memory, and what tools gave back in this run."""
     if not isinstance(ctx, Context):  # a model may write a `ctx` of its own
         return []
     memory = await ctx.store.get("memory", default=None)

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import anyio
@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llavakit._checks import check_integer, checked
+from llavakit._checks import check_integer, check_number, checked, strings
 from llavakit.serving.auth import Keys, check_host
 from llavakit.serving.errors import Refusal
 from llavakit.serving.runner import SIGNALS
@@ -48,7 +48,7 @@ class HTTPSettings:
         idle_seconds: after how long a session without requests ends.
     """
 
-    api_keys: Sequence[str] = ()
+    api_keys: Sequence[str] = field(default=(), repr=False)
     allowed_hosts: Sequence[str] = ()
     max_body_bytes: int = 64 * 2**20
     max_sessions: int = 1000
@@ -57,6 +57,10 @@ class HTTPSettings:
     def __post_init__(self) -> None:
         check_integer("max_body_bytes", self.max_body_bytes, least=1)
         check_integer("max_sessions", self.max_sessions, least=1)
+        check_number("idle_seconds", self.idle_seconds, above=0)
+        for name in ("api_keys", "allowed_hosts"):
+            given = strings(name, getattr(self, name), secret=name == "api_keys")
+            object.__setattr__(self, name, given)
 
 
 @checked
@@ -167,7 +171,7 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
-            yield  # signals are for whoever owns the process
+            yield  # only the main thread takes signals
             return
         before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
         try:

@@ -17,9 +17,9 @@ _CUT = " (cut off)"
 def quoted(text: str, finish_reason: FinishReason | None) -> str:
     """Return an answer as another model may read it: a JSON string, which no text can end.
 
-    Whoever wrote into the image may speak through the answer. The tool's description says that
-    what stands in quotes is data; an answer that is long enough to order anything is labelled
-    in words, too.
+    Words that were written into the image may speak through the answer. The tool's description
+    says that text in quotes is data; an answer that is long enough to give an order is labelled
+    as data as well.
     """
     label = _LABEL if len(text.split()) > _PLAIN_WORDS else ""
     return label + as_json(text) + (_CUT if finish_reason == "length" else "")
@@ -100,7 +100,7 @@ class Citation:
         return cls(found.name, found.document, found.page, picture.digest, picture.size)
 
     def record(self) -> dict[str, Any]:
-        """Return what there is of it in types of JSON."""
+        """Return its fields that have a value, in types of JSON."""
         size = None if self.size is None else list(self.size)
         return _present({**asdict(self), "size": size})
 
@@ -149,7 +149,7 @@ class PageAnswer:
         data: what was extracted.
         finish_reason: ``"length"`` if the answer was cut.
         usage: tokens of the request.
-        error: why there is no answer; the other pages have theirs.
+        error: why this page has no answer; the others have theirs.
     """
 
     citation: Citation
@@ -168,7 +168,7 @@ class PageAnswer:
         return f"{self.citation.image}: {as_json(value)}{cut}"
 
     def record(self) -> dict[str, Any]:
-        """Return what there is of it in types of JSON."""
+        """Return its fields that have a value, in types of JSON."""
         record = _present(
             {
                 "citation": self.citation.record(),

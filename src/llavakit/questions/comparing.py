@@ -26,7 +26,7 @@ async def compare_images(
         asker: the model, and what may be named.
         question: in plain words.
         images: the images' names, in the order in which the model sees them.
-        pictures: gives all that may be named; called once, off the event loop.
+        pictures: returns all that may be named; called once, off the event loop.
 
     Raises:
         ParameterError: no question, fewer than two images, or more than :data:`MOST_IMAGES`.

@@ -88,8 +88,8 @@ def list_files(asker: ImageAsker, most: int = MOST_FILES) -> tuple[list[Listed],
     Returns:
         The files, and whether there are more of them.
 
-    Links that lead out of the folders, and hidden files, are left out: they cannot be opened, or
-    are seldom meant.
+    Left out are links that lead out of the folders, which cannot be opened, hidden files, and names
+    with control characters or broken Unicode, which would not stay in their line.
     """
     reach = asker.reach()
     named = (
@@ -106,6 +106,8 @@ def _files(roots: tuple[Path, ...], policy: SourcePolicy) -> Iterator[tuple[Path
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
                 path = Path(at, name)
+                if not str(path).isprintable():
+                    continue
                 if path.suffix.lower() in SUFFIXES and _may_open(path, policy):
                     yield root, path
 

@@ -1,7 +1,7 @@
 """A named image or document, opened; errors name it as the caller did, and hold no secrets.
 
-A model reads these errors, and through it perhaps a stranger: they hold the name that it used,
-and neither paths of this machine nor addresses of its network.
+A model reads these errors, and may pass them on to a stranger: they contain the name that the
+model used, and neither paths of this machine nor addresses of its network.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _read(image: Image, name: str, policy: SourcePolicy) -> bytes:
     except (SourceNotAllowedError, SourceNotFoundError) as error:
         if address:
             # One sentence for hosts that may not be asked, that do not exist, and that have no
-            # such image, so that nobody can list the names of a private network.
+            # such image, so that the names of a private network cannot be listed.
             raise SourceNotAllowedError(
                 f"{name} leads to no image that may be opened from here; name one at a public "
                 "address."
@@ -173,7 +173,7 @@ def _read(image: Image, name: str, policy: SourcePolicy) -> bytes:
 
 def _opened(data: bytes, name: str, policy: SourcePolicy) -> OpenDocument:
     limit = PageLimit(min(MAX_PAGE_PIXELS, policy.max_pixels), policy.max_side)
-    # Whoever chose the file, it may be a stranger's: PDFs are drawn in a process of their own.
+    # The file may come from a stranger, so PDFs are drawn in a process of their own.
     renderer = Renderer(PAGE_SECONDS)
     try:
         reader = open_reader(data, name, DPI, limit, policy, False, renderer)

@@ -54,7 +54,7 @@ async def read_document(
     Args:
         asker: the model, and what may be named.
         image: the name of a document or an image; with ``#page=3``, of that page.
-        pictures: gives all that may be named; called once, off the event loop.
+        pictures: returns all that may be named; called once, off the event loop.
         pages: which pages, such as ``"1-3,7"``; "" reads all, or the one that the name names.
         prompt: what the model is asked about each page; "" takes the words of
             :data:`llavakit.documents.tasks.PROMPTS`.
@@ -225,7 +225,7 @@ async def _known(answer: PageAnswer) -> PageAnswer:
 
 
 def _retrieve(task: asyncio.Task[PageAnswer]) -> None:
-    """Take the error of a page that nobody waits for any more; asyncio would log it."""
+    """Take the error of a page that is no longer awaited; asyncio would log it."""
     if not task.cancelled():
         task.exception()
 

@@ -1,8 +1,8 @@
-"""What a model may name, and what it gets for a name.
+"""What a model may name, and what is opened for a name.
 
-Names come from a model, and through it from whoever wrote to it or into an image that it was
-shown. So nothing is guessed from their form: a name is one that was given out, a path below a
-folder that the program opened, or, if the program allows it, an address.
+A name comes from a model, and may have been chosen by the author of a message or of an image that
+the model has seen. So nothing is guessed from its form: a name is one that was given out, a path
+below a folder that the program opened, or, if the program allows it, an address or data.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Shown:
     """An image or document that stands in the conversation.
 
     Attributes:
-        source: where it is; or why nobody can open it.
+        source: where it is; or why it cannot be opened.
         document: it is a PDF.
         by_user: a user or the program put it there, not a tool or a model.
     """
@@ -71,7 +71,7 @@ class Known:
 @checked
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What a model may name that nobody showed it; by default nothing.
+    """What a model may name beside the images of the conversation; by default nothing.
 
     Attributes:
         roots: folders below which it may name files. Relative paths start there.
@@ -100,7 +100,7 @@ class Reach:
 
     @property
     def narrowed(self) -> SourcePolicy:
-        """The policy for whatever a model or a tool names."""
+        """The policy for what a model or a tool names."""
         return replace(self.policy, roots=self.roots, allow_urls=self.allow_urls)
 
 
@@ -254,7 +254,7 @@ class Pictures:
 
 @checked
 def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, Known]:
-    """The images of a conversation as ``image_1``, ``image_2``, ..., its PDFs as ``document_1``.
+    """Name the images of a conversation ``image_1``, ``image_2``, ..., its PDFs as ``document_1``.
 
     What a user or the program put there is opened as in any message. A path or an address that
     came out of a tool or a model is as if the model had named it.
@@ -278,7 +278,7 @@ def _split(reference: str) -> tuple[str, int | None]:
 
 
 def named(things: Iterable[Shown]) -> Iterator[tuple[str, Shown]]:
-    """The images and documents of a conversation, in their order, with their names."""
+    """Yield the images and documents of a conversation, in their order, with their names."""
     counts = {"image": 0, "document": 0}
     for thing in things:
         kind = "document" if thing.document else "image"
@@ -287,14 +287,16 @@ def named(things: Iterable[Shown]) -> Iterator[tuple[str, Shown]]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuses names of attachments that a model could not use.
+    """Refuse names of attachments that a model could not use.
 
     Raises:
         ParameterError: empty, or such as the images of a conversation have.
     """
     for name in names:
         if not isinstance(name, str) or not name.strip(_QUOTES) or name != name.strip(_QUOTES):
-            raise ParameterError(f"{name!r} is no name for an attachment; use one such as 'plan'.")
+            raise ParameterError(
+                f"{name!r} is not a name for an attachment; use one such as 'plan'."
+            )
         if _RESERVED.fullmatch(name) or len(name) > LONGEST or name[:5].lower() == "data:":
             raise ParameterError(
                 f"{name[:80]!r} cannot name an attachment: image_1, document_1 and so on are the "
