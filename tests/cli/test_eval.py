@@ -28,7 +28,7 @@ def test_eval_prints_a_table_and_leaves_files(run, fake, loads, pope, out):
     assert f1.startswith("F1, mean of categories") and "66.67%" in f1
     assert "12 questions asked, 0 without an answer, 0 answers cut." in result.stdout
     assert {path.name for path in out.iterdir()} == {
-        "answers.jsonl", "answers.jsonl.job", "results.json",
+        ".answers.jsonl.lock", "answers.jsonl", "answers.jsonl.job", "results.json",
     }  # fmt: skip
     assert loads[0] == (
         "a/b",
