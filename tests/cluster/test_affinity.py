@@ -131,6 +131,20 @@ def test_questions_about_one_picture_share_a_beginning_and_others_do_not():
     assert not set(one) & set(other)
 
 
+def test_conversations_of_the_responses_api_have_beginnings_too():
+    def asked(given, **more):
+        return beginnings(json.dumps({"model": "demo", "input": given} | more).encode())
+
+    block = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    first = {"role": "user", "content": [block, {"type": "input_text", "text": "What?"}]}
+    call = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "a", "output": "1"}
+    assert asked([first]) == asked([first, call, result]) and len(asked([first])) == 2
+    assert asked("Hello") == asked([{"role": "user", "content": "Hello"}])
+    assert asked("Hello") != asked("Hello", instructions="Be short.")
+    assert asked([call]) == asked(3) == asked(None) == ()
+
+
 def test_what_stands_before_the_first_user_message_is_a_part_of_the_beginning():
     asked = {"role": "user", "content": "Hello"}
 

@@ -157,6 +157,17 @@ async def test_a_request_of_which_nothing_was_answered_goes_to_another_replica(
         assert answer.json()["choices"][0]["message"]["content"] == ANSWER
 
 
+@pytest.mark.parametrize("bodies", [0, 1, 4])
+async def test_a_response_of_which_nothing_was_said_goes_to_another_replica(cluster, bodies):
+    client = cluster()
+    client.apps.lost_after["a"] = (bodies, "raises")  # 4: all events before the first word
+    body = {"model": "fake", "input": "Count.", "stream": True}
+    answer = await client.post("/v1/responses", json=body)
+    assert client.apps.asked == ["a", "b"]
+    assert answer.text.count("event: response.created") == 1
+    assert answer.text.count("event: response.completed") == 1
+
+
 @pytest.mark.parametrize("how", ["raises", "ends without an end"])
 async def test_a_stream_that_is_cut_ends_with_an_error_event_and_no_done(cluster, how):
     client = cluster()
@@ -337,3 +348,11 @@ async def test_a_door_that_closes_ends_open_streams_with_an_error(cluster):
     assert call.events[-1]["error"]["code"] == "stopping"
     assert late.status_code == 503
     assert client.apps.backends["a"].cancelled == 1
+
+
+async def test_the_door_refuses_what_has_no_clear_end_and_answers_head(cluster):
+    client = cluster()
+    framing = {"Transfer-Encoding": "chunked", "Content-Length": "4"}
+    refused = await client.post("/v1/chat/completions", content=b"null", headers=framing)
+    assert refused.status_code == 400 and client.apps.asked == []
+    assert (await client.head("/health")).status_code == 200

@@ -32,6 +32,8 @@ _OPENINGS = (
     b'"delta":{"role":"assistant","content":""}',
     b"event: response.created\n",
     b"event: response.in_progress\n",
+    b"event: response.output_item.added\n",
+    b"event: response.content_part.added\n",
 )
 """What events have that open an answer and hold nothing of it."""
 

@@ -301,8 +301,17 @@ def _resolve_in_time(host: str, port: int, deadline: _Deadline) -> list[str]:
     return outcome[0]
 
 
-@cache
+_making_context = threading.Lock()
+
+
 def _ssl_context() -> ssl.SSLContext:
+    """The one context; reading the certificates takes a tenth of a second of all threads."""
+    with _making_context:  # a cache alone lets as many threads as there are make one each
+        return _made_context()
+
+
+@cache
+def _made_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
