@@ -5,6 +5,7 @@ Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) k
 :mod:`llavakit.llama_index` build their loaders and readers upon this room.
 """
 
+from llavakit.documents.citations import PageCitation, boxes_of, cite
 from llavakit.documents.context import PagesInContext, ask_about, fit_pages
 from llavakit.documents.files import View, open_files
 from llavakit.documents.folders import Document, Failure
@@ -24,6 +25,7 @@ __all__ = [
     "Failure",
     "Job",
     "Page",
+    "PageCitation",
     "PageRange",
     "PageReference",
     "PageStore",
@@ -36,6 +38,8 @@ __all__ = [
     "View",
     "Word",
     "ask_about",
+    "boxes_of",
+    "cite",
     "count_pages",
     "describe",
     "extract",
