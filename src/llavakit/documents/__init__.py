@@ -13,7 +13,14 @@ from llavakit.documents.jobs import Job, Tally, run_job, stream_job, to_line
 from llavakit.documents.message import message_pages
 from llavakit.documents.pages import Page, count_pages, open_pages
 from llavakit.documents.ranges import PageRange
-from llavakit.documents.reading import Reading, describe, extract, read_pages, transcribe
+from llavakit.documents.reading import (
+    Confidence,
+    Reading,
+    describe,
+    extract,
+    read_pages,
+    transcribe,
+)
 from llavakit.documents.references import PageReference, reopen
 from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
@@ -21,6 +28,7 @@ from llavakit.documents.text_layer import TextLayer, Word
 from llavakit.documents.tiles import Tiles
 
 __all__ = [
+    "Confidence",
     "Document",
     "Failure",
     "Job",
