@@ -1,6 +1,7 @@
 """Tasks over pages: batched, in order, with errors where they belong."""
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from llavakit.documents import (
     extract,
     open_files,
     read_pages,
+    to_line,
     transcribe,
 )
 from llavakit.documents.tasks import PROMPTS
@@ -271,3 +273,22 @@ def test_the_bundled_model_reads_pages(demo_backend):
     assert texts[0] == "INVOICE\nNo. 1609\nTotal 11\nName ANNA\nPage 2"
     described = [reading.text.lower() for reading in describe(demo_backend, pages)]
     assert "invoice" in described[0] and "receipt" in described[1]
+
+
+def test_a_reading_says_how_sure_the_model_was_where_it_is_asked(demo_backend):
+    data = Path("examples/data/invoice.png").read_bytes()
+    plain, sure = (
+        next(transcribe(demo_backend, open_files([data]), confidence=wish))
+        for wish in (False, True)
+    )
+    assert plain.confidence is None and plain.text == sure.text
+    assert 0 < sure.confidence.lowest <= sure.confidence.mean <= 1
+    task = Task("transcribe", confidence=True)
+    completion = demo_backend.generate(task.questions(next(open_files([data]))), task.params)
+    shares = [math.exp(token.logprob) for token in completion.logprobs]
+    assert sure.confidence.lowest == pytest.approx(min(shares), abs=1e-3)
+    assert sure.confidence.mean == pytest.approx(math.prod(shares) ** (1 / len(shares)), abs=1e-3)
+    assert to_line(sure, "demo")["confidence"] == {
+        "mean": sure.confidence.mean, "lowest": sure.confidence.lowest,
+    }  # fmt: skip
+    assert "confidence" not in to_line(plain, "demo")

@@ -82,6 +82,10 @@ def read(
         bool,
         typer.Option("--text-layer", help="Add the PDF's own text.", rich_help_panel=_PAGES),
     ] = False,
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="Add how sure the model was: mean and lowest."),
+    ] = False,
     store: Annotated[
         Path | None,
         typer.Option(
@@ -161,7 +165,8 @@ def read(
     ):
         if given and out is None:
             raise usage_error(f"{name} goes with --out.")
-    for name, given in (("--prune", prune), ("--retry-failed", retry_failed)):
+    local = (("--prune", prune), ("--retry-failed", retry_failed), ("--confidence", confidence))
+    for name, given in local:
         if given and ray:
             raise usage_error(f"{name} is not for runs on Ray; leave it out.")
     if out == Path("-"):
@@ -183,6 +188,7 @@ def read(
                 None if schema is None else _schema(schema),
                 max_tokens,
                 None if tiles is None else Tiles.parse(tiles),
+                confidence,
             ),
             model,
             pages,

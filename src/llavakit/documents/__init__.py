@@ -5,6 +5,7 @@ Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) k
 :mod:`llavakit.llama_index` build their loaders and readers upon this room.
 """
 
+from llavakit.documents.citations import PageCitation, boxes_of, cite
 from llavakit.documents.context import PagesInContext, ask_about, fit_pages
 from llavakit.documents.files import View, open_files
 from llavakit.documents.folders import Document, Failure
@@ -12,7 +13,14 @@ from llavakit.documents.jobs import Job, Tally, run_job, stream_job, to_line
 from llavakit.documents.message import message_pages
 from llavakit.documents.pages import Page, count_pages, open_pages
 from llavakit.documents.ranges import PageRange
-from llavakit.documents.reading import Reading, describe, extract, read_pages, transcribe
+from llavakit.documents.reading import (
+    Confidence,
+    Reading,
+    describe,
+    extract,
+    read_pages,
+    transcribe,
+)
 from llavakit.documents.references import PageReference, reopen
 from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
@@ -20,10 +28,12 @@ from llavakit.documents.text_layer import TextLayer, Word
 from llavakit.documents.tiles import Tiles
 
 __all__ = [
+    "Confidence",
     "Document",
     "Failure",
     "Job",
     "Page",
+    "PageCitation",
     "PageRange",
     "PageReference",
     "PageStore",
@@ -36,6 +46,8 @@ __all__ = [
     "View",
     "Word",
     "ask_about",
+    "boxes_of",
+    "cite",
     "count_pages",
     "describe",
     "extract",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -9,7 +10,9 @@ from typing import Generic, TypeVar
 from llavakit._checks import check_integer, checked, members
 from llavakit.documents.pages import Page
 from llavakit.documents.reading import Model
-from llavakit.errors import ContextLengthError
+from llavakit.documents.text_layer import Box
+from llavakit.errors import ContextLengthError, ParameterError
+from llavakit.images import Picture
 from llavakit.values import Image, Message, Part, SamplingParams, Text
 
 LABEL = "Page {page} of {source}:"
@@ -37,7 +40,13 @@ class PagesInContext(Generic[PageOrText]):
 
 
 @checked
-def ask_about(pages: Iterable[Page | str], question: str, label: str | None = LABEL) -> Message:
+def ask_about(
+    pages: Iterable[Page | str],
+    question: str,
+    label: str | None = LABEL,
+    *,
+    region: Box | None = None,
+) -> Message:
     """A user's message of images of pages and a question.
 
     Args:
@@ -46,11 +55,16 @@ def ask_about(pages: Iterable[Page | str], question: str, label: str | None = LA
         question: in plain words; it comes last.
         label: what is written above each image; ``{page}`` and ``{source}`` are filled in.
             None writes nothing. A page that is alone has no label: nothing is to be told apart.
+        region: left, top, right and bottom of the part of each page that is shown, as shares of
+            its width and height, so that small print is seen at full resolution; None shows
+            whole pages.
 
     Raises:
-        ParameterError: a page that is none.
+        ParameterError: a page that is none, or a region that holds nothing.
     """
     pages = members("pages", pages, Page | str)
+    if region is not None:
+        _check_region(region)
     parts: list[Part] = []
     for page in pages:
         if isinstance(page, str):
@@ -59,7 +73,7 @@ def ask_about(pages: Iterable[Page | str], question: str, label: str | None = LA
         if label is not None and len(pages) > 1:
             told = label.replace("{page}", str(page.number)).replace("{source}", page.source)
             parts.append(Text(f"{told}\n"))
-        parts.append(Image(page.picture))
+        parts.append(Image(page.picture if region is None else _cut(page.picture, region)))
     return Message("user", [*parts, Text(question)])
 
 
@@ -72,6 +86,7 @@ def fit_pages(
     answer_tokens: int = _ANSWER,
     label: str | None = LABEL,
     before: Sequence[Message] = (),
+    region: Box | None = None,
 ) -> PagesInContext[PageOrText]:
     """A question about as many pages as the model can take, the first ones first.
 
@@ -84,6 +99,7 @@ def fit_pages(
         answer_tokens: tokens that are kept free for the answer.
         label: see :func:`ask_about`.
         before: messages that stand before the question.
+        region: see :func:`ask_about`.
 
     Raises:
         ContextLengthError: not even the first page fits.
@@ -94,7 +110,7 @@ def fit_pages(
     room = backend.info.context_length - answer_tokens
     fewest = min(1, len(pages))
     for count in range(len(pages), fewest - 1, -1):
-        message = ask_about(pages[:count], question, label)
+        message = ask_about(pages[:count], question, label, region=region)
         tokens = backend.count_tokens([*before, message])
         if tokens <= room:
             return PagesInContext(message, tuple(pages[:count]), tuple(pages[count:]), tokens)
@@ -106,3 +122,20 @@ def fit_pages(
         max_tokens=answer_tokens,
         context_length=backend.info.context_length,
     )
+
+
+def _check_region(region: Box) -> None:
+    left, top, right, bottom = region
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ParameterError(
+            f"region is {region}; write left, top, right and bottom as shares from 0 to 1, such as "
+            "(0, 0.5, 1, 1) for the lower half."
+        )
+
+
+def _cut(picture: Picture, region: Box) -> Picture:
+    """The part of an image, at least a pixel of it."""
+    (width, height), (left, top, right, bottom) = picture.size, region
+    x, y = math.floor(left * width), math.floor(top * height)
+    far, low = math.ceil(right * width), math.ceil(bottom * height)
+    return Picture(picture.rgb.crop((x, y, max(far, x + 1), max(low, y + 1))))

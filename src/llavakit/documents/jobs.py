@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,8 +152,7 @@ def run_job(
                 failures += reading.error is not None
                 if progress is not None:
                     progress(reading)
-        _put_in_order(lines, documents)
-        state.write(documents, None)
+        state.write(documents, None, finished=_put_in_order(lines, documents))
     changed, missing = tuple(todo.changed), tuple(todo.missing)
     return Tally(done, failures, todo.earlier, changed, missing, prune)
 
@@ -172,8 +171,19 @@ class _State:
         self._documents = {entry[0]: entry for entry in state.get("documents") or ()}
         return state
 
-    def write(self, documents: Sequence[Document | Failure], todo: Plan | None) -> None:
-        """Writes down the documents, and what is tried again until the run is through."""
+    def write(
+        self,
+        documents: Sequence[Document | Failure],
+        todo: Plan | None,
+        finished: int | None = None,
+    ) -> None:
+        """Writes down the documents, and what is tried again until the run is through.
+
+        Args:
+            documents: of the job.
+            todo: what the run does; None once it is done.
+            finished: how many lines there are then. A file that has lost some is not finished.
+        """
         entries = {entry[0]: entry for entry in map(entry_of, documents)}
         # Of what is missing it is remembered what it was.
         kept = {name: entry for name, entry in self._documents.items() if name not in entries}
@@ -183,7 +193,7 @@ class _State:
             **self._settings,
             "documents": [*kept.values(), *entries.values()],
             "retry": {} if todo is None else todo.retried,
-            "finished": todo is None,
+            "finished": finished,
         }
         self._documents = {entry[0]: entry for entry in state["documents"]}
         write_atomic(self._path, json.dumps(state, indent=1).encode() + b"\n")
@@ -194,8 +204,11 @@ def _without_dropped(path: Path, todo: Plan) -> Iterator[bytes]:
         yield from (line for line in file if not todo.drops(json.loads(line)))
 
 
-def _put_in_order(lines: Lines, documents: Sequence[Document | Failure]) -> None:
-    """Gives the file the order of an undisturbed run, where a run that went on left another."""
+def _put_in_order(lines: Lines, documents: Sequence[Document | Failure]) -> int:
+    """Gives the file the order of an undisturbed run, where a run that went on left another.
+
+    Returns how many lines it has.
+    """
     keys, places, at = [], [], 0
     with lines.path.open("rb") as file:
         for line in file:
@@ -205,7 +218,7 @@ def _put_in_order(lines: Lines, documents: Sequence[Document | Failure]) -> None
             at += len(line)
     order = canonical(documents, keys)
     if order is None:
-        return
+        return len(keys)
 
     def sorted_lines() -> Iterator[bytes]:
         with lines.path.open("rb") as file:
@@ -215,6 +228,7 @@ def _put_in_order(lines: Lines, documents: Sequence[Document | Failure]) -> None
                 yield file.read(length)
 
     lines.replace(sorted_lines())
+    return len(keys)
 
 
 @checked
@@ -275,6 +289,8 @@ def to_line(reading: Reading, model: str) -> dict[str, Any]:
     }
     if reading.text_layer is not None:
         line["text_layer"] = reading.text_layer
+    if reading.confidence is not None:
+        line["confidence"] = asdict(reading.confidence)
     return line
 
 
@@ -313,6 +329,7 @@ def fingerprint_of(
         "dpi": view.dpi,
         "max_pixels": view.max_pixels,
         "text_layer": view.text,
+        "confidence": task.confidence or None,  # a file of an earlier version has no such key
         "documents": [_described(document) for document in documents],
     }
 

@@ -117,7 +117,8 @@ def plan(
     """
     before = {entry[0]: entry for entry in state.get("documents") or ()}
     now = {name_of_item(one): one for one in documents}
-    known, last = _known(lines, before.keys() | now.keys())
+    known, last, count = _known(lines, before.keys() | now.keys())
+    finished = state.get("finished") == count
     if known and not known.keys() & now.keys():
         raise ParameterError(
             "The file belongs to another job (it has none of these documents); name another file, "
@@ -149,7 +150,7 @@ def plan(
         left = [page for page in pages if (name, page) in failed_now or page not in one.outcomes]
         if pages:
             retried[name] = pages
-        if name == last and not state.get("finished") and not one.is_ended:
+        if name == last and not finished and not one.is_ended:
             assert isinstance(document, Document)  # what failed in the list has ended
             dropped |= {(inside, None) for inside in one.attached}  # they are read once more
             outcomes = dict(one.outcomes)
@@ -214,10 +215,11 @@ def _position(pages: PageRange | None, page: int | None) -> int:
 
 def _known(
     lines: Iterable[Mapping[str, Any]], names: Iterable[str]
-) -> tuple[dict[str, Known], str | None]:
+) -> tuple[dict[str, Known], str | None, int]:
+    """Sorts lines by documents; the document of the last one, and how many there are."""
     allowed = set(names)
     known: dict[str, Known] = {}
-    last = None
+    last, number = None, 0
     for number, line in enumerate(lines, 1):
         source = line["source"]
         last = source if source in allowed else source.partition(MARK)[0]
@@ -232,7 +234,7 @@ def _known(
             one.outcomes[line["page"]] = error
         else:
             one.attached.setdefault(source, []).append(error)
-    return known, last
+    return known, last, number
 
 
 def _to_retry(one: Known, pending: set[int], retry_failed: bool) -> set[int | None]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Generator, Iterable
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 from llavakit._checks import Said, check_integer, checked, known
 from llavakit._json import is_whole
@@ -43,6 +44,30 @@ Readings: TypeAlias = "Generator[Reading, None, None]"
 
 
 @dataclass(frozen=True, slots=True)
+class Confidence:
+    """How sure the model was of an answer: the probabilities of its sampled tokens.
+
+    They say how the model hesitated, and not how often it is right; but what it hesitated at is
+    where it is wrong more often, so sort by ``lowest`` and have people look at the first ones.
+
+    Attributes:
+        mean: the geometric mean, from 0 to 1.
+        lowest: that of the least probable token.
+    """
+
+    mean: float
+    lowest: float
+
+    @classmethod
+    def of(cls, logprobs: Sequence[float]) -> Self | None:
+        """The confidence of tokens of these log probabilities; None where there are none."""
+        if not logprobs:
+            return None
+        mean = math.exp(sum(logprobs) / len(logprobs))
+        return cls(round(mean, 4), round(math.exp(min(logprobs)), 4))
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What was read on one page, or why it was not.
 
@@ -57,6 +82,7 @@ class Reading:
         usage: tokens of all requests for this page.
         error: why there is no answer.
         text_layer: the PDF's own text, where it was asked for.
+        confidence: how sure the model was, where it was asked for and the backend reports it.
     """
 
     source: str
@@ -70,6 +96,7 @@ class Reading:
     usage: Usage | None = None
     error: LlavaKitError | None = None
     text_layer: str | None = None
+    confidence: Confidence | None = None
 
 
 @checked
@@ -214,6 +241,11 @@ def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
     told: dict[str, Any] = {
         "text": text,
         "finish_reason": "length" if cut else answers[-1].finish_reason,
+        "confidence": Confidence.of(
+            [token.logprob for answer in answers for token in answer.logprobs]
+        )
+        if task.confidence
+        else None,
         "usage": Usage(*(sum(one) for one in zip(*map(_figures, answers), strict=True))),
     }
     if task.schema is not None and (not cut or is_whole(text)):

@@ -35,6 +35,7 @@ class Task:
         tiles: how pages are cut: :class:`Tiles`, or its text (``"2x3"``, ``"auto"``), which
             becomes one; None shows them whole. A transcription reads tile by tile;
             the other tasks see the whole page and then its tiles, in one request.
+        confidence: whether readings report how sure the model was of its tokens.
     """
 
     name: Annotated[TaskName, Takes(str)]
@@ -42,6 +43,7 @@ class Task:
     schema: Any = None
     max_tokens: int = 1024
     tiles: Annotated[Tiles | None, Takes(Any)] = None
+    confidence: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in PROMPTS:
@@ -64,7 +66,12 @@ class Task:
     @property
     def params(self) -> SamplingParams:
         """How answers are drawn."""
-        return SamplingParams(self.max_tokens, temperature=0, json_schema=self.schema)
+        return SamplingParams(
+            self.max_tokens,
+            temperature=0,
+            json_schema=self.schema,
+            logprobs=0 if self.confidence else None,
+        )
 
     @checked
     def questions(self, page: Page) -> list[Message]:
