@@ -219,11 +219,26 @@ def shared(key: Any, build: Callable[[], Backend]) -> Backend:
         return backend
 
 
+_ORIGINAL_NAMES = {
+    "load_4bit": "load_in_4bit",
+    "load_8bit": "load_in_8bit",
+    "model_path": "model, the first argument,",
+    "model_name": "model, the first argument,",
+    "torch_dtype": "dtype",
+    "conv_template": "conv_mode",
+    "temperature": "a field of SamplingParams, given with each request,",
+    "max_new_tokens": "max_tokens of SamplingParams, given with each request,",
+}
+"""What the original LLaVA and transformers call settings."""
+
+
 def _engine_config(**settings: Any) -> EngineConfig:
     from llavakit.engine.config import EngineConfig
 
     unknown = sorted(set(settings) - {field.name for field in fields(EngineConfig)})
     if unknown:
+        if (meant := _ORIGINAL_NAMES.get(unknown[0])) is not None:
+            raise ParameterError(f"load() knows no setting {unknown[0]!r}; it is {meant} here.")
         known = ", ".join(field.name for field in fields(EngineConfig))
         raise ParameterError(f"load() knows no setting {unknown[0]!r}; it knows {known}.")
     return EngineConfig(**settings)

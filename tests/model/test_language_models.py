@@ -19,6 +19,8 @@ from tests.model.test_families import CONVERSATIONS, messages
 
 ASKED = ("words", "an image", "three pictures", "a second turn")
 
+SHOWN_TWICE = ("granite-in-llava", "bakllava", "next-video")
+
 LIKE_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 8, "sliding_window": 1024},
     "phi": {},
@@ -77,7 +79,14 @@ def check_answers(made: TinyFamily, **options: Any) -> llavakit.Backend:
     return backend
 
 
-@pytest.mark.parametrize("key", list(RELATIVES))
+@pytest.mark.parametrize(
+    "key",
+    [
+        # What the others show as well.
+        pytest.param(key, marks=pytest.mark.slow if key in SHOWN_TWICE else ())
+        for key in RELATIVES
+    ],
+)
 def test_relatives_of_llava_answer_as_transformers_does(key: str, tmp_path: Path):
     backend = check_answers(tiny_checkpoint(tmp_path / "m", RELATIVES[key]))
     try:
@@ -93,7 +102,13 @@ def test_the_table_holds_what_is_proven_here():
     assert {one.text.get("model_type", "llama") for one in RELATIVES.values()} | {"qwen2"} == rows
 
 
-@pytest.mark.parametrize("kind", list(LIKE_TRANSFORMERS))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in ("phi", "gemma3_text") else pytest.mark.slow)
+        for kind in LIKE_TRANSFORMERS
+    ],
+)
 def test_other_language_models_answer_as_transformers_where_the_comparison_allows_it(
     kind: str, tmp_path: Path
 ):

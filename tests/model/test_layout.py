@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from llavakit.errors import CheckpointError, ImageError
+from llavakit.errors import ImageError
 from llavakit.images import open_picture
 from llavakit.model.layout import AnyresLayout, FixedLayout, best_grid, layout_of
 from llavakit.model.preprocess import ImagePreprocessor
@@ -153,8 +153,3 @@ def test_the_strategy_and_the_tower_tell_whether_there_is_a_cls_feature():
     siglip = SimpleNamespace(model_type="siglip_vision_model", image_size=384, patch_size=14)
     full = config(vision_config=siglip, vision_feature_select_strategy="full")
     assert layout_of(full) == FixedLayout(729)
-
-
-def test_a_family_that_is_not_known_is_refused():
-    with pytest.raises(CheckpointError, match="'llava_next_video' are not supported"):
-        layout_of(config(model_type="llava_next_video"))

@@ -417,7 +417,7 @@ DAMAGES = {
         ),
         "not those of one checkpoint",
     ),
-    "not said to be packed": (unsaid, "cannot be loaded"),
+    "not said to be packed": (unsaid, "config.json asks for"),
 }
 
 

@@ -54,7 +54,14 @@ def plant(where: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlavaTrainer, "training_step", training_step)
 
 
-@pytest.mark.parametrize("where", ["weights", "images", "activations", "gradients", "optimiser"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("weights", "gradients", "optimiser"),
+        pytest.param("images", marks=pytest.mark.slow),
+        pytest.param("activations", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_stops_at_the_step_and_keeps_the_last_good_state(
     where: str, tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import CheckpointError, MissingDependencyError, ModelNotFoundError
+from llavakit.model.base_model import check_base
 from llavakit.model.locate import locate
 from llavakit.model.original.config import is_original
 from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of, read_json
-from llavakit.model.original.lora import check_kind, merge_lora
-from llavakit.model.original.tensors import Stored, Tensors
+from llavakit.model.original.lora import LAYER, check_kind, merge_lora
+from llavakit.model.original.tensors import Stored, Tensors, open_file
 from llavakit.model.reader import Reader, revision_of
 
 TRAINING = "llavakit_training.json"
@@ -68,7 +69,10 @@ def read_adapter(
             f"{path} has {ADAPTER_CONFIG} but no weights of the adapter; copy its "
             f"{' or '.join(ADAPTERS)} too."
         )
-    base = base if base is not None else _named_base(settings, path)
+    if base is not None:
+        check_base(path, settings.get("base_model_name_or_path"), base)
+    else:
+        base = _named_base(settings, path)
     if is_hf_adapter(base):
         raise CheckpointError(
             f"The base model {base} is an adapter itself; merge it first with `llavakit export`."
@@ -154,7 +158,54 @@ def _with_layers(model: Any, path: Path) -> Any:
             "An adapter on a quantised model needs peft; install it with "
             '`pip install "llavakit[train]"`, or load it without quantization.'
         ) from error
+    _check_layers(model, path)
     try:
         return peft.PeftModel.from_pretrained(model, path).base_model.model
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"The LoRA in {path} does not fit its base model: {error}") from error
+
+
+def _check_layers(model: Any, path: Path) -> None:
+    """Refuse an adapter with a name or a shape that the model has no layer for.
+
+    PEFT leaves such weights out and says so in a warning.
+    """
+    modules = dict(model.named_modules())
+    weights = {*dict(model.named_parameters()), *dict(model.named_buffers())}
+    file = first_of(path, ADAPTERS)
+    assert file is not None, "read_adapter has looked"
+    stored = open_file(file)
+    for key, one in stored.items():
+        name = key.removeprefix("base_model.model.")
+        found = LAYER.fullmatch(name)
+        if found is None:
+            plain = name.replace(".modules_to_save", "").replace(".default", "")
+            if plain not in weights:
+                raise _no_place(path, key, [plain], weights)
+            continue
+        layer = modules.get(found["layer"])
+        if layer is None:
+            raise _no_place(path, key, [f"{found['layer']}.weight"], weights)
+        side = "in_features" if found["part"] == "A" else "out_features"
+        wanted = getattr(layer, side, None)
+        length = one.shape[1] if found["part"] == "A" else one.shape[0]
+        if wanted is not None and wanted != length:
+            raise CheckpointError(
+                f"The LoRA in {path} does not fit its base model: {key} is {list(one.shape)}, and "
+                f"the base's layer has {wanted} {side.replace('_', ' ')}; name the model that it "
+                "was trained on with model_base=."
+            )
+
+
+def _no_place(path: Path, key: str, names: list[str], weights: set[str]) -> CheckpointError:
+    old = {p.sub(to, name) for name in weights for p, to in OLD_NAMES}
+    if old & {*names}:
+        return CheckpointError(
+            f"The LoRA in {path} has names of an older transformers, such as {key}, which a "
+            "quantised base does not take; write one model of both with `llavakit export`, and "
+            "load that."
+        )
+    return CheckpointError(
+        f"The LoRA in {path} does not fit its base model, which has no place for {key}; name the "
+        "model that it was trained on with model_base=."
+    )

@@ -68,6 +68,7 @@ def _build(path: Path, config: Any, options: dict[str, Any]) -> Any:
         lambda: AutoModelForImageTextToText.from_pretrained(
             path,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by their names
             local_files_only=True,
             trust_remote_code=False,
             **options,

@@ -16,6 +16,7 @@ from llavakit.errors import CheckpointError, ParameterError
 from llavakit.model.adapter import is_hf_adapter, read_adapter
 from llavakit.model.families import check_family
 from llavakit.model.hf import read_hf
+from llavakit.model.locate import check_pointers
 from llavakit.model.original.config import is_original
 from llavakit.model.quantization import (
     Quantization,
@@ -59,6 +60,9 @@ def load_reader(
         ParameterError: no template is called ``conv_mode``.
     """
     name = name or str(path)
+    for one in (path, model_base):
+        if one is not None:
+            check_pointers(one)
     if is_hf_adapter(path):
         return read_adapter(
             path, model_base, conv_mode, lambda base, mode: load_reader(base, conv_mode=mode)

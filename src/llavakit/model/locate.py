@@ -71,6 +71,26 @@ def locate(model: str, revision: str | None = None, *, original: bool = False) -
     return download(entry.hf_id, revision)
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_LONGEST_POINTER = 1024
+
+
+def check_pointers(path: Path) -> None:
+    """Refuse a directory in which a pointer of git-lfs stands where a file should be.
+
+    Raises:
+        CheckpointError: names the first one.
+    """
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.stat().st_size <= _LONGEST_POINTER:
+            with file.open("rb") as opened:
+                if opened.read(len(_POINTER)) == _POINTER:
+                    raise CheckpointError(
+                        f"{file} is a pointer of git-lfs and not the file itself; run "
+                        f"`git lfs pull` in {path}, or download it with `hf download`."
+                    )
+
+
 def looks_like_hub_id(name: str) -> bool:
     """Whether a name has the form of a hub id, ``owner/name``."""
     parts = name.split("/")

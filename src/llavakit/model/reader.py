@@ -71,6 +71,7 @@ def built(
         model, report = load()
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"The weights in {path} cannot be loaded: {error}") from error
+    _check_shapes(path, report)
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -82,12 +83,18 @@ def built(
     return model
 
 
-def _check_exact(path: Path, report: Mapping[str, Any]) -> None:
-    for name, found, wanted in sorted(report["mismatched_keys"]):
+def _check_shapes(path: Path, report: Mapping[str, Any]) -> None:
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        name, found, wanted = wrong[0]
+        more = f", and {len(wrong) - 1} others differ too" if len(wrong) > 1 else ""
         raise CheckpointError(
-            f"{path} holds {name} as {list(found)}, and its config.json asks for {list(wanted)}; "
-            "its files are not those of one checkpoint."
+            f"{path} holds {name} as {list(found)}, and its config.json asks for {list(wanted)}"
+            f"{more}; its files are not those of one checkpoint."
         )
+
+
+def _check_exact(path: Path, report: Mapping[str, Any]) -> None:
     left = sorted(report["unexpected_keys"])
     if left:
         raise CheckpointError(

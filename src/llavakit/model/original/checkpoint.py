@@ -58,7 +58,7 @@ class OriginalCheckpoint:
 
     def __init__(self, path: Path, *, name: str, conv_mode: str | None, base: Path | None) -> None:
         self.parts: CheckpointDirectories = parts_of(path, base)
-        self.conv_mode = _template_name(name, conv_mode)
+        self.conv_mode = _template_name(_telling_name(name, base), conv_mode)
         said = self.parts.config
         self.tokenizer = read_tokenizer(
             self.parts.language, said.added_tokens, fast=said.text["model_type"] == "mistral"
@@ -149,7 +149,12 @@ class OriginalCheckpoint:
         return built(
             self.parts.path,
             lambda: self._model_class.from_pretrained(
-                None, config=self.config, state_dict=tensors, output_loading_info=True, **options
+                None,
+                config=self.config,
+                state_dict=tensors,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, by their names
+                **options,
             ),
         )
 
@@ -172,6 +177,13 @@ def model_name(name: str) -> str:
     if len(parts) > 1 and parts[-1].startswith("checkpoint-"):
         return f"{parts[-2]}_{parts[-1]}"
     return parts[-1] if parts else name
+
+
+def _telling_name(name: str, base: Path | None) -> str:
+    """The name that tells the template: a LoRA's own, or its base's where that tells nothing."""
+    if base is None or named_template(model_name(name)) is not None:
+        return name
+    return str(base) if named_template(model_name(str(base))) is not None else name
 
 
 def _template_name(name: str, conv_mode: str | None) -> str:

@@ -90,6 +90,12 @@ class OriginalConfig:
         Raises:
             CheckpointError: something that llavakit does not know.
         """
+        kind = settings.get("model_type")
+        if kind in UNSUPPORTED:
+            raise CheckpointError(
+                f"{file}: models of type {kind!r} are not supported; use a LLaVA model on Llama, "
+                "Vicuna, Mistral or Qwen2, such as llava-1.5-7b."
+            )
         aspect = settings.get("image_aspect_ratio")
         if aspect not in (None, "square", "pad", "anyres"):
             raise _unknown(file, "image_aspect_ratio", aspect, "pad, anyres or square")
@@ -188,11 +194,6 @@ def projector_depth(name: str) -> int | None:
 
 def _text_settings(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
     kind = settings.get("model_type")
-    if kind in UNSUPPORTED:
-        raise CheckpointError(
-            f"{file}: models of type {kind!r} are not supported; use a LLaVA model on Llama, "
-            "Vicuna, Mistral or Qwen2."
-        )
     if kind not in TEXT_TYPES:
         known = ", ".join(TEXT_TYPES)
         raise _unknown(file, "model_type", kind, known)

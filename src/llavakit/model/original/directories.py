@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llavakit.errors import CheckpointError, ModelNotFoundError
+from llavakit.model.base_model import check_base
 from llavakit.model.locate import download, looks_like_hub_id
 from llavakit.model.original.config import OriginalConfig, is_original
 from llavakit.model.original.tensors import has_weights, names_in
@@ -57,6 +58,12 @@ def parts_of(path: Path, base: Path | None) -> CheckpointDirectories:
         CheckpointError: a base is missing, or given and not needed; weights are missing.
     """
     settings = read_json(path / "config.json")
+    adapter = (path / ADAPTER_CONFIG).is_file()
+    if adapter and base is not None and (base / "config.json").is_file():
+        beneath = read_json(base / "config.json")
+        if is_original(beneath):
+            # What its own file leaves out, such as how images are prepared, is as in its base.
+            settings = {**beneath, **settings}
     config = OriginalConfig.of(settings, path / "config.json")
     kind = _kind(path)
     if kind == "full":
@@ -76,6 +83,8 @@ def parts_of(path: Path, base: Path | None) -> CheckpointDirectories:
             f"The base model {base} is a vision-language model in HF format; name the language "
             f"model that {path.name} was trained on, or a LLaVA model in the original format."
         )
+    if kind == "lora":
+        check_base(path, read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path"), base)
     return CheckpointDirectories(kind, path, base, config)
 
 

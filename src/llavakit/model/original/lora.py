@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PREFIX = "base_model.model."
-_LAYER = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
+LAYER = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
+"""Name of a matrix of an adapter: its layer, and which of the two it is."""
 
 
 def merge_lora(tensors: Tensors, path: Path) -> Tensors:
@@ -42,7 +43,7 @@ def merge_lora(tensors: Tensors, path: Path) -> Tensors:
     merged = dict(tensors)
     for key, stored in open_file(file).items():
         name = key.removeprefix(_PREFIX)
-        found = _LAYER.fullmatch(name)
+        found = LAYER.fullmatch(name)
         if found:
             halves.setdefault(found["layer"], {})[found["part"]] = stored
         elif "lora_" in name:
