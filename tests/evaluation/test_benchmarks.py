@@ -277,8 +277,8 @@ HURT = [
     ("mmbench", "mmbench_dev_20230712.tsv", b"index\tquestion\n", "holds no questions"),
     ("mmbench", "mmbench_dev_20230712.tsv", b"index\tquestion\n1\n", "line 2: there are 1 values"),
     ("mmbench", "mmbench_dev_20230712.tsv", b"index\tA\n1\t2\n", "no column 'question'"),
-    ("mmbench", "mmbench_dev_20230712.tsv", b"\xff\xfe", "no UTF-8"),
-    ("seed", "SEED-Bench.json", b'{"questions": [], "question_type": {}}', "nothing of question 0"),
+    ("mmbench", "mmbench_dev_20230712.tsv", b"\xff\xfe", "not UTF-8"),
+    ("seed", "SEED-Bench.json", b'{"questions": [], "question_type": {}}', "no question 0"),
     ("scienceqa", "problems.json", b'{"1": {"answer": "B"}}', "'1': 'answer' must be a whole"),
     ("scienceqa", "llava_test_CQM-A.json", b'[{"id": "1"}]', "number 1: 'conversations'"),
     ("docvqa", "val_v1.0_withQT.json", b'{"data": []}', "holds no questions"),
@@ -319,7 +319,7 @@ def test_pictures_outside_their_folder_are_not_opened(name, written, ask):
     backend = FakeBackend(["x"])
     results, out = ask("mmvet", backend)
     assert results.errors == 1 and len(backend.requests) == 2
-    assert "does not lie" in (out / "answers.jsonl").read_text().splitlines()[1]
+    assert "is not below" in (out / "answers.jsonl").read_text().splitlines()[1]
 
 
 def test_damaged_pictures_of_a_table_are_rows_with_errors(written, ask, demo_backend):

@@ -118,7 +118,7 @@ def test_only_an_answer_can_be_continued(messages):
     ("options", "words"),
     [
         ({"continue_final_message": True, "add_generation_prompt": True}, "contradict"),
-        ({"add_generation_prompt": False}, "no turn to stand in"),
+        ({"add_generation_prompt": False}, "without a turn"),
         ({"continue_final_message": "yes"}, "continue_final_message"),
         ({"add_generation_prompt": 1}, "add_generation_prompt"),
     ],

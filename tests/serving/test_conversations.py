@@ -55,7 +55,7 @@ async def test_words_that_are_there_are_gone_on_with(client, more):
             "add_generation_prompt",
             "contradict",
         ),
-        ([HI], {"add_generation_prompt": False}, "add_generation_prompt", "no turn to stand in"),
+        ([HI], {"add_generation_prompt": False}, "add_generation_prompt", "without a turn"),
         ([HI], {"continue_final_message": True}, "messages", "end with an assistant message"),
         ([HI, {"role": "assistant", "tool_calls": [CALL]}], {}, "messages", "'add' that has no"),
         ([{"role": "system", "content": ""}], {}, "messages", "empty"),
