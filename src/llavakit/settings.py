@@ -297,7 +297,7 @@ class ModelSettings(BaseModel):
         state = super().__getstate__()
         if self.api_key is None:
             return state
-        # A key does not belong into a file; the process that loads it takes its environment's.
+        # A key does not belong in a file; the process that loads it takes its environment's.
         values = {**state["__dict__"], "api_key": None}
         return {**state, "__dict__": values, "key_left_out": True}
 

@@ -36,7 +36,7 @@ class LLaVAMultiModal(LLaVA, MultiModalLLM):
 
     ``image_documents`` are nodes, documents, image blocks, or anything that
     :class:`llavakit.Image` takes, one or (nested) lists of them; they stand before the
-    prompt. Of a node only its image is used: its text belongs into the prompt. A plain
+    prompt. Of a node only its image is used: its text belongs in the prompt. A plain
     subclass of ``MultiModalLLM`` fails in every call since llama-index-core 0.14.16; this is
     an ``LLM`` as well, and chats like one.
     """
