@@ -138,7 +138,7 @@ inline int place() {
   return 0;
 #endif
 }
-// With fewer threads than asked for (a nested region, a limit), the work is shared among those.
+// Whoever is given fewer threads than asked for (a nested region, a limit) shares among those.
 inline int present() {
 #ifdef _OPENMP
   return omp_get_num_threads();
@@ -653,8 +653,8 @@ inline void soften(float* scores, int64_t count, float& best, float& total, floa
     top = v > top ? v : top;
   }
   float now = std::max(best, most(top));
-  // A score of NaN is in no maximum; it comes back by the sum below, and is detected where the
-  // logits are checked.
+  // A score of NaN is in no maximum; it comes back by the sum below, and is told by whoever
+  // looks at the logits.
   const float factor = best == -INFINITY ? 0.0f : std::exp(best - now);
   V sums = V{};
   for (int64_t j = 0; j < KEYS; j += W) {
