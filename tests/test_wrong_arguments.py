@@ -72,6 +72,8 @@ OF_FRAMEWORKS = {
 CALLED = {"progress", "pictures", "loaded", "listening", "completion_to_prompt"}
 """Arguments that are functions: what one of them raises is its own affair."""
 
+LAYER = documents.TextLayer("word", (documents.Word("word", (0.0, 0.0, 1.0, 1.0)),))
+
 MODULES = (llavakit, documents, questions, serving, evaluation, langchain, llama_index)
 
 
@@ -213,6 +215,12 @@ class World:
             "tokens": 1,
             "usages": [llavakit.Usage()],
             "usage": llavakit.Usage(),
+            "box": (0.0, 0.0, 1.0, 1.0),
+            "count": 1,
+            "layer": LAYER,
+            "lowest": 0.5,
+            "mean": 0.7,
+            "quote": "word",
             "sha256": self.page.digest,
             "size": (300, 200),
             "source": HEART,
@@ -225,6 +233,8 @@ class World:
         }
         if path == "llavakit.llama_index:page_query_engine":
             known["source"] = self.index
+        if path.startswith(("llavakit.documents:cite", "llavakit.documents:PageCitation")):
+            known["reference"] = self.reference
         if path == "llavakit.documents:message_pages":
             known["source"] = llavakit.Image(PAGES)
             known["most"] = 8
@@ -272,6 +282,9 @@ class World:
             "PageImageLoader": lambda: langchain.PageImageLoader(HEART),
             "PageImageParser": lambda: langchain.PageImageParser(self.chat),
             "PageImageReader": lambda: llama_index.PageImageReader(llm=self.llm, pages="1"),
+            "PageCitation": lambda: documents.PageCitation(self.reference),
+            "TextLayer": lambda: LAYER,
+            "Word": lambda: LAYER.words[0],
             "PageRange": lambda: documents.PageRange.parse("1-2"),
             "PageReference": lambda: self.reference,
             "PageStore": lambda: self.store,

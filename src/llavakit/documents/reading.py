@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from llavakit._checks import Said, check_integer, checked, known
 from llavakit._json import is_whole
@@ -57,14 +57,6 @@ class Confidence:
 
     mean: float
     lowest: float
-
-    @classmethod
-    def of(cls, logprobs: Sequence[float]) -> Self | None:
-        """The confidence of tokens of these log probabilities; None where there are none."""
-        if not logprobs:
-            return None
-        mean = math.exp(sum(logprobs) / len(logprobs))
-        return cls(round(mean, 4), round(math.exp(min(logprobs)), 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +233,7 @@ def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
     told: dict[str, Any] = {
         "text": text,
         "finish_reason": "length" if cut else answers[-1].finish_reason,
-        "confidence": Confidence.of(
+        "confidence": _confidence(
             [token.logprob for answer in answers for token in answer.logprobs]
         )
         if task.confidence
@@ -254,6 +246,14 @@ def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
             told["data"] = json.loads(text)
             told["text"] = None
     return told
+
+
+def _confidence(logprobs: Sequence[float]) -> Confidence | None:
+    """The confidence of tokens of these log probabilities; None where there are none."""
+    if not logprobs:
+        return None
+    mean = math.exp(sum(logprobs) / len(logprobs))
+    return Confidence(round(mean, 4), round(math.exp(min(logprobs)), 4))
 
 
 def _figures(answer: Completion) -> tuple[int, int, int, int]:

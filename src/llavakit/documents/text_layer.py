@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from llavakit._checks import checked
+from llavakit.errors import DocumentError
+
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
@@ -32,6 +35,7 @@ _CONTRAST = 48  # grey levels from the paper to what is ink
 _INKED = 6  # of 255: mean of a cell that holds ink
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Word:
     """A word and where it stands on the page."""
@@ -40,6 +44,7 @@ class Word:
     box: Box
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class TextLayer:
     """The text of a page.
@@ -86,10 +91,20 @@ class TextLayer:
         return {"text": self.text, "words": words, "broken": self.broken, "ink": self.ink}
 
     @classmethod
+    @checked
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The layer that :meth:`to_dict` wrote."""
-        words = tuple(Word(text, (x, y, r, b)) for text, x, y, r, b in data["words"])
-        return cls(data["text"], words, data["broken"], data["ink"])
+        """The layer that :meth:`to_dict` wrote.
+
+        Raises:
+            DocumentError: it is none.
+        """
+        try:
+            words = tuple(Word(text, (x, y, r, b)) for text, x, y, r, b in data["words"])
+            return cls(data["text"], words, data["broken"], data["ink"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DocumentError(
+                "This is no text layer as to_dict wrote it; read the page anew."
+            ) from error
 
 
 def _counts(word: Word) -> bool:
