@@ -49,7 +49,7 @@ def told_errors(debug: bool, *, after_interrupt: str = "") -> Iterator[None]:
 
     Args:
         debug: whether to show where errors happened.
-        after_interrupt: what somebody who pressed Ctrl-C should know.
+        after_interrupt: what is printed after Ctrl-C.
     """
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
@@ -116,7 +116,7 @@ class Waiting:
 
 
 class Remarks:
-    """Remarks on stderr beside a line of progress that grows while somebody watches.
+    """Remarks on stderr, beside a line of progress where stderr is a terminal.
 
     Args:
         columns: of the line.

@@ -32,7 +32,7 @@ def remote_size(url: str, policy: SourcePolicy) -> Size:
     """Width and height in pixels of the upright image at an http(s) URL.
 
     Raises:
-        ImageError: it is no image that can be used, as far as its beginning tells.
+        ImageError: it is not a usable image, as far as its beginning shows.
         SourceError: it cannot be reached, or the policy forbids it.
     """
     key = (url, policy)
