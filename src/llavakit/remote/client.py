@@ -1,4 +1,4 @@
-"""The backend that asks a server: the same calls, on somebody's cluster."""
+"""The backend that asks a server: the same calls, on another machine."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ class RemoteBackend(Backend):
 
     @property
     def info(self) -> ModelInfo:
-        """Facts about the model, as the server tells them.
+        """Facts about the model, as the server reports them.
 
         Raises:
-            RemoteError: it does not tell how long the context is, and nobody said.
+            RemoteError: it does not report how long the context is, and no setting says it.
         """
         if self._info is None:
             self._info = ModelInfo(self.config.model, self._context_length())

@@ -28,8 +28,8 @@ class Served:
 
     Attributes:
         id: its name there.
-        root: what it was loaded from, where told.
-        context_length: tokens of prompt and answer; None where not told.
+        root: what it was loaded from, where reported.
+        context_length: tokens of prompt and answer; None where not reported.
         owner: who offers it; servers name themselves here.
     """
 
@@ -79,7 +79,7 @@ async def detect(transport: Transport) -> Dialect:
     for owner, name in _BY_OWNER.items():
         if owner in owners:
             return DIALECTS[name]
-    # Ollama's models are owned by whoever made them, mostly by its "library".
+    # Ollama's models are owned by their publishers, mostly by its "library".
     if isinstance(await _asked(transport, "/api/version"), str):
         return DIALECTS["ollama"]
     try:

@@ -35,7 +35,7 @@ def shown(source: object) -> str:
     if len(text) > 400 and _ALPHABET.fullmatch("".join(head.split())):
         return f"a text of {len(text)} characters"
     if len(head) > _SHOWN:
-        path = "://" not in head and ("/" in head or "\\" in head)  # its end tells the most
+        path = "://" not in head and ("/" in head or "\\" in head)  # its end says the most
         head = f"...{head[3 - _SHOWN :]}" if path else f"{head[: _SHOWN - 3]}..."
     return repr(head)
 

@@ -13,7 +13,7 @@ from typing import Any
 KINDS: dict[str, str] = {
     "malformed": "it is no JSON, or not of a known form",
     "unsupported": "it has a key that changes what it means, and that is not honoured",
-    "unknown-role": "a turn is of nobody that is known",
+    "unknown-role": "a turn has an unknown role",
     "role-order": "questions and answers do not take turns",
     "assistant-first": "the assistant begins; the original left such a turn out",
     "no-answer": "the assistant says nothing in it",
