@@ -1,4 +1,4 @@
-"""What all commands do alike: tell errors in one sentence, and wait visibly.
+"""What all commands do alike: report errors in one sentence, and wait visibly.
 
 Answers go to stdout; everything else goes to stderr, so that answers can be piped.
 """

@@ -78,12 +78,12 @@ class Ingress:
     # What llavakit.serving.Server asks of the service of an app.
     @property
     def readiness(self) -> Ingress:
-        """Whom to tell that no more requests are taken."""
+        """The object whose ``stop`` ends the taking of requests."""
         return self
 
     @property
     def answers(self) -> Ingress:
-        """Whom to tell that all answers must end."""
+        """The object whose ``close_all`` ends all answers."""
         return self
 
     def stop(self) -> None:

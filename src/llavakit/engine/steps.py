@@ -147,7 +147,7 @@ class Steps:
             self._settle(flight)
 
     def _settle(self, flight: Flight) -> None:
-        """Wait for a step, and tell what it drew for those that still want it."""
+        """Wait for a step, and emit what it drew for those that still want it."""
         live = [work for work in flight.plan.work if work.sequence.number in self.open]
         if not live:
             return

@@ -76,7 +76,7 @@ class CatalogEntry:
 
     @property
     def of_original(self) -> bool:
-        """Whether it is one of the original LLaVA's own models, which names tell apart."""
+        """Whether it is one of the original LLaVA's own models, as its name shows."""
         return self.original_id.startswith("liuhaotian/")
 
     @property

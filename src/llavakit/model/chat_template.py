@@ -57,7 +57,7 @@ def prompt_tokenizer(
 
     Raises:
         ParameterError: no template is called ``conv_mode``.
-        CheckpointError: no template was asked for, and neither files nor name tell of one.
+        CheckpointError: no template was asked for, and neither files nor name imply one.
     """
     if not tokenizer.chat_template:
         tokenizer.chat_template = _legacy_template(path)

@@ -248,7 +248,7 @@ class _Calls:
         """Take in pieces; gives the calls that are whole by now."""
         for piece in pieces:
             call = self._at.get(piece.index)
-            # Some servers number every call 0 and tell them apart by their ids.
+            # Some servers number every call 0 and distinguish them by their ids.
             new = call is None or (piece.id and piece.name and piece.id != call.id)
             if new or call is None:
                 identity = piece.id or f"call_{uuid.uuid4().hex[:24]}"

@@ -41,7 +41,7 @@ class Exchange:
         answer: makes chunks of the events.
         channel: where they go.
         counts: of the backend.
-        timeout: seconds for the whole, as errors tell it; None if there is none.
+        timeout: seconds for the whole, as errors state it; None if there is none.
         deadline: on the clock of ``time.monotonic``.
 
     Attributes:

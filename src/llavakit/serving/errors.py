@@ -156,7 +156,7 @@ def blamed(param: str | None) -> Iterator[None]:
 
 
 def _overflow(error: LlavaKitError) -> str:
-    """The words by which clients of OpenAI's tell that a conversation is too long.
+    """Return the words by which OpenAI's clients detect that a conversation is too long.
 
     langchain-openai looks for the code in the message; litellm, and agents built on it, for the
     sentence.

@@ -26,7 +26,7 @@ _KEEP_SECONDS = 30
 """An idle connection is kept for longer than clients keep theirs (httpx: 5), or a request and
 the end of its connection might cross."""
 _CUT_SECONDS = 5.0
-"""For telling streams that they were ended, before connections are cut."""
+"""Seconds for sending streams their end, before connections are cut."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -54,7 +54,7 @@ def check_length(length: int, max_bytes: int) -> None:
 def decode_data_url(url: str, max_bytes: int) -> bytes:
     """The payload of a data URL.
 
-    The declared media type is ignored: the bytes themselves tell. Base64 may be standard
+    The declared media type is ignored; it is detected from the bytes. Base64 may be standard
     or URL-safe, hold white space, be percent-encoded, and lack its padding.
     """
     header, comma, payload = url.partition(",")

@@ -1,7 +1,7 @@
 """What is wrong with a training record by its name, and keys that must not be dropped.
 
 A record may carry any notes beside its conversation (a source, sizes, scores); they are not read.
-Keys that tell of something else to look at or to learn are refused where they are not honoured.
+Keys that declare something else to look at or to learn are refused where they are not honoured.
 """
 
 from __future__ import annotations
