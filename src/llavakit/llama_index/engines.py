@@ -237,8 +237,7 @@ class AnswerSettings:
     def _asking_nobody(self, llm: LLaVA, mode: ResponseMode) -> BaseSynthesizer:
         heard = {"response_mode", "streaming", "verbose", "use_async", "multimodal"}
         unheard = [name for name in _given(self) if name not in heard]
-        reason = f"has no place with response_mode={mode.value!r}, which does not ask the model"
-        _refuse(unheard, reason)
+        _refuse(unheard, f"has no place with response_mode={mode.value!r}, which asks no model")
         # With the model, or the framework looks for one of its own choice.
         return _ASKING_NOBODY[mode](llm=llm, streaming=bool(self.streaming))
 
