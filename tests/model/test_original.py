@@ -287,13 +287,13 @@ def test_conv_mode_overrides_the_name_with_a_warning(tmp_path: Path, caplog):
     load_reader(path, conv_mode="plain")
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "tells of conv_mode='llava_v1', but conv_mode='plain' is taken" in record.message
+    assert "implies conv_mode='llava_v1', but conv_mode='plain' is taken" in record.message
 
 
 def test_a_name_that_tells_nothing_follows_the_original_with_a_warning(tmp_path: Path, caplog):
     path = write(tmp_path / "my-finetune", SETTINGS, random_state(SETTINGS))
     assert load_reader(path).tokenizer.stop_strings == ("###",)
-    assert "my-finetune tells of no conversation template" in caplog.records[0].message
+    assert "my-finetune implies no conversation template" in caplog.records[0].message
 
 
 @pytest.mark.parametrize("place", ["beside", "above", "absolute"])

@@ -797,7 +797,7 @@ def test_tokens_are_counted_by_the_server_or_not_at_all(peer, remote):
     assert remote(dialect="llavakit").count_tokens([picture]) == 12
     with pytest.raises(RemoteError, match="the tokens of images"):
         remote().count_tokens([picture])
-    with pytest.raises(RemoteError, match="does not tell tokens"):
+    with pytest.raises(RemoteError, match="does not count tokens"):
         remote(dialect="generic").count_tokens("How many?")
     with pytest.raises(LlavaKitError, match="not a public address"):
         remote(dialect="llavakit").count_tokens(

@@ -85,7 +85,7 @@ class ChatSession:
         """Opens images for the next question; raises if one cannot be opened."""
         if "-" in names:
             raise usage_error("A chat reads its questions from stdin, so no image can come there.")
-        # Opened now: a bad one is told at once, and a file that changes later does not matter.
+        # Opened now: a bad one is reported at once, and a file that changes later does not matter.
         self._shown += [Image(open_picture(image.source)) for image in to_images(names, pages)]
 
     def clear(self) -> None:

@@ -15,7 +15,7 @@ from llavakit.engine import memory
 from llavakit.model.catalog import CATALOG, PLANNED_TOKENS, RUNTIME, Bits, CatalogEntry
 
 TYPICAL_PICTURES = {"photograph": (1024, 768), "screenshot": (1920, 1080), "A4 page": (1240, 1754)}
-"""Widths and heights for which image tokens are told."""
+"""Widths and heights in pixels for which the number of image tokens is listed."""
 
 ALL_BITS: tuple[Bits, ...] = (16, 8, 4)
 
@@ -31,7 +31,7 @@ def models(
     """List the models that have a short name, with the memory that they need.
 
     Memory is that of the weights in 16, 8 or 4 bit and of one conversation of 4,096 tokens on a
-    GPU; in main memory it is somewhat more (--json tells it). "Fits here" is what this machine has
+    GPU; in main memory it is somewhat more (see --json). "Fits here" is what this machine has
     room for now. Any other LLaVA checkpoint works by its directory or hub id.
     """
     if markdown and not json_output:
@@ -58,7 +58,7 @@ def models(
             *(_words(fits) for fits in machine.fits(entry).values() if fits is not None),
             entry.original_id or "bundled",
         )
-    # Piped, nobody knows a width: lines are better long than cut.
+    # The width of a pipe is unknown: long lines are better than cut ones.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

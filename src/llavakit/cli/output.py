@@ -17,7 +17,7 @@ class OutputError(LlavaKitError):
 
 
 class _Output(io.FileIO):
-    """The standard output as bytes; its errors are told from those of other files."""
+    """The standard output as bytes; its errors have a class of their own."""
 
     def write(self, data: Any, /) -> int:
         try:

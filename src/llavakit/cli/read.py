@@ -322,7 +322,7 @@ def _read(pages: int) -> str:
 
 
 def is_watched(out: Path | None) -> bool:
-    """Whether somebody looks at stderr, and not at results on the same terminal."""
+    """Return whether stderr is a terminal that does not show the results as well."""
     return sys.stderr.isatty() and (out is not None or not sys.stdout.isatty())
 
 

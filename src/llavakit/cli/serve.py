@@ -183,7 +183,7 @@ def serve(
 
     llavakit serve demo --port 8000
 
-    Requests are answered once the model is loaded and warm; /health tells when. The first SIGTERM
+    Requests are answered once the model is loaded and warm; /health says when. The first SIGTERM
     or Ctrl-C lets running answers finish, the second ends at once.
     """
     cluster = cluster_of(ray, replicas, autoscale, ray_address)
@@ -235,7 +235,7 @@ def _run(
     debug: bool,
 ) -> None:
     """One process with one model."""
-    from llavakit.serving import Server, create_app  # tells of a missing extra
+    from llavakit.serving import Server, create_app  # reports a missing extra
     from llavakit.serving.runner import listen, log_to_stderr
 
     log_to_stderr(logging.DEBUG if debug else logging.INFO if access_log else logging.WARNING)
@@ -272,7 +272,7 @@ def _run(
 
 
 class WarmingUp:
-    """Tells of the warm-up on stderr: a line that changes, or where nobody watches, a few lines."""
+    """Reports the warm-up on stderr: a line that changes on a terminal, a few lines elsewhere."""
 
     def __init__(self) -> None:
         self._status: Status | None = None

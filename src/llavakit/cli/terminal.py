@@ -1,4 +1,4 @@
-"""What all commands do alike: tell errors in one sentence, and wait visibly.
+"""What all commands do alike: report errors in one sentence, and wait visibly.
 
 Answers go to stdout; everything else goes to stderr, so that answers can be piped.
 """
@@ -49,7 +49,7 @@ def told_errors(debug: bool, *, after_interrupt: str = "") -> Iterator[None]:
 
     Args:
         debug: whether to show where errors happened.
-        after_interrupt: what somebody who pressed Ctrl-C should know.
+        after_interrupt: what is printed after Ctrl-C.
     """
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
@@ -116,7 +116,7 @@ class Waiting:
 
 
 class Remarks:
-    """Remarks on stderr beside a line of progress that grows while somebody watches.
+    """Remarks on stderr, beside a line of progress where stderr is a terminal.
 
     Args:
         columns: of the line.

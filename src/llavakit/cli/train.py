@@ -80,12 +80,12 @@ def train(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train a model; what nobody sets is as the original LLaVA had it.
+    """Train a model; settings that are not given are those of the original LLaVA.
 
     llavakit train lora --model llava-1.5-7b --data train.json --images ./images --out ./mine
 
     Settings of --config are replaced by those of the command line. On several GPUs, start it by
-    `accelerate launch -m llavakit.cli train ...`. docs/training.md tells all settings.
+    `accelerate launch -m llavakit.cli train ...`. docs/training.md lists all settings.
     """
     with told_errors(debug):
         from llavakit.training.config import TrainConfig, read_settings

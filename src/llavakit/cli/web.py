@@ -141,7 +141,7 @@ def web(
             remote=base_url is not None,
         )
         hook = None if moderation is None else load_hook(moderation)
-        from llavakit.web import serve  # takes seconds to import, and tells of a missing extra
+        from llavakit.web import serve  # takes seconds to import, and reports a missing extra
 
         failure: list[BaseException] = []
 

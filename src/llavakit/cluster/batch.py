@@ -78,7 +78,7 @@ def run_on_ray(
         SourceFetchError: it cannot be written.
         LlavaKitError: a model failed; the same call goes on later.
     """
-    import_ray("ray")  # tells of a missing extra, and of no missing part of it
+    import_ray("ray")  # reports a missing extra, but not a missing part of it
     parts = ShardFolder(Path(out))
     with parts.opened(restart) as lines:
         documents = listed(job, policy)

@@ -67,7 +67,7 @@ class ClusterSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "most", self.most or self.replicas)
-        if self.busy == "auto":  # as the replicas' own concurrency, which nobody knows here
+        if self.busy == "auto":  # as the replicas' own concurrency, which is unknown here
             object.__setattr__(self, "busy", CONCURRENCY)
         if self.replicas < 1 or self.most < self.replicas:
             raise ParameterError(
@@ -109,10 +109,10 @@ def ray_running(settings: ClusterSettings) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Tells at once what Ray tells after minutes.
+    """Report at once an address that Ray would report only after minutes.
 
     Raises:
-        ParameterError: nobody listens there.
+        ParameterError: nothing listens there.
     """
     if "://" in address:
         raise ParameterError(
@@ -130,7 +130,7 @@ def _check_reachable(address: str) -> None:
 
 
 def import_ray(name: str) -> Any:
-    """A module of Ray, which is told to send nothing home.
+    """Import a module of Ray, with its usage statistics off by default.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -168,8 +168,8 @@ def deployed(
     logging.getLogger("ray.serve").setLevel(logging.INFO if settings.debug else logging.WARNING)
     logs = {"log_level": "INFO" if settings.debug else "WARNING", "enable_access_log": False}
     if settings.address is None:
-        # A model that is not there is told before anything is started; one that is not here yet
-        # is fetched once, and not by all replicas at the same time.
+        # A model that does not exist is reported before anything is started; one that is not here
+        # yet is fetched once, and not by all replicas at the same time.
         llavakit.load(model, **load).info  # noqa: B018
     serve.start(proxy_location="Disabled", logging_config=logs)
     try:
@@ -251,7 +251,7 @@ def _not_deployed(name: str, error: RuntimeError) -> ModelError:
 class RayReplica(Replica):
     """A replica that Ray Serve starts, once its model is there, watches and ends."""
 
-    async def __init__(  # type: ignore[misc]  # Ray awaits it, and calls nobody before
+    async def __init__(  # type: ignore[misc]  # Ray awaits it before any other call
         self, model: str, load: dict[str, Any], settings: ServerSettings
     ) -> None:
         context = import_ray("ray.serve").get_replica_context()

@@ -1,7 +1,7 @@
 """Giving a request to replicas until one gives a whole response.
 
 A request that a replica did not answer, because it died or broke off, is given to another one as
-long as the client has seen nothing of an answer; after that the client is told with an error event.
+long as the client has seen nothing of an answer; after that the client receives an error event.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ReplicaLost(Exception):
 
 
 class Replicas(Protocol):
-    """Whoever reaches the replicas."""
+    """What reaches the replicas."""
 
     def ask(
         self, call: WireRequest, keys: Sequence[str], avoid: Sequence[str]
@@ -116,7 +116,7 @@ class Failover(Response):
         try:
             await while_connected(receive, self._told(said))
         except (ClientGone, TimeoutError):
-            pass  # nobody listens, or nobody reads
+            pass  # the client left, or does not read
         finally:
             self._held.close()
 
@@ -185,7 +185,7 @@ def _opens(data: bytes) -> bool:
 
 
 class _BufferedResponse:
-    """What a client was told so far, and what waits until it is sure.
+    """What was sent to a client so far, and what waits until it is sure.
 
     A response that is no stream waits until it is whole. Of a stream waits what says nothing:
     its head, and the events that open the answers; signs of life go out at once.
@@ -232,7 +232,7 @@ class _BufferedResponse:
     async def end(self) -> None:
         """The response is whole."""
         if self._begun and not self._streams:
-            # A stream that lives, and another replica that refuses it: told as an event.
+            # The stream is open and another replica refuses the request: sent as an event.
             self._waiting = [event(b"".join(self._waiting))]
         await self._flush()
         await self._body(b"", more=False)

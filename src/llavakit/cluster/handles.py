@@ -110,7 +110,7 @@ class RayReplicas:
                         elif piece[0] == "body":
                             body += piece[1]
         except (RayError, TimeoutError):
-            log.warning("replica %s tells no figures", name)
+            log.warning("replica %s reports no figures", name)
             return None
         return name, body
 

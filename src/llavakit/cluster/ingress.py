@@ -1,8 +1,8 @@
 """The door of a cluster: one app that takes all requests and gives each to a replica.
 
 It holds no model. A request that a replica did not answer, because it died or broke off, is given
-to another one as long as the client has seen nothing of an answer; after that the client is told
-with an error event. A stream ends with ``[DONE]`` only if the replica said that it is complete.
+to another one as long as the client has seen nothing of an answer; after that the client receives
+an error event. A stream ends with ``[DONE]`` only if the replica said that it is complete.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class Ingress:
     # What llavakit.serving.Server asks of the service of an app.
     @property
     def readiness(self) -> Ingress:
-        """Whom to tell that no more requests are taken."""
+        """The object whose ``stop`` ends the taking of requests."""
         return self
 
     @property
     def answers(self) -> Ingress:
-        """Whom to tell that all answers must end."""
+        """The object whose ``close_all`` ends all answers."""
         return self
 
     def stop(self) -> None:

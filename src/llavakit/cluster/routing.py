@@ -2,7 +2,7 @@
 
 Ray makes a router in the process that calls, which is the door of the cluster: the one process
 that sees every request and its end. The door wishes for a replica when a request comes, and the
-router obeys as far as it lives and has room. Ray's own multiplexing would tell its controller of
+router obeys as far as it lives and has room. Ray's own multiplexing would report to its controller
 every conversation that a replica has seen.
 """
 

@@ -92,7 +92,7 @@ async def response(app: ASGIApp, call: WireRequest) -> AsyncGenerator[list[Piece
             if batch:
                 yield batch
         if not ended:
-            await running  # tells why
+            await running  # raises what ended it
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)  # an app logs what it answered 500

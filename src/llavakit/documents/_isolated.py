@@ -246,7 +246,7 @@ def _was_killed(process: subprocess.Popen[bytes]) -> bool:
         code = process.wait(_GRACE)
     except subprocess.TimeoutExpired:
         return False  # it closed its pipes, and lives
-    # On Windows, whoever ends a process chooses its code, and 1 is what the system takes.
+    # On Windows, the caller that ends a process chooses its code; the system takes 1.
     return -code in (_SIGKILL, _SIGTERM) or (os.name == "nt" and code == 1)
 
 

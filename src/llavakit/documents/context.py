@@ -54,7 +54,7 @@ def ask_about(
             stands there as text.
         question: in plain words; it comes last.
         label: what is written above each image; ``{page}`` and ``{source}`` are filled in.
-            None writes nothing. A page that is alone has no label: nothing is to be told apart.
+            None writes nothing. A page that is alone has no label: there is no other page.
         region: left, top, right and bottom of the part of each page that is shown, as shares of
             its width and height, so that small print is seen at full resolution; None shows
             whole pages.

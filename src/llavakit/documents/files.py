@@ -1,7 +1,7 @@
 """Many documents, one after the other, as one stream of pages.
 
 What cannot be read is a value in the stream, not an exception: a damaged file costs its own
-pages and nobody else's.
+pages and no others.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _wished(source: Any) -> Document:
 
 
 def _place(source: Any) -> object:
-    """What tells whether two sources are the same one."""
+    """Return a key that is equal for two names of the same source."""
     if isinstance(source, (str, Path)) and "://" not in str(source):
         try:
             return os.path.realpath(source)
@@ -139,7 +139,7 @@ def _opened(document: Document, policy: SourcePolicy) -> Iterator[Document | Fai
     """The documents of a folder, or the document itself."""
     source = document.source
     if not (isinstance(source, (str, os.PathLike)) and _is_folder(source)):
-        yield document  # whether it can be read is told when it is its turn
+        yield document  # a failure to read it is reported when it is its turn
         return
     found = False
     left_out: Counter[str] = Counter()

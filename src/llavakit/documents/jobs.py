@@ -2,7 +2,7 @@
 
 A run may be killed at any byte. What it had written stays; the next run of the same job cuts
 off a torn last line, skips the pages that are there and ends with the same file, byte for byte,
-as a run that nobody disturbed. So there are no times in it, and nothing that depends on what
+as a run that was not interrupted. So there are no times in it, and nothing that depends on what
 else the engine was doing. What the job is stands in a file beside it, ``out.jsonl.job``.
 """
 
@@ -264,7 +264,7 @@ def _streamed(
 def to_line(reading: Reading, model: str) -> dict[str, Any]:
     """A reading as the object that stands in its line; always with the same keys.
 
-    ``cached_tokens`` is left out of the usage: it tells what was read before, not what this
+    ``cached_tokens`` is left out of the usage: it says what was read before, not what this
     page is.
     """
     usage = reading.usage

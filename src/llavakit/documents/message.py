@@ -1,4 +1,4 @@
-"""A document that somebody put into a message."""
+"""A document inside a message."""
 
 from __future__ import annotations
 
@@ -84,6 +84,6 @@ def _all_pages(reader: PageReader, most: int) -> list[Page]:
         except ImageError as error:
             raise DocumentError(f"Page {number} of the document cannot be read: {error}") from error
         if found is None:
-            raise DocumentError(f"The document tells of {told} pages and has {number - 1}.")
+            raise DocumentError(f"The document declares {told} pages and has {number - 1}.")
         pages.append(Page("the document", number, Picture(found[0])))
     return pages

@@ -28,6 +28,6 @@ def name_of(source: Any) -> str:
 
 
 def label_of(source: Any) -> str:
-    """The name as it stands in an error: at most 80 characters, the end being the telling part."""
+    """The name as it stands in an error: at most 80 characters, of which the end says the most."""
     name = name_of(source)
     return name if len(name) <= 80 else f"...{name[-77:]}"

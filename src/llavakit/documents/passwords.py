@@ -1,4 +1,4 @@
-"""Passwords of documents: one for all, one for each by name, or whoever is asked."""
+"""Passwords of documents: one for all, one for each by name, or a function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Password: TypeAlias = str | Mapping[str, str] | Callable[[str], str | None] | No
 the document that it is given the name of, None where there is none."""
 
 _Opened = TypeVar("_Opened")
-_MOST_ASKED = 3  # times that somebody is asked about one document
+_MOST_ASKED = 3  # calls of a password function for one document
 
 
 def open_with(password: Password, name: str, attempt: Callable[[str | None], _Opened]) -> _Opened:

@@ -34,8 +34,8 @@ class PageReference:
     """A page without its pixels.
 
     Attributes:
-        source: the document's path or address. A path is absolute, for whoever looks for the page
-            again may stand in another directory.
+        source: the document's path or address. A path is absolute, because the page
+            may be looked up again from another directory.
         number: the page's number; the first is 1.
         sha256: the digest of its image.
         size: width and height in pixels.

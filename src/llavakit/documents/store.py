@@ -105,5 +105,5 @@ class PageStore:
                 yield path.stem
 
 
-# What was kept was within somebody's caps already; PNG may be larger than what it came from.
+# What was kept was within a policy's caps already; PNG may be larger than what it came from.
 _ANY_SIZE = SourcePolicy(max_bytes=2**30, max_pixels=2**30, max_side=2**20)

@@ -11,7 +11,7 @@ _ARCHIVES = "zip cbz"
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in _ONE_IMAGE.split())
 """Names of files that are one image each."""
 SUFFIXES = IMAGE_SUFFIXES | {f".{name}" for name in f"{_PAGES} {_ARCHIVES}".split()}
-"""Names that are read out of folders. What a file is, is told from its bytes all the same."""
+"""Names that are read out of folders. The type of a file is still detected from its bytes."""
 
 _MOST_KINDS = 12  # suffixes that are counted by name
 

@@ -150,7 +150,7 @@ class StaticDecode:
             return self._run(shape, table)[: len(rows)]
         except Exception:
             # The eager pass writes the same slots again and meets the same error if it is not
-            # of this path's making; there it is told to the right request.
+            # of this path's making; there it is reported to the right request.
             log.warning("decode of %s failed and is eager from now on", shape, exc_info=True)
             self._broken.add(shape)
             self._buckets.pop(shape, None)
@@ -198,7 +198,7 @@ class StaticDecode:
 
         Args:
             max_rows: of a step.
-            progress: is told how many shapes are done, of how many, and the name of the last one.
+            progress: called with how many shapes are done, of how many, and the last one's name.
         """
         shapes = self.usual_shapes(max_rows)
         # The largest first: the smaller ones then find room in the memory that graphs share.

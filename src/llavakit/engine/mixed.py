@@ -375,7 +375,7 @@ def static_mixed(
     Args:
         model: the loaded model.
         arena: its keys and values.
-        static: runs steps that only decode; whoever asks for one asks for the other.
+        static: runs steps that only decode; None switches static shapes off for these steps too.
         kernel: attends in passes of any kind; None is the processor's compiled one.
     """
     if static is None or kernel is None:

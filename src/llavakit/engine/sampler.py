@@ -95,7 +95,7 @@ class Drawing:
         self._ids = _to_host(ids)
         self._copied: torch.cuda.Event | None = None
         if tokens.is_cuda:
-            # Behind the copies, which go to pinned memory and hold nobody up.
+            # Behind the copies, which go to pinned memory and block nothing.
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(tokens.device))
 

@@ -1,11 +1,11 @@
-"""Steps and the requests in them: launch a step, settle the one before, end who has ended.
+"""Steps and the requests in them: launch a step, settle the one before, end what is complete.
 
 With *lookahead*, a step is launched before the one before it is settled, so that the device
-computes while the host reads tokens and tells them. Whatever ends a sequence (a stop string, a
+computes while the host reads tokens and emits them. Whatever ends a sequence (a stop string, a
 cancel, an error) is found a step later then: what the step in flight draws for it is dropped.
 Its slots may go to others at once (see ``engine.scheduler``). Where the host must know a token
 before the next can be drawn (a grammar, a repetition penalty), the whole step is settled first:
-nobody is slower than without lookahead, and no sequence has to skip a step.
+no request is slower than without lookahead, and no sequence has to skip a step.
 
 Of the loop's own thread alone.
 """
@@ -92,7 +92,7 @@ class Steps:
         self.scheduler.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
-        """Free a sequence that nobody waits for, if it has not ended; its channel has."""
+        """Free a sequence that is no longer awaited, if it is still open; its channel has ended."""
         if sequence.number in self.open:
             self.counters.cancelled += 1
             self._close(sequence)
@@ -147,7 +147,7 @@ class Steps:
             self._settle(flight)
 
     def _settle(self, flight: Flight) -> None:
-        """Wait for a step, and tell what it drew for those that still want it."""
+        """Wait for a step, and emit what it drew for those that still want it."""
         live = [work for work in flight.plan.work if work.sequence.number in self.open]
         if not live:
             return
@@ -164,7 +164,7 @@ class Steps:
             sequence = work.sequence
             if sequence.number in self.open:
                 told.append((sequence, self._advance(sequence, one)))
-        # All at the end: whoever waits for a chunk would wake up and disturb the others' work.
+        # All at the end: a thread that waits for a chunk would wake up and slow this one down.
         for sequence, chunk in told:
             self._tell(sequence, chunk)
 
@@ -203,7 +203,7 @@ class Steps:
         sequence.channel.put(Chunk(finish_reason=answer.finish_reason, usage=usage))
 
     def _close(self, sequence: Sequence, *, keep: bool = True) -> None:
-        # Still open while it is released: whoever dies here ends this one's channel too.
+        # Still open while it is released: if the loop fails here, this channel is ended as well.
         self.scheduler.release(sequence, keep=keep)
         del self.open[sequence.number]
         self._timed.pop(sequence.number, None)

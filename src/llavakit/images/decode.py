@@ -1,6 +1,6 @@
 """Bytes of one image to 8-bit RGB pixels.
 
-The only place where Pillow meets bytes from outside. The format is told from the bytes,
+The only place where Pillow meets bytes from outside. The format is detected from the bytes,
 one decoder of the allow-list is called, the size in the header is checked before any pixel
 is decoded, and whatever Pillow raises is translated here.
 """

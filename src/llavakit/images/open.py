@@ -1,4 +1,4 @@
-"""The one door for pixels: whatever a caller calls an image becomes a :class:`Picture`.
+"""The one entry point for pixels: whatever a caller calls an image becomes a :class:`Picture`.
 
 Where bytes come from is :mod:`llavakit.sources`' concern. What a model does with the pixels
 is not known here.
@@ -35,7 +35,7 @@ class Picture:
     and copies; a copy is the image itself.
 
     Attributes:
-        rgb: a PIL image in mode RGB. Nobody may change it: the digest, caches and other
+        rgb: a PIL image in mode RGB. It must not be changed: the digest, caches and other
             requests rely on its pixels. Copy it first to draw on it.
         digest: sha256 in hex over mode, size and pixels.
     """
@@ -133,9 +133,9 @@ def open_picture(
 def picture_size(
     source: Any, policy: SourcePolicy = DEFAULT_POLICY, *, from_url_field: bool = False
 ) -> tuple[int, int]:
-    """Tells the width and height in pixels of what :func:`open_picture` would open.
+    """Return the width and height in pixels of what :func:`open_picture` would open.
 
-    Of an image at an http(s) URL only the beginning is fetched where that tells, guarded and
+    Of an image at an http(s) URL only the beginning is fetched where that suffices, guarded and
     bounded as the whole would be; its size is kept for five minutes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How large an image at an address is, of as few of its bytes as tell it.
+"""How large an image at an address is, from as few of its bytes as needed.
 
 For counting tokens: the guard, the caps and the deadline are those of fetching it whole (see
 :mod:`llavakit.sources.fetch`), and what was found is kept for a while, because programs count a
@@ -32,7 +32,7 @@ def remote_size(url: str, policy: SourcePolicy) -> Size:
     """Width and height in pixels of the upright image at an http(s) URL.
 
     Raises:
-        ImageError: it is no image that can be used, as far as its beginning tells.
+        ImageError: it is not a usable image, as far as its beginning shows.
         SourceError: it cannot be reached, or the policy forbids it.
     """
     key = (url, policy)
@@ -53,7 +53,7 @@ def remote_size(url: str, policy: SourcePolicy) -> Size:
 
 
 class _Beginning:
-    """Whether the bytes so far tell the size."""
+    """Whether the bytes so far contain the size."""
 
     def __init__(self, policy: SourcePolicy) -> None:
         self.size: Size | None = None

@@ -23,7 +23,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _SIZES |= {16: 8, 17: 8, 18: 8}
 _CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _WANTED = {254, 255, 256, 257, 258, 259, 262, 274, 277, 282, 283, 330}
-_MOST_VALUES = 64  # of one tag; nobody needs more of those that are read here
+_MOST_VALUES = 64  # of one tag; those that are read here need no more
 
 
 @dataclass(frozen=True, slots=True)

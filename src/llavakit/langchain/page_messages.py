@@ -33,7 +33,7 @@ from llavakit.values import Image, Message, SamplingParams, Text
 logger = logging.getLogger(__name__)
 
 MAX_PAGES = 8
-"""Most pages for a model whose context nobody can measure from here."""
+"""Most pages for a model whose context length is unknown here."""
 
 
 class PagePrompt(ChatPromptValue):
@@ -43,7 +43,7 @@ class PagePrompt(ChatPromptValue):
         messages: what came before, and the user's message of images, texts and the question.
         used: the documents that are in it, the best first.
         left_out: documents for which there was no room.
-        tokens: tokens of the prompt; None where nobody can count them.
+        tokens: tokens of the prompt; None where they cannot be counted.
     """
 
     used: list[Document] = Field(default_factory=list)

@@ -43,7 +43,8 @@ class PageImageParser(BaseBlobParser):
     LangChain's loaders of PDFs take it as ``images_parser``, so that images inside a PDF
     become text. They hand over encoded images, or arrays as ``application/x-npy``; one
     image gives one document, always. A PDF or TIFF gives one a page, so the parser fits
-    ``GenericLoader`` too. What a blob is, is told from its bytes and not from its declared type.
+    ``GenericLoader`` too. The type of a blob is detected from its bytes; the declared one is
+    ignored.
 
     >>> parser = PageImageParser(ChatLLaVA(model="demo"))
     >>> next(parser.lazy_parse(Blob.from_path("scan.png"))).page_content  # doctest: +SKIP

@@ -77,14 +77,14 @@ def page_query_engine(
         node_postprocessors: what happens to nodes before their images are opened, one or
             several.
         response_synthesizer: answers instead; it should be a multimodal one.
-        callback_manager: is told of queries.
+        callback_manager: receives the events of queries.
         **options: how an index finds (:class:`Finding`: ``similarity_top_k``, ``filters``,
             ...), and how the answer is made (:class:`AnswerSettings`: ``response_mode``,
             ``streaming``, ``output_cls``, ``text_qa_template``, ...). None is the default.
 
     Raises:
         ParameterError: what cannot be honoured: settings of a retriever beside a retriever,
-            templates for texts, ``multimodal=False``, an argument that nobody knows.
+            templates for texts, ``multimodal=False``, an unknown argument.
     """
     finding, answering = _names(Finding), _names(AnswerSettings)
     known(options, (*finding, *answering), "page_query_engine")
@@ -107,7 +107,7 @@ def page_query_engine(
 @checked
 @dataclass(frozen=True)
 class Finding:
-    """What an index's retriever is told; a retriever that is given knows it by itself.
+    """The settings of an index's retriever; a retriever that is given has its own.
 
     The names and meanings are those of ``index.as_retriever``; None leaves it to the index.
     """
@@ -136,7 +136,7 @@ class Finding:
         """The retriever that finds.
 
         Raises:
-            ParameterError: it is there already, or it would drop in silence what it is told.
+            ParameterError: the retriever exists already, or it would silently drop a setting.
         """
         told = _given(self)
         if isinstance(source, BaseRetriever):
@@ -161,8 +161,8 @@ class AnswerSettings:
         response_mode: ``"compact"`` (the default) and ``"simple_summarize"`` ask once, about as
             many pages as fit (see :class:`PageSynthesizer`). ``"refine"``,
             ``"tree_summarize"``, ``"accumulate"`` and ``"compact_accumulate"`` are the
-            framework's own rounds over the images; ``"no_text"`` and ``"context_only"`` ask
-            nobody.
+            framework's own rounds over the images; ``"no_text"`` and ``"context_only"`` do
+            not ask the model.
         streaming, output_cls, verbose: as the framework has them.
         use_async: whether rounds go on beside each other; one request has nothing beside it.
         multimodal: always; False is refused.
@@ -237,7 +237,7 @@ class AnswerSettings:
     def _asking_nobody(self, llm: LLaVA, mode: ResponseMode) -> BaseSynthesizer:
         heard = {"response_mode", "streaming", "verbose", "use_async", "multimodal"}
         unheard = [name for name in _given(self) if name not in heard]
-        _refuse(unheard, f"has no place with response_mode={mode.value!r}, which asks nobody")
+        _refuse(unheard, f"has no place with response_mode={mode.value!r}, which asks no model")
         # With the model, or the framework looks for one of its own choice.
         return _ASKING_NOBODY[mode](llm=llm, streaming=bool(self.streaming))
 

@@ -67,9 +67,9 @@ def resolve_node(
     """The node with its image's bytes inside; the node itself if there is nothing to open.
 
     A page of :class:`~llavakit.llama_index.PageImageReader`, or a piece of its text, becomes an
-    ``ImageNode`` with the page's image. Path and address stay where they are, for whoever
-    shows sources; the framework looks at the bytes first. What the bytes are is found out by
-    the model's own door for images.
+    ``ImageNode`` with the page's image. Path and address stay where they are, for code
+    that shows sources; the framework looks at the bytes first. What the bytes are is detected where
+    the model opens images.
 
     Args:
         node: any node or document, or what a retriever found, which keeps its score; nothing
@@ -172,7 +172,7 @@ class ImageResolver(TextMessages, BaseNodePostprocessor):
 
 @checked
 def scored(nodes: Iterable[BaseNode | NodeWithScore]) -> list[NodeWithScore]:
-    """Nodes as retrievers give them; those that nobody scored have no score.
+    """Nodes as retrievers give them; those without a score stay so.
 
     Raises:
         ParameterError: one is no node.

@@ -104,7 +104,7 @@ class PageNode(ImageNode):
     To the framework it is both: a document, which pipelines and document stores replace and
     delete by its id, and a node of that document, by whose id vector stores delete it. It draws
     its image by itself where the framework wants one, under the reader's policy. Its hash
-    tells of words, metadata and image, as those of documents do.
+    covers words, metadata and image, as those of documents do.
     """
 
     _opening: PageOpening | None = PrivateAttr(default=None)
@@ -132,10 +132,10 @@ class PageNode(ImageNode):
 
     @property
     def source_node(self) -> RelatedNodeInfo | None:
-        """The document that it comes from, if somebody made it a piece of another one.
+        """The document that it comes from, if it was made a piece of another one.
 
-        In an index, itself. A document store that is told so of a document deletes it twice,
-        and says that it was not found.
+        In an index, itself. A document store that sees this of a document deletes it twice,
+        and reports that it was not found.
         """
         if NodeRelationship.SOURCE not in self.relationships and self._in_index:
             return self._as_source()
@@ -309,7 +309,7 @@ def _stable_id(reference: PageReference) -> str:
 
 
 def _own_picture(source: str) -> str | None:
-    """The source itself, where it is a file of one image; its digest tells, once it is opened."""
+    """The source itself, where its name is that of one image; its digest proves it when opened."""
     path = Path(source)
     alone = path.suffix.lower() in IMAGE_SUFFIXES and outermost(source) == source
     return source if alone and path.is_absolute() else None
@@ -350,7 +350,7 @@ class PageNodes:
         label = f"Page {reference.number} of {label_of(reference.source)}"
         if reading.finish_reason == "length":
             _logger.warning("%s was not read to its end; raise max_tokens of the Task.", label)
-        # The framework leaves nodes without a text out of indices, and says so to nobody.
+        # The framework silently leaves nodes without a text out of indices.
         text = _said(reading, layer) or f"{label} (nothing to read)"
         return self._node(reference, text)
 

@@ -95,7 +95,7 @@ class PageSynthesizer(BaseSynthesizer):
             check_integer("answer_tokens", answer_tokens, least=1)
         if streaming and output_cls is not None:
             raise ParameterError("An object cannot be streamed; give streaming or output_cls.")
-        # Not `multimodal`: the framework would build content blocks of its own, for nobody.
+        # Not `multimodal`: the framework would build content blocks that are never used.
         super().__init__(llm=llm, streaming=streaming, output_cls=output_cls)
         self._model = llm
         self._answer_tokens = answer_tokens

@@ -55,7 +55,7 @@ def read_adapter(
         path: the adapter's directory.
         base: directory of its base model; None takes the one that it names, if that is here.
         conv_mode: a conversation template; None takes the one that it was trained with, if
-            it tells, or that of its base.
+            that is declared, or that of its base.
         read_base: reads the base.
 
     Raises:

@@ -76,7 +76,7 @@ class CatalogEntry:
 
     @property
     def of_original(self) -> bool:
-        """Whether it is one of the original LLaVA's own models, which names tell apart."""
+        """Whether it is one of the original LLaVA's own models, as its name shows."""
         return self.original_id.startswith("liuhaotian/")
 
     @property
@@ -286,7 +286,7 @@ def of_repository(name: str) -> CatalogEntry | None:
 def context_length(model: str) -> int | None:
     """Tokens that a model was made for: of the catalog, or of a directory's ``config.json``.
 
-    None where neither tells, so that nobody has to open the model to ask.
+    None where neither declares it; the model is never opened for it.
     """
     entry = resolve(model)
     if entry is not None:

@@ -50,14 +50,14 @@ def prompt_tokenizer(
         conv_mode: the template that was asked for, if any; ``OWN`` is the checkpoint's. A
             warning is logged if that writes a conversation differently.
         name: the model's name or directory. The original's models are read with the
-            original's templates; of others it tells the template, with a warning, if the
+            original's templates; for others it selects the template, with a warning, if the
             checkpoint has none.
         stop_strings: what ends an answer beside special tokens, if the checkpoint's own
             template is taken.
 
     Raises:
         ParameterError: no template is called ``conv_mode``.
-        CheckpointError: no template was asked for, and neither files nor name tell of one.
+        CheckpointError: no template was asked for, and neither files nor name imply one.
     """
     if not tokenizer.chat_template:
         tokenizer.chat_template = _legacy_template(path)
@@ -66,14 +66,14 @@ def prompt_tokenizer(
     chosen = conv_mode or _named(name)
     if chosen is None:
         raise CheckpointError(
-            f"{path} has no chat template and its name tells of none; name the one that the "
+            f"{path} has no chat template and its name implies none; name the one that the "
             "model was trained with by conv_mode=."
         )
     asked = PromptTokenizer(tokenizer, image_id, template(chosen))
     if not tokenizer.chat_template:
         if conv_mode is None:
             log.warning(
-                "%s has no chat template; its name tells of conv_mode=%r, which is taken",
+                "%s has no chat template; its name implies conv_mode=%r, which is taken",
                 name,
                 chosen,
             )
@@ -125,7 +125,7 @@ def _original(name: str) -> bool:
 
 
 def _named(name: str) -> str | None:
-    """The template that an id or a directory tells of.
+    """Return the template that the name of an id or a directory implies.
 
     A trainer's ``checkpoint-500`` goes by the name of the directory it is in.
     """

@@ -24,7 +24,7 @@ _GROWING_ROPE = ("dynamic", "longrope")
 _KNOWN_ROPE = ("default", "linear", "llama3", "yarn", *_GROWING_ROPE)
 
 _UNLIMITED = 1 << 20
-"""Tokens, for a configuration that tells no limit."""
+"""Tokens, for a configuration that declares no limit."""
 
 
 def proven(text: Any) -> bool:

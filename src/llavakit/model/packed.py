@@ -38,7 +38,7 @@ class PackedLinear(nn.Linear):
     Attributes:
         bits: 8 or 4.
         packed: the weights, until a larger matrix takes them over.
-        fault: why weights could not be packed; told when all are loaded, because transformers
+        fault: why weights could not be packed; reported when all are loaded, because transformers
             makes pages of errors in between.
     """
 

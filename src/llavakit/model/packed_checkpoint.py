@@ -51,7 +51,7 @@ def description(kind: Quantization) -> dict[str, Any]:
 
 
 def stored_quantization(config: Any) -> Quantization | None:
-    """Tell how many bits the layers of a checkpoint have, if they are packed in its files.
+    """Return how many bits the layers of a checkpoint have, if they are packed in its files.
 
     Args:
         config: its HF configuration.

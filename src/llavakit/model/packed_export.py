@@ -128,7 +128,7 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Stored:
 
 
 def _narrowest(tensor: Tensor) -> Tensor:
-    """The same numbers, in 16 bits if those tell them."""
+    """The same numbers, in 16 bits if those hold them exactly."""
     for kind in (torch.bfloat16, torch.float16):
         small = tensor.to(kind)
         if torch.equal(small.to(tensor.dtype), tensor):

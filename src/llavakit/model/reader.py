@@ -1,7 +1,7 @@
 """What the files of a checkpoint hold, in HF's terms, whatever format they have.
 
 There are two readers of files: :mod:`llavakit.model.hf` for directories in HF format and
-:mod:`llavakit.model.original` for those of the original LLaVA. Whoever runs a model sees only
+:mod:`llavakit.model.original` for those of the original LLaVA. Code that runs a model sees only
 what is here.
 """
 

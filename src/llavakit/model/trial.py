@@ -17,7 +17,7 @@ from torch import Tensor
 from llavakit.model.layer_decoder import Attend, Decoder, UnsupportedAttention
 
 LARGEST_TOLERANCE = 0.05
-"""Of the root mean square. Whoever leaves out a multiplier or a mask is ten times further off."""
+"""Of the root mean square. Leaving out a multiplier or a mask is ten times further off."""
 
 _FACTOR = 32.0
 _DECODED = 4
@@ -42,7 +42,7 @@ class KeyShape:
 
 
 def key_shape(text: object) -> KeyShape:
-    """The shape that a language model's configuration tells of.
+    """Return the shape that a language model's configuration declares.
 
     Args:
         text: the HF configuration of the language model.
@@ -171,7 +171,7 @@ class _Kept:
         if not same or tuple(query.shape[1:]) != (want.heads, want.head_dim):
             raise UnsupportedAttention(
                 f"Layer {layer} of the language model has keys and values of {sorted(shapes)}, "
-                f"where its configuration tells of {[want.kv_heads, want.head_dim]}."
+                f"where its configuration declares {[want.kv_heads, want.head_dim]}."
             )
         self.seen.append(layer)
         out, first = torch.empty_like(query), 0

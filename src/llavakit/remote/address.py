@@ -27,7 +27,7 @@ class RemoteConfig:
         dialect: a name of :data:`~llavakit.remote.dialects.DIALECTS`; None finds it out.
         max_retries: most further attempts, where nothing was received.
         timeout: seconds for a whole answer, for requests that name none; None waits.
-        context_length: what the server does not tell, or a lower limit than it tells.
+        context_length: what the server does not report, or a lower limit than it reports.
         extra_body: further fields of every chat completion, as JSON.
         http: what is said of the connections.
     """

@@ -1,6 +1,6 @@
 """The events of one streamed answer, made into chunks and judged at the end.
 
-Text and calls are told as they come. That the answer is whole, and is what was asked for, is
+Text and calls are emitted as they come. That the answer is whole, and is what was asked for, is
 known at the end only: the last chunk comes if it is, and an error if it is not.
 """
 
@@ -79,7 +79,7 @@ class RemoteAnswer:
         """The chunks of one event.
 
         Raises:
-            LlavaKitError: the server tells of an error, or nothing that can be read.
+            LlavaKitError: the server reports an error, or nothing that can be read.
         """
         if data.strip() == DONE:
             self._done = self.complete = True
@@ -234,7 +234,7 @@ class _Growing:
 
 
 class _Calls:
-    """Calls put together from their pieces; each is told once, when it is whole."""
+    """Calls put together from their fragments; each is emitted once, when it is complete."""
 
     def __init__(self) -> None:
         self._calls: list[_Growing] = []
@@ -248,7 +248,7 @@ class _Calls:
         """Take in pieces; gives the calls that are whole by now."""
         for piece in pieces:
             call = self._at.get(piece.index)
-            # Some servers number every call 0 and tell them apart by their ids.
+            # Some servers number every call 0 and distinguish them by their ids.
             new = call is None or (piece.id and piece.name and piece.id != call.id)
             if new or call is None:
                 identity = piece.id or f"call_{uuid.uuid4().hex[:24]}"
@@ -347,7 +347,7 @@ def _logprobs(told: Any, most: int) -> tuple[TokenLogprob, ...]:
 
 
 def to_usage(told: Mapping[str, Any]) -> Usage:
-    """OpenAI's usage as llavakit's; what is not told is 0."""
+    """Return OpenAI's usage as llavakit's; what is not reported is 0."""
     details = told.get("prompt_tokens_details") or {}
     return Usage(
         int(told.get("prompt_tokens") or 0),

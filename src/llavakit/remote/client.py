@@ -1,4 +1,4 @@
-"""The backend that asks a server: the same calls, on somebody's cluster."""
+"""The backend that asks a server: the same calls, on another machine."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ class RemoteBackend(Backend):
 
     @property
     def info(self) -> ModelInfo:
-        """Facts about the model, as the server tells them.
+        """Facts about the model, as the server reports them.
 
         Raises:
-            RemoteError: it does not tell how long the context is, and nobody said.
+            RemoteError: it does not report how long the context is, and no setting says it.
         """
         if self._info is None:
             self._info = ModelInfo(self.config.model, self._context_length())
@@ -139,7 +139,7 @@ class RemoteBackend(Backend):
         """Tokens of the prompt, by the server's own count.
 
         Raises:
-            RemoteError: this kind of server does not tell them exactly.
+            RemoteError: this kind of server does not count them exactly.
         """
         request = to_request(messages, tools=tools)
         link = self._linked()
@@ -149,7 +149,7 @@ class RemoteBackend(Backend):
         if dialect.counts == "no" or (pictures and dialect.counts != "all"):
             what = "tokens" if dialect.counts == "no" else "the tokens of images"
             raise RemoteError(
-                f"This server ({dialect.title}) does not tell {what} without running the model; "
+                f"This server ({dialect.title}) does not count {what} without running the model; "
                 "read usage.prompt_tokens of an answer, or count with the model's checkpoint."
             )
         wire = to_wire(
@@ -225,7 +225,7 @@ class RemoteBackend(Backend):
         limits = [limit for limit in (asked, told) if limit is not None]
         if not limits:
             raise RemoteError(
-                f"The server at {self.config.address} does not tell the context length of "
+                f"The server at {self.config.address} does not report the context length of "
                 f"{self.config.model!r}; give it by context_length=."
             )
         return min(limits)

@@ -33,8 +33,8 @@ class Dialect:
         penalises: whether it takes ``presence_penalty`` and ``frequency_penalty``.
         biases: whether it takes ``logit_bias``.
         stops: whether the server ends answers at ``stop``; else the client does.
-        logprobs: whether it tells log probabilities.
-        enforces: whether it takes ``tools`` and ``response_format``; else they are told in the
+        logprobs: whether it returns log probabilities.
+        enforces: whether it takes ``tools`` and ``response_format``; else they are written into the
             prompt, and calls are read out of the text.
         grammar: how a regular expression and a Lark grammar are sent.
         done: whether a whole stream ends with ``[DONE]``.
@@ -171,7 +171,7 @@ def to_fields(dialect: Dialect, request: Request) -> dict[str, Any]:
 
 
 def _continuation(dialect: Dialect, request: Request) -> dict[str, Any]:
-    """Nothing where the answer is a new turn, as it is for every server that is not told."""
+    """Return no field where the answer is a new turn, which is every server's default."""
     if not request.continue_final_message:
         return {}
     if not dialect.continues:

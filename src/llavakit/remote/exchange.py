@@ -41,7 +41,7 @@ class Exchange:
         answer: makes chunks of the events.
         channel: where they go.
         counts: of the backend.
-        timeout: seconds for the whole, as errors tell it; None if there is none.
+        timeout: seconds for the whole, as errors state it; None if there is none.
         deadline: on the clock of ``time.monotonic``.
 
     Attributes:
@@ -71,7 +71,7 @@ class Exchange:
 
     @property
     def ended(self) -> bool:
-        """Whether whoever waits for it was told the end."""
+        """Whether the end of the answer was emitted."""
         return self._channel.ended
 
     def fail(self, error: BaseException) -> None:
@@ -92,7 +92,7 @@ class Exchange:
             raise
         except LlavaKitError as error:
             self.fail(error)
-        except Exception as error:  # only a bug of ours comes here, and nobody may wait for it
+        except Exception as error:  # a bug of ours; the caller must not wait for ever
             self.fail(RemoteError(f"The answer could not be read ({error!r})."))
 
     async def _converse(self) -> None:
@@ -179,7 +179,7 @@ class Exchange:
         return await stack.enter_async_context(opened)
 
     async def _explained(self, error: ModelNotFoundError) -> LlavaKitError:
-        """With the names of the models that the server has, where it tells them."""
+        """Add the names of the models that the server has, where it lists them."""
         config = self._transport.config
         try:
             names = [model.id for model in await served(self._transport)]

@@ -117,7 +117,7 @@ def _message(body: str) -> str:
 
 
 def error_status(error: Any) -> int:
-    """The HTTP status that an error inside a stream tells; 0 where it tells none."""
+    """Return the HTTP status that an error inside a stream reports; 0 where it reports none."""
     code = error.get("code") if isinstance(error, Mapping) else None
     text = str(code)
     return int(text) if text.isdigit() and 300 <= int(text) < 600 else 0

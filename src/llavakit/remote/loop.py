@@ -137,7 +137,7 @@ class BackgroundLoop:
 
 
 _leaving: set[asyncio.Task[None]] = set()
-"""Tasks that nobody else holds; the event loop itself holds them weakly."""
+"""Tasks without another reference; the event loop itself holds them weakly."""
 
 
 async def _closed(close: Closing) -> None:

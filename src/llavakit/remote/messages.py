@@ -27,14 +27,15 @@ def to_wire(
 
     Args:
         request: the conversation, with its tools and schema.
-        dialect: whether tools and schemas are told in the prompt, and who puts turns together.
+        dialect: whether tools and schemas are written into the prompt, and which side puts turns
+            together.
         uri: opens an image.
         answerable: whether it must end with something to answer; False for counting.
 
     Raises:
         MessageError: there is nothing to answer, or a tool's result answers no call.
     """
-    turns = to_turns(request, answerable=answerable)  # also tells what makes no conversation
+    turns = to_turns(request, answerable=answerable)  # also reports what makes no conversation
     if not dialect.enforces:
         return [_from_turn(turn, uri) for turn in turns]
     messages = _identified(request.messages, strict=answerable)

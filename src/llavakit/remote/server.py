@@ -19,7 +19,7 @@ _BY_OWNER = {
 }
 """What servers call themselves in their list of models."""
 _BY_ROUTE = (("/load_model", "transformers"), ("/get_server_info", "sglang"))
-"""Routes of servers whose list of models does not tell what they are."""
+"""Routes of servers whose list of models does not say what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Served:
 
     Attributes:
         id: its name there.
-        root: what it was loaded from, where told.
-        context_length: tokens of prompt and answer; None where not told.
+        root: what it was loaded from, where reported.
+        context_length: tokens of prompt and answer; None where not reported.
         owner: who offers it; servers name themselves here.
     """
 
@@ -43,7 +43,7 @@ async def served(transport: Transport) -> list[Served]:
     """The models of a server.
 
     Raises:
-        LlavaKitError: it does not tell.
+        LlavaKitError: the server reports none.
     """
     told = await transport.json("GET", "/v1/models", patient=False)
     models = told.get("data") if isinstance(told, Mapping) else None
@@ -79,7 +79,7 @@ async def detect(transport: Transport) -> Dialect:
     for owner, name in _BY_OWNER.items():
         if owner in owners:
             return DIALECTS[name]
-    # Ollama's models are owned by whoever made them, mostly by its "library".
+    # Ollama's models are owned by their publishers, mostly by its "library".
     if isinstance(await _asked(transport, "/api/version"), str):
         return DIALECTS["ollama"]
     try:
@@ -115,7 +115,7 @@ async def counted_by_template(transport: Transport, messages: list[Any], tools: 
     """Tokens of the text that ``llama-server`` makes of messages.
 
     Raises:
-        LlavaKitError: it does not tell.
+        LlavaKitError: the server reports none.
     """
     body = {"messages": messages, **({"tools": tools} if tools else {})}
     told = await transport.json("POST", "/apply-template", body)
@@ -132,7 +132,7 @@ async def counted(transport: Transport, messages: list[Any], tools: list[Any]) -
     """Tokens of a prompt, by the server's own tokenizer.
 
     Raises:
-        LlavaKitError: it does not tell.
+        LlavaKitError: the server reports none.
     """
     body: dict[str, Any] = {"model": transport.config.model, "messages": messages}
     if tools:

@@ -116,7 +116,7 @@ async def gathered(
 
 
 class ClientGone(Exception):
-    """The client left; there is nobody to answer."""
+    """The client left; no one receives the answer."""
 
 
 class Listener:

@@ -68,12 +68,12 @@ class Envelope:
 def delta(chunk: Chunk, calls: int) -> dict[str, Any]:
     """What a chunk adds to the message.
 
-    A call is told whole, in one event. OpenAI's notation cannot say that a call was cut, and its
-    clients complete a part of one, so that a cut call is told only in a field of llavakit's own.
+    A call is emitted whole, in one event. OpenAI's notation cannot say that a call was cut, and its
+    clients complete a part of one, so that a cut call is put only into a field of llavakit's own.
 
     Args:
         chunk: of the answer.
-        calls: how many were told before.
+        calls: how many were emitted before.
     """
     result: dict[str, Any] = {}
     if chunk.text:

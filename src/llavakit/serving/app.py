@@ -59,10 +59,10 @@ def create_app(
     Args:
         backend: who answers.
         settings: names, keys and limits.
-        loaded: told when the model is ready (None) or could not be loaded (the error); on
-            another thread.
-        progress: told of the warm-up before that: how many pieces of work are done, of how many,
-            and the last one's name; on another thread.
+        loaded: called when the model is ready (with None) or could not be loaded (with the
+            error); on another thread.
+        progress: called during the warm-up before that, with how many pieces of work are done, of
+            how many, and the last one's name; on another thread.
     """
     settings = settings or ServerSettings()
     service = Service(backend, settings, loaded, progress)

@@ -31,7 +31,7 @@ class Keys:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         shown = sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        # Every key is compared, so that the time tells nothing of which one was near.
+        # Every key is compared, so that the time does not reveal which one was near.
         known = sum([hmac.compare_digest(shown, digest) for digest in self._digests])
         if scheme.lower() != "bearer" or not known:
             raise Refusal(

@@ -161,7 +161,7 @@ def _structured(asked: StructuredOutputs) -> dict[str, Any]:
         words = " | ".join(json.dumps(word, ensure_ascii=False) for word in asked.choice)
         return {"grammar": f"start: / ?/ ({words})\n"}
     starts = _START_RULE.search(asked.regex or asked.grammar or "")
-    # SamplingParams.grammar tells both apart by the rule `start:`, and so must their sender.
+    # SamplingParams.grammar separates the two by the rule `start:`, and so must their sender.
     if asked.regex is not None and starts:
         raise _invalid(
             "The regular expression looks like a grammar; write [s]tart: for start:.",

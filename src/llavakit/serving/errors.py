@@ -77,7 +77,7 @@ class Refusal(Exception):
         return INVALID if self.status < 500 else SERVER
 
     def body(self) -> dict[str, Any]:
-        """The JSON that is told, in a response or in an event of a stream."""
+        """Return the JSON that is sent, in a response or in an event of a stream."""
         return {
             "error": {
                 "message": self.message,
@@ -88,7 +88,7 @@ class Refusal(Exception):
         }
 
     def response(self) -> JSONResponse:
-        """The response that tells it."""
+        """Return the response that reports it."""
         closing = {"Connection": "close"} if self.unread else {}
         return JSONResponse(self.body(), self.status, self.headers | closing)
 
@@ -120,7 +120,7 @@ _STATUS: tuple[tuple[type[LlavaKitError], int, str], ...] = (
 
 
 def refusal(error: BaseException, retry_after: int = 1) -> Refusal:
-    """Any error as one that can be told; the details of a bug go to the log alone."""
+    """Return any error as one that can be sent; the details of a bug go to the log alone."""
     if isinstance(error, Refusal):
         return error
     for kind, status, code in _STATUS:
@@ -156,7 +156,7 @@ def blamed(param: str | None) -> Iterator[None]:
 
 
 def _overflow(error: LlavaKitError) -> str:
-    """The words by which clients of OpenAI's tell that a conversation is too long.
+    """Return the words by which OpenAI's clients detect that a conversation is too long.
 
     langchain-openai looks for the code in the message; litellm, and agents built on it, for the
     sentence.

@@ -23,7 +23,7 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-"""An integer; JSON does not tell 4.0 from 4."""
+"""An integer; JSON does not distinguish 4.0 from 4."""
 
 Detail = Literal["auto", "low", "high", "original"] | None
 """OpenAI's wish for a resolution. LLaVA sees each image in the one way it was trained on."""

@@ -1,7 +1,7 @@
 """Figures for Prometheus, named after vLLM's with ``llavakit:`` for ``vllm:``.
 
 Each app has a registry of its own. What the server sees (times, outcomes) is counted here;
-what the engine knows is read from ``Backend.stats()`` when somebody asks. No figure holds a
+what the engine knows is read from ``Backend.stats()`` on each request. No figure holds a
 word of a prompt or an answer.
 """
 
@@ -111,7 +111,7 @@ class Clock:
     """Times the answers to one request, from the moment when its body was there.
 
     Attributes:
-        metrics: where it is told.
+        metrics: where the times are recorded.
         open: answers that have no end yet.
         failed: whether it was an error that ended them.
     """
@@ -143,7 +143,7 @@ class Clock:
         self.metrics.generation_tokens.inc(sum(one.completion_tokens for one in usages))
 
     def over(self) -> None:
-        """Nobody listens any more, whether the answers have an end or not."""
+        """Record that the request is over, whether the answers have an end or not."""
         for _ in range(self.open):
             self.metrics.finished("error" if self.failed else "abort")
         self.open = 0
@@ -157,7 +157,7 @@ class _EngineFigures(Collector):
         self._stats = stats
 
     def describe(self) -> list[Metric]:
-        return []  # registering asks nobody
+        return []  # registering reads no figures
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()

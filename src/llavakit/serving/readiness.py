@@ -1,4 +1,4 @@
-"""Whether the model is loaded: begun at start, in the background, and told to whoever asks."""
+"""Whether the model is loaded: begun at start, in the background, and reported on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Readiness:
             backend warm up; ``"load"`` leaves out the last, and False asks for its facts only.
         told: called with the error, or with None when the model is ready; on another thread,
             and not if the server was stopped meanwhile.
-        progress: told of the warm-up as :meth:`~llavakit.backend.Backend.warm_up` tells of it.
+        progress: called during the warm-up as :meth:`~llavakit.backend.Backend.warm_up` calls it.
 
     Attributes:
         state: how it stands.

@@ -259,7 +259,7 @@ def document(app: FastAPI, *, model: str, guarded: bool) -> dict[str, Any]:
     """The document of an app, made once.
 
     Args:
-        app: whose routes are told.
+        app: whose routes are documented.
         model: the name of the one model.
         guarded: whether it asks for a key.
     """
@@ -278,7 +278,7 @@ def document(app: FastAPI, *, model: str, guarded: bool) -> dict[str, Any]:
         schemas.pop(name, None)
     for path, operations in result["paths"].items():
         for operation in operations.values():
-            operation["responses"].pop("422", None)  # bad bodies are told with 400
+            operation["responses"].pop("422", None)  # bad bodies are answered with 400
             if guarded and path not in _OPEN:
                 operation["security"] = [{"key": []}]
     if guarded:

@@ -26,7 +26,7 @@ _KEEP_SECONDS = 30
 """An idle connection is kept for longer than clients keep theirs (httpx: 5), or a request and
 the end of its connection might cross."""
 _CUT_SECONDS = 5.0
-"""For telling streams that they were ended, before connections are cut."""
+"""Seconds for sending streams their end, before connections are cut."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
         self._listening = listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, and tells of it."""
+        """As uvicorn's, and reports that the server listens."""
         await super().startup(sockets)
         self._listening()
 
@@ -96,7 +96,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but the signal is not raised again at the end: it was obeyed."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # signals are for whoever owns the process
+            yield  # signals belong to the owner of the process
             return
         before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
         try:

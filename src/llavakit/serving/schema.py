@@ -272,7 +272,7 @@ class ChatRequest(Sampling, NoEffect, Neutral):
 
     add_generation_prompt: bool | None = Field(
         default=None,
-        description="Beyond OpenAI; vLLM's name. The answer is a new turn, whoever spoke last.",
+        description="Beyond OpenAI; vLLM's name. The answer is a new turn, whichever turn is last.",
     )
     continue_final_message: bool | None = Field(
         default=None,

@@ -54,7 +54,7 @@ from llavakit.values import Request as LlavaRequest
 
 T = TypeVar("T")
 _GONE = Response(status_code=499)
-"""Sent to nobody."""
+"""Never sent: the client left."""
 
 
 class Service:
@@ -63,8 +63,8 @@ class Service:
     Args:
         backend: who answers.
         settings: names and limits.
-        loaded: told how loading ended.
-        progress: told how the warm-up goes on.
+        loaded: called with how loading ended.
+        progress: called as the warm-up goes on.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Service:
         self._lanes = Lanes()
 
     def state(self) -> State:
-        """Whether requests are answered; begins to load if nobody has."""
+        """Whether requests are answered; begins to load if that has not begun."""
         self.readiness.begin()
         return self.readiness.state
 
@@ -184,7 +184,7 @@ class Service:
 
     @contextlib.contextmanager
     def _told(self) -> Any:
-        """Errors become refusals; of a client that left nobody is told."""
+        """Turn errors into refusals; that a client left is only counted."""
         try:
             yield
         except (ClientGone, ClientDisconnect):

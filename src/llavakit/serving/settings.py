@@ -100,7 +100,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
     """The keys of a file: one a line; empty lines and lines that begin with ``#`` are none.
 
     Raises:
-        ParameterError: it cannot be read, or holds no key. No key is ever told.
+        ParameterError: it cannot be read, or holds no key. No key is ever shown.
     """
     try:
         lines = path.read_text("utf-8").splitlines()

@@ -56,7 +56,7 @@ _HEADERS = (
 
 
 Enough: TypeAlias = Callable[[bytearray], bool]
-"""Told what came of a body so far: whether the rest of it is not needed."""
+"""Takes what came of a body so far; returns whether the rest of it is not needed."""
 
 
 def _all(so_far: bytearray) -> bool:
@@ -187,7 +187,7 @@ def _decoded(stream: Iterable[bytes], encoding: str, max_bytes: int) -> Iterator
             f"The server compresses with {shown(encoding)} although asked not to; "
             "fetch it yourself and pass its bytes."
         )
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip from zlib by itself
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects gzip or zlib by itself
     for chunk in stream:
         yield inflate.decompress(chunk, max_bytes + 1)  # what is over the cap ends the reading
         if inflate.eof:

@@ -1,6 +1,6 @@
 """Reading one regular file, without being led astray.
 
-The file is opened first and judged by its descriptor, so that nobody can swap it between
+The file is opened first and judged by its descriptor, so that it cannot be swapped between
 the check and the read.
 """
 

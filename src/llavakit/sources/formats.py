@@ -1,4 +1,4 @@
-"""Which format bytes are in, told from the bytes alone.
+"""Which format bytes are in, detected from the bytes alone.
 
 Declared types and file names are never trusted. Formats that are not decoded here are
 recognised too, so that the error can say what to do.
@@ -134,7 +134,7 @@ def _sentence(advice: str) -> str:
 
 
 def _iso_kind(head: bytes) -> str:
-    """Files of boxes (ISO 14496-12): AVIF, HEIC and most videos, told by their brands."""
+    """Files of boxes (ISO 14496-12): AVIF, HEIC and most videos, detected by brand."""
     length = min(int.from_bytes(head[:4], "big"), len(head))
     brands = [head[8:12], *(head[i : i + 4] for i in range(16, length - 3, 4))]
     if any(brand in _AVIF_BRANDS for brand in brands):

@@ -35,7 +35,7 @@ def shown(source: object) -> str:
     if len(text) > 400 and _ALPHABET.fullmatch("".join(head.split())):
         return f"a text of {len(text)} characters"
     if len(head) > _SHOWN:
-        path = "://" not in head and ("/" in head or "\\" in head)  # its end tells the most
+        path = "://" not in head and ("/" in head or "\\" in head)  # its end says the most
         head = f"...{head[3 - _SHOWN :]}" if path else f"{head[: _SHOWN - 3]}..."
     return repr(head)
 
@@ -54,7 +54,7 @@ def check_length(length: int, max_bytes: int) -> None:
 def decode_data_url(url: str, max_bytes: int) -> bytes:
     """The payload of a data URL.
 
-    The declared media type is ignored: the bytes themselves tell. Base64 may be standard
+    The declared media type is ignored; it is detected from the bytes. Base64 may be standard
     or URL-safe, hold white space, be percent-encoded, and lack its padding.
     """
     header, comma, payload = url.partition(",")

@@ -30,7 +30,7 @@ class SourcePolicy:
             caller names as a path. When set, paths and ``file:`` URLs must lead below one
             of them after symbolic links and ``..`` are resolved; an empty tuple allows no
             file. Only with roots are ``file:`` URLs read from a URL field of a message.
-            Hard links cannot be told from files, so roots must not be writable by
+            Hard links look like any other file, so roots must not be writable by
             strangers.
         allow_files: whether local files may be read at all.
         allow_urls: whether http(s) URLs may be fetched at all.
@@ -96,8 +96,8 @@ class SourcePolicy:
         missing = [name for name in names if name not in data]
         if missing:
             raise ParameterError(
-                f"This source policy was written without {missing[0]!r}, and nobody knows what it "
-                "allowed; make a SourcePolicy(...) anew."
+                f"This source policy was written without {missing[0]!r}, so what it allowed "
+                "is unknown; make a SourcePolicy(...) anew."
             )
         return cls(**data)
 

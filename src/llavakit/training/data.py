@@ -1,6 +1,6 @@
 """Conversations to learn from: the original's records and chat messages, as turns.
 
-Two forms are read, and told apart by their keys:
+Two forms are read, and distinguished by their keys:
 
 - the original LLaVA's, ``{"id", "image"?, "conversations": [{"from": "human", "value": ...}]}``,
   where ``<image>`` in a value stands for an image;
@@ -244,10 +244,10 @@ def _check_order(turns: Sequence[Turn], assistant_first: bool) -> None:
             raise FaultyRecord(kind, f"turn {number} is empty")
     if spoken[0].role == "assistant":
         if not assistant_first:
-            raise FaultyRecord("assistant-first", "the assistant begins, and nobody asked")
+            raise FaultyRecord("assistant-first", "the assistant begins, without a question")
         spoken = spoken[1:]
         if not spoken:
-            raise FaultyRecord("no-answer", "the assistant answers nobody in it")
+            raise FaultyRecord("no-answer", "the assistant answers no question in it")
     for number, turn in enumerate(spoken):
         expected = "assistant" if number % 2 else "user"
         if turn.role != expected:

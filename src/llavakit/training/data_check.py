@@ -204,7 +204,7 @@ def check(
 
 
 def check_accepted(accept: Collection[str]) -> None:
-    """Raise a ``ParameterError`` for faults that nobody can live with."""
+    """Raise a ``ParameterError`` for faults that cannot be accepted."""
     wrong = sorted(set(accept) - set(ACCEPTABLE))
     if wrong:
         raise ParameterError(
@@ -232,7 +232,7 @@ def _look(record: object, folder: Path | None, encoder: Encoder | None, decode: 
     try:
         conversation = conversation_of(record, folder, assistant_first=True)
         if next(t for t in conversation.turns if t.role != "system").role == "assistant":
-            first = (("assistant-first", "the assistant begins, and nobody asked"),)
+            first = (("assistant-first", "the assistant begins, without a question"),)
     except FaultyRecord as fault:
         return _Looked(None, faults=((fault.kind, fault.text),))
     try:

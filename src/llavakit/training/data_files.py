@@ -57,7 +57,7 @@ class Records:
     Attributes:
         name: the source, for messages.
         places: where each stands.
-        folder: where relative paths of images begin, unless told otherwise.
+        folder: where relative paths of images begin, unless set otherwise.
         read: gives the record of an index; :class:`Unread` where there is none.
     """
 

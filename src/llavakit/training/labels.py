@@ -93,14 +93,14 @@ def _answers(prompts: PromptTokenizer, turns: Sequence[Turn]) -> LabelledTokens:
         if not (told.startswith(asked) and text.startswith(told)):
             raise CheckpointError(
                 "The chat template of this model writes a question differently once it is "
-                "answered, so that nobody can tell where answers begin; name one of llavakit's "
+                "answered, so that the beginnings of answers are unknown; name one of llavakit's "
                 "templates with conv_mode=."
             )
         first = _shared(prompts.tokenize(asked), ids)
         if prompts.template is None:
             last = _behind_end(prompts, ids, first, _shared(prompts.tokenize(told), ids))
         else:
-            # What stands between turns (Qwen's line end) is nobody's answer.
+            # What stands between turns (Qwen's line end) is not part of an answer.
             end = prompts.template.stops[0]
             last = _shared(prompts.tokenize(told[: told.rindex(end) + len(end)]), ids)
         labels[first:last] = ids[first:last]

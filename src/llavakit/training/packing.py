@@ -108,7 +108,7 @@ def pack(trees: Sequence[Tree], length: int, padding: int) -> Rows:
     Args:
         trees: at least one.
         length: of the rows in tokens; as long as the longest tree if that is more.
-        padding: the id that fills rows; it sees itself, and nobody else sees it.
+        padding: the id that fills rows; it attends to itself, and no other token to it.
     """
     import torch
 

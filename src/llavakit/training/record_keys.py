@@ -1,7 +1,7 @@
 """What is wrong with a training record by its name, and keys that must not be dropped.
 
 A record may carry any notes beside its conversation (a source, sizes, scores); they are not read.
-Keys that tell of something else to look at or to learn are refused where they are not honoured.
+Keys that declare something else to look at or to learn are refused where they are not honoured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 KINDS: dict[str, str] = {
     "malformed": "it is no JSON, or not of a known form",
     "unsupported": "it has a key that changes what it means, and that is not honoured",
-    "unknown-role": "a turn is of nobody that is known",
+    "unknown-role": "a turn has an unknown role",
     "role-order": "questions and answers do not take turns",
     "assistant-first": "the assistant begins; the original left such a turn out",
     "no-answer": "the assistant says nothing in it",

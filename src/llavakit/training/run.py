@@ -139,7 +139,7 @@ _MAY_CHANGE = {"out", "resume", "workers", "save_steps", "keep_checkpoints", "de
 
 
 def _check_settings(config: TrainConfig, file: Path) -> None:
-    """Raise where a run would go on otherwise than it began, and nobody could tell."""
+    """Raise where a run would silently go on with other settings than it began with."""
     before, now = read_json(file), config.as_dict()
     for name in sorted(now.keys() - _MAY_CHANGE):
         if name in before and before[name] != now[name]:
@@ -158,7 +158,7 @@ def _together(state: Any, act: Callable[[], Start]) -> Start:
 def _looked_through(
     config: TrainConfig, records: Records, encoder: Encoder, state: Any, told: Told
 ) -> Report:
-    """The report on the data; only the first process looks, and tells the others."""
+    """Return the report on the data; the first process makes it and sends it to the others."""
     held: list[Any] = [None]
     if state.is_main_process:
         told(f"Looking through {records.name} ...")

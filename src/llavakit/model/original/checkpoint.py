@@ -45,7 +45,7 @@ class OriginalCheckpoint:
 
     Args:
         path: its directory.
-        name: what it is called, which tells the conversation template.
+        name: what it is called, which implies the conversation template.
         conv_mode: that template by its name; None follows the original's rule.
         base: directory of the base model, if it is a LoRA or only a projector.
 
@@ -180,7 +180,7 @@ def model_name(name: str) -> str:
 
 
 def _telling_name(name: str, base: Path | None) -> str:
-    """The name that tells the template: a LoRA's own, or its base's where that tells nothing."""
+    """Return the name that implies the template: a LoRA's own, or else its base's."""
     if base is None or named_template(model_name(name)) is not None:
         return name
     return str(base) if named_template(model_name(str(base))) is not None else name
@@ -192,14 +192,14 @@ def _template_name(name: str, conv_mode: str | None) -> str:
     if conv_mode is None:
         if named_template(called) is None:
             log.warning(
-                "The name %s tells of no conversation template; the original takes %r for such "
+                "The name %s implies no conversation template; the original takes %r for such "
                 "names. Name the one that the model was trained with by conv_mode=",
                 *(called, told),
             )
         return told
     if template(conv_mode) != template(told):
         log.warning(
-            "The name %s tells of conv_mode=%r, but conv_mode=%r is taken; answers are poor if "
+            "The name %s implies conv_mode=%r, but conv_mode=%r is taken; answers are poor if "
             "the model was not trained with it",
             *(called, told, conv_mode),
         )
@@ -238,7 +238,7 @@ def original_processor(tower: Path, said: OriginalConfig) -> Any:
     file = tower / PREPROCESSOR
     if not file.is_file():
         raise CheckpointError(
-            f"{file} is missing, which tells how images are prepared; copy it from where the "
+            f"{file} is missing, which declares how images are prepared; copy it from where the "
             "vision tower came from."
         )
     settings = _clip_settings(read_json(file))

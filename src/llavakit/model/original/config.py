@@ -44,7 +44,7 @@ _TEXT_KEYS = (
 
 
 def is_original(settings: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is one of the original's; ``model_type`` alone cannot tell."""
+    """Whether a ``config.json`` is one of the original's; ``model_type`` alone does not decide."""
     if "text_config" in settings or "vision_config" in settings:
         return False
     known = {*TEXT_TYPES, *UNSUPPORTED} - {"llava"}
@@ -201,7 +201,7 @@ def _text_settings(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
     missing = [key for key in _TEXT_KEYS[:4] if key not in text]
     if missing:
         raise CheckpointError(
-            f"{file} does not tell {missing[0]}; copy the config.json that belongs to the weights."
+            f"{file} lacks {missing[0]}; copy the config.json that belongs to the weights."
         )
     text["model_type"] = TEXT_TYPES[kind]
     if "sliding_window" in settings:  # None is not the class's default

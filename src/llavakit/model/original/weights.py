@@ -208,7 +208,7 @@ def _check(tensors: Tensors, shapes: Shapes, parts: CheckpointDirectories) -> No
     if missing:
         raise CheckpointError(
             f"{' and '.join(map(str, parts.directories))} lack {len(missing)} tensors that "
-            f"{parts.config.file} tells of, among them {missing[0]}; files are missing or do not "
+            f"{parts.config.file} declares, among them {missing[0]}; files are missing or do not "
             "belong together, download or copy them again."
         )
     for name, shape in shapes.items():
