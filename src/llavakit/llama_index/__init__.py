@@ -10,7 +10,6 @@ images, and which drop them, is documented in ``docs/llama-index.md``.
 
 from __future__ import annotations
 
-import warnings
 from importlib.util import find_spec
 
 from llavakit.errors import MissingDependencyError
@@ -30,6 +29,9 @@ from llavakit.llama_index.nodes import ImageResolver, resolve_node
 from llavakit.llama_index.reader import PageImageReader
 from llavakit.llama_index.synthesis import PAGES_TEMPLATE, PageSynthesizer
 
+PictureResolver = ImageResolver
+"""The name that it had at first."""
+
 __all__ = [
     "PAGES_TEMPLATE",
     "ImageQuestionTool",
@@ -38,14 +40,8 @@ __all__ = [
     "LLaVAMultiModal",
     "PageImageReader",
     "PageSynthesizer",
+    "PictureResolver",
     "page_query_engine",
     "resolve_node",
     "to_image_block",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name == "PictureResolver":
-        warnings.warn("PictureResolver is called ImageResolver now.", DeprecationWarning, 2)
-        return ImageResolver
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
