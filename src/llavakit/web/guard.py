@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llavakit.web.controller import Controller
+from llavakit.web.preview import previewing
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -80,6 +81,8 @@ class Guard:
             await self._app(scope, receive, self._noting_uploads(owner, send))
         elif path.rstrip("/").endswith("/queue/join"):
             await self._event(scope, receive, send)
+        elif scope["method"] == "GET" and not path.rstrip("/").rpartition("/")[2]:
+            await self._app(scope, receive, previewing(send))
         else:
             await self._app(scope, receive, send)
 

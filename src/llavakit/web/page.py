@@ -55,8 +55,9 @@ class _Page:
     # What there is to see
 
     def _draw_top(self) -> None:
+        models = self._controller.model_cache
         with gr.Row(elem_id="lk-top"):
-            gr.HTML(style.HEAD, elem_id="lk-name")
+            self._name = gr.HTML(style.head(models.label(models.default)), elem_id="lk-name")
             self._again = gr.Button("Regenerate", size="sm", min_width=0, elem_id="lk-again")
             self._clear = gr.Button("New chat", size="sm", min_width=0, elem_id="lk-clear")
             self._settings = gr.Button("Settings", size="sm", min_width=0, elem_id="lk-set")
@@ -126,14 +127,14 @@ class _Page:
                 value=settings.top_p,
                 step=0.05,
                 label="Top-p",
-                info="Draw from the likeliest words of this share only.",
+                info="Sample from the likeliest words of this share only.",
             )
             max_tokens = gr.Slider(
                 1, settings.most_tokens, value=settings.max_tokens, step=1, label="Longest answer"
             )
             seed = gr.Textbox(
                 label="Seed",
-                info="A number: the same one gives the same answer. Empty draws anew.",
+                info="A number: the same one gives the same answer. Empty samples anew.",
                 max_length=20,
             )
             system = gr.Textbox(
@@ -164,6 +165,8 @@ class _Page:
             cleared(_noticed(self._new_chat), None, shown, **_LISTENING)
         if self._controller.log is not None:
             chat.like(self._vote, None, None, **_LISTENING)
+        model: Any = self._controls[0]
+        model.change(self._name_of, model, self._name, **_LISTENING)
         self._dark.click(None, None, None, js=style.TOGGLE_DARK)
         self._settings.click(None, None, None, js=style.TOGGLE_SETTINGS)
         loaded = self.blocks.load(
@@ -172,6 +175,9 @@ class _Page:
         loaded.then(None, self._token, None, js=style.KEEP_TOKEN)
         # Only a page with something to unload keeps the connection that tells who is here.
         self.blocks.unload(lambda: None)
+
+    def _name_of(self, model: str) -> str:
+        return style.head(self._controller.model_cache.label(model))
 
     def _visit(self, request: gr.Request) -> Visit:
         visit = self._controller.visitors.of(request.session_hash or "")

@@ -212,4 +212,11 @@ def _theme() -> Any:
         radius_size="lg",
         font=list(style.FONT),
         font_mono=list(style.MONO),
+    ).set(
+        # Grey text has a contrast of at least 4.5 to 1 on every background of the page.
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
     )

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from html import escape
+from pathlib import Path
+
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
-HEAD = '<div class="lk-brand">llavakit</div>'
+DESCRIPTION = "Ask LLaVA models about images and documents."
+
+
+def head(model: str) -> str:
+    """Return the name of the page, and below it the name of the model that answers."""
+    name = escape(model)
+    return (
+        '<h1 class="lk-brand">llavakit</h1>'
+        f'<div class="lk-model" role="status" aria-label="Model" title="{name}">{name}</div>'
+    )
+
 
 EMPTY = """\
 <div class="lk-empty">
-<h2>Ask about a picture</h2>
-<p>Drop, paste or add pictures or a PDF below, and write a question. Or begin with an example.</p>
+<h2>Ask about an image</h2>
+<p>Drop, paste or add images or a PDF below, and write a question. Or begin with an example.</p>
 </div>
 """
 
@@ -32,15 +45,7 @@ _KEY = "llavakit-visit"
 FIND_TOKEN = f"() => sessionStorage.getItem('{_KEY}') || ''"
 KEEP_TOKEN = f"(token) => {{ if (token) sessionStorage.setItem('{_KEY}', token); }}"
 
-SCRIPT = """
-<script>
-document.addEventListener('keydown', (event) => {
-  if (event.key !== 'Escape') return;
-  const stop = document.querySelector('#lk-box .stop-button');
-  if (stop) stop.click();
-});
-</script>
-"""
+SCRIPT = f"<script>\n{Path(__file__).with_name('page.js').read_text('utf-8')}</script>\n"
 
 STYLE = """
 .gradio-container, .gradio-container .main, .sidebar-parent, .gradio-container main.contain {
@@ -51,20 +56,26 @@ STYLE = """
 
 #lk-top { align-items: center; flex-wrap: nowrap; gap: .4rem; }
 #lk-top button { flex: 0 0 auto; }
-#lk-name { flex: 1 1 auto; padding: 0; }
-.lk-brand { font-size: 1.2rem; font-weight: 650; letter-spacing: -.01em; }
+#lk-name { flex: 1 1 0; min-width: 0 !important; padding: 0; }
+.lk-brand { font-size: 1.2rem; font-weight: 650; letter-spacing: -.01em;
+  margin: 0; line-height: 1.2; }
+.lk-model { font-size: .75rem; color: var(--body-text-color-subdued); overflow: hidden;
+  text-overflow: ellipsis; white-space: nowrap; }
 #lk-top button, #lk-tasks button { background: transparent; box-shadow: none; padding: .3rem .7rem;
   border: 1px solid var(--border-color-primary); font-weight: 500; }
 #lk-top button:hover, #lk-tasks button:hover { background: var(--background-fill-secondary); }
 button:focus-visible, a:focus-visible, #lk-box:focus-within {
   outline: 2px solid var(--color-accent); outline-offset: 1px; }
 
-#lk-chat { height: calc(100dvh - 15.5rem) !important; min-height: 14rem !important;
+/* The page is as high as the window, and the conversation takes what the rest leaves. */
+.gradio-container main.contain > .column { height: calc(100dvh - 1.25rem); flex-wrap: nowrap; }
+.gradio-container main.contain > .column > :not(#lk-chat) { flex: 0 0 auto; }
+#lk-chat { flex: 1 1 0 !important; height: auto !important; min-height: 8rem !important;
   border-width: 0 !important; background: transparent; }
 #lk-chat .bubble-wrap { background: transparent; }
 #lk-chat .user { border: none; }
 #lk-chat .bot { border: none; background: transparent; box-shadow: none; }
-#lk-chat .message-buttons-left, #lk-chat .message-buttons-right { opacity: .55; }
+#lk-chat .message-buttons-left, #lk-chat .message-buttons-right { opacity: .85; }
 #lk-chat .message-buttons-left:hover, #lk-chat .message-buttons-right:hover,
 #lk-chat .message-buttons-left:focus-within, #lk-chat .message-buttons-right:focus-within {
   opacity: 1; }
@@ -101,18 +112,18 @@ button:focus-visible, a:focus-visible, #lk-box:focus-within {
 .lk-status { color: var(--body-text-color-subdued); animation: lk-breathe 1.6s infinite; }
 .lk-error { border-left: 3px solid #d9534f; padding-left: .7rem; margin-left: 2px; }
 .lk-foot { text-align: center; }
-@keyframes lk-breathe { 50% { opacity: .45; } }
+@keyframes lk-breathe { 50% { opacity: .8; } }  /* grey text stays readable */
 @media (prefers-reduced-motion: reduce) { .lk-status { animation: none; } }
 
 #lk-tasks { flex-wrap: nowrap; overflow-x: auto; gap: .4rem; padding: 2px; scrollbar-width: none; }
 #lk-tasks button { flex: 0 0 auto; white-space: nowrap; border-radius: 999px; }
 #lk-box { border-radius: 1rem; }
-#lk-settings { z-index: 50; }
-#lk-settings:not(.open) .toggle-button { display: none; }
+#lk-settings, #lk-chats { z-index: 50; }
+#lk-settings:not(.open), #lk-chats:not(.open) { visibility: hidden; }  /* nothing to tab into */
 
 @media (max-width: 640px) {
   .gradio-container .main { padding: .5rem .6rem !important; }
-  #lk-chat { height: calc(100dvh - 15.5rem) !important; }
+  .gradio-container main.contain > .column { height: calc(100dvh - 1rem); }
   #lk-again { display: none; }  /* the last answer has a button of its own */
   #lk-chat .examples { grid-template-columns: 1fr 1fr; }
   #lk-chat .example-image-container { height: 5rem; }
