@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 
 from llavakit.web.controller import Controller
 from llavakit.web.preview import previewing
+from llavakit.web.saved import PATH as SAVED_CHATS
+from llavakit.web.saved import SavedChats
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -28,7 +30,7 @@ COOKIE = "llavakit-visitor"
 MAX_EVENT = 4 << 20
 """Most bytes of what a click sends; images are no part of it."""
 
-_POSTS = re.compile(r".*/(?:queue/join|upload|cancel|reset|login)/?")
+_POSTS = re.compile(r".*/(?:queue/join|upload|cancel|reset|login|llavakit/chat)/?")
 _CLOSED = re.compile(r".*/(?:proxy=|monitoring|component_server|deep_link|call/|run/|api/).*")
 _HEARTBEAT = re.compile(r".*/heartbeat/([^/]+)/?")
 _POLICY = (
@@ -63,6 +65,7 @@ class Guard:
         self._controller = controller
         self._folder = folder.resolve()
         self._hosts = frozenset(hosts)
+        self._saved = SavedChats(controller)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -77,6 +80,8 @@ class Guard:
         send = _with_headers(send, None if owner else scope)
         if match := _HEARTBEAT.fullmatch(path):
             await self._heartbeat(match[1], owner, scope, receive, send)
+        elif path.endswith(SAVED_CHATS):
+            await self._saved(scope, receive, send, owner)
         elif path.rstrip("/").endswith("/upload"):
             await self._app(scope, receive, self._noting_uploads(owner, send))
         elif path.rstrip("/").endswith("/queue/join"):

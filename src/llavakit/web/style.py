@@ -33,19 +33,42 @@ def foot(logged: bool) -> str:
     kept = (
         "Whoever runs this page keeps what is asked here, with its images."
         if logged
-        else "Nothing of this is kept."
+        else "Nothing is kept here; your browser keeps your chats."
     )
     return f'<div class="lk-foot">Models make mistakes; check what matters. {kept}</div>'
 
 
 TOGGLE_DARK = "() => { document.body.classList.toggle('dark'); }"
+TOGGLE_CHATS = "() => { document.querySelector('#lk-chats .toggle-button').click(); }"
 TOGGLE_SETTINGS = "() => { document.querySelector('#lk-settings .toggle-button').click(); }"
 
 _KEY = "llavakit-visit"
 FIND_TOKEN = f"() => sessionStorage.getItem('{_KEY}') || ''"
 KEEP_TOKEN = f"(token) => {{ if (token) sessionStorage.setItem('{_KEY}', token); }}"
 
-SCRIPT = f"<script>\n{Path(__file__).with_name('page.js').read_text('utf-8')}</script>\n"
+KEEP_CHAT = "() => { window.llavakitChats.keep(); }"
+
+CHATS = """\
+<h2>Chats</h2>
+<div class="lk-saving">
+<button type="button" data-chats="md">Download as Markdown</button>
+<button type="button" data-chats="json">Download as JSON</button>
+</div>
+<h3>Earlier chats</h3>
+<label class="lk-keep"><input type="checkbox" data-chats="keep" checked>
+Keep chats in this browser</label>
+<p class="lk-chats-state" role="status"></p>
+<ul class="lk-chat-list" aria-label="Earlier chats"></ul>
+<button type="button" data-chats="clear">Delete all earlier chats</button>
+"""
+
+
+def _scripts(*names: str) -> str:
+    texts = (Path(__file__).with_name(name).read_text("utf-8") for name in names)
+    return "".join(f"<script>\n{text}</script>\n" for text in texts)
+
+
+SCRIPT = _scripts("page.js", "chats.js")
 
 STYLE = """
 .gradio-container, .gradio-container .main, .sidebar-parent, .gradio-container main.contain {
@@ -120,6 +143,25 @@ button:focus-visible, a:focus-visible, #lk-box:focus-within {
 #lk-box { border-radius: 1rem; }
 #lk-settings, #lk-chats { z-index: 50; }
 #lk-settings:not(.open), #lk-chats:not(.open) { visibility: hidden; }  /* nothing to tab into */
+
+#lk-restored { display: none; }
+.lk-saving { display: flex; flex-direction: column; gap: .4rem; }
+#lk-chats h3 { margin: 1rem 0 .3rem; }
+#lk-chats [data-chats]:is(button), .lk-chat-list button { border-radius: .5rem;
+  border: 1px solid var(--border-color-primary); padding: .35rem .7rem; text-align: left;
+  background: var(--background-fill-primary); color: var(--body-text-color); font-size: .875rem;
+  font-weight: 500; }
+#lk-chats button:hover { background: var(--background-fill-secondary); }
+.lk-keep { display: flex; gap: .5rem; align-items: baseline; font-size: .875rem; }
+.lk-chats-state { font-size: .8rem; min-height: 1.2em; margin: .3rem 0;
+  color: var(--body-text-color-subdued); }
+.lk-chat-list { list-style: none; padding: 0; margin: 0 0 .6rem; display: flex;
+  flex-direction: column; gap: .35rem; }
+.lk-chat-list:empty { display: none; }
+.lk-chat-list li { display: flex; gap: .3rem; margin: 0; }
+.lk-chat-list button:first-child { flex: 1 1 0; min-width: 0; overflow: hidden;
+  text-overflow: ellipsis; white-space: nowrap; }
+.lk-chat-list small { display: block; color: var(--body-text-color-subdued); }
 
 @media (max-width: 640px) {
   .gradio-container .main { padding: .5rem .6rem !important; }
