@@ -22,6 +22,7 @@ from llavakit.backend import Backend
 from llavakit.errors import ParameterError
 from llavakit.values import SamplingParams
 from llavakit.web import style
+from llavakit.web.accounts import checking
 from llavakit.web.catalog import ListedModel
 from llavakit.web.controller import Controller
 from llavakit.web.examples import copy_examples
@@ -141,7 +142,8 @@ def serve(
             server_name=host,
             server_port=port,
             share=share,
-            auth=list(accounts) or None,
+            auth=checking(accounts) if accounts else None,
+            auth_message=style.LOGIN if accounts else None,
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,

@@ -38,6 +38,8 @@ def foot(logged: bool) -> str:
     return f'<div class="lk-foot">Models make mistakes; check what matters. {kept}</div>'
 
 
+LOGIN = "After several wrong passwords, the next try has to wait: at most a minute."
+
 TOGGLE_DARK = "() => { document.body.classList.toggle('dark'); }"
 TOGGLE_CHATS = "() => { document.querySelector('#lk-chats .toggle-button').click(); }"
 TOGGLE_SETTINGS = "() => { document.querySelector('#lk-settings .toggle-button').click(); }"
