@@ -215,10 +215,12 @@ def _theme() -> Any:
         font=list(style.FONT),
         font_mono=list(style.MONO),
     ).set(
-        # Grey text has a contrast of at least 4.5 to 1 on every background of the page.
+        # Text has a contrast of at least 4.5 to 1 on every background of the page.
         body_text_color_subdued="*neutral_600",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
         input_placeholder_color="*neutral_500",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
         input_placeholder_color_dark="*neutral_400",
     )

@@ -38,7 +38,10 @@ def foot(logged: bool) -> str:
     return f'<div class="lk-foot">Models make mistakes; check what matters. {kept}</div>'
 
 
-LOGIN = "After several wrong passwords, the next try has to wait: at most a minute."
+LOGIN = (
+    '<strong role="heading" aria-level="1">llavakit</strong><br>'
+    "After several wrong passwords, the next try has to wait: at most a minute."
+)
 
 TOGGLE_DARK = "() => { document.body.classList.toggle('dark'); }"
 TOGGLE_CHATS = "() => { document.querySelector('#lk-chats .toggle-button').click(); }"
