@@ -139,7 +139,7 @@ def data_uri(data: bytes) -> str:
         (saved(images=[{"name": "a.png", "data": "http://host.invalid/a.png"}]), "is missing"),
         (saved(images=[{"name": "a.png", "data": "data:image/png;base64,%"}]), "not base64"),
         (saved(images=[{"name": "a.png", "data": data_uri(b"no image")}]), "a.png: "),
-        (saved(images=[{"name": "a.png", "data": data_uri(image_file(size=200))}]), "a.png: "),
+        (saved(images=[{"name": "a.png", "data": data_uri(image_file(size=200))}]), "0.01 million"),
     ],
 )
 def test_a_forged_chat_is_refused_with_a_sentence(forged: bytes, reason: str) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 from llavakit.errors import InputError, LlavaKitError
 from llavakit.images import open_picture
-from llavakit.sources import SourcePolicy
 from llavakit.sources.formats import sniff
 from llavakit.values import Usage
 from llavakit.web.conversation import AnswerStage, ShownAnswer, WebConversation, WebTurn
-from llavakit.web.pictures import AttachedImage, shown_picture
+from llavakit.web.pictures import AttachedImage, naming, shown_picture
 from llavakit.web.rendering import plain
 from llavakit.web.settings import WebSettings
 
@@ -142,17 +141,16 @@ def _turn(saved: Any, settings: WebSettings, room: int) -> WebTurn:
     if not text.strip():
         raise InputError("it has no words.")
     notes = [_text({"note": note}, "note", 1000) for note in _list(saved, "notes")[:16]]
-    policy = replace(settings.policy(Path("/")), roots=())  # bytes only
     pictures: list[AttachedImage] = []
     for image in images:
-        pictures.append(_image(image, policy))
+        pictures.append(_image(image, settings))
         room -= pictures[-1].size
         if room < 0:
             raise InputError("a chat cannot hold so many images; begin a new one for these.")
     return WebTurn(text, tuple(pictures), tuple(notes), _answer(saved, settings))
 
 
-def _image(saved: Any, policy: SourcePolicy) -> AttachedImage:
+def _image(saved: Any, settings: WebSettings) -> AttachedImage:
     if not isinstance(saved, dict):
         raise InputError("an image of it is not an object.")
     name = " ".join(_text(saved, "name", 300).split()) or "image"
@@ -164,10 +162,9 @@ def _image(saved: Any, policy: SourcePolicy) -> AttachedImage:
         decoded = b64decode(body, validate=True)
     except ValueError as error:
         raise InputError(f"the data of {name} is not base64.") from error
-    try:
+    policy = replace(settings.policy(Path("/")), roots=())  # nothing but these bytes
+    with naming(name, settings):
         return shown_picture(decoded, name, policy)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 def _answer(saved: dict[str, Any], settings: WebSettings) -> ShownAnswer:
