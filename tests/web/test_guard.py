@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from llavakit._guesses import FREE
 from llavakit.testing import FakeBackend
+from llavakit.web.accounts import checking
 from llavakit.web.catalog import ListedModel
 from llavakit.web.controller import Controller
 from llavakit.web.guard import COOKIE, MAX_EVENT, Guard
@@ -32,11 +35,12 @@ class Behind:
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.reply = b"[]"
+        self.status = 200
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         event = await receive()
         self.bodies.append(event.get("body", b""))
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": self.reply})
 
 
@@ -228,6 +232,52 @@ async def test_an_unclear_end_of_a_request_is_refused(client: httpx.AsyncClient)
     assert (answer.status_code, answer.headers["connection"]) == (400, "close")
 
 
+async def test_wrong_passwords_make_the_next_try_wait(
+    client: httpx.AsyncClient, behind: Behind
+) -> None:
+    for _ in range(FREE + 5):
+        assert (await client.post("/login", content=b"right")).status_code == 200
+    behind.status = 400
+    for _ in range(FREE + 1):
+        assert (await client.post("/login", content=b"wrong")).status_code == 400
+    tried = len(behind.bodies)
+    behind.status = 200
+    for path in ("/login", "/login/"):  # whatever is tried now, it is not even looked at
+        refused = await client.post(path, content=b"right")
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        assert "try again in 1 s" in refused.text
+    assert len(behind.bodies) == tried
+    assert (await client.get("/")).status_code == 200
+
+
+async def test_many_passwords_at_once_are_many_guesses(
+    client: httpx.AsyncClient, behind: Behind
+) -> None:
+    behind.status = 400
+    tries = [client.post("/login", content=b"wrong") for _ in range(30)]
+    said = [answer.status_code for answer in await asyncio.gather(*tries)]
+    assert said.count(400) == FREE + 1
+    assert said.count(429) == 30 - FREE - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "right"),
+    [
+        ("anna", "a:b", True),
+        ("bert", "x", True),
+        ("anna", "x", False),
+        ("anna:a", "b", False),
+        ("", "", False),
+        ("nobody", "x", False),
+        ("anna", "a:b ", False),
+        ("\ud800", "\ud800", False),
+    ],
+)
+def test_accounts_are_checked(name: str, password: str, right: bool) -> None:
+    check = checking([("anna", "a:b"), ("bert", "x")])
+    assert check(name, password) is right
+
+
 @pytest.mark.enable_socket
 @pytest.mark.filterwarnings("default")
 def test_the_real_page_reads_no_file_and_fetches_nothing_for_strangers() -> None:
@@ -246,9 +296,13 @@ def _ask_the_real_page() -> None:
     ):
         assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 401
         assert client.get("/gradio_api/file=/etc/passwd").status_code in (401, 403)
+        assert "the next try has to wait" in client.get("/").text
+        assert client.get("/llavakit/chat").status_code == 404
         wrong = client.post("/login", data={"username": "anna", "password": "wrong"})
         assert wrong.status_code == 400
         assert client.post("/login", data={"username": "anna", "password": "right"}).is_success
+        page_of_visitor = client.get("/").text
+        assert '<meta property="og:title" content="llavakit"' in page_of_visitor
         assert client.get("/gradio_api/file=/etc/passwd").status_code == 403
         assert client.get(f"/gradio_api/file={Path(__file__)}").status_code == 403
         event = {

@@ -103,13 +103,13 @@ class Visitor:
             field = "#lk-settings input[aria-label='number input for Longest answer']"
             self.tab.fill(field, str(tokens))
             self.tab.press(field, "Tab")
-        self.tab.click("#lk-set")
+        self.tab.click("#lk-settings .toggle-button")
 
     def setting(self, label: str, value: str) -> None:
         self.tab.click("#lk-set")
         self.tab.get_by_label(label).fill(value)
         self.tab.get_by_label(label).press("Tab")
-        self.tab.click("#lk-set")
+        self.tab.click("#lk-settings .toggle-button")
 
     def press(self, name: str) -> None:
         self.tab.get_by_role("button", name=name, exact=True).click()
@@ -140,7 +140,7 @@ _TURNS = """() => {
         asking = user;
         const turn = turns[turns.length - 1];
         const said = row.querySelector('.md');
-        if (user) turn.images += row.querySelectorAll('img').length;
+        if (user) turn.pictures += row.querySelectorAll('img').length;
         if (said) turn[user ? 'question' : 'answer'] = said.innerText.trim();
         for (const name of ['facts', 'error', 'status']) {
             const told = row.querySelector('.lk-' + name);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from llavakit.errors import ParameterError
@@ -29,3 +32,23 @@ def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:
     if not accounts:
         raise ParameterError(f"{path} holds no account; write name:password, one a line.")
     return tuple(accounts.items())
+
+
+def checking(accounts: Sequence[tuple[str, str]]) -> Callable[[str, str], bool]:
+    """Return a check of a name and a password against accounts.
+
+    It takes as long for any name and password, whether the name exists or not.
+    """
+    digests = [_digest(name, password) for name, password in accounts]
+
+    def check(name: str, password: str) -> bool:
+        shown = _digest(name, password)
+        return sum(hmac.compare_digest(shown, digest) for digest in digests) > 0
+
+    return check
+
+
+def _digest(name: str, password: str) -> bytes:
+    # The name's length keeps "a" with "b:c" apart from "a:b" with "c".
+    pair = f"{len(name)}:{name}:{password}".encode("utf-8", "surrogatepass")
+    return sha256(pair).digest()

@@ -156,6 +156,15 @@ class Controller:
         visit.stop()
         visit.conversation.clear()
 
+    def restore(self, visit: Visit, turns: Sequence[WebTurn]) -> None:
+        """Replace the conversation by a saved one.
+
+        Raises:
+            InputError: an answer is on its way.
+        """
+        visit.free()
+        visit.conversation.replace(turns)
+
     async def vote(self, visit: Visit, index: int, feedback: str | None) -> None:
         """Keeps what a visitor thinks of the answer of a turn.
 

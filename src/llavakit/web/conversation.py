@@ -153,6 +153,11 @@ class WebConversation:
         self.turns.clear()
         self.name = secrets.token_hex(8)
 
+    def replace(self, turns: Sequence[WebTurn]) -> None:
+        """Forget everything, and go on from other turns under another name."""
+        self.clear()
+        self.turns.extend(turns)
+
     def messages(self, system: str = "") -> tuple[Message, ...]:
         """What the model is given to answer the last question.
 

@@ -10,12 +10,17 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from http.cookies import CookieError, SimpleCookie
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from llavakit._guesses import WrongGuesses
 from llavakit.web.controller import Controller
+from llavakit.web.preview import previewing
+from llavakit.web.saved import PATH as SAVED_CHATS
+from llavakit.web.saved import SavedChats
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -27,7 +32,7 @@ COOKIE = "llavakit-visitor"
 MAX_EVENT = 4 << 20
 """Most bytes of what a click sends; images are no part of it."""
 
-_POSTS = re.compile(r".*/(?:queue/join|upload|cancel|reset|login)/?")
+_POSTS = re.compile(r".*/(?:queue/join|upload|cancel|reset|login|llavakit/chat)/?")
 _CLOSED = re.compile(r".*/(?:proxy=|monitoring|component_server|deep_link|call/|run/|api/).*")
 _HEARTBEAT = re.compile(r".*/heartbeat/([^/]+)/?")
 _POLICY = (
@@ -62,6 +67,8 @@ class Guard:
         self._controller = controller
         self._folder = folder.resolve()
         self._hosts = frozenset(hosts)
+        self._saved = SavedChats(controller)
+        self._guesses = WrongGuesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -76,10 +83,16 @@ class Guard:
         send = _with_headers(send, None if owner else scope)
         if match := _HEARTBEAT.fullmatch(path):
             await self._heartbeat(match[1], owner, scope, receive, send)
+        elif path.rstrip("/").endswith("/login") and scope["method"] == "POST":
+            await self._login(scope, receive, send)
+        elif path.endswith(SAVED_CHATS):
+            await self._saved(scope, receive, send, owner)
         elif path.rstrip("/").endswith("/upload"):
             await self._app(scope, receive, self._noting_uploads(owner, send))
         elif path.rstrip("/").endswith("/queue/join"):
             await self._event(scope, receive, send)
+        elif scope["method"] == "GET" and not path.rstrip("/").rpartition("/")[2]:
+            await self._app(scope, receive, previewing(send))
         else:
             await self._app(scope, receive, send)
 
@@ -133,6 +146,23 @@ class Guard:
             if not watching.done():
                 watching.cancel()
                 self._controller.left(tab)
+
+    async def _login(self, scope: Scope, receive: Receive, send: Send) -> None:
+        address = str((scope.get("client") or ("",))[0])
+        wait = ceil(self._guesses.wait(address))
+        if wait:
+            text = f"Too many wrong passwords came from this address; try again in {wait} s."
+            await _answer(send, 429, text, {"retry-after": str(wait)})
+            return
+        # Counted before it is judged: many at once are many guesses.
+        self._guesses.wrong(address)
+
+        async def noting(event: Event) -> None:
+            if event["type"] == "http.response.start" and event["status"] < 400:
+                self._guesses.undo(address)
+            await send(event)
+
+        await self._app(scope, receive, noting)
 
     def _noting_uploads(self, owner: str, send: Send) -> Send:
         body = bytearray()
@@ -272,12 +302,15 @@ def _with_headers(send: Send, stranger: Scope | None) -> Send:
     return sending
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
+async def _answer(
+    send: Send, status: int, text: str, more: Mapping[str, str] | None = None
+) -> None:
     body = text.encode()
     headers = [
         (b"connection", b"close"),  # the body may not have been read
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in (more or {}).items()),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -38,6 +38,11 @@ class ModelCache:
         """The model that the page starts with."""
         return self.offers[0].name
 
+    def label(self, name: str) -> str:
+        """Return what the list calls a model, without what it needs."""
+        labels = (offer.label for offer in self.offers if offer.name == name)
+        return next(labels, Path(name).name).partition(" · ")[0]
+
     def is_loaded(self, name: str) -> bool:
         """Whether it has answered before, so that nobody waits for its weights."""
         return name in self._loaded

@@ -44,6 +44,7 @@ class _Page:
         with gr.Blocks(title="llavakit", fill_height=True, analytics_enabled=False) as self.blocks:
             self._token = gr.Textbox(visible="hidden")
             self._draw_settings()
+            self._draw_chats()
             self._draw_top()
             self._chat = self._draw_chat()
             with gr.Row(elem_id="lk-tasks"):
@@ -55,9 +56,11 @@ class _Page:
     # What there is to see
 
     def _draw_top(self) -> None:
+        models = self._controller.model_cache
         with gr.Row(elem_id="lk-top"):
-            gr.HTML(style.HEAD, elem_id="lk-name")
+            self._name = gr.HTML(style.head(models.label(models.default)), elem_id="lk-name")
             self._again = gr.Button("Regenerate", size="sm", min_width=0, elem_id="lk-again")
+            self._chats = gr.Button("Chats", size="sm", min_width=0, elem_id="lk-chats-open")
             self._clear = gr.Button("New chat", size="sm", min_width=0, elem_id="lk-clear")
             self._settings = gr.Button("Settings", size="sm", min_width=0, elem_id="lk-set")
             self._dark = gr.Button("◐", size="sm", min_width=0, elem_id="lk-dark")
@@ -102,6 +105,11 @@ class _Page:
             stop_btn=False,
         )
 
+    def _draw_chats(self) -> None:
+        with gr.Sidebar(position="left", open=False, label="Chats", elem_id="lk-chats"):
+            gr.HTML(style.CHATS)
+            self._restored = gr.Button("Show the opened chat", elem_id="lk-restored")
+
     def _draw_settings(self) -> None:
         settings, model_cache = self._controller.settings, self._controller.model_cache
         with gr.Sidebar(position="right", open=False, label="Settings", elem_id="lk-settings"):
@@ -126,14 +134,14 @@ class _Page:
                 value=settings.top_p,
                 step=0.05,
                 label="Top-p",
-                info="Draw from the likeliest words of this share only.",
+                info="Sample from the likeliest words of this share only.",
             )
             max_tokens = gr.Slider(
                 1, settings.most_tokens, value=settings.max_tokens, step=1, label="Longest answer"
             )
             seed = gr.Textbox(
                 label="Seed",
-                info="A number: the same one gives the same answer. Empty draws anew.",
+                info="A number: the same one gives the same answer. Empty samples anew.",
                 max_length=20,
             )
             system = gr.Textbox(
@@ -152,18 +160,28 @@ class _Page:
     def _listen(self) -> None:
         box, chat, shown = self._box, self._chat, [self._chat, self._box]
         controls: set[Any] = set(self._controls)
-        box.submit(_noticed(self._send), {box, *controls}, shown, **_LISTENING)
+        asked = [box.submit(_noticed(self._send), {box, *controls}, shown, **_LISTENING)]
         box.stop(self._stop, None, None, **_LISTENING)
         for button, task in zip(self._tasks, TASKS, strict=True):
-            button.click(_noticed(self._task(task)), {box, *controls}, shown, **_LISTENING)
-        chat.example_select(_noticed(self._example), controls, shown, **_LISTENING)
-        chat.edit(_noticed(self._edit), controls, shown, **_LISTENING)
-        chat.retry(_noticed(self._regenerate), controls, shown, **_LISTENING)
-        self._again.click(_noticed(self._regenerate), controls, shown, **_LISTENING)
+            does = _noticed(self._task(task))
+            asked.append(button.click(does, {box, *controls}, shown, **_LISTENING))
+        for event, does in (
+            (chat.example_select, _noticed(self._example)),
+            (chat.edit, _noticed(self._edit)),
+            (chat.retry, _noticed(self._regenerate)),
+            (self._again.click, _noticed(self._regenerate)),
+        ):
+            asked.append(event(does, controls, shown, **_LISTENING))
+        for answered in asked:
+            answered.then(None, None, None, js=style.KEEP_CHAT)
         for cleared in (self._clear.click, chat.clear):
             cleared(_noticed(self._new_chat), None, shown, **_LISTENING)
         if self._controller.log is not None:
             chat.like(self._vote, None, None, **_LISTENING)
+        model: Any = self._controls[0]
+        model.change(self._name_of, model, self._name, **_LISTENING)
+        self._restored.click(self._show_restored, None, shown, **_LISTENING)
+        self._chats.click(None, None, None, js=style.TOGGLE_CHATS)
         self._dark.click(None, None, None, js=style.TOGGLE_DARK)
         self._settings.click(None, None, None, js=style.TOGGLE_SETTINGS)
         loaded = self.blocks.load(
@@ -172,6 +190,9 @@ class _Page:
         loaded.then(None, self._token, None, js=style.KEEP_TOKEN)
         # Only a page with something to unload keeps the connection that tells who is here.
         self.blocks.unload(lambda: None)
+
+    def _name_of(self, model: str) -> str:
+        return style.head(self._controller.model_cache.label(model))
 
     def _visit(self, request: gr.Request) -> Visit:
         visit = self._controller.visitors.of(request.session_hash or "")
@@ -238,6 +259,9 @@ class _Page:
         visit = self._visit(request)
         self._controller.clear(visit)
         yield self._look(visit), _asking()
+
+    async def _show_restored(self, request: gr.Request) -> tuple[Any, Any]:
+        return self._look(self._visit(request)), _asking()
 
     async def _stop(self, request: gr.Request) -> None:
         self._visit(request).stop()

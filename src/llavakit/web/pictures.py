@@ -146,7 +146,7 @@ class Uploads:
         most = self._settings.max_images
         for path in paths:
             name = Path(path).name
-            with self._named(name):
+            with naming(name, self._settings):
                 data = read_file(path, self._policy)
                 if sniff(data) in _PAGED:
                     pictures += self._pages(data, name, wanted, notes)
@@ -158,19 +158,6 @@ class Uploads:
                     "in the settings."
                 )
         return Opened(tuple(pictures), tuple(notes))
-
-    @contextlib.contextmanager
-    def _named(self, name: str) -> Iterator[None]:
-        """Says which file an error is about, and what a visitor can do."""
-        try:
-            yield
-        except ImageTooLargeError as error:
-            raise InputError(
-                f"{name} is too large: a file has at most {self._settings.max_file_bytes / MIB:.3g}"
-                f" MiB, and an image {self._settings.max_pixels / 1e6:.3g} million pixels."
-            ) from error
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
 
     def _pages(
         self, data: bytes, name: str, wanted: PageRange | None, notes: list[str]
@@ -189,6 +176,24 @@ class Uploads:
                 break
             found.append(_shown(page.picture, f"{name}, page {page.number}", page.picture))
         return found
+
+
+@contextlib.contextmanager
+def naming(name: str, settings: WebSettings) -> Iterator[None]:
+    """Say which file an error is about, and what a visitor can do.
+
+    Raises:
+        InputError: in place of any that is raised inside.
+    """
+    try:
+        yield
+    except ImageTooLargeError as error:
+        raise InputError(
+            f"{name} is too large: a file has at most {settings.max_file_bytes / MIB:.3g}"
+            f" MiB, and an image {settings.max_pixels / 1e6:.3g} million pixels."
+        ) from error
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def shown_picture(data: bytes, name: str, policy: SourcePolicy) -> AttachedImage:

@@ -111,7 +111,8 @@ def facts(answer: ShownAnswer) -> str:
     if usage is None:
         return _seconds(seconds)
     told = [f"{_tokens(usage.completion_tokens)} in {_seconds(seconds)}"]
-    if usage.completion_tokens > 1 and answer.writing > 0:
+    # Tokens that came at once have no speed.
+    if usage.completion_tokens > 1 and answer.writing >= 0.005:
         told.append(f"{(usage.completion_tokens - 1) / answer.writing:,.0f} per second")
     prompt = f"prompt {_tokens(usage.prompt_tokens)}"
     if usage.image_tokens:

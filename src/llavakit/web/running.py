@@ -22,6 +22,7 @@ from llavakit.backend import Backend
 from llavakit.errors import ParameterError
 from llavakit.values import SamplingParams
 from llavakit.web import style
+from llavakit.web.accounts import checking
 from llavakit.web.catalog import ListedModel
 from llavakit.web.controller import Controller
 from llavakit.web.examples import copy_examples
@@ -141,7 +142,8 @@ def serve(
             server_name=host,
             server_port=port,
             share=share,
-            auth=list(accounts) or None,
+            auth=checking(accounts) if accounts else None,
+            auth_message=style.LOGIN if accounts else None,
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,
@@ -212,4 +214,13 @@ def _theme() -> Any:
         radius_size="lg",
         font=list(style.FONT),
         font_mono=list(style.MONO),
+    ).set(
+        # Text has a contrast of at least 4.5 to 1 on every background of the page.
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        input_placeholder_color_dark="*neutral_400",
     )

@@ -29,6 +29,7 @@ class WebSettings:
         max_pages: most pages that are taken of one document.
         max_upload_bytes: most bytes of uploads that nobody sent yet, of all visitors.
         max_kept_bytes: most bytes of images that one conversation may hold.
+        max_saved_bytes: most bytes of a saved conversation that is opened again.
         max_text: most characters of a message or a system text.
         max_turns: most questions of one conversation.
         max_visitors: most visitors whose conversations are held.
@@ -50,6 +51,7 @@ class WebSettings:
     max_pages: int = 16
     max_upload_bytes: int = 2048 * MIB
     max_kept_bytes: int = 128 * MIB
+    max_saved_bytes: int = 192 * MIB
     max_text: int = 20_000
     max_turns: int = 100
     max_visitors: int = 256

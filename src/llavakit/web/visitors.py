@@ -98,6 +98,14 @@ class Visitors:
             self._visits[tab] = visit
         return self.of(tab)
 
+    def with_token(self, token: str, owner: str) -> Visit | None:
+        """Return the visit of a token, if this browser has it."""
+        for visit in self._visits.values():
+            same = secrets.compare_digest(visit.token.encode(), token.encode())
+            if same and owner and secrets.compare_digest(visit.owner.encode(), owner.encode()):
+                return visit
+        return None
+
     def came(self, tab: str, owner: str) -> None:
         """The tab opened its connection."""
         visit = self.of(tab)
