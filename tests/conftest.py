@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from llavakit.backend import Backend
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 # Before torch is imported, here and in the processes that tests start: tests measure behaviour
 # and not speed, and several OpenMP threads starve at every barrier of a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# A busy machine is no fault of a test's.
+settings.register_profile("llavakit", deadline=None)
+settings.load_profile("llavakit")
 
 
 def pytest_collection_finish() -> None:

@@ -344,7 +344,7 @@ def test_a_picture_is_a_value():
     assert again == picture and hash(again) == hash(picture) and again is not picture
     assert copy.copy(picture) is picture and copy.deepcopy([picture])[0] is picture
     assert len({picture, again}) == 1 and picture != "something else"
-    assert repr(picture) == f"<Image 48x32 {picture.digest[:12]}>"
+    assert repr(picture) == f"<Picture 48x32 {picture.digest[:12]}>"
     with pytest.raises(AttributeError):
         picture.digest = ""
     with pytest.raises(UnsupportedImageError, match="mode RGB"):

@@ -294,6 +294,7 @@ class World:
             ),
             "ImageAsker": lambda: questions.ImageAsker(backend=self.backend, max_tokens=4),
             "ImageResolver": lambda: llama_index.ImageResolver(),
+            "PictureResolver": lambda: llama_index.PictureResolver(),
             "Pictures": questions.Pictures,
             "Question": lambda: self.question,
             "Results": lambda: evaluation.Results(

@@ -67,7 +67,7 @@ def test_values_of_other_scripts_occur():
 
 
 def test_a_picture_question_without_a_picture_is_declined():
-    declined = [d for d in made(smalltalk.random_talk, 300) if d.task == "no image"]
+    declined = [d for d in made(smalltalk.random_talk, 300) if d.task == "no picture"]
     assert declined and all(d.answer == smalltalk.NO_PICTURE for d in declined)
 
 

@@ -161,7 +161,7 @@ def test_another_job_is_refused_and_the_file_left_alone(
 def test_a_file_of_somebody_else_is_left_alone(job, backend, tmp_path, content):
     out = tmp_path / "mine.jsonl"
     out.write_text(content)
-    with pytest.raises(ParameterError, match="nothing"):
+    with pytest.raises(ParameterError, match="its job is unknown"):
         run_job(job, backend, out)
     assert out.read_text() == content
 

@@ -340,7 +340,10 @@ def test_a_mistake_ends_in_a_sentence_that_names_the_argument(index, name):
 def test_what_does_not_go_together_is_refused(index):
     for settings, told in (
         ({"streaming": True, "output_cls": Name}, "streaming or output_cls"),
-        ({"question_template": "{question}", "text_qa_template": TEMPLATES["a prompt"]}, "twice"),
+        (
+            {"question_template": "{question}", "text_qa_template": TEMPLATES["a prompt"]},
+            "both given",
+        ),
         ({"response_mode": "refine", "label": None}, "label cannot go with response_mode='refine'"),
         ({"response_mode": "no_text", "output_cls": Name}, "output_cls has no place"),
     ):

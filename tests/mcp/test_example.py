@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.programs import started
 
 PAGE = Path("docs/mcp.md")
 
 
+@pytest.mark.slow  # a process of its own, which test_transports has too
 def test_the_example_asks_reads_and_extracts():
     told = started("examples/mcp_client.py")
     assert "tools: ask_image, compare_images, read_page, extract, list_images" in told

@@ -38,6 +38,7 @@ def no_kernels_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     kernels.cache_clear()
 
 
+@pytest.mark.slow  # engine/test_oracle.py has the path for one family
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("key", list(FAMILIES))
 def test_all_families_answer_as_transformers_does(key: str, device: str, tmp_path, monkeypatch):

@@ -26,6 +26,8 @@ from llavakit.training.labels import IGNORED
 from llavakit.values import Image
 from tests.training.demo import MIX, encoder, lesson_phase, store
 
+pytestmark = pytest.mark.slow  # of the example that makes the bundled model
+
 
 def steps(**options: object) -> LessonSteps:
     return LessonSteps(lesson_phase(**options), 1, store(), encoder())

@@ -6,6 +6,8 @@ from examples.demo_model.tokenizer import build_tokenizer
 from examples.demo_model.world.copying import random_copying
 from examples.demo_model.world.words import chinese, code, made_up_identifier, made_up_word
 
+pytestmark = pytest.mark.slow  # of the example that makes the bundled model
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

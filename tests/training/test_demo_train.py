@@ -33,6 +33,8 @@ from llavakit.training.progress import LOG, PLOT
 from llavakit.training.trainer import CHECKPOINTS
 from tests.training.demo import MIX
 
+pytestmark = pytest.mark.slow  # of the example that makes the bundled model
+
 REPEATS = tuple(
     replace(one, rows=4)
     for one in next(one for one in PHASES if isinstance(one, RepeatPhase)).repeats

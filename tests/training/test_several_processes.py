@@ -135,6 +135,7 @@ def new_model(tmp_path: Path, **more: Any) -> Any:
     return settings("align", VICUNA, data, tmp_path / "aligned", vision_tower=str(CLIP), **more)
 
 
+@pytest.mark.slow  # two processes that train
 def test_a_language_model_gets_eyes_and_then_learns_to_talk(tmp_path: Path):
     """Both stages of the original, from its own kind of parts to a model in HF format."""
     aligned = train(new_model(tmp_path, learning_rate=0.02))

@@ -83,8 +83,9 @@ class Visitor:
         return str(self._wait(number, "turn.error")["error"])
 
     def waits(self, number: int) -> str:
-        """What somebody is told who has no word of an answer yet."""
-        return str(self._wait(number, "turn.status")["status"])
+        """The status of a turn that waits, once the place in the queue is known."""
+        ready = "turn.status && !turn.status.startsWith('One moment')"
+        return str(self._wait(number, ready)["status"])
 
     def wait_for_words(self, number: int) -> None:
         """Waits until an answer is being written."""

@@ -44,7 +44,7 @@ class Lines:
         self._keys = frozenset(keys)
         self._unsynced = 0
         self._held = FileLock(
-            path.with_name(f".{path.name}.lock"), blocking=False, thread_local=False
+            path.parent / f".{path.name}.lock", blocking=False, thread_local=False
         )
         try:
             self._file: BinaryIO = path.open("a+b", buffering=0)
@@ -111,7 +111,6 @@ class Lines:
                 os.fsync(file.fileno())
             renewed = fresh.open("a+b", buffering=0)
             old, self._file = self._file, renewed
-            self._lock()
             fresh.replace(self.path)
             old.close()
         except OSError as error:

@@ -80,6 +80,7 @@ _ADVICE = {
 _PUBLIC_ADVICE = {
     "PDF": "this is a PDF, not an image; send its pages as images",
     "LFS": "this is a Git LFS pointer, not the image itself; send the image",
+    "ZIP": "this is a ZIP archive or an Office document, not an image; send its pages as images",
     "AVIF": "AVIF is not decoded here; convert it to PNG",
 }
 """For remote callers, where the advice above is for the author of a program."""
