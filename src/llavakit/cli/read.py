@@ -12,9 +12,9 @@ import typer
 from rich.markup import escape
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-import llavakit
 from llavakit.cli import options
 from llavakit.cli.cluster import read_on_ray
+from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.terminal import FAILED, Remarks, counted, note, sentence, told_errors, usage_error
 from llavakit.errors import ParameterError
 
@@ -28,6 +28,7 @@ _PAGES = "Pages"
 _CLUSTER = "Cluster"
 
 
+@takes_model()
 def read(
     files: Annotated[
         list[str],
@@ -135,13 +136,7 @@ def read(
         ),
     ] = None,
     max_tokens: options.MaxTokens = 1024,
-    model: options.Model = "demo",
-    model_base: options.ModelBase = None,
-    conv_mode: options.ConvMode = None,
-    load_4bit: options.Load4Bit = False,
-    load_8bit: options.Load8Bit = False,
-    device: options.Device = "auto",
-    base_url: options.BaseUrl = None,
+    chosen: ModelArguments = ModelArguments(),  # noqa: B008
     debug: options.Debug = False,
 ) -> None:
     """Read the pages of documents: their text, what they show, or data of a schema.
@@ -190,25 +185,12 @@ def read(
                 None if tiles is None else Tiles.parse(tiles),
                 confidence,
             ),
-            model,
+            chosen.model,
             pages,
             View(dpi, max_pixels, text_layer, page_seconds),
-            _set(
-                model_base=model_base,
-                conv_mode=conv_mode,
-                load_4bit=load_4bit,
-                load_8bit=load_8bit,
-                base_url=base_url,
-            ),
+            chosen.given("model_base", "conv_mode", "load_4bit", "load_8bit", "base_url"),
         )
-        load: dict[str, Any] = {
-            "base_url": base_url,
-            "model_base": model_base,
-            "conv_mode": conv_mode,
-            "device": device,
-            "load_in_4bit": load_4bit,
-            "load_in_8bit": load_8bit,
-        }
+        load = chosen.keywords
         earlier = 0
         with ReadingOutput(watched=is_watched(out)) as told:
             if ray and out is not None:
@@ -219,9 +201,9 @@ def read(
                     progress=told.shard,
                 ).earlier
             elif out is None:
-                _print(job, llavakit.load(model, **load), window, told)
+                _print(job, chosen.load(), window, told)
             else:
-                backend = llavakit.load(model, **load)
+                backend = chosen.load()
                 kept = None if store is None else PageStore(store)
                 tally = run_job(
                     job,
@@ -335,10 +317,6 @@ def _schema(path: Path) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise ParameterError(f"{path} holds no JSON schema: it must be an object.")
     return schema
-
-
-def _set(**settings: object) -> dict[str, object]:
-    return {name: value for name, value in settings.items() if value}
 
 
 def _print(job: Job, backend: Backend, window: int, told: ReadingOutput) -> None:
