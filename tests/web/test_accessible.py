@@ -77,34 +77,6 @@ def test_axe_finds_nothing_on_the_page(visit: Visit, axe: str, scheme: str, scre
     assert violations(tab, axe) == []
 
 
-@pytest.fixture
-def locked() -> Iterator[Any]:
-    """A page with an account, and a backend that answers at once."""
-    with quietly():
-        from llavakit.web import serve
-    accounts = [("anna", "right")]
-    page = serve([ListedModel("fake", "fake")], lambda _: FakeBackend(), port=0, accounts=accounts)
-    yield page
-    with quietly():
-        page.close()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_where_one_logs_in(
-    browser: Any, locked: Any, axe: str, scheme: str
-) -> None:
-    with browser.new_context(viewport=SCREENS["phone"], color_scheme=scheme) as context:
-        tab = context.new_page()
-        tab.goto(locked.url)
-        tab.get_by_role("heading", name="llavakit").wait_for()
-        found = violations(tab, axe)
-        assert [rule for rule in found if rule[0] in ("serious", "critical")] == []
-        tab.get_by_label("username").fill("anna")
-        tab.get_by_label("password").fill("right")
-        tab.get_by_role("button", name="Login").click()
-        tab.locator("#lk-box").wait_for()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_grey_text_stands_out(visit: Visit, scheme: str) -> None:
     visitor = visit(color_scheme=scheme)
@@ -148,3 +120,34 @@ def test_the_model_that_answers_is_in_view_and_follows_the_choice(visit: Visit) 
     visitor.tab.wait_for_timeout(400)  # the settings slide away
     place = shown.bounding_box()
     assert place is not None and place["x"] >= 0 and place["y"] >= 0
+
+
+# Last: of two pages of one process, the end of the second takes files from the first.
+
+
+@pytest.fixture
+def locked() -> Iterator[Any]:
+    """A page with an account, and a backend that answers at once."""
+    with quietly():
+        from llavakit.web import serve
+    accounts = [("anna", "right")]
+    page = serve([ListedModel("fake", "fake")], lambda _: FakeBackend(), port=0, accounts=accounts)
+    yield page
+    with quietly():
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_where_one_logs_in(
+    browser: Any, locked: Any, axe: str, scheme: str
+) -> None:
+    with browser.new_context(viewport=SCREENS["phone"], color_scheme=scheme) as context:
+        tab = context.new_page()
+        tab.goto(locked.url)
+        tab.get_by_role("heading", name="llavakit").wait_for()
+        found = violations(tab, axe)
+        assert [rule for rule in found if rule[0] in ("serious", "critical")] == []
+        tab.get_by_label("username").fill("anna")
+        tab.get_by_label("password").fill("right")
+        tab.get_by_role("button", name="Login").click()
+        tab.locator("#lk-box").wait_for()
