@@ -116,16 +116,7 @@ def mcp(
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
     base_url: options.BaseUrl = None,
-    keep_alive: Annotated[
-        str | None,
-        typer.Option(
-            "--keep-alive",
-            metavar="DURATION",
-            help="How long an idle model stays in memory: 5m, 1h30m, seconds, or -1 (for ever).",
-            show_default="for ever",
-            rich_help_panel="Model",
-        ),
-    ] = None,
+    keep_alive: options.KeepAlive = None,
     debug: options.Debug = False,
 ) -> None:
     """Give any agent of the Model Context Protocol tools that look at images.

@@ -56,6 +56,16 @@ BaseUrl: TypeAlias = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+KeepAlive: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-alive",
+        metavar="DURATION",
+        help="How long an idle model stays in memory: 5m, 1h30m, seconds, or -1 (for ever).",
+        show_default="for ever",
+        rich_help_panel=_MODEL,
+    ),
+]
 Host: TypeAlias = Annotated[
     str, typer.Option("--host", help="The address to listen on.", rich_help_panel="Server")
 ]

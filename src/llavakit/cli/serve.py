@@ -159,16 +159,7 @@ def serve(
     load_4bit: options.Load4Bit = False,
     load_8bit: options.Load8Bit = False,
     device: options.Device = "auto",
-    keep_alive: Annotated[
-        str | None,
-        typer.Option(
-            "--keep-alive",
-            metavar="DURATION",
-            help="How long an idle model stays in memory: 5m, 1h30m, seconds, or -1 (for ever).",
-            show_default="for ever",
-            rich_help_panel="Model",
-        ),
-    ] = None,
+    keep_alive: options.KeepAlive = None,
     warm_up: Annotated[
         bool,
         typer.Option(
