@@ -19,8 +19,8 @@ demo: $(VENV)/installed  ## ask bundled pictures and a PDF, through the bundled 
 test: $(VENV)/installed  ## the tests that a change must pass, offline, on a CPU
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
-test-all: $(VENV)/installed  ## the slow ones too, one after the other
-	$(BIN)/python -m pytest -q -m ''
+test-all: $(VENV)/installed  ## the slow ones too, one after the other, with new random examples
+	LLAVAKIT_EXAMPLES=explore $(BIN)/python -m pytest -q -m ''
 
 # The lowest versions that pyproject.toml allows, in an environment of its own. torch's lowest may
 # come with CUDA libraries.
