@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-# Read when gradio is imported: it tells nobody that it runs.
+# Read when gradio is imported: it reports to its makers that it runs, unless this is set.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
@@ -26,6 +24,7 @@ from llavakit.web.accounts import checking
 from llavakit.web.catalog import ListedModel
 from llavakit.web.controller import Controller
 from llavakit.web.examples import copy_examples
+from llavakit.web.folders import FOLDERS
 from llavakit.web.guard import Guard
 from llavakit.web.log import ConversationLog
 from llavakit.web.model_cache import ModelCache
@@ -60,17 +59,17 @@ class RunningPage:
         self._closed = threading.Event()
 
     def wait(self) -> None:
-        """Returns when somebody closed the page."""
+        """Return when the page has been closed."""
         self._closed.wait()
 
     def close(self) -> None:
-        """Ends everything, and removes what was uploaded; safe to call twice."""
+        """End everything, and remove what was uploaded; safe to call twice."""
         if self._closed.is_set():
             return
         self._closed.set()
         self._blocks.close(verbose=False)
         self.controller.model_cache.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        FOLDERS.remove(self._folder)
 
     def __enter__(self) -> Self:
         return self
@@ -121,11 +120,8 @@ def serve(
     settings = settings or WebSettings()
     log = None if log_dir is None else ConversationLog(log_dir)
     port = _free(host, port)
-    folder = Path(tempfile.mkdtemp(prefix="llavakit-web-")).resolve()
-    try:
+    with FOLDERS.making() as folder:
         uploads = folder / "uploads"
-        uploads.mkdir()
-        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         controller = Controller(
             settings,
             ModelCache(offers, kept, load),
@@ -161,9 +157,6 @@ def serve(
             head=style.SCRIPT,
             inbrowser=False,
         )
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     _close_to_other_sites(blocks.app)
     page = RunningPage(controller, blocks, folder, url.rstrip("/"), share_url)
     threading.Thread(
