@@ -27,7 +27,7 @@ from llavakit.engine.graphs import (
     Capture,
     CudaGraphs,
     Integers,
-    StaticSteps,
+    RecordedSteps,
     as_it_is,
     power_of_two,
     reason_of,
@@ -73,7 +73,7 @@ class Shape:
     longest: int
 
 
-class StaticDecode(StaticSteps[Shape]):
+class StaticDecode(RecordedSteps[Shape]):
     """Runs decode steps in static shapes.
 
     Args:

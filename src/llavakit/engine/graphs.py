@@ -1,6 +1,6 @@
 """Steps in static shapes: each shape's step recorded once to replay it, by CUDA graphs.
 
-:class:`StaticSteps` is what :mod:`~llavakit.engine.decode` and :mod:`~llavakit.engine.mixed` have
+:class:`RecordedSteps` is what :mod:`~llavakit.engine.decode` and :mod:`~llavakit.engine.mixed` have
 in common; their shapes, tables and passes are their own.
 """
 
@@ -64,7 +64,7 @@ def as_it_is(step: Step) -> Step:
     return step
 
 
-class StaticSteps(ABC, Generic[ShapeT]):
+class RecordedSteps(ABC, Generic[ShapeT]):
     """Runs the steps of each shape on one table of integers, which is copied to the device.
 
     A shape's step runs as it is until the shape was needed ``after`` times, and is then recorded,

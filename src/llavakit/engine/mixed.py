@@ -22,7 +22,7 @@ from torch import Tensor
 from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.decode import CAPTURE_AFTER, StaticDecode
-from llavakit.engine.graphs import Capture, Integers, StaticSteps, as_it_is, power_of_two
+from llavakit.engine.graphs import Capture, Integers, RecordedSteps, as_it_is, power_of_two
 from llavakit.engine.layout import CallLayout, Layout, Row, lay_out
 from llavakit.engine.pieces import AttentionCall, Kernel
 from llavakit.model.llava import Llava
@@ -69,7 +69,7 @@ class MixedShape:
         return (self.tokens, self.tokens, self.rows, *calls, self.tokens * self.parts)
 
 
-class StaticMixed(StaticSteps[MixedShape]):
+class StaticMixed(RecordedSteps[MixedShape]):
     """Runs steps that prefill in static shapes.
 
     Args:
