@@ -23,7 +23,7 @@ _BY_ROUTE = (("/load_model", "transformers"), ("/get_server_info", "sglang"))
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A model on a server.
 
     Attributes:
@@ -39,7 +39,7 @@ class Served:
     owner: str = ""
 
 
-async def served(transport: Transport) -> list[Served]:
+async def served(transport: Transport) -> list[ServedModel]:
     """The models of a server.
 
     Raises:
@@ -54,9 +54,9 @@ async def served(transport: Transport) -> list[Served]:
     return [_served(one) for one in models if isinstance(one, Mapping)]
 
 
-def _served(told: Mapping[str, Any]) -> Served:
+def _served(told: Mapping[str, Any]) -> ServedModel:
     limit = told.get("max_model_len")
-    return Served(
+    return ServedModel(
         str(told.get("id")),
         str(told.get("root") or ""),
         limit if isinstance(limit, int) and limit > 0 else None,
