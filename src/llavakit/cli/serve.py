@@ -18,6 +18,7 @@ from rich.status import Status
 import llavakit
 from llavakit.cli import options
 from llavakit.cli.cluster import cluster_of, run_cluster
+from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors
 from llavakit.errors import ParameterError
 from llavakit.serving.settings import MIB, ServerSettings, read_keys
@@ -30,6 +31,7 @@ _QUIET_SECONDS = 10.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+@takes_model("model", "base_url")
 def serve(
     model: Annotated[
         str, typer.Argument(help="A name from `llavakit models`, a hub id or a directory.")
@@ -154,11 +156,7 @@ def serve(
             rich_help_panel=_CLUSTER,
         ),
     ] = None,
-    model_base: options.ModelBase = None,
-    conv_mode: options.ConvMode = None,
-    load_4bit: options.Load4Bit = False,
-    load_8bit: options.Load8Bit = False,
-    device: options.Device = "auto",
+    chosen: ModelArguments = ModelArguments(),  # noqa: B008
     keep_alive: options.KeepAlive = None,
     warm_up: Annotated[
         bool,
@@ -194,11 +192,8 @@ def serve(
             request_timeout=request_timeout,
         )
         load = {
-            "model_base": model_base,
-            "conv_mode": conv_mode,
-            "device": device,
-            "load_in_4bit": load_4bit,
-            "load_in_8bit": load_8bit,
+            **chosen.of_checkpoint,
+            "device": chosen.device,
             "keep_alive": keep_alive,
             "max_waiting": max_waiting,
             "max_concurrency": _whole_or_auto("--max-concurrency", max_concurrency),
