@@ -1,7 +1,7 @@
 """The web page: talk to an image in the browser.
 
 :func:`serve` starts it, and ``llavakit web`` is that on the command line. What the page does
-(conversations, images, tasks, the line of those who wait, the log) lives in modules that know
+(conversations, images, tasks, the queue, the log) lives in modules that know
 no browser; :mod:`llavakit.web.page` and :mod:`llavakit.web.running` put it behind gradio. Needs
 ``llavakit[web]``.
 """

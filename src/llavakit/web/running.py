@@ -1,4 +1,4 @@
-"""The page as a server: where files go, which doors are open, and how it ends."""
+"""The page as a server: where files go, which routes are open, and how it ends."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def serve(
     moderation: Moderation | None = None,
     failed: Callable[[BaseException], None] | None = None,
 ) -> RunningPage:
-    """Starts the page, and returns while it runs.
+    """Start the page, and return while it runs.
 
     The first model is loaded in the background at once.
 
@@ -109,10 +109,10 @@ def serve(
         host: the address to listen on.
         port: 0 takes a free one.
         share: let the whole internet in, through servers of gradio's makers.
-        accounts: names and passwords; without any, everybody who reaches the page may use it.
+        accounts: names and passwords; without any, every visitor that reaches the page may use it.
         log_dir: where the conversation log goes; None keeps none.
         moderation: the hook that may refuse a question.
-        failed: told why the first model could not be loaded.
+        failed: is called with the error if the first model could not be loaded.
 
     Raises:
         ParameterError: the port is taken, or the log cannot be written.
@@ -130,7 +130,7 @@ def serve(
             log=log,
             moderation=moderation,
         )
-        # A name that leads to loopback is not ours (DNS rebinding); elsewhere nobody knows names.
+        # A name that leads to loopback is not ours (DNS rebinding); elsewhere all names pass.
         hosts = LOOPBACK if is_loopback(host) and not share else ()
         blocks = build(controller)
         blocks.queue(default_concurrency_limit=None, max_size=None)
@@ -169,7 +169,7 @@ def serve(
 
 
 def _close_to_other_sites(app: Any) -> None:
-    """Take away the framework's leave for pages of other ports of this machine (CORS)."""
+    """Remove the framework's permission for pages of other ports of this machine (CORS)."""
     from gradio.route_utils import CustomCORSMiddleware
 
     left = [one for one in app.user_middleware if one.cls is not CustomCORSMiddleware]
