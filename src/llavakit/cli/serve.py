@@ -227,10 +227,10 @@ def _run(
     log_to_stderr(logging.DEBUG if debug else logging.INFO if access_log else logging.WARNING)
     failure: list[BaseException] = []
 
-    told = WarmingUp()
+    warming = WarmingUp()
 
     def loaded(error: BaseException | None) -> None:
-        told.over()
+        warming.over()
         if error is None:
             note(f"llavakit: {settings.model_name} is ready")
         else:
@@ -241,7 +241,7 @@ def _run(
     listener = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     server = Server(
-        create_app(backend, settings, loaded=loaded, progress=told),
+        create_app(backend, settings, loaded=loaded, progress=warming),
         grace,
         access_log,
         lambda: note(f"llavakit: listening on {address}, loading {model}"),
@@ -249,7 +249,7 @@ def _run(
     try:
         server.run(sockets=[listener])
     finally:
-        told.over()
+        warming.over()
         backend.close()
     if failure:
         reason = failure[0]
@@ -262,7 +262,7 @@ class WarmingUp:
 
     def __init__(self) -> None:
         self._status: Status | None = None
-        self._told = -math.inf
+        self._reported = -math.inf
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """A piece of work is done; on any thread."""
@@ -272,8 +272,8 @@ class WarmingUp:
                 self._status = Console(stderr=True).status("")
                 self._status.start()
             self._status.update(escape(text))
-        elif time.monotonic() - self._told > _QUIET_SECONDS:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._reported > _QUIET_SECONDS:
+            self._reported = time.monotonic()
             note(text)
 
     def over(self) -> None:
