@@ -123,11 +123,11 @@ def merged_figures(texts: Mapping[str, bytes]) -> bytes:
     """
     families: dict[str, Metric] = {}
     for replica, text in sorted(texts.items()):
-        for family in text_string_to_metric_families(text.decode()):
+        for reported in text_string_to_metric_families(text.decode()):
             family = families.setdefault(
-                family.name, Metric(family.name, family.documentation, family.type)
+                reported.name, Metric(reported.name, reported.documentation, reported.type)
             )
-            for sample in family.samples:
+            for sample in reported.samples:
                 labels = {LABEL: replica, **sample.labels}
                 family.samples.append(sample._replace(labels=labels))
     return generate_latest(_Families(list(families.values())))
