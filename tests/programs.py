@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import os
 import re
 import runpy
@@ -119,3 +120,24 @@ def _frameworks_as_they_were() -> Iterator[None]:
         langchain_globals.set_llm_cache(cache)
         langchain_globals.set_verbose(verbose)
         langchain_globals.set_debug(debug)
+
+
+def packages_after(*statements: str) -> dict[str, set[str]]:
+    """What is imported behind each statement: packages, and those below ``llavakit``.
+
+    One fresh interpreter runs them, one behind the other; begin with the lightest.
+    """
+    code = (
+        "import json, sys\nfound = {}\n"
+        f"for statement in {statements!r}:\n"
+        "    exec(statement, {})\n"
+        "    found[statement] = list(sys.modules)\n"
+        "print(json.dumps(found))"
+    )
+    found = json.loads(started("-W", "ignore", "-c", code).splitlines()[-1])
+    return {
+        statement: {
+            ".".join(name.split(".")[: 2 if name.startswith("llavakit.") else 1]) for name in names
+        }
+        for statement, names in found.items()
+    }

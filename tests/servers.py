@@ -24,7 +24,7 @@ _LLAVAKIT = "from llavakit.cli import main; main()"
 
 
 class RealServer:
-    """A server process; ``model`` is its name for the bundled model.
+    """A server, and its process; ``model`` is its name for the bundled model.
 
     Args:
         name: its dialect.
@@ -40,7 +40,7 @@ class RealServer:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [part.replace("PORT", str(port)) for part in command],
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -53,7 +53,7 @@ class RealServer:
         end = time.monotonic() + 240
         # A client of its own: LangChain's suite has another `httpx.get` while it runs.
         with httpx.Client(base_url=self.url, trust_env=False) as client:
-            while time.monotonic() < end and self._process.poll() is None:
+            while time.monotonic() < end and self.process.poll() is None:
                 try:
                     if client.get(ready).status_code == 200:
                         return
@@ -66,13 +66,13 @@ class RealServer:
         raise AssertionError(f"{self.name} did not start:\n{said}")
 
     def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
+        if self.process.poll() is None:
+            self.process.terminate()
             try:
-                self._process.wait(20)
+                self.process.wait(20)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self.process.kill()
+                self.process.wait()
         self._log.close()
 
 

@@ -36,7 +36,7 @@ def test_demo_answers_every_question_right():
 
 
 def test_shortest_program_names_the_colour():
-    assert started("examples/ask.py").splitlines()[0] == "red"
+    assert printed("examples/ask.py").splitlines()[0] == "red"
 
 
 def test_langchain_example_answers_about_each_shape():

@@ -66,6 +66,7 @@ def start(command, **more):
     )
 
 
+@pytest.mark.slow  # a run that is ended goes the same way, with stages that take no time
 def test_a_killed_rehearsal_leaves_the_figures_so_far_and_no_process(tmp_path):
     with start([*COMMAND, "--out", str(tmp_path)]) as parent:
         try:
@@ -82,7 +83,6 @@ def test_a_killed_rehearsal_leaves_the_figures_so_far_and_no_process(tmp_path):
     assert "ended" not in figures(tmp_path, "oracle")
 
 
-@pytest.mark.slow  # the killed rehearsal goes the same way
 def test_a_run_that_is_told_to_end_says_where_it_stood(tmp_path):
     command = [sys.executable, "-c", STAGES, "measures", "hangs", "measures"]
     with start(command, OUT=str(tmp_path), LIMIT="60") as parent:

@@ -54,11 +54,30 @@ def test_a_command_may_have_other_defaults():
     assert taken[0][1].device == "cpu"
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "read", "eval"])
-def test_commands_that_load_a_model_name_it_alike(name):
+# Some have the model as an argument, and a server has no server behind it.
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        *[(name, set()) for name in ("ask", "chat", "read", "eval", "web")],
+        ("mcp", {"--model-path", "-m"}),
+        ("serve", {"--model-path", "-m", "--base-url"}),
+    ],
+)
+def test_commands_that_load_a_model_name_it_alike(name, without):
     found = {
         option
         for parameter in typer.main.get_command(app).commands[name].params
         for option in parameter.opts
     }
-    assert {*EVERY, "--load-4bit", "--load-8bit", "-m"} <= found
+    every = {*EVERY, "--load-4bit", "--load-8bit", "-m"}
+    assert found & every == every - without
+
+
+def test_options_of_a_model_in_this_process_are_refused_beside_a_server(tmp_path):
+    given = ["--model-base", "b"], ["--conv-mode", "v1"], ["--load-4bit"], ["--load-8bit"]
+    for option, *value in (*given, ["--device", "cpu"]):
+        arguments = ["web", "--base-url", "http://127.0.0.1:1", option, *value]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        told = " ".join(result.stderr.split())
+        assert f"{option} is for models in this process, not for --base-url." in told

@@ -434,6 +434,7 @@ assert backend.generate("hello", params).text == expected
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
 
 
+@pytest.mark.slow  # test_local ends an interpreter while requests are open
 def test_process_that_ends_while_the_model_leaves_ends_well(tiny: TinyModel) -> None:
     code = f"""
 import warnings

@@ -16,16 +16,18 @@ IN_TORCH: dict[str, Any] = {"compiled": False}
 """As where no compiled kernels are."""
 ON_TWO_THREADS: dict[str, Any] = {"threads": 2}
 # As on a GPU, but for its kernels: no compiled ones of the processor.
-ON_A_DEVICES_PATH = Kind(
-    settings={**SMALL, "lookahead": True, "static_decode": True}, compiled=False
-)
+ON_A_DEVICES_PATH: dict[str, Any] = {
+    "settings": {**SMALL, "lookahead": True, "static_decode": True},
+    "compiled": False,
+}
 # What a device's path has as well is slow, and so are more cases of what `Kind()` has as well.
 slow = pytest.mark.slow
 KINDS = [
     pytest.param(Kind(), id="llava"),
-    pytest.param(ON_A_DEVICES_PATH, id="llava_on_a_devices_path"),
+    pytest.param(Kind(FEWER_CASES, **ON_A_DEVICES_PATH), id="llava_on_a_devices_path"),
     pytest.param(Kind(FEWER_CASES, **IN_TORCH), id="llava_in_torch"),
     pytest.param(Kind(FEWER_CASES, **ON_TWO_THREADS), id="llava_on_two_threads"),
+    pytest.param(Kind(**ON_A_DEVICES_PATH), id="llava_on_a_devices_path_all", marks=slow),
     pytest.param(Kind(**IN_TORCH), id="llava_in_torch_all", marks=slow),
     pytest.param(Kind(**ON_TWO_THREADS), id="llava_on_two_threads_all", marks=slow),
     pytest.param(

@@ -49,7 +49,8 @@ def llm(demo_backend):
 def pages(llm, tmp_path_factory):
     path = tmp_path_factory.mktemp("pages") / "pages.pdf"
     write_pdf(PAGES, path)
-    return PageImageReader(llm=llm).load_data(path)
+    # Their images are kept: to draw a page anew takes a process for each question.
+    return PageImageReader(llm=llm, store=path.parent / "pictures").load_data(path)
 
 
 @pytest.fixture(scope="module")

@@ -23,20 +23,39 @@ from llavakit.serving import Server, ServerSettings, create_app
 from llavakit.serving.runner import listen
 from llavakit.streams import AnswerStream, Channel
 from llavakit.testing import FakeBackend
+from tests.servers import llavakit_server
 
 
-class Process:
+class Served:
+    """A server of the bundled model, by its figures."""
+
+    def __init__(self, url, process):
+        self.url = url
+        self.process = process
+
+    def metrics(self, key=None):
+        """Figures by their name, summed over labels."""
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return figures(httpx.get(f"{self.url}/metrics", headers=headers).text)
+
+    def idle(self):
+        """Waits until the engine has nothing to do; gives the figures."""
+        return eventually(self.metrics, lambda found: not busy(found))
+
+
+class Process(Served):
     """`llavakit serve` in a process of its own."""
 
     def __init__(self, *arguments):
         program = [sys.executable, "-c", "from llavakit.cli import main; main()"]
-        self.process = subprocess.Popen(
+        process = subprocess.Popen(
             [*program, "serve", "demo", "--port", "0", *arguments],
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+        super().__init__("", process)
         self.lines = []
         self._heard = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -67,15 +86,6 @@ class Process:
     def ready(self):
         self.wait_for(" is ready")
         return self
-
-    def metrics(self, key=None):
-        """Figures by their name, summed over labels."""
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return figures(httpx.get(f"{self.url}/metrics", headers=headers).text)
-
-    def idle(self):
-        """Waits until the engine has nothing to do; gives the figures."""
-        return eventually(self.metrics, lambda found: not busy(found))
 
     def close(self):
         if self.process.poll() is None:
@@ -110,13 +120,10 @@ def eventually(ask, good, timeout=30):
 
 
 @pytest.fixture(scope="session")
-def served(demo_dir):
+def served():
     """A server of the bundled model, for all tests (marked ``enable_socket``)."""
-    if not (demo_dir / "config.json").is_file():
-        pytest.skip("the bundled checkpoint is not built")
-    server = Process()
-    yield server.ready()
-    server.close()
+    server = llavakit_server()
+    return Served(server.url, server.process)
 
 
 @contextlib.contextmanager

@@ -122,9 +122,6 @@ def test_the_model_that_answers_is_in_view_and_follows_the_choice(visit: Visit) 
     assert place is not None and place["x"] >= 0 and place["y"] >= 0
 
 
-# Last: of two pages of one process, the end of the second takes files from the first.
-
-
 @pytest.fixture
 def locked() -> Iterator[Any]:
     """A page with an account, and a backend that answers at once."""

@@ -258,7 +258,9 @@ async def test_a_hook_may_be_a_coroutine_and_one_that_fails_refuses(tmp_path: Pa
 async def test_a_bug_is_told_without_its_secrets(tmp_path: Path) -> None:
     page = Page(tmp_path, FakeBackend([RuntimeError("secret")]))
     await page.ask("What?")
-    assert page.texts == ["Something went wrong here (RuntimeError); the server's log tells more."]
+    assert page.texts == [
+        "Something went wrong here (RuntimeError); the server's log has the details."
+    ]
 
 
 @pytest.mark.parametrize("kind", [RemoteError, CheckpointError])

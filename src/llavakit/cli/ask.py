@@ -63,7 +63,7 @@ def ask(
     """
     if num_beams != 1:
         raise usage_error("There is no beam search here; leave --num-beams at 1.")
-    names, question = _told_apart(arguments or [], query)
+    names, question = _split(arguments or [], query)
     if not question.strip():
         raise usage_error("The question is blank; say what to find out about the image.")
     for listed in image_file or []:
@@ -84,7 +84,7 @@ def ask(
             print("" if echo else completion.text.strip())
 
 
-def _told_apart(arguments: list[str], query: str | None) -> tuple[list[str], str]:
+def _split(arguments: list[str], query: str | None) -> tuple[list[str], str]:
     """The images and the question."""
     if query is not None:
         return list(arguments), query

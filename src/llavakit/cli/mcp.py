@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llavakit.cli import options
+from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.serve import is_loopback
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors, usage_error
 from llavakit.errors import LlavaKitError, ParameterError
@@ -27,6 +28,7 @@ _OF_HTTP = ("host", "port", "api_key_file", "access_log")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+@takes_model("model")
 def mcp(
     context: typer.Context,
     model: Annotated[
@@ -110,12 +112,7 @@ def mcp(
             rich_help_panel="Answer",
         ),
     ] = None,
-    model_base: options.ModelBase = None,
-    conv_mode: options.ConvMode = None,
-    load_4bit: options.Load4Bit = False,
-    load_8bit: options.Load8Bit = False,
-    device: options.Device = "auto",
-    base_url: options.BaseUrl = None,
+    chosen: ModelArguments = ModelArguments(),  # noqa: B008
     keep_alive: options.KeepAlive = None,
     debug: options.Debug = False,
 ) -> None:
@@ -142,24 +139,21 @@ def mcp(
             "max_pages": max_pages,
             "timeout": request_timeout,
             "max_tokens": max_tokens,
-            "model_base": model_base,
-            "conv_mode": conv_mode,
-            "load_in_4bit": load_4bit,
-            "load_in_8bit": load_8bit,
-            "base_url": base_url,
+            **chosen.of_checkpoint,
+            "base_url": chosen.base_url,
             "keep_alive": keep_alive,
             # A model that does not exist is reported before a port is taken.
-            "validate_model_on_init": http and base_url is None,
+            "validate_model_on_init": http and chosen.base_url is None,
         }
-        if base_url is None or device != "auto":
-            settings["device"] = device
+        if chosen.base_url is None or chosen.device != "auto":
+            settings["device"] = chosen.device
         made = _made(MCPSettings, settings)
         if out is None:
             _serve_http(made, host, port, keys, access_log, debug)
         else:
             from llavakit.mcp import create_server, serve_stdio
 
-            if base_url is None:
+            if chosen.base_url is None:
                 threading.Thread(target=_check_model, args=(made,), daemon=True).start()
             serve_stdio(create_server(made), out, made.backend_for().close)
 

@@ -18,6 +18,7 @@ from rich.status import Status
 import llavakit
 from llavakit.cli import options
 from llavakit.cli.cluster import cluster_of, run_cluster
+from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors
 from llavakit.errors import ParameterError
 from llavakit.serving.settings import MIB, ServerSettings, read_keys
@@ -30,6 +31,7 @@ _QUIET_SECONDS = 10.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+@takes_model("model", "base_url")
 def serve(
     model: Annotated[
         str, typer.Argument(help="A name from `llavakit models`, a hub id or a directory.")
@@ -154,11 +156,7 @@ def serve(
             rich_help_panel=_CLUSTER,
         ),
     ] = None,
-    model_base: options.ModelBase = None,
-    conv_mode: options.ConvMode = None,
-    load_4bit: options.Load4Bit = False,
-    load_8bit: options.Load8Bit = False,
-    device: options.Device = "auto",
+    chosen: ModelArguments = ModelArguments(),  # noqa: B008
     keep_alive: options.KeepAlive = None,
     warm_up: Annotated[
         bool,
@@ -194,11 +192,8 @@ def serve(
             request_timeout=request_timeout,
         )
         load = {
-            "model_base": model_base,
-            "conv_mode": conv_mode,
-            "device": device,
-            "load_in_4bit": load_4bit,
-            "load_in_8bit": load_8bit,
+            **chosen.of_checkpoint,
+            "device": chosen.device,
             "keep_alive": keep_alive,
             "max_waiting": max_waiting,
             "max_concurrency": _whole_or_auto("--max-concurrency", max_concurrency),
@@ -232,10 +227,10 @@ def _run(
     log_to_stderr(logging.DEBUG if debug else logging.INFO if access_log else logging.WARNING)
     failure: list[BaseException] = []
 
-    told = WarmingUp()
+    warming = WarmingUp()
 
     def loaded(error: BaseException | None) -> None:
-        told.over()
+        warming.over()
         if error is None:
             note(f"llavakit: {settings.model_name} is ready")
         else:
@@ -246,7 +241,7 @@ def _run(
     listener = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     server = Server(
-        create_app(backend, settings, loaded=loaded, progress=told),
+        create_app(backend, settings, loaded=loaded, progress=warming),
         grace,
         access_log,
         lambda: note(f"llavakit: listening on {address}, loading {model}"),
@@ -254,7 +249,7 @@ def _run(
     try:
         server.run(sockets=[listener])
     finally:
-        told.over()
+        warming.over()
         backend.close()
     if failure:
         reason = failure[0]
@@ -267,7 +262,7 @@ class WarmingUp:
 
     def __init__(self) -> None:
         self._status: Status | None = None
-        self._told = -math.inf
+        self._reported = -math.inf
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """A piece of work is done; on any thread."""
@@ -277,8 +272,8 @@ class WarmingUp:
                 self._status = Console(stderr=True).status("")
                 self._status.start()
             self._status.update(escape(text))
-        elif time.monotonic() - self._told > _QUIET_SECONDS:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._reported > _QUIET_SECONDS:
+            self._reported = time.monotonic()
             note(text)
 
     def over(self) -> None:

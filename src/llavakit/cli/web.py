@@ -12,6 +12,7 @@ import typer
 import llavakit
 from llavakit.backend import Backend
 from llavakit.cli import options
+from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.terminal import FAILED, note, sentence, told_errors
 from llavakit.errors import ParameterError
 from llavakit.web.accounts import read_accounts
@@ -22,6 +23,7 @@ from llavakit.web.settings import WebSettings, is_loopback
 _SERVER = "Server"
 
 
+@takes_model("model")
 def web(
     model: Annotated[
         list[str] | None,
@@ -41,12 +43,7 @@ def web(
             rich_help_panel="Model",
         ),
     ] = None,
-    model_base: options.ModelBase = None,
-    conv_mode: options.ConvMode = None,
-    load_4bit: options.Load4Bit = False,
-    load_8bit: options.Load8Bit = False,
-    device: options.Device = "auto",
-    base_url: options.BaseUrl = None,
+    chosen: ModelArguments = ModelArguments(),  # noqa: B008
     host: options.Host = "127.0.0.1",
     port: options.Port = 7860,
     share: Annotated[
@@ -110,6 +107,7 @@ def web(
         named = model or ["demo"]
         accounts = () if auth_file is None else read_accounts(auth_file)
         private = is_loopback(host) and not share and not accounts
+        base_url = chosen.base_url
         if base_url is not None and models_dir:
             raise ParameterError("--models-dir is for models in this process, not for --base-url.")
         if not debug:
@@ -123,21 +121,21 @@ def web(
             places=places,
         )
         _warn(host, share, bool(accounts), is_loopback(host))
-        of_named = {"model_base": model_base, "conv_mode": conv_mode}
+        if base_url is not None:
+            _refuse_local_options(chosen)
+        of_named = {"model_base": chosen.model_base, "conv_mode": chosen.conv_mode}
         here = {
-            "device": device,
-            "load_in_4bit": load_4bit,
-            "load_in_8bit": load_8bit,
+            "device": chosen.device,
+            "load_in_4bit": chosen.load_4bit,
+            "load_in_8bit": chosen.load_8bit,
             "max_concurrency": seats,
         }
-        if base_url is not None:
-            _refuse_local_options(of_named, here)
         load = _loading(named, base_url, of_named, here)
         listed = listed_models(
             named,
             models_dir or (),
             catalog=private and base_url is None,
-            bits=4 if load_4bit else 8 if load_8bit else 16,
+            bits=4 if chosen.load_4bit else 8 if chosen.load_8bit else 16,
             remote=base_url is not None,
         )
         hook = None if moderation is None else load_hook(moderation)
@@ -173,12 +171,15 @@ def web(
             raise typer.Exit(FAILED)
 
 
-def _refuse_local_options(of_named: dict[str, Any], here: dict[str, Any]) -> None:
-    given = {**of_named, **here, "device": here["device"] != "auto", "max_concurrency": None}
-    for name, value in given.items():
-        if value:
-            option = name.replace("_in_", "_").replace("_", "-")
-            raise ParameterError(f"--{option} is for models in this process, not for --base-url.")
+def _refuse_local_options(chosen: ModelArguments) -> None:
+    """Refuse what concerns models of this process, where a server has the model.
+
+    Raises:
+        ParameterError: an option that was given.
+    """
+    for name in chosen.given("model_base", "conv_mode", "load_4bit", "load_8bit", "device"):
+        option = name.replace("_", "-")
+        raise ParameterError(f"--{option} is for models in this process, not for --base-url.")
 
 
 def _loading(

@@ -129,5 +129,5 @@ def _input(given: Any) -> Any:
 
 
 def _key(before: Any, content: Any) -> str:
-    told = json.dumps([before, content], sort_keys=True, ensure_ascii=True)
-    return sha256(told.encode()).hexdigest()
+    text = json.dumps([before, content], sort_keys=True, ensure_ascii=True)
+    return sha256(text.encode()).hexdigest()

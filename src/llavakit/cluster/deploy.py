@@ -238,11 +238,11 @@ def resources_of(load: Mapping[str, Any], settings: ClusterSettings) -> dict[str
 def _not_deployed(name: str, error: RuntimeError) -> ModelError:
     """Why replicas do not start, in their own words where there are any."""
     serve = import_ray("ray.serve")
-    told = str(error)
+    reason = str(error)
     application = serve.status().applications.get(name)
     for deployment in () if application is None else application.deployments.values():
-        told = deployment.message or told
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
+        reason = deployment.message or reason
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("llavakit.errors.")]
     reason = named[-1].partition(": ")[2] if named else lines[-1]
     return ModelError(f"The replicas cannot be started: {reason}")

@@ -114,13 +114,13 @@ class Failover(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         said = _BufferedResponse(send, self._settings.send_timeout)
         try:
-            await while_connected(receive, self._told(said))
+            await while_connected(receive, self._answered(said))
         except (ClientGone, TimeoutError):
             pass  # the client left, or does not read
         finally:
             self._held.close()
 
-    async def _told(self, said: _BufferedResponse) -> None:
+    async def _answered(self, said: _BufferedResponse) -> None:
         self._asking = asyncio.create_task(self._ask(said))
         if self._closed:
             self._asking.cancel()

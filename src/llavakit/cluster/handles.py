@@ -92,8 +92,8 @@ class RayReplicas:
 
     async def metrics(self) -> bytes:
         names = affinity_of(self._name).living
-        told = await asyncio.gather(*[self._metrics_of(name) for name in names])
-        return merged_figures(dict(one for one in told if one is not None))
+        found = await asyncio.gather(*[self._metrics_of(name) for name in names])
+        return merged_figures(dict(one for one in found if one is not None))
 
     async def _metrics_of(self, name: str) -> tuple[str, bytes] | None:
         """The figures of a replica; None if it cannot be asked now."""
@@ -123,11 +123,11 @@ def merged_figures(texts: Mapping[str, bytes]) -> bytes:
     """
     families: dict[str, Metric] = {}
     for replica, text in sorted(texts.items()):
-        for told in text_string_to_metric_families(text.decode()):
+        for reported in text_string_to_metric_families(text.decode()):
             family = families.setdefault(
-                told.name, Metric(told.name, told.documentation, told.type)
+                reported.name, Metric(reported.name, reported.documentation, reported.type)
             )
-            for sample in told.samples:
+            for sample in reported.samples:
                 labels = {LABEL: replica, **sample.labels}
                 family.samples.append(sample._replace(labels=labels))
     return generate_latest(_Families(list(families.values())))

@@ -48,12 +48,12 @@ def create_ingress(replicas: Replicas, settings: ServerSettings) -> FastAPI:
     app.add_api_route("/version", door.version, methods=["GET"])
     app.add_api_route("/metrics", door.metrics, methods=["GET"])
     app.add_api_route("/{path:path}", door.hand_on, methods=_METHODS)
-    app.add_exception_handler(Refusal, _told)
-    app.add_exception_handler(Exception, _told)
+    app.add_exception_handler(Refusal, _error_response)
+    app.add_exception_handler(Exception, _error_response)
     return app
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     reason = refusal(error)
     if reason.unread:
         await linger(request)
@@ -101,8 +101,8 @@ class Ingress:
         states = await self._replicas.states()
         running = states.get("RUNNING", 0)
         state = "stopping" if self.stopping else "ready" if running else "loading"
-        told = {"status": state, "replicas": states}
-        return JSONResponse(told, 200 if state == "ready" else 503)
+        report = {"status": state, "replicas": states}
+        return JSONResponse(report, 200 if state == "ready" else 503)
 
     async def version(self, request: Request) -> Response:
         """The version of llavakit."""

@@ -65,12 +65,12 @@ async def response(app: ASGIApp, call: WireRequest) -> AsyncGenerator[list[Piece
     Leaving the iteration cancels the call.
     """
     sent: asyncio.Queue[Message | None] = asyncio.Queue()
-    told = False
+    called = False
 
     async def receive() -> Message:
-        nonlocal told
-        if not told:
-            told = True
+        nonlocal called
+        if not called:
+            called = True
             return {"type": "http.request", "body": call.body, "more_body": False}
         await asyncio.Event().wait()  # a client that leaves cancels the call
         raise AssertionError("unreachable")

@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.config import EngineConfig
-from llavakit.engine.graphs import Bucket, Capture, CudaGraphs, as_it_is
+from llavakit.engine.graphs import (
+    Bucket,
+    Capture,
+    CudaGraphs,
+    Integers,
+    RecordedSteps,
+    as_it_is,
+    power_of_two,
+    reason_of,
+)
 from llavakit.engine.layout import Row, pieces_of
 from llavakit.engine.pieces import AttentionCall, Kernel, working_kernel
-from llavakit.engine.transfer import to_device
 from llavakit.model.decoder import FusedDecoder
 from llavakit.model.llava import Llava
 
@@ -67,7 +73,7 @@ class Shape:
     longest: int
 
 
-class StaticDecode:
+class StaticDecode(RecordedSteps[Shape]):
     """Runs decode steps in static shapes.
 
     Args:
@@ -77,15 +83,11 @@ class StaticDecode:
         capture: records a step.
         compile: gives the compiler for so many rows, or None.
         after: uses of a bucket before it is captured.
-        fill: how many (piece, key head) pairs make the device busy; 0 cuts nothing.
+        fill: how many (split, key head) pairs make the device busy; 0 cuts nothing.
 
     Attributes:
         kernel: attends.
-        capture: records a step.
-        steps: how often a step was ``"captured"``, ``"compiled"`` (and captured) or
-            ``"static"``, that is, run as it is.
-        compile_refused, capture_refused: why nothing more is compiled, or a bucket was not
-            captured; None while there is no reason.
+        compile_refused: why nothing more is compiled; None while there is no reason.
     """
 
     def __init__(
@@ -100,20 +102,15 @@ class StaticDecode:
         fill: int = 0,
     ) -> None:
         assert model.fused is not None, "only a fused decoder runs in static shapes"
+        super().__init__(model.device, capture, after)
         self._model = model
         self._arena = arena
         self.kernel = kernel
-        self.capture = capture
         self._decoder = model.fused
         self._compile = compile
-        self._after = after
         self._fill = fill
-        self._buckets: dict[Shape, Bucket] = {}
-        self._broken: set[Shape] = set()
-        self._drawn = torch.zeros(MOST_ROWS, dtype=torch.long, device=model.device)
-        self.steps: Counter[str] = Counter()
+        self._sampled = torch.zeros(MOST_ROWS, dtype=torch.long, device=model.device)
         self.compile_refused: str | None = None
-        self.capture_refused: str | None = None
 
     @property
     def compiles(self) -> bool:
@@ -125,36 +122,29 @@ class StaticDecode:
         rows: Sequence[Row],
         tokens: Sequence[int],
         sources: Sequence[int] = (),
-        drawn: Tensor | None = None,
+        sampled: Tensor | None = None,
     ) -> Tensor | None:
-        """Logits [N, vocab] in fp32, or None if these rows are for the eager pass.
+        """Return logits [N, vocab] in fp32, or None if these rows are for the eager pass.
 
         The result is overwritten by the next step.
 
         Args:
             rows: one new token each.
             tokens: those tokens.
-            sources: for each row the place of its token in ``drawn``, -1 if it is in ``tokens``;
+            sources: for each row the place of its token in ``sampled``, -1 if it is in ``tokens``;
                 empty if all are.
-            drawn: tokens that only the device knows yet, [D].
+            sampled: tokens that only the device knows yet, [D].
         """
         shape = self.shape(rows)
         if shape is None or shape in self._broken:
             return None
-        if drawn is not None:
-            if len(drawn) > MOST_ROWS:
+        if sampled is not None:
+            if len(sampled) > MOST_ROWS:
                 return None
-            self._drawn[: len(drawn)].copy_(drawn)
-        try:
-            table = table_of(rows, tokens, shape, self._arena.scratch, sources)
-            return self._run(shape, table)[: len(rows)]
-        except Exception:
-            # The eager pass writes the same slots again and meets the same error if it is not
-            # of this path's making; there it is reported to the right request.
-            log.warning("decode of %s failed and is eager from now on", shape, exc_info=True)
-            self._broken.add(shape)
-            self._buckets.pop(shape, None)
-            return None
+            self._sampled[: len(sampled)].copy_(sampled)
+        scratch = self._arena.scratch
+        logits = self._attempt(shape, lambda: table_of(rows, tokens, shape, scratch, sources))
+        return None if logits is None else logits[: len(rows)]
 
     def shape(self, rows: Sequence[Row]) -> Shape | None:
         """The bucket of these rows; None if their tree is too deep."""
@@ -168,28 +158,6 @@ class StaticDecode:
             longest = max(piece.length for row in rows for piece in pieces_of(row, count))
         return Shape(batch, count, self._rounded(longest))
 
-    def _run(self, shape: Shape, table: npt.NDArray[np.int32]) -> Tensor:
-        values = torch.from_numpy(table)
-        bucket = self._buckets.get(shape)
-        if bucket is None:
-            bucket = self._bucket(shape, values)
-        else:
-            bucket.fill(values)
-        bucket.uses += 1
-        if bucket.uses > self._after and not bucket.settled:
-            self._settle(shape, bucket)
-        if bucket.replay is None:
-            self.steps["static"] += 1
-            return self._step(bucket.table, shape)
-        self.steps["captured"] += 1
-        if bucket.compiled:
-            self.steps["compiled"] += 1
-        return bucket.replay()
-
-    def _bucket(self, shape: Shape, table: Tensor) -> Bucket:
-        bucket = self._buckets[shape] = Bucket(to_device(table, self._model.device))
-        return bucket
-
     def warm_up(self, max_rows: int, progress: Callable[[int, int, str], None]) -> None:
         """Capture and compile what steps of up to ``max_rows`` rows need, before they come.
 
@@ -201,15 +169,12 @@ class StaticDecode:
             progress: called with how many shapes are done, of how many, and the last one's name.
         """
         shapes = self.usual_shapes(max_rows)
-        # The largest first: the smaller ones then find room in the memory that graphs share.
-        for done, shape in enumerate(reversed(shapes), start=1):
-            bucket = self._buckets.get(shape)
-            if bucket is None:
-                table = table_of((), (), shape, self._arena.scratch)
-                bucket = self._bucket(shape, torch.from_numpy(table))
-            if not bucket.settled:
-                self._settle(shape, bucket)
-            progress(done, len(shapes), f"{shape.rows} rows, {shape.pieces} pieces")
+
+        def done(count: int, shape: Shape) -> None:
+            progress(count, len(shapes), f"{shape.rows} rows, {shape.pieces} pieces")
+
+        scratch = self._arena.scratch
+        self._prepare(shapes, lambda shape: table_of((), (), shape, scratch), done)
 
     def usual_shapes(self, max_rows: int) -> list[Shape]:
         """Shapes of sequences with and without a prefix."""
@@ -224,22 +189,22 @@ class StaticDecode:
     def _pieces(self, batch: int, depth: int) -> int:
         # However short the rows are: an empty piece costs nearly nothing, another shape a capture.
         wanted = -(-self._fill // (batch * self._model.kv_heads))
-        return _power_of_two(max(depth, min(MOST_CUTS, wanted)))
+        return power_of_two(max(depth, min(MOST_CUTS, wanted)))
 
     def _rounded(self, longest: int) -> int:
-        return _power_of_two(max(SHORTEST_PAD, longest)) if self.kernel.padded else longest
+        return power_of_two(max(SHORTEST_PAD, longest)) if self.kernel.padded else longest
 
     def _settle(self, shape: Shape, bucket: Bucket) -> None:
-        """Find a form of the bucket's step that is fast to run again, if there is one."""
-        bucket.settled = True
-        step = functools.partial(self._step, bucket.table, shape)
+        """Compile the shape's step and record it, or record it as it is."""
         if self._compile is not None and shape.rows <= COMPILED_ROWS:
             try:
                 compile = self._compile(shape.rows)
-                fast = functools.partial(step, decoder=self._decoder.compiled(compile))
+                fast = functools.partial(
+                    self._step, bucket.table, shape, self._decoder.compiled(compile)
+                )
                 with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
                     bucket.replay = self.capture(fast)
-                bucket.compiled = True
+                bucket.settled = bucket.compiled = True
                 return
             except Exception as error:
                 log.warning(
@@ -247,25 +212,17 @@ class StaticDecode:
                     exc_info=True,
                 )
                 self._compile = None
-                self.compile_refused = _said(error)
-        try:
-            bucket.replay = self.capture(step)
-        except Exception as error:
-            log.warning("decode of %s cannot be captured and is not", shape, exc_info=True)
-            self.capture_refused = _said(error)
+                self.compile_refused = reason_of(error)
+        super()._settle(shape, bucket)
 
     def _step(self, table: Tensor, shape: Shape, decoder: FusedDecoder | None = None) -> Tensor:
         """From the table (see :func:`table_of`) to logits [rows, vocab]; waits for nothing."""
         tokens, positions, slots, sources = table[:4].long().unbind(0)
-        tokens = torch.where(sources < 0, tokens, self._drawn[sources.clamp_min(0)])
+        tokens = torch.where(sources < 0, tokens, self._sampled[sources.clamp_min(0)])
         tables = _tables(slots, table[4 : 4 + shape.pieces], table[4 + shape.pieces :], shape)
         attend = ArenaAttention(self._arena, lambda device: tables, self.kernel)
         hidden = (decoder or self._decoder)(self._model.embed(tokens), positions, attend)
         return self._model.logits(hidden)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def _tables(slots: Tensor, starts: Tensor, lengths: Tensor, shape: Shape) -> Tables:
@@ -294,7 +251,7 @@ def table_of(
     shape: Shape,
     scratch: int,
     sources: Sequence[int] = (),
-) -> npt.NDArray[np.int32]:
+) -> Integers:
     """A step's integers, [4 + 2 * pieces, rows].
 
     They are tokens, positions, slots, sources (see :meth:`StaticDecode.__call__`), starts and
@@ -324,10 +281,6 @@ def batch_bucket(count: int) -> int:
     """The smallest batch that is captured and holds so many rows."""
     fitting = next((batch for batch in BATCHES if batch >= count), None)
     return fitting or -(-count // 16) * 16
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
 
 
 def static_decode(

@@ -1,13 +1,30 @@
-"""Recording a step once to replay it: CUDA graphs, and where they are put in."""
+"""Steps in static shapes: each shape's step recorded once to replay it, by CUDA graphs.
+
+:class:`RecordedSteps` is what :mod:`~llavakit.engine.decode` and :mod:`~llavakit.engine.mixed` have
+in common; their shapes, tables and passes are their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llavakit.engine.transfer import to_device
+
+log = logging.getLogger(__name__)
+
+ShapeT = TypeVar("ShapeT", bound=Hashable)
+Integers: TypeAlias = npt.NDArray[np.int32]
 Step = Callable[[], Tensor]
 Capture = Callable[[Step], Step]
 """Makes of a step one that does the same, with what lies at the same addresses by then."""
@@ -45,6 +62,118 @@ def as_it_is(step: Step) -> Step:
     """The capture of a device that has none: every replay is a run."""
     step()  # what fails, fails here
     return step
+
+
+class RecordedSteps(ABC, Generic[ShapeT]):
+    """Runs the steps of each shape on one table of integers, which is copied to the device.
+
+    A shape's step runs as it is until the shape was needed ``after`` times, and is then recorded,
+    once. What cannot be recorded goes on as it is; a shape whose step fails is left to the
+    engine's eager pass from then on. None of it ends a request.
+
+    Args:
+        device: what computes.
+        capture: records a step.
+        after: uses of a shape before its step is recorded.
+
+    Attributes:
+        capture: records a step.
+        steps: how often a step was ``"captured"``, ``"compiled"`` (and captured) or
+            ``"static"``, that is, run as it is.
+        capture_refused: why a step was not recorded; None while there is no reason.
+    """
+
+    def __init__(self, device: torch.device, capture: Capture, after: int) -> None:
+        self.capture = capture
+        self.steps: Counter[str] = Counter()
+        self.capture_refused: str | None = None
+        self._device = device
+        self._after = after
+        self._buckets: dict[ShapeT, Bucket] = {}
+        self._broken: set[ShapeT] = set()
+
+    @abstractmethod
+    def _step(self, table: Tensor, shape: ShapeT) -> Tensor:
+        """Compute logits from a shape's table, waiting for nothing."""
+
+    def _attempt(self, shape: ShapeT, table: Callable[[], Integers]) -> Tensor | None:
+        """Return logits, which the next step overwrites; None if the shape is broken.
+
+        Args:
+            shape: the step's.
+            table: makes its integers.
+        """
+        if shape in self._broken:
+            return None
+        try:
+            return self._run(shape, table())
+        except Exception:
+            # The eager pass writes the same slots again, and an error that is not of this path's
+            # making is met there again and reported to the right request.
+            log.warning("a step of %s failed and is eager from now on", shape, exc_info=True)
+            self._broken.add(shape)
+            self._buckets.pop(shape, None)
+            return None
+
+    def _run(self, shape: ShapeT, table: Integers) -> Tensor:
+        values = torch.from_numpy(table)
+        bucket = self._buckets.get(shape)
+        if bucket is None:
+            bucket = self._bucket(shape, values)
+        else:
+            bucket.fill(values)
+        bucket.uses += 1
+        if bucket.uses > self._after and not bucket.settled:
+            self._settle(shape, bucket)
+        if bucket.replay is None:
+            self.steps["static"] += 1
+            return self._step(bucket.table, shape)
+        self.steps["captured"] += 1
+        if bucket.compiled:
+            self.steps["compiled"] += 1
+        return bucket.replay()
+
+    def _bucket(self, shape: ShapeT, values: Tensor) -> Bucket:
+        bucket = self._buckets[shape] = Bucket(to_device(values, self._device))
+        return bucket
+
+    def _prepare(
+        self,
+        shapes: Sequence[ShapeT],
+        blank: Callable[[ShapeT], Integers],
+        done: Callable[[int, ShapeT], None],
+    ) -> None:
+        """Record the steps of shapes before they are needed, with tables of padding alone.
+
+        The largest, which come last, are first: the smaller ones then find room in the memory
+        that graphs share.
+        """
+        for count, shape in enumerate(reversed(shapes), start=1):
+            bucket = self._buckets.get(shape)
+            if bucket is None:
+                bucket = self._bucket(shape, torch.from_numpy(blank(shape)))
+            if not bucket.settled:
+                self._settle(shape, bucket)
+            done(count, shape)
+
+    def _settle(self, shape: ShapeT, bucket: Bucket) -> None:
+        """Find a form of the shape's step that is fast to run again, if there is one."""
+        bucket.settled = True
+        try:
+            bucket.replay = self.capture(functools.partial(self._step, bucket.table, shape))
+        except Exception as error:
+            log.warning("a step of %s cannot be captured and is not", shape, exc_info=True)
+            self.capture_refused = reason_of(error)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error in a few words, for ``stats()``."""
+    return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def power_of_two(least: int) -> int:
+    """Return the smallest power of two that is not below ``least``, from 1 on."""
+    return 1 << (max(1, least) - 1).bit_length()
 
 
 class CudaGraphs:

@@ -12,27 +12,20 @@ Padding tokens write to the scratch slot and read it alone; nothing reads their 
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from llavakit.engine.arena import KVArena
 from llavakit.engine.attention import ArenaAttention, Tables
 from llavakit.engine.decode import CAPTURE_AFTER, StaticDecode
-from llavakit.engine.graphs import Bucket, Capture, as_it_is
+from llavakit.engine.graphs import Capture, Integers, RecordedSteps, as_it_is, power_of_two
 from llavakit.engine.layout import CallLayout, Layout, Row, lay_out
 from llavakit.engine.pieces import AttentionCall, Kernel
-from llavakit.engine.transfer import to_device
 from llavakit.model.llava import Llava
-
-log = logging.getLogger(__name__)
 
 TOKENS = (64, 128, 192, 256, 384, 512)
 """Of a step: the counts that are captured."""
@@ -76,7 +69,7 @@ class MixedShape:
         return (self.tokens, self.tokens, self.rows, *calls, self.tokens * self.parts)
 
 
-class StaticMixed:
+class StaticMixed(RecordedSteps[MixedShape]):
     """Runs steps that prefill in static shapes.
 
     Args:
@@ -85,10 +78,6 @@ class StaticMixed:
         kernel: attends; takes stretches of several queries.
         capture: records a step.
         after: uses of a bucket before it is captured.
-
-    Attributes:
-        steps: how often a step was ``"captured"`` or ``"static"``, that is, run as it is.
-        capture_refused: why a bucket was not captured; None while there is no reason.
     """
 
     def __init__(
@@ -102,17 +91,12 @@ class StaticMixed:
     ) -> None:
         assert model.fused is not None, "only a fused decoder runs in static shapes"
         assert kernel.several, "a prefill has several queries"
+        super().__init__(model.device, capture, after)
         self._model = model
         self._decoder = model.fused
         self._arena = arena
         self._kernel = kernel
-        self._capture = capture
-        self._after = after
-        self._buckets: dict[MixedShape, Bucket] = {}
-        self._broken: set[MixedShape] = set()
         self._embeddings: dict[int, Tensor] = {}
-        self.steps: Counter[str] = Counter()
-        self.capture_refused: str | None = None
 
     def __call__(
         self, rows: Sequence[Row], embeddings: Callable[[], Tensor], ends: Sequence[int]
@@ -134,18 +118,13 @@ class StaticMixed:
         if shape is None or shape in self._broken:
             return None
         new = embeddings()
-        try:
-            buffer = self._buffer(shape.tokens, new)
-            buffer[:count].copy_(new)
-            table = table_of(rows, layout, ends, shape, self._arena.scratch)
-            return self._run(shape, table)[: len(ends)]
-        except Exception:
-            # The eager pass writes the same slots again, and an error that is not of this path's
-            # making is met there again and reported to the right request.
-            log.warning("a step of %s failed and is eager from now on", shape, exc_info=True)
-            self._broken.add(shape)
-            self._buckets.pop(shape, None)
-            return None
+
+        def table() -> Integers:
+            self._buffer(shape.tokens, new)[:count].copy_(new)
+            return table_of(rows, layout, ends, shape, self._arena.scratch)
+
+        logits = self._attempt(shape, table)
+        return None if logits is None else logits[: len(ends)]
 
     def warm_up(self, max_rows: int, progress: Callable[[int, int, str], None]) -> None:
         """Capture the usual shapes before they are needed.
@@ -157,50 +136,22 @@ class StaticMixed:
             progress: is called with the shapes that are done, their number, and the last one.
         """
         shapes = usual_shapes(max_rows)
-        blank = self._model.embed(torch.zeros(1, dtype=torch.long, device=self._model.device))
-        for done, shape in enumerate(reversed(shapes), start=1):
-            self._buffer(shape.tokens, blank)
-            bucket = self._buckets.get(shape)
-            if bucket is None:
-                table = table_of((), None, (), shape, self._arena.scratch)
-                bucket = self._bucket(shape, torch.from_numpy(table))
-            if not bucket.settled:
-                self._settle(shape, bucket)
-            progress(done, len(shapes), f"{shape.tokens} tokens of {shape.rows} rows")
+        like = self._model.embed(torch.zeros(1, dtype=torch.long, device=self._model.device))
+
+        def blank(shape: MixedShape) -> Integers:
+            self._buffer(shape.tokens, like)
+            return table_of((), None, (), shape, self._arena.scratch)
+
+        def done(count: int, shape: MixedShape) -> None:
+            progress(count, len(shapes), f"{shape.tokens} tokens of {shape.rows} rows")
+
+        self._prepare(shapes, blank, done)
 
     def _buffer(self, tokens: int, like: Tensor) -> Tensor:
         buffer = self._embeddings.get(tokens)
         if buffer is None:
             buffer = self._embeddings[tokens] = like.new_zeros((tokens, like.shape[-1]))
         return buffer
-
-    def _run(self, shape: MixedShape, table: npt.NDArray[np.int32]) -> Tensor:
-        values = torch.from_numpy(table)
-        bucket = self._buckets.get(shape)
-        if bucket is None:
-            bucket = self._bucket(shape, values)
-        else:
-            bucket.fill(values)
-        bucket.uses += 1
-        if bucket.uses > self._after and not bucket.settled:
-            self._settle(shape, bucket)
-        if bucket.replay is None:
-            self.steps["static"] += 1
-            return self._step(bucket.table, shape)
-        self.steps["captured"] += 1
-        return bucket.replay()
-
-    def _bucket(self, shape: MixedShape, table: Tensor) -> Bucket:
-        bucket = self._buckets[shape] = Bucket(to_device(table, self._model.device))
-        return bucket
-
-    def _settle(self, shape: MixedShape, bucket: Bucket) -> None:
-        bucket.settled = True
-        try:
-            bucket.replay = self._capture(functools.partial(self._step, bucket.table, shape))
-        except Exception as error:
-            log.warning("a step of %s cannot be captured and is not", shape, exc_info=True)
-            self.capture_refused = f"{type(error).__name__}: {str(error)[:300]}"
 
     def _step(self, table: Tensor, shape: MixedShape) -> Tensor:
         """From table and embeddings to logits [R, vocab]; waits for nothing."""
@@ -219,7 +170,7 @@ class StaticMixed:
 def shape_of(layout: Layout, tokens: int, rows: int) -> MixedShape | None:
     """Return the bucket of a step; None if it fits none."""
     places = next((count for count in TOKENS if count >= tokens), None)
-    sequences = max(FEWEST_ROWS, _power_of_two(rows))
+    sequences = max(FEWEST_ROWS, power_of_two(rows))
     if places is None or sequences > places:
         return None
     if layout.parts is None:
@@ -227,14 +178,14 @@ def shape_of(layout: Layout, tokens: int, rows: int) -> MixedShape | None:
     singles = len(layout.calls[0].stretches) - rows
     behind = layout.calls[1].stretches if len(layout.calls) > 1 else layout.slots[:0, None]
     queries = int(behind[:, 1].sum()) if len(behind) else 0
-    parts = _power_of_two(layout.parts.shape[1])
+    parts = power_of_two(layout.parts.shape[1])
     if len(behind) > sequences or queries > 2 * places or parts > MOST_PARTS:
         return None
     # Few shapes rather than tight ones: an empty call costs nearly nothing, a shape a capture.
     return MixedShape(
         places,
         sequences,
-        max(sequences, _power_of_two(singles)),
+        max(sequences, power_of_two(singles)),
         places if queries <= places else 2 * places,
         max(FEWEST_PARTS, parts),
     )
@@ -242,7 +193,7 @@ def shape_of(layout: Layout, tokens: int, rows: int) -> MixedShape | None:
 
 def usual_shapes(max_rows: int) -> list[MixedShape]:
     """Return shapes of steps with and without a shared beginning, for few rows and for all."""
-    most = max(FEWEST_ROWS, _power_of_two(min(max_rows, MOST_ROWS)))
+    most = max(FEWEST_ROWS, power_of_two(min(max_rows, MOST_ROWS)))
     found = []
     for tokens in TOKENS:
         for rows in sorted({FEWEST_ROWS, min(most, tokens)}):
@@ -259,7 +210,7 @@ def table_of(
     ends: Sequence[int],
     shape: MixedShape,
     scratch: int,
-) -> npt.NDArray[np.int32]:
+) -> Integers:
     """Return a step's integers, one after the other, as :attr:`MixedShape.sizes` counts them.
 
     They are slots and positions of the tokens, places of the tokens whose logits are wanted; of
@@ -287,7 +238,7 @@ def table_of(
 
 
 def _first_call(
-    fields: Sequence[npt.NDArray[np.int32]],
+    fields: Sequence[Integers],
     call: CallLayout | None,
     rows: int,
     shape: MixedShape,
@@ -312,7 +263,7 @@ def _first_call(
 
 
 def _second_call(
-    fields: Sequence[npt.NDArray[np.int32]],
+    fields: Sequence[Integers],
     call: CallLayout | None,
     shape: MixedShape,
     scratch: int,
@@ -328,9 +279,7 @@ def _second_call(
         places[: len(call.gather)] = call.gather
 
 
-def _fill_parts(
-    parts: npt.NDArray[np.int32], layout: Layout | None, rows: int, shape: MixedShape
-) -> None:
+def _fill_parts(parts: Integers, layout: Layout | None, rows: int, shape: MixedShape) -> None:
     """Where each token's results lie among those of the padded calls."""
     parts[:], parts[:, 0] = -1, np.arange(shape.tokens)
     if layout is None or layout.parts is None:
@@ -383,7 +332,3 @@ def static_mixed(
     if model.device.type == "cuda" and not kernel.static:
         return None  # a loop on the host cannot be captured
     return StaticMixed(model, arena, kernel, capture=static.capture, after=CAPTURE_AFTER)
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (max(1, least) - 1).bit_length()

@@ -138,12 +138,12 @@ class Finding:
         Raises:
             ParameterError: the retriever exists already, or it would silently drop a setting.
         """
-        told = _given(self)
+        given = _given(self)
         if isinstance(source, BaseRetriever):
-            _refuse(told, "is the retriever's own; set it there")
+            _refuse(given, "is the retriever's own; set it there")
             return source
-        retriever = source.as_retriever(**told)
-        dropped = [name for name in told if not _takes(retriever, name)]
+        retriever = source.as_retriever(**given)
+        dropped = [name for name in given if not _takes(retriever, name)]
         _refuse(
             dropped,
             f"means nothing to the retriever of a {type(source).__name__}; give page_query_engine "

@@ -12,14 +12,14 @@ from pydantic import ConfigDict, Field, SecretStr, model_validator
 from llavakit.arguments import to_params
 from llavakit.documents.message import Attachment, page_images
 from llavakit.errors import ParameterError
+from llavakit.llama_index.policy_required import PolicyRequired
 from llavakit.llama_index.structured import SchemaPrediction
-from llavakit.llama_index.text_messages import TextMessages
 from llavakit.model.catalog import context_length
 from llavakit.settings import ModelSettings, key_from_environment
 from llavakit.values import Image
 
 
-class ModelMetadata(TextMessages, ModelSettings, SchemaPrediction):
+class ModelMetadata(PolicyRequired, ModelSettings, SchemaPrediction):
     """The settings of a model, and its metadata for the framework; nothing is loaded."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)

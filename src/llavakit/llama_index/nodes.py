@@ -44,7 +44,7 @@ from llavakit.llama_index.pages import (
     reference_of,
     to_store,
 )
-from llavakit.llama_index.text_messages import TextMessages
+from llavakit.llama_index.policy_required import PolicyRequired
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy, read_source
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def resolve_node(
     return _with_bytes(node, policy)
 
 
-class ImageResolver(TextMessages, BaseNodePostprocessor):
+class ImageResolver(PolicyRequired, BaseNodePostprocessor):
     """Opens the images of retrieved nodes under a policy (see :func:`resolve_node`).
 
     Give it as the last of a query or chat engine's ``node_postprocessors``. Of several pieces

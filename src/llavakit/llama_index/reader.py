@@ -44,7 +44,7 @@ from llavakit.llama_index.pages import (
     checked_extra,
     to_store,
 )
-from llavakit.llama_index.text_messages import TextMessages
+from llavakit.llama_index.policy_required import PolicyRequired
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ PageText: TypeAlias = Literal["auto", "layer", "transcribe", "describe"] | Task
 Found: TypeAlias = Generator[PageNode | Failure, None, None]
 
 
-class PageImageReader(TextMessages, BasePydanticReader):
+class PageImageReader(PolicyRequired, BasePydanticReader):
     """Pages of PDFs, TIFFs and images, each an ``ImageNode`` that answers from its pixels.
 
     >>> reader = PageImageReader(store="pages/", llm=LLaVA(model="demo"))  # doctest: +SKIP

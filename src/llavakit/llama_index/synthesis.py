@@ -126,7 +126,7 @@ class PageSynthesizer(BaseSynthesizer):
         response = super().synthesize(
             query, shown.nodes, additional_source_nodes, messages=shown.messages, **response_kwargs
         )
-        return shown.told_in(response)
+        return shown.noted_in(response)
 
     async def asynthesize(
         self,
@@ -140,7 +140,7 @@ class PageSynthesizer(BaseSynthesizer):
         response = await super().asynthesize(
             query, shown.nodes, additional_source_nodes, messages=shown.messages, **response_kwargs
         )
-        return shown.told_in(response)
+        return shown.noted_in(response)
 
     @checked
     def get_response(
@@ -187,7 +187,7 @@ class PageSynthesizer(BaseSynthesizer):
     ) -> tuple[list[ChatMessage], dict[str, Any]]:
         messages = options.pop("messages", None)
         if messages is None:
-            before, text = self._wording.told(question, "\n\n".join(texts))
+            before, text = self._wording.worded(question, "\n\n".join(texts))
             if self._wording.text_qa_template is None:
                 text = "\n\n".join([*texts, text])
             messages = [*before, ChatMessage(role="user", content=text)]
@@ -200,7 +200,7 @@ class PageSynthesizer(BaseSynthesizer):
         if not nodes:
             return _Shown()
         question = query if isinstance(query, str) else query.query_str
-        before, text = self._wording.told(question)
+        before, text = self._wording.worded(question)
         seen = [_NodeContent.of(one, self._model.policy) for one in scored(nodes)]
         system = self._model.system_prompt
         fitted = fit_pages(
@@ -238,10 +238,10 @@ class _Shown:
     left_out: Sequence[NodeWithScore] = ()
     messages: list[ChatMessage] | None = None
 
-    def told_in(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+    def noted_in(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
         for one in self.left_out:
-            told = {**one.node.metadata, "left_out": True}
-            response.metadata = {**(response.metadata or {}), one.node.node_id: told}
+            left_out = {**one.node.metadata, "left_out": True}
+            response.metadata = {**(response.metadata or {}), one.node.node_id: left_out}
         return response
 
 
@@ -267,8 +267,8 @@ class _NodeContent:
 
 
 def _number(node: BaseNode) -> int:
-    told = node.metadata.get("page") or node.metadata.get("page_label")
+    label = node.metadata.get("page") or node.metadata.get("page_label")
     try:
-        return int(told)  # type: ignore[arg-type]
+        return int(label)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return 1  # an image by itself

@@ -49,7 +49,7 @@ class Wording:
                 f"question_template has no {_QUESTION} in it; put it where the question goes."
             )
 
-    def told(self, question: str, context: str = ABOVE) -> tuple[list[ChatMessage], str]:
+    def worded(self, question: str, context: str = ABOVE) -> tuple[list[ChatMessage], str]:
         """Return the messages that come first, and what the user says in the end.
 
         Raises:

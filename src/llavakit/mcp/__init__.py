@@ -7,10 +7,9 @@ What may be named, asked and answered is :mod:`llavakit.questions`. Needs ``llav
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llavakit.errors import MissingDependencyError
+from llavakit._lazy import lazy_names
 
 if TYPE_CHECKING:
     from llavakit.mcp.http import HTTPSettings, create_http_app, serve_http
@@ -35,18 +34,6 @@ _PLACES = {
     "serve_http": "http",
     "serve_stdio": "stdio",
 }
-_EXTRA = ("anyio", "fastapi", "mcp", "mcp_types", "pydantic", "starlette", "uvicorn")
+_PACKAGES = ("anyio", "fastapi", "mcp", "mcp_types", "pydantic", "starlette", "uvicorn")
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = import_module(f"{__name__}.{_PLACES[name]}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise MissingDependencyError(
-            'The MCP server needs an extra: pip install "llavakit[mcp]".'
-        ) from error
-    return getattr(module, name)
+__getattr__ = lazy_names(__name__, _PLACES, _PACKAGES, what="The MCP server", extra="mcp")

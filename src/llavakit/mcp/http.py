@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
-import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -29,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llavakit._checks import check_integer, check_number, checked, strings
 from llavakit.serving.auth import Keys, check_host
 from llavakit.serving.errors import Refusal
-from llavakit.serving.runner import SIGNALS
+from llavakit.serving.runner import ObeyingServer, uvicorn_config
 
 PATH = "/mcp"
 _GRACE_SECONDS = 5
@@ -146,36 +144,11 @@ def serve_http(app: Starlette, listener: socket.socket, *, access_log: bool = Fa
 
 def server_of(app: Starlette, *, access_log: bool = False) -> uvicorn.Server:
     """Return uvicorn's server of an application, to be run with sockets."""
-    return _Server(
-        uvicorn.Config(
-            app,
-            loop="asyncio",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=access_log,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
+    return ObeyingServer(
+        uvicorn_config(app, access_log=access_log, timeout_graceful_shutdown=_GRACE_SECONDS)
     )
 
 
 def _is_no_leaver(record: logging.LogRecord) -> bool:
     """Leave out what the SDK logs, with a traceback, of each client that ends its session."""
     return not (record.exc_info and isinstance(record.exc_info[1], anyio.ClosedResourceError))
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, but the signal that ended it is not raised again: it was obeyed."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread takes signals
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -25,7 +25,7 @@ from llavakit.questions.schema import (
     ImageQuestionOnly,
     ImagesQuestion,
     Nothing,
-    Reading,
+    PagesQuestion,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _FAILED = "The model of this server could not answer; the server's log says why.
 
 
 @dataclass(frozen=True, slots=True)
-class ToolResult:
+class CallResult:
     """What a call gives.
 
     Attributes:
@@ -64,7 +64,7 @@ class ToolResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
+class LookingTool:
     """One tool.
 
     Attributes:
@@ -79,7 +79,7 @@ class Tool:
     purpose: str
     arguments: type[BaseModel]
     output: dict[str, Any]
-    call: Callable[[Any, Progress | None], Awaitable[ToolResult]]
+    call: Callable[[Any, Progress | None], Awaitable[CallResult]]
 
 
 class Tools:
@@ -115,7 +115,7 @@ class Tools:
 
     async def call(
         self, name: str, arguments: Mapping[str, Any], progress: Progress | None = None
-    ) -> ToolResult:
+    ) -> CallResult:
         """Answer a call. Cancelling it frees the model.
 
         Args:
@@ -134,18 +134,20 @@ class Tools:
                 raise ParameterError(f"There is no tool {name[:80]!r}; there are {known}.")
             return await tool.call(read_arguments(name, tool.arguments, arguments), progress)
         except REPORTED as error:
-            return ToolResult(" ".join(str(error).split()), is_error=True)
+            return CallResult(" ".join(str(error).split()), is_error=True)
         except LlavaKitError as error:
             _LOG.error("%s could not be answered: %s", name[:80], error)
-            return ToolResult(_FAILED, is_error=True)
+            return CallResult(_FAILED, is_error=True)
         except Exception:
             _LOG.exception("%s could not be answered", name[:80])
-            return ToolResult(_FAILED, is_error=True)
+            return CallResult(_FAILED, is_error=True)
 
-    def _all(self) -> list[Tool]:
+    def _all(self) -> list[LookingTool]:
         return [
-            Tool(NAME, "Ask about an image", _ASK, ImageQuestionOnly, IMAGE_ANSWER, self._ask),
-            Tool(
+            LookingTool(
+                NAME, "Ask about an image", _ASK, ImageQuestionOnly, IMAGE_ANSWER, self._ask
+            ),
+            LookingTool(
                 "compare_images",
                 "Compare images",
                 _COMPARE,
@@ -153,8 +155,8 @@ class Tools:
                 IMAGES_ANSWER,
                 self._compare,
             ),
-            Tool("read_page", "Read pages", _READ, Reading, READING, self._read),
-            Tool(
+            LookingTool("read_page", "Read pages", _READ, PagesQuestion, READING, self._read),
+            LookingTool(
                 "extract",
                 "Extract data from pages",
                 _EXTRACT,
@@ -162,35 +164,35 @@ class Tools:
                 EXTRACTION,
                 self._extract,
             ),
-            Tool("list_images", "List images", _LIST, Nothing, IMAGES, self._list),
+            LookingTool("list_images", "List images", _LIST, Nothing, IMAGES, self._list),
         ]
 
-    def _description(self, tool: Tool) -> str:
+    def _description(self, tool: LookingTool) -> str:
         named = tool.arguments is not Nothing
         return self._settings.describe(tool.purpose) if named else tool.purpose
 
-    async def _ask(self, asked: ImageQuestionOnly, progress: Progress | None) -> ToolResult:
+    async def _ask(self, asked: ImageQuestionOnly, progress: Progress | None) -> CallResult:
         settings = self._settings
         answer = await settings.aask(asked.question, asked.image, settings.pictures)
         citation = answer.citation.record()
         record = {**answer.record(), "citations": [cited(citation, settings.attachments)]}
-        return ToolResult(answer.marked, record)
+        return CallResult(answer.marked, record)
 
-    async def _compare(self, asked: ImagesQuestion, progress: Progress | None) -> ToolResult:
+    async def _compare(self, asked: ImagesQuestion, progress: Progress | None) -> CallResult:
         settings = self._settings
         answer = await compare_images(settings, asked.question, asked.images, settings.pictures)
         record = answer.record()
         record["citations"] = [cited(one, settings.attachments) for one in record["citations"]]
-        return ToolResult(answer.marked, record)
+        return CallResult(answer.marked, record)
 
-    async def _read(self, asked: Reading, progress: Progress | None) -> ToolResult:
+    async def _read(self, asked: PagesQuestion, progress: Progress | None) -> CallResult:
         settings = self._settings
         answers = await read_document(
             settings, asked.image, settings.pictures, pages=asked.pages, progress=progress
         )
         return self._pages(answers)
 
-    async def _extract(self, asked: Extraction, progress: Progress | None) -> ToolResult:
+    async def _extract(self, asked: Extraction, progress: Progress | None) -> CallResult:
         settings = self._settings
         answers = await read_document(
             settings,
@@ -203,16 +205,16 @@ class Tools:
         )
         return self._pages(answers)
 
-    def _pages(self, answers: PageAnswers) -> ToolResult:
+    def _pages(self, answers: PageAnswers) -> CallResult:
         if answers.failed:
             reasons = dict.fromkeys(str(page.error) for page in answers.pages)
-            return ToolResult(" ".join(reasons), is_error=True)
+            return CallResult(" ".join(reasons), is_error=True)
         record = answers.record()
         for page in record["pages"]:
             page["citation"] = cited(page["citation"], self._settings.attachments)
-        return ToolResult(answers.marked, record)
+        return CallResult(answers.marked, record)
 
-    async def _list(self, asked: Nothing, progress: Progress | None) -> ToolResult:
+    async def _list(self, asked: Nothing, progress: Progress | None) -> CallResult:
         listed = await asyncio.to_thread(self._attached.listed)
         files, more = await asyncio.to_thread(list_files, self._settings)
         reach = self._settings.reach()
@@ -226,7 +228,7 @@ class Tools:
         }
         lines = [_line(one) for one in images] or ["No image has a name here."]
         lines += ["There are more files, which can be named by their paths."] if more else []
-        return ToolResult("\n".join(lines), record)
+        return CallResult("\n".join(lines), record)
 
 
 _ASK = (

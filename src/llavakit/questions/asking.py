@@ -24,7 +24,7 @@ from llavakit.questions.answers import ImageAnswer
 from llavakit.questions.references import (
     DATA_HINT,
     Found,
-    Known,
+    NamedSource,
     Pictures,
     Reach,
     check_names,
@@ -91,10 +91,10 @@ class ImageAsker(ModelSettings):
         return self
 
     @checked
-    def pictures(self, shown: Mapping[str, Known] | None = None) -> Pictures:
+    def pictures(self, shown: Mapping[str, NamedSource] | None = None) -> Pictures:
         """Return all that may be asked about; ``shown`` are the images of the conversation."""
         reach = self.reach()
-        attached = {name: Known(one, reach.policy) for name, one in self.attachments.items()}
+        attached = {name: NamedSource(one, reach.policy) for name, one in self.attachments.items()}
         return Pictures({**(shown or {}), **attached}, reach)
 
     def reach(self) -> Reach:

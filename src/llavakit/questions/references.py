@@ -61,7 +61,7 @@ class Shown:
 
 @checked
 @dataclass(frozen=True, slots=True)
-class Known:
+class NamedSource:
     """An image or document that has a name; ``policy`` says what may be opened for it."""
 
     source: Image | InputError
@@ -162,7 +162,7 @@ class Pictures:
         reach: what may be named beside that.
     """
 
-    known: Mapping[str, Known] = field(default_factory=dict)
+    known: Mapping[str, NamedSource] = field(default_factory=dict)
     reach: Reach = Reach()
 
     @checked
@@ -195,14 +195,14 @@ class Pictures:
             return self._opened(*known, page)
         return FoundDocument(name, self._reached(name), page)
 
-    def _known(self, name: str) -> tuple[str, Known] | None:
+    def _known(self, name: str) -> tuple[str, NamedSource] | None:
         if name in self.known:
             return name, self.known[name]
         match = _RESERVED.fullmatch(name)
         name = f"{match[1].lower()}_{int(match[2])}" if match else ""
         return (name, self.known[name]) if name in self.known else None
 
-    def _opened(self, name: str, known: Known, page: int | None) -> FoundDocument:
+    def _opened(self, name: str, known: NamedSource, page: int | None) -> FoundDocument:
         if isinstance(known.source, InputError):
             raise known.source
         return FoundDocument(name, open_named(known.source, name, known.policy), page)
@@ -253,15 +253,15 @@ class Pictures:
 
 
 @checked
-def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, Known]:
+def numbered(things: Iterable[Shown], reach: Reach) -> dict[str, NamedSource]:
     """Name the images of a conversation ``image_1``, ``image_2``, ..., its PDFs as ``document_1``.
 
     What a user or the program put there is opened as in any message. A path or an address that
     came out of a tool or a model is as if the model had named it.
     """
-    known: dict[str, Known] = {}
+    known: dict[str, NamedSource] = {}
     for name, thing in named(members("things", things, Shown)):
-        known[name] = Known(thing.source, reach.policy if thing.by_user else reach.narrowed)
+        known[name] = NamedSource(thing.source, reach.policy if thing.by_user else reach.narrowed)
     return known
 
 

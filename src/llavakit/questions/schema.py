@@ -33,7 +33,7 @@ class ImagesQuestion(BaseModel):
     images: list[str] = Field(description="The names of 2 to 8 images.")
 
 
-class Reading(BaseModel):
+class PagesQuestion(BaseModel):
     """What to read."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

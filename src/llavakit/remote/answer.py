@@ -73,7 +73,7 @@ class RemoteAnswer:
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None
         self._done = False
-        self._told_logprobs = False
+        self._has_logprobs = False
 
     def push(self, data: str) -> Iterator[Chunk]:
         """The chunks of one event.
@@ -112,8 +112,8 @@ class RemoteAnswer:
         if self._spoken is not None:
             rest = self._read_spoken("", end=True, cut=cut)
             self._cut += rest.cut
-            yield from self._told(rest.text, self._calls.add(rest.calls), ())
-        yield from self._told("", self._calls.completed(cut=cut), ())
+            yield from self._emitted(rest.text, self._calls.add(rest.calls), ())
+        yield from self._emitted("", self._calls.completed(cut=cut), ())
         calls = self._calls.all(cut=cut)
         if calls and finish == "stop":
             finish = "tool_calls"
@@ -144,7 +144,7 @@ class RemoteAnswer:
 
     def _choice(self, choice: Mapping[str, Any], delta: Mapping[str, Any]) -> Iterator[Chunk]:
         logprobs = _logprobs(choice.get("logprobs"), self._request.params.logprobs or 0)
-        self._told_logprobs = self._told_logprobs or bool(logprobs)
+        self._has_logprobs = self._has_logprobs or bool(logprobs)
         text = delta.get("content") or delta.get("refusal") or ""
         calls = self._calls.push(_pieces(delta.get("tool_calls") or ()))
         self._cut += _cut_calls(delta.get(CUT_CALLS) or ())
@@ -182,7 +182,7 @@ class RemoteAnswer:
         if self._spoken is not None:
             pieces = self._read_spoken(text)
             text, calls = pieces.text, (*calls, *self._calls.add(pieces.calls))
-        yield from self._told(text, calls, logprobs)
+        yield from self._emitted(text, calls, logprobs)
 
     def _read_spoken(self, text: str, *, end: bool = False, cut: bool = False) -> Pieces:
         assert self._spoken is not None
@@ -195,7 +195,7 @@ class RemoteAnswer:
                 "does (llavakit serve, vLLM)."
             ) from None
 
-    def _told(
+    def _emitted(
         self, text: str, calls: tuple[ToolCall, ...], logprobs: tuple[TokenLogprob, ...]
     ) -> Iterator[Chunk]:
         if self._checks.needs_text:
@@ -205,7 +205,7 @@ class RemoteAnswer:
 
     def _check_logprobs(self) -> None:
         asked = self._request.params.logprobs is not None
-        if asked and not self._told_logprobs and (self._begun or self._calls.count):
+        if asked and not self._has_logprobs and (self._begun or self._calls.count):
             raise RemoteError(
                 f"The server at {self._config.address} was asked for logprobs and sent none; "
                 "leave them out."
@@ -219,7 +219,7 @@ class _Growing:
     id: str
     name: str
     arguments: str = ""
-    told: bool = False
+    emitted: bool = False
 
     @property
     def value(self) -> dict[str, Any] | None:
@@ -262,7 +262,7 @@ class _Calls:
         """Take in calls that are whole."""
         for call in calls:
             arguments = compact_json(call.arguments)
-            self._calls.append(_Growing(call.id, call.name, arguments, told=True))
+            self._calls.append(_Growing(call.id, call.name, arguments, emitted=True))
         return tuple(calls)
 
     def completed(self, *, cut: bool) -> tuple[ToolCall, ...]:
@@ -274,20 +274,20 @@ class _Calls:
 
     def cut(self) -> tuple[CutCall, ...]:
         """Calls that never became whole."""
-        return tuple(CutCall(call.name, call.arguments) for call in self._calls if not call.told)
+        return tuple(CutCall(call.name, call.arguments) for call in self._calls if not call.emitted)
 
     def all(self, *, cut: bool) -> list[CalledText]:
         """All calls as they were written; without those that the token limit cut, if it did."""
         return [
-            CalledText(call.name, call.arguments) for call in self._calls if call.told or not cut
+            CalledText(call.name, call.arguments) for call in self._calls if call.emitted or not cut
         ]
 
     def _whole(self) -> tuple[ToolCall, ...]:
         whole: list[ToolCall] = []
         for call in self._calls:
-            value = None if call.told else call.value
+            value = None if call.emitted else call.value
             if value is not None:
-                call.told = True
+                call.emitted = True
                 whole.append(ToolCall(call.id, call.name, value))
         return tuple(whole)
 
@@ -320,8 +320,8 @@ def _piece(call: Mapping[str, Any], number: int) -> _Piece:
     )
 
 
-def _cut_calls(told: Any) -> tuple[CutCall, ...]:
-    return tuple(CutCall(str(call["name"]), str(call["arguments"])) for call in told)
+def _cut_calls(reported: Any) -> tuple[CutCall, ...]:
+    return tuple(CutCall(str(call["name"]), str(call["arguments"])) for call in reported)
 
 
 def _as_text(content: Any) -> str:
@@ -330,9 +330,9 @@ def _as_text(content: Any) -> str:
     return str(content)
 
 
-def _logprobs(told: Any, most: int) -> tuple[TokenLogprob, ...]:
+def _logprobs(reported: Any, most: int) -> tuple[TokenLogprob, ...]:
     """Tokens with at most so many alternatives: some servers must be asked for more."""
-    tokens = (told or {}).get("content") or ()
+    tokens = (reported or {}).get("content") or ()
     return tuple(
         TokenLogprob(
             str(one["token"]),
@@ -346,12 +346,12 @@ def _logprobs(told: Any, most: int) -> tuple[TokenLogprob, ...]:
     )
 
 
-def to_usage(told: Mapping[str, Any]) -> Usage:
+def to_usage(reported: Mapping[str, Any]) -> Usage:
     """Return OpenAI's usage as llavakit's; what is not reported is 0."""
-    details = told.get("prompt_tokens_details") or {}
+    details = reported.get("prompt_tokens_details") or {}
     return Usage(
-        int(told.get("prompt_tokens") or 0),
-        int(told.get("completion_tokens") or 0),
+        int(reported.get("prompt_tokens") or 0),
+        int(reported.get("completion_tokens") or 0),
         int(details.get("cached_tokens") or 0),
         int(details.get("image_tokens") or 0),
     )

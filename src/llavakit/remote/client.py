@@ -30,7 +30,7 @@ from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
 from llavakit.remote.pictures import counted_data_uri, data_uri
 from llavakit.remote.server import (
-    Served,
+    ServedModel,
     context_of_llamacpp,
     counted,
     counted_by_template,
@@ -276,7 +276,7 @@ def _json(messages: list[dict[str, Any]]) -> bytes:
         raise InputError(f"The messages cannot be written as JSON ({error}).") from error
 
 
-def _limit(models: Sequence[Served], name: str) -> int | None:
+def _limit(models: Sequence[ServedModel], name: str) -> int | None:
     for model in models:
         if name in (model.id, model.root):
             return model.context_length

@@ -105,15 +105,15 @@ def words(body: str, config: RemoteConfig) -> str:
 def _message(body: str) -> str:
     """The message inside the notations of OpenAI, FastAPI and others; else all of it."""
     try:
-        told = json.loads(body)
+        message = json.loads(body)
     except (ValueError, RecursionError):
         return "" if body.lstrip().startswith("<") else body  # a proxy's page says nothing
     for _ in range(3):  # {"error": {"message": ...}}, {"detail": [{"msg": ...}]}
-        if isinstance(told, list) and told:
-            told = told[0]
-        if isinstance(told, dict):
-            told = next((told[name] for name in _MESSAGES if told.get(name)), "")
-    return told if isinstance(told, str) else json.dumps(told)
+        if isinstance(message, list) and message:
+            message = message[0]
+        if isinstance(message, dict):
+            message = next((message[name] for name in _MESSAGES if message.get(name)), "")
+    return message if isinstance(message, str) else json.dumps(message)
 
 
 def error_status(error: Any) -> int:
@@ -125,15 +125,15 @@ def error_status(error: Any) -> int:
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait (RFC 9110, 10.2.3); None where it does not."""
-    told = headers.get("retry-after", "").strip()
-    if not told:
+    value = headers.get("retry-after", "").strip()
+    if not value:
         return None
     try:
-        return max(0.0, float(told))
+        return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        moment = parsedate_to_datetime(told)
+        moment = parsedate_to_datetime(value)
     except ValueError:
         return None
     if moment.tzinfo is None:

@@ -23,7 +23,7 @@ _BY_ROUTE = (("/load_model", "transformers"), ("/get_server_info", "sglang"))
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A model on a server.
 
     Attributes:
@@ -39,14 +39,14 @@ class Served:
     owner: str = ""
 
 
-async def served(transport: Transport) -> list[Served]:
+async def served(transport: Transport) -> list[ServedModel]:
     """The models of a server.
 
     Raises:
         LlavaKitError: the server reports none.
     """
-    told = await transport.json("GET", "/v1/models", patient=False)
-    models = told.get("data") if isinstance(told, Mapping) else None
+    reply = await transport.json("GET", "/v1/models", patient=False)
+    models = reply.get("data") if isinstance(reply, Mapping) else None
     if not isinstance(models, list):
         raise RemoteError(
             f"The server at {transport.config.address} lists no models; is base_url right?"
@@ -54,13 +54,13 @@ async def served(transport: Transport) -> list[Served]:
     return [_served(one) for one in models if isinstance(one, Mapping)]
 
 
-def _served(told: Mapping[str, Any]) -> Served:
-    limit = told.get("max_model_len")
-    return Served(
-        str(told.get("id")),
-        str(told.get("root") or ""),
+def _served(model: Mapping[str, Any]) -> ServedModel:
+    limit = model.get("max_model_len")
+    return ServedModel(
+        str(model.get("id")),
+        str(model.get("root") or ""),
         limit if isinstance(limit, int) and limit > 0 else None,
-        str(told.get("owned_by") or ""),
+        str(model.get("owned_by") or ""),
     )
 
 
@@ -94,19 +94,19 @@ async def detect(transport: Transport) -> Dialect:
 async def _asked(transport: Transport, path: str) -> Any:
     """The version that a path answers; None if it does not."""
     try:
-        told = await transport.json("GET", path, patient=False)
+        reply = await transport.json("GET", path, patient=False)
     except LlavaKitError:
         return None
-    return told.get("version") if isinstance(told, Mapping) else None
+    return reply.get("version") if isinstance(reply, Mapping) else None
 
 
 async def context_of_llamacpp(transport: Transport) -> int | None:
     """The context of the model that ``llama-server`` has loaded; None if it does not say it."""
     try:
-        told = await transport.json("GET", "/props", patient=False)
+        reply = await transport.json("GET", "/props", patient=False)
     except LlavaKitError:
         return None
-    settings = told.get("default_generation_settings") if isinstance(told, Mapping) else None
+    settings = reply.get("default_generation_settings") if isinstance(reply, Mapping) else None
     length = settings.get("n_ctx") if isinstance(settings, Mapping) else None
     return length if isinstance(length, int) and length > 0 else None
 
@@ -118,8 +118,8 @@ async def counted_by_template(transport: Transport, messages: list[Any], tools: 
         LlavaKitError: the server reports none.
     """
     body = {"messages": messages, **({"tools": tools} if tools else {})}
-    told = await transport.json("POST", "/apply-template", body)
-    prompt = told.get("prompt") if isinstance(told, Mapping) else None
+    reply = await transport.json("POST", "/apply-template", body)
+    prompt = reply.get("prompt") if isinstance(reply, Mapping) else None
     text = {"content": prompt, "add_special": True, "parse_special": True}
     found = await transport.json("POST", "/tokenize", text) if isinstance(prompt, str) else None
     tokens = found.get("tokens") if isinstance(found, Mapping) else None
@@ -137,8 +137,8 @@ async def counted(transport: Transport, messages: list[Any], tools: list[Any]) -
     body: dict[str, Any] = {"model": transport.config.model, "messages": messages}
     if tools:
         body["tools"] = tools
-    told = await transport.json("POST", "/tokenize", body)
-    count = told.get("count") if isinstance(told, Mapping) else None
+    reply = await transport.json("POST", "/tokenize", body)
+    count = reply.get("count") if isinstance(reply, Mapping) else None
     if not isinstance(count, int):
         raise RemoteError(f"The server at {transport.config.address} gave no count of tokens.")
     return count

@@ -35,7 +35,7 @@ _BUSY = 0.05  # seconds until another try at an engine whose queue is full
 Result_co = TypeVar("Result_co", covariant=True)
 
 
-class Asked(Protocol[Result_co]):
+class WindowItem(Protocol[Result_co]):
     """An item that takes one or several requests; its length is how many are under way."""
 
     def __len__(self) -> int: ...
@@ -51,7 +51,7 @@ class Asked(Protocol[Result_co]):
 
 
 def in_order(
-    backend: Backend, things: Iterable[Asked[Result_co]], window: int = WINDOW
+    backend: Backend, things: Iterable[WindowItem[Result_co]], window: int = WINDOW
 ) -> Generator[Result_co, None, None]:
     """Yield the results of things, in their order, with at most ``window`` requests under way.
 
@@ -67,9 +67,9 @@ def in_order(
 
 
 def _in_order(
-    backend: Backend, things: Iterable[Asked[Result_co]], window: int
+    backend: Backend, things: Iterable[WindowItem[Result_co]], window: int
 ) -> Generator[Result_co, None, None]:
-    waiting: deque[Asked[Result_co]] = deque()
+    waiting: deque[WindowItem[Result_co]] = deque()
     try:
         for thing in things:
             waiting.append(thing)
@@ -87,7 +87,7 @@ def _in_order(
             thing.close()
 
 
-def _room(waiting: deque[Asked[Result_co]], window: int) -> int:
+def _room(waiting: deque[WindowItem[Result_co]], window: int) -> int:
     return sys.maxsize if len(waiting) == 1 else window - sum(map(len, waiting))
 
 

@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llavakit.errors import MissingDependencyError
+from llavakit._lazy import lazy_names
 from llavakit.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -19,18 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Server", "ServerSettings", "create_app"]
 
 _PLACES = {"Server": "runner", "create_app": "app"}
-_EXTRA = ("fastapi", "prometheus_client", "uvicorn")
+_PACKAGES = ("fastapi", "prometheus_client", "uvicorn")
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = import_module(f"{__name__}.{_PLACES[name]}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise MissingDependencyError(
-            'The server needs an extra: pip install "llavakit[serve]".'
-        ) from error
-    return getattr(module, name)
+__getattr__ = lazy_names(__name__, _PLACES, _PACKAGES, what="The server", extra="serve")

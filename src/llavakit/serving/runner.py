@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llavakit._checks import check_number, checked
@@ -27,7 +28,7 @@ _KEEP_SECONDS = 30
 the end of its connection might cross."""
 _CUT_SECONDS = 5.0
 """Seconds for sending streams their end, before connections are cut."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -46,7 +47,38 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-class Server(uvicorn.Server):
+def uvicorn_config(app: ASGIApp, *, access_log: bool, **settings: Any) -> uvicorn.Config:
+    """Return uvicorn's settings for an application of ours; ``settings`` are further ones."""
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=access_log,
+        server_header=False,
+        **settings,
+    )
+
+
+class ObeyingServer(uvicorn.Server):
+    """uvicorn's server, but the signal that ended it is not raised again: it was obeyed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals belong to the owner of the process
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Server(ObeyingServer):
     """uvicorn's server, ended in peace and within a bounded time; ``run(sockets=[...])`` runs it.
 
     The first SIGTERM or SIGINT stops accepting and lets running answers finish; those that are
@@ -70,15 +102,9 @@ class Server(uvicorn.Server):
     ) -> None:
         check_number("grace", grace, least=0)
         super().__init__(
-            uvicorn.Config(
+            uvicorn_config(
                 app,
-                http=_Protocol,
-                loop="asyncio",
-                ws="none",
-                lifespan="on",
-                log_config=None,
                 access_log=access_log,
-                server_header=False,
                 timeout_keep_alive=_KEEP_SECONDS,
                 timeout_graceful_shutdown=int(grace + _CUT_SECONDS) + 1,
             )
@@ -91,19 +117,6 @@ class Server(uvicorn.Server):
         """As uvicorn's, and reports that the server listens."""
         await super().startup(sockets)
         self._listening()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but the signal is not raised again at the end: it was obeyed."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals belong to the owner of the process
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal ends in peace, the second at once."""

@@ -1,17 +1,16 @@
 """The web page: talk to an image in the browser.
 
 :func:`serve` starts it, and ``llavakit web`` is that on the command line. What the page does
-(conversations, images, tasks, the line of those who wait, the log) lives in modules that know
+(conversations, images, tasks, the queue, the log) lives in modules that know
 no browser; :mod:`llavakit.web.page` and :mod:`llavakit.web.running` put it behind gradio. Needs
 ``llavakit[web]``.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llavakit.errors import MissingDependencyError
+from llavakit._lazy import lazy_names
 from llavakit.web.moderation import Moderation
 from llavakit.web.settings import WebSettings
 
@@ -20,18 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Moderation", "RunningPage", "WebSettings", "serve"]
 
-_PLACES = ("RunningPage", "serve")
+_PLACES = {"RunningPage": "running", "serve": "running"}
+_PACKAGES = ("gradio",)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = import_module(f"{__name__}.running")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "gradio":
-            raise
-        raise MissingDependencyError(
-            'The web page needs an extra: pip install "llavakit[web]".'
-        ) from error
-    return getattr(module, name)
+__getattr__ = lazy_names(__name__, _PLACES, _PACKAGES, what="The web page", extra="web")

@@ -11,10 +11,11 @@ from llavakit.errors import ParameterError
 
 
 def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:
-    """The accounts of a file: ``name:password`` a line; empty lines and ``#`` lines are none.
+    """Read accounts from a file: ``name:password`` a line; empty and ``#`` lines are left out.
 
     Raises:
-        ParameterError: it cannot be read, or a line is no account. No password is ever told.
+        ParameterError: it cannot be read, or a line is no account. The message holds no
+            password.
     """
     try:
         lines = path.read_text("utf-8").splitlines()

@@ -38,7 +38,7 @@ class WebQuestion:
 
 
 class AnswerTask:
-    """An answer on its way. Runs as a task of its own, whoever looks at it or not.
+    """An answer on its way. Runs as a task of its own, with or without a viewer.
 
     Args:
         question: what is asked.
@@ -46,7 +46,7 @@ class AnswerTask:
         line: where to wait for a seat.
         model_cache: where the models are.
         moderation: the hook that may refuse.
-        timeout: seconds for the answer, without the time in line.
+        timeout: seconds for the answer, without the time in the queue.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class AnswerTask:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes."""
+        """Return whether nothing more comes."""
         return self._task.done()
 
     def stop(self) -> None:
-        """Ends it; the model is free at its next step. What has come stays. Safe to call twice."""
+        """End it; the model is free at its next step. What has come stays. Safe to call twice."""
         self._stopped = True
         if self._ticket is not None:
             self._ticket.leave()
@@ -86,7 +86,7 @@ class AnswerTask:
             self._stream.close()
 
     async def looks(self) -> AsyncIterator[None]:
-        """Comes back whenever there is something new to see, at most every :data:`PACE`."""
+        """Yield whenever there is something new to see, at most every :data:`PACE`."""
         while not self._task.done():
             await self._changed.wait()
             self._changed.clear()
@@ -95,7 +95,7 @@ class AnswerTask:
         yield
 
     def then(self, do: Callable[[], Awaitable[None]]) -> None:
-        """Does something once it is over, whoever looks at it or not."""
+        """Call something once it is over, with or without a viewer."""
 
         async def wait() -> None:
             await self.ended()
@@ -104,7 +104,7 @@ class AnswerTask:
         self._after = asyncio.get_running_loop().create_task(wait())
 
     async def ended(self) -> None:
-        """Waits for the end, however it comes."""
+        """Wait for the end, however it comes."""
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
@@ -186,11 +186,11 @@ class AnswerTask:
 
 
 def sentence(error: BaseException) -> str:
-    """An error in words for a visitor; what only the operator may know stays in the log."""
+    """Return an error in words for a visitor; what only the operator may know stays in the log."""
     if isinstance(error, ContextLengthError):
         return f"{' '.join(str(error).split())} A new chat begins with an empty context."
     if isinstance(error, (ModelError, RemoteError)):
-        return "The model cannot answer now; whoever runs this page finds out why in its log."
+        return "The model cannot answer now; the reason is in the server's log."
     if isinstance(error, LlavaKitError):
         return " ".join(str(error).split())
-    return f"Something went wrong here ({type(error).__name__}); the server's log tells more."
+    return f"Something went wrong here ({type(error).__name__}); the server's log has the details."

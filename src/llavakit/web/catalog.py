@@ -22,8 +22,8 @@ class ListedModel:
     Attributes:
         name: what ``llavakit.load`` takes.
         label: what the list says.
-        memory: bytes that it needs, or None where nothing tells.
-        context: tokens that it can hold, or None where nothing tells.
+        memory: bytes that it needs, or None where it is not known.
+        context: tokens that it can hold, or None where it is not known.
     """
 
     name: str
@@ -40,7 +40,7 @@ def listed_models(
     bits: Bits = 16,
     remote: bool = False,
 ) -> tuple[ListedModel, ...]:
-    """The list, without one name twice.
+    """Return the list, each name once.
 
     Args:
         named: models that the operator named; the first is the page's default.
@@ -78,8 +78,8 @@ def _listed(name: str, bits: Bits) -> ListedModel:
     else:
         entry = resolve(name)
         label, memory = name, None if entry is None else entry.memory(bits)
-    told = "" if memory is None else f" · needs {size(memory)}"
-    return ListedModel(name, label + told, memory, context_length(name))
+    needs = "" if memory is None else f" · needs {size(memory)}"
+    return ListedModel(name, label + needs, memory, context_length(name))
 
 
 def _directory_memory(path: Path, bits: Bits) -> int | None:
@@ -95,7 +95,7 @@ def _directory_memory(path: Path, bits: Bits) -> int | None:
 
 
 def size(count: float) -> str:
-    """Bytes in words."""
+    """Return bytes in words."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

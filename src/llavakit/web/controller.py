@@ -38,7 +38,7 @@ class Wish:
 
 
 class Controller:
-    """One page: its models, its visitors, the line between them. Belongs to one event loop."""
+    """One page: its models, its visitors, the queue between them. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Controller:
         system: str,
         pages: str,
     ) -> Wish:
-        """A wish from what stands in the page's controls.
+        """Return a wish from the values of the page's controls.
 
         Raises:
             ParameterError: a value that makes no sense.
@@ -89,7 +89,7 @@ class Controller:
     async def send(
         self, visit: Visit, text: str, files: Sequence[str], wish: Wish
     ) -> AsyncIterator[None]:
-        """Asks a question about files that were uploaded, and what was shown before.
+        """Ask a question about files that were uploaded, and what was shown before.
 
         Comes back whenever the conversation looks different. A file that cannot be opened
         fails the turn, with a sentence in it.
@@ -114,7 +114,7 @@ class Controller:
             yield
 
     async def example(self, visit: Visit, number: int, wish: Wish) -> AsyncIterator[None]:
-        """Asks the question of an example.
+        """Ask the question of an example.
 
         Raises:
             InputError: there is no such example, or not now.
@@ -131,7 +131,7 @@ class Controller:
             yield
 
     async def again(self, visit: Visit, wish: Wish) -> AsyncIterator[None]:
-        """Answers the last question anew.
+        """Answer the last question anew.
 
         Raises:
             InputError: nothing was asked, or not now.
@@ -141,7 +141,7 @@ class Controller:
             yield
 
     async def edit(self, visit: Visit, index: int, text: str, wish: Wish) -> AsyncIterator[None]:
-        """Asks an earlier question in other words; what was said after it is forgotten.
+        """Ask an earlier question in other words; what was said after it is forgotten.
 
         Raises:
             InputError: there is no such question, or not now.
@@ -152,7 +152,7 @@ class Controller:
             yield
 
     def clear(self, visit: Visit) -> None:
-        """Forgets the conversation; a running answer is stopped."""
+        """Forget the conversation; a running answer is stopped."""
         visit.stop()
         visit.conversation.clear()
 
@@ -166,7 +166,7 @@ class Controller:
         visit.conversation.replace(turns)
 
     async def vote(self, visit: Visit, index: int, feedback: str | None) -> None:
-        """Keeps what a visitor thinks of the answer of a turn.
+        """Keep a visitor's vote on the answer of a turn.
 
         Raises:
             InputError: there is no such answer, or no log.
@@ -179,14 +179,14 @@ class Controller:
         await asyncio.to_thread(self.log.feedback, place, feedback)
 
     def left(self, tab: str) -> None:
-        """A tab is gone: its request is cancelled; with the browser's last tab, uploads go."""
+        """Cancel a tab's request; with the last tab of its browser, the uploads go, too."""
         visit = self.visitors.left(tab)
         if visit is not None and not self.visitors.has(visit.owner):
             self.uploads.release(visit.owner)
         asyncio.get_running_loop().call_later(self.settings.linger + 0.1, self.sweep)
 
     def sweep(self) -> None:
-        """Forgets whoever left, and what was uploaded by who never came."""
+        """Forget visitors that left, and uploads of browsers that never opened the page."""
         self.visitors.sweep()
         self.uploads.forgotten(self.visitors.has)
 

@@ -25,7 +25,7 @@ class AnswerStage(StrEnum):
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes."""
+        """Return whether nothing more comes."""
         return self in (AnswerStage.DONE, AnswerStage.STOPPED, AnswerStage.FAILED)
 
 
@@ -36,7 +36,7 @@ class ShownAnswer:
     Attributes:
         text: what has come of it.
         stage: how far it is.
-        place: the place in the line while it waits, from 1.
+        place: the place in the queue while it waits, from 1.
         error: the sentence that says why it failed.
         model: who answered.
         usage: tokens, once it is done.
@@ -59,7 +59,7 @@ class ShownAnswer:
 
     @property
     def counts(self) -> bool:
-        """Whether the model is shown it in later turns."""
+        """Return whether the model is shown it in later turns."""
         return self.stage in (AnswerStage.DONE, AnswerStage.STOPPED) and bool(self.text.strip())
 
 
@@ -78,7 +78,7 @@ class WebTurn:
 
     @property
     def question(self) -> Message:
-        """The user's message."""
+        """Return the user's message."""
         return Message("user", [*(shown.image for shown in self.pictures), Text(self.text)])
 
 
@@ -96,35 +96,35 @@ class WebConversation:
 
     @property
     def last(self) -> WebTurn | None:
-        """The turn that is asked or was asked last."""
+        """Return the turn that is asked or was asked last."""
         return self.turns[-1] if self.turns else None
 
     @property
     def pictures(self) -> tuple[Image, ...]:
-        """Everything that the model was shown."""
+        """Return all images that the model was shown."""
         return tuple(shown.image for turn in self.turns for shown in turn.pictures)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that its images take."""
+        """Return the bytes that its images take."""
         return sum(shown.size for turn in self.turns for shown in turn.pictures)
 
     def ask(
         self, text: str, pictures: Sequence[AttachedImage] = (), notes: Sequence[str] = ()
     ) -> WebTurn:
-        """Adds a question."""
+        """Add a question."""
         turn = WebTurn(text, tuple(pictures), tuple(notes))
         self.turns.append(turn)
         return turn
 
     def fail(self, text: str, error: str) -> WebTurn:
-        """Adds a question that cannot be asked, and why."""
+        """Add a question that cannot be asked, with the reason."""
         turn = self.ask(text)
         turn.answer = ShownAnswer(stage=AnswerStage.FAILED, error=error)
         return turn
 
     def again(self) -> WebTurn:
-        """The last question anew.
+        """Ask the last question anew.
 
         Raises:
             InputError: nothing was asked, or nothing that the model could see.
@@ -135,7 +135,7 @@ class WebConversation:
         return self.last
 
     def edit(self, index: int, text: str) -> WebTurn:
-        """The question of a turn in other words; it keeps its images, later turns are gone.
+        """Ask a turn's question in other words; it keeps its images, later turns are removed.
 
         Raises:
             InputError: there is no such turn, or no words.
@@ -149,7 +149,7 @@ class WebConversation:
         return self.ask(text, old.pictures, old.notes)
 
     def clear(self) -> None:
-        """Forgets everything; what comes is another conversation."""
+        """Forget everything, and begin another conversation."""
         self.turns.clear()
         self.name = secrets.token_hex(8)
 
@@ -159,7 +159,7 @@ class WebConversation:
         self.turns.extend(turns)
 
     def messages(self, system: str = "") -> tuple[Message, ...]:
-        """What the model is given to answer the last question.
+        """Return what the model is given to answer the last question.
 
         Args:
             system: a system text instead of the template's own; "" keeps that.

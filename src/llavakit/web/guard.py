@@ -41,7 +41,7 @@ _POLICY = (
     "font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; frame-src 'none'; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-"""A browser that obeys it asks nobody but this page, whatever a model's answer says."""
+"""A browser that obeys it connects to this page alone, whatever a model's answer holds."""
 
 
 class Guard:
@@ -51,11 +51,11 @@ class Guard:
     - Nothing that another site's page sends; browsers say where a request comes from.
     - No event that names a file outside the uploads, or an address: the framework would fetch it.
     - Uploads of a known length under the caps; whose they are is noted by a cookie.
-    - An open heartbeat is a visitor; when it closes, he is gone, at once.
+    - An open heartbeat is a visitor; when it closes, the visitor is gone, at once.
 
     Args:
         app: the page.
-        controller: who is told of visitors and uploads.
+        controller: receives visitors and uploads.
         folder: where uploads lie.
         hosts: names that the ``Host`` header may have, without ports; empty takes any.
     """
@@ -71,7 +71,7 @@ class Guard:
         self._guesses = WrongGuesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -249,7 +249,7 @@ def _hostname(host: str) -> str:
 
 
 def _foreign(scope: Scope, host: str) -> bool:
-    """Whether a page of another site made a browser send this.
+    """Return whether a page of another site made a browser send this.
 
     A form or a script of any site can post here without asking first. Opening the page by a link
     is what a link is for. https://www.w3.org/TR/fetch-metadata/
@@ -264,7 +264,7 @@ def _foreign(scope: Scope, host: str) -> bool:
 
 
 def _unclear(scope: Scope) -> bool:
-    """Whether it is not clear where a request ends (RFC 9112, section 6.1)."""
+    """Return whether it is unclear where a request ends (RFC 9112, section 6.1)."""
     names = [name for name, _ in scope["headers"]]
     if b"transfer-encoding" not in names:
         return False
@@ -280,7 +280,7 @@ def _cookie(scope: Scope) -> str:
 
 
 def _with_headers(send: Send, stranger: Scope | None) -> Send:
-    """Adds the headers of security, and a cookie for whoever opens the page without one."""
+    """Add the security headers, and a cookie where a browser opens the page without one."""
 
     async def sending(event: Event) -> None:
         if event["type"] == "http.response.start":

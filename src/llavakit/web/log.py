@@ -61,7 +61,7 @@ class ConversationLog:
     def answer(
         self, place: LogPosition, turn: WebTurn, params: SamplingParams, system: str
     ) -> None:
-        """Keeps a turn that is over, its images included."""
+        """Keep a turn that is over, its images included."""
         answer = turn.answer
         sampling = asdict(params)
         facts = {
@@ -80,7 +80,7 @@ class ConversationLog:
         self._keep(place, facts, turn.pictures)
 
     def feedback(self, place: LogPosition, feedback: str | None) -> None:
-        """Keeps a vote or a flag; None takes it back."""
+        """Keep a vote or a flag; None takes it back."""
         self._keep(place, {"event": "feedback", "feedback": feedback})
 
     def _keep(
@@ -97,7 +97,7 @@ class ConversationLog:
                 self._store(picture.image.source, picture.digest)
             self._append(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError:
-            # The visitor has his answer all the same; whoever runs the page must know.
+            # The visitor has the answer all the same; the operator must know.
             logger.exception("The conversation log cannot be written")
 
     def _store(self, source: Any, digest: str) -> None:

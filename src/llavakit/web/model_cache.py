@@ -35,7 +35,7 @@ class ModelCache:
 
     @property
     def default(self) -> str:
-        """The model that the page starts with."""
+        """Return the model that the page starts with."""
         return self.offers[0].name
 
     def label(self, name: str) -> str:
@@ -44,16 +44,16 @@ class ModelCache:
         return next(labels, Path(name).name).partition(" · ")[0]
 
     def is_loaded(self, name: str) -> bool:
-        """Whether it has answered before, so that nobody waits for its weights."""
+        """Return whether it has answered before, so that no visitor waits for its weights."""
         return name in self._loaded
 
     def loaded(self, name: str) -> None:
-        """Notes that the weights are in memory."""
+        """Note that the weights are in memory."""
         self._loaded.add(name)
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[Backend]:
-        """The model of an offer; it stays in memory while it is used.
+        """Yield the model of an offer; it stays in memory while it is used.
 
         Raises:
             ParameterError: it is not offered.
@@ -69,11 +69,11 @@ class ModelCache:
                 self._users[name] -= 1
 
     def stats(self) -> dict[str, dict[str, object]]:
-        """Figures of every model in memory (see :meth:`llavakit.backend.Backend.stats`)."""
+        """Return the figures of models in memory (see :meth:`llavakit.backend.Backend.stats`)."""
         return {name: backend.stats() for name, backend in self._backends.items()}
 
     def close(self) -> None:
-        """Frees everything; running answers end with an error."""
+        """Free everything; running answers end with an error."""
         with self._lock:
             for backend in self._backends.values():
                 backend.close()
@@ -95,8 +95,8 @@ class ModelCache:
         for other in set(self._backends) - self._kept:
             if self._users[other]:
                 raise QueueFullError(
-                    f"{Path(other).name} is answering somebody, and there is room for one model "
-                    "of the list at a time; try again in a moment."
+                    f"{Path(other).name} is answering another visitor, and there is room for "
+                    "one model of the list at a time; try again in a moment."
                 )
             self._backends.pop(other).close()
             self._loaded.discard(other)

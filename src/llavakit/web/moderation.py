@@ -29,7 +29,7 @@ class RefusedError(InputError):
 
 
 async def judge(moderation: Moderation | None, messages: Sequence[Message]) -> None:
-    """Asks the hook.
+    """Ask the hook.
 
     Raises:
         RefusedError: it refused, or failed.
@@ -41,7 +41,7 @@ async def judge(moderation: Moderation | None, messages: Sequence[Message]) -> N
         if inspect.isawaitable(verdict):
             verdict = await verdict
     except Exception as error:
-        # A guard that fell asleep lets nobody in.
+        # A hook that does not answer in time refuses.
         logger.exception("The moderation hook failed")
         raise RefusedError("The question could not be checked; try again later.") from error
     if verdict is not None:
@@ -49,7 +49,7 @@ async def judge(moderation: Moderation | None, messages: Sequence[Message]) -> N
 
 
 def load_hook(name: str) -> Moderation:
-    """The hook that ``package.module:function`` names; the working directory is searched too.
+    """Load the hook that ``package.module:function`` names; the working directory is searched too.
 
     Raises:
         ParameterError: there is no such function.

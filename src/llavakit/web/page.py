@@ -18,7 +18,7 @@ from llavakit.web.tasks import TASKS, ReadyTask
 from llavakit.web.visitors import Visit
 
 FLAGS = ("Like", "Dislike", "Flag")
-"""Votes are thumbs; the flag is for what nobody should have been told."""
+"""Votes are thumbs; the flag reports an answer that should not have been given."""
 _FILES = ["image", ".pdf", ".tif", ".tiff"]
 _LISTENING: dict[str, Any] = {
     "concurrency_limit": None,
@@ -33,7 +33,7 @@ Values: TypeAlias = Mapping[Any, Any]
 
 
 def build(controller: Controller) -> gr.Blocks:
-    """The page of a controller."""
+    """Build the page of a controller."""
     page: gr.Blocks = _Page(controller).blocks
     return page
 
@@ -188,7 +188,7 @@ class _Page:
             self._enter, self._token, [*shown, self._token], js=style.FIND_TOKEN, **_LISTENING
         )
         loaded.then(None, self._token, None, js=style.KEEP_TOKEN)
-        # Only a page with something to unload keeps the connection that tells who is here.
+        # Only a page with something to unload keeps the connection by which visitors are counted.
         self.blocks.unload(lambda: None)
 
     def _name_of(self, model: str) -> str:
@@ -279,7 +279,7 @@ class _Page:
     async def _show(
         self, visit: Visit, changes: AsyncIterator[None], *, empty_box: bool = False
     ) -> Updates:
-        """The conversation at every change; the box sends before and after, and stops between."""
+        """Yield the conversation at each change; the box stops meanwhile, and sends otherwise."""
         begun = False
         async for _ in changes:
             if visit.busy:
@@ -296,7 +296,7 @@ class _Page:
 
 
 def _noticed(does: Callable[..., Updates]) -> Callable[..., Updates]:
-    """Tells what a visitor did wrong as a plain notice; the page stays as it is."""
+    """Show a visitor's mistake as a plain notice; the page stays as it is."""
 
     @wraps(does)
     async def noticed(*arguments: Any) -> Updates:

@@ -54,10 +54,10 @@ class Opened:
 
 
 class Uploads:
-    """Opens what visitors upload, and sees to it that nothing stays.
+    """Opens what visitors upload, and removes it afterwards.
 
     The web framework stores equal files once, under one path. So it is counted who uploaded
-    what; a file goes when nobody is left who has not sent it yet. Belongs to one event loop,
+    what; a file goes when no browser is left that has not sent it yet. Belongs to one event loop,
     but for :meth:`open`.
 
     Args:
@@ -74,18 +74,18 @@ class Uploads:
 
     @property
     def full(self) -> bool:
-        """Whether uploads that nobody sent yet take all the room that there is for them."""
+        """Return whether uploads that were not sent yet take all the room there is for them."""
         sizes = (_size(path) for path in self._held)
         return sum(sizes) >= self._settings.max_upload_bytes
 
     def came(self, owner: str, paths: Iterable[str]) -> None:
-        """Notes that a browser uploaded files."""
+        """Note that a browser uploaded files."""
         self._latest[owner] = time.monotonic()
         for path in paths:
             self._held.setdefault(path, Counter())[owner] += 1
 
     def forgotten(self, here: Callable[[str], bool]) -> None:
-        """Lets go of what was uploaded by owners who are not here, and not just coming.
+        """Release uploads of owners that are not here, and not just coming.
 
         A browser that is here has an open page; a program may upload and never be here.
         """
@@ -95,11 +95,11 @@ class Uploads:
                 self.release(owner)
 
     def keep(self, paths: Iterable[str]) -> None:
-        """Never removes these, whoever uploads the same."""
+        """Never remove these, even if a visitor uploads the same."""
         self.came(_THE_PAGE, paths)
 
     def claim(self, owner: str, paths: Iterable[str]) -> None:
-        """Checks that files are the owner's.
+        """Check that files are the owner's.
 
         Raises:
             InputError: one is not, or is gone.
@@ -109,7 +109,7 @@ class Uploads:
                 raise InputError(f"{Path(path).name} is not here any more; upload it again.")
 
     def release(self, owner: str, paths: Iterable[str] | None = None) -> None:
-        """Lets go of files that the owner sent, or of all that he uploaded."""
+        """Release files that the owner sent, or all that it uploaded."""
         if paths is None:
             self._latest.pop(owner, None)
         everything = [path for path, owners in self._held.items() if owners[owner]]
@@ -129,7 +129,7 @@ class Uploads:
                     place.parent.rmdir()
 
     def open(self, paths: Sequence[str], pages: str = "") -> Opened:
-        """The images of some files, and all pages of documents, in their order.
+        """Open images, and all pages of documents, in their order.
 
         Args:
             paths: uploaded files.
@@ -164,7 +164,7 @@ class Uploads:
     ) -> list[AttachedImage]:
         most = self._settings.max_pages
         found: list[AttachedImage] = []
-        # One more than is taken, so that somebody notices.
+        # One more than is taken, so that the limit is noticed.
         for page in open_files([Document(data, wanted)], policy=self._policy):
             if isinstance(page, Failure):
                 raise page.error
@@ -197,7 +197,7 @@ def naming(name: str, settings: WebSettings) -> Iterator[None]:
 
 
 def shown_picture(data: bytes, name: str, policy: SourcePolicy) -> AttachedImage:
-    """An image's file as part of a conversation.
+    """Return an image's file as part of a conversation.
 
     Raises:
         ImageError: it cannot be used.

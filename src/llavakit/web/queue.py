@@ -9,10 +9,10 @@ from llavakit.errors import QueueFullError
 
 
 class Queue:
-    """Seats at the model, and a line before them. Belongs to one event loop.
+    """Seats at the model, and a queue before them. Belongs to one event loop.
 
-    The engine batches whoever has a seat. It has a queue of its own, but tells nobody's place
-    in it; so whoever would wait there waits here.
+    The engine batches requests that have a seat. It has a queue of its own, but does not report
+    places in it; so requests that would wait there wait here.
 
     Args:
         seats: how many are served at once.
@@ -27,19 +27,19 @@ class Queue:
 
     @property
     def seated(self) -> int:
-        """How many are served now."""
+        """Return how many are served now."""
         return len(self._seated)
 
     @property
     def waiting(self) -> int:
-        """How many wait now."""
+        """Return how many wait now."""
         return len(self._waiting)
 
     def enter(self) -> Ticket:
-        """Takes a seat, or the last place in the line.
+        """Take a seat, or the last place in the queue.
 
         Raises:
-            QueueFullError: the line is full.
+            QueueFullError: the queue is full.
         """
         if len(self._seated) >= self._seats and len(self._waiting) >= self._places:
             raise QueueFullError(
@@ -51,13 +51,13 @@ class Queue:
         return ticket
 
     def place_of(self, ticket: Ticket) -> int:
-        """0 for who has a seat, 1 for the next in line; whoever left has no place."""
+        """Return 0 for a ticket with a seat, 1 for the next one; one that left has no place."""
         if ticket in self._seated:
             return 0
         return self._waiting.index(ticket) + 1
 
     def leave(self, ticket: Ticket) -> None:
-        """Gives the seat or the place back; safe to call twice."""
+        """Give the seat or the place back; safe to call twice."""
         self._seated.discard(ticket)
         if ticket in self._waiting:
             self._waiting.remove(ticket)
@@ -71,7 +71,7 @@ class Queue:
 
 
 class Ticket:
-    """A place in the line, or a seat; ``moved`` is set whenever the line has moved."""
+    """A place in the queue, or a seat; ``moved`` is set whenever the queue has moved."""
 
     def __init__(self, line: Queue) -> None:
         self._line = line
@@ -79,10 +79,10 @@ class Ticket:
 
     @property
     def place(self) -> int:
-        """0 with a seat; otherwise the place in the line, from 1."""
+        """Return 0 with a seat, otherwise the place in the queue, from 1."""
         return self._line.place_of(self)
 
     def leave(self) -> None:
-        """Makes room; safe to call twice."""
+        """Make room; safe to call twice."""
         self._line.leave(self)
         self.moved.set()

@@ -12,16 +12,16 @@ _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
 
 def to_chat(conversation: WebConversation) -> list[dict[str, Any]]:
-    """The messages of a conversation.
+    """Return the messages of a conversation.
 
-    A turn is up to four: its images, its words, its answer, and what is told below that. They
+    A turn is up to four: its images, its words, its answer, and the facts below that. They
     are messages of their own, so that its words can be edited and its answer be copied alone.
     """
     return [message for turn in conversation.turns for message in _messages(turn)]
 
 
 def feedback(conversation: WebConversation) -> list[str | None]:
-    """What the visitor thinks of each message of the model, in their order."""
+    """Return the visitor's vote on each message of the model, in their order."""
     given: list[str | None] = []
     for turn in conversation.turns:
         answers = [message for message in _messages(turn) if message["role"] == "assistant"]
@@ -30,7 +30,7 @@ def feedback(conversation: WebConversation) -> list[str | None]:
 
 
 def turn_of(conversation: WebConversation, index: Any) -> int:
-    """The number of the turn, from 0, that a message belongs to; -1 if there is none."""
+    """Return the number of the turn, from 0, that a message belongs to; -1 if there is none."""
     left = int(index[0] if isinstance(index, (list, tuple)) else index)
     for number, turn in enumerate(conversation.turns):
         left -= len(_messages(turn))
@@ -40,12 +40,12 @@ def turn_of(conversation: WebConversation, index: Any) -> int:
 
 
 def typed(text: str) -> str:
-    """What a visitor typed, from what was shown of it (see :func:`plain`)."""
+    """Return what a visitor typed, from what was shown of it (see :func:`plain`)."""
     return unescape(text.replace("!\\[", "!["))
 
 
 def plain(text: str) -> str:
-    """Text for a place that renders Markdown: nothing in it is HTML, or fetches an image.
+    """Escape text for a place that renders Markdown: no HTML, and no image is fetched.
 
     What stands in code is left as it is: there Markdown itself escapes it.
     """
@@ -62,9 +62,9 @@ def _messages(turn: WebTurn) -> list[dict[str, Any]]:
     asked = [part for part in (pictures, question) if part is not None]
     answer = turn.answer
     said = [{"type": "text", "text": plain(answer.text)}] if answer.text else []
-    told = _told(answer)
-    if told:
-        said.append(_html(told))
+    below = _below(answer)
+    if below:
+        said.append(_html(below))
     return [
         *({"role": "user", "content": [part]} for part in asked),
         *({"role": "assistant", "content": [part]} for part in said),
@@ -82,8 +82,8 @@ def _gallery(turn: WebTurn) -> str:
     return f'<div class="lk-pictures{many}">{shown}</div>{notes}'
 
 
-def _told(answer: ShownAnswer) -> str:
-    """What stands below an answer, or for one that is not there yet."""
+def _below(answer: ShownAnswer) -> str:
+    """Return what stands below an answer, or in the place of one that is not there yet."""
     if answer.stage is AnswerStage.FAILED:
         return f'<div class="lk-error" role="alert">{escape(answer.error)}</div>'
     if answer.stage.over:
@@ -94,7 +94,7 @@ def _told(answer: ShownAnswer) -> str:
 
 
 def status(answer: ShownAnswer) -> str:
-    """What somebody who waits is told."""
+    """Return what a visitor who waits is shown."""
     if answer.stage is AnswerStage.WAITING:
         if answer.place == 1:
             return "You are next in line."
@@ -103,26 +103,26 @@ def status(answer: ShownAnswer) -> str:
 
 
 def facts(answer: ShownAnswer) -> str:
-    """Tokens and speed of an answer that is over."""
+    """Return tokens and speed of an answer that is over."""
     seconds = answer.first_token + answer.writing
     if answer.stage is AnswerStage.STOPPED:
         return f"Stopped after {_seconds(seconds)}" if seconds else "Stopped"
     usage = answer.usage
     if usage is None:
         return _seconds(seconds)
-    told = [f"{_tokens(usage.completion_tokens)} in {_seconds(seconds)}"]
+    shown = [f"{_tokens(usage.completion_tokens)} in {_seconds(seconds)}"]
     # Tokens that came at once have no speed.
     if usage.completion_tokens > 1 and answer.writing >= 0.005:
-        told.append(f"{(usage.completion_tokens - 1) / answer.writing:,.0f} per second")
+        shown.append(f"{(usage.completion_tokens - 1) / answer.writing:,.0f} per second")
     prompt = f"prompt {_tokens(usage.prompt_tokens)}"
     if usage.image_tokens:
         prompt += f", {usage.image_tokens:,} of images"
     if usage.cached_tokens:
         prompt += f", {usage.cached_tokens:,} cached"
-    told.append(prompt)
+    shown.append(prompt)
     if answer.cut:
-        told.append("cut at the longest answer; raise it in the settings")
-    return " · ".join(told)
+        shown.append("cut at the longest answer; raise it in the settings")
+    return " · ".join(shown)
 
 
 def _seconds(value: float) -> str:

@@ -1,18 +1,16 @@
-"""The page as a server: where files go, which doors are open, and how it ends."""
+"""The page as a server: where files go, which routes are open, and how it ends."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-# Read when gradio is imported: it tells nobody that it runs.
+# Read when gradio is imported: it reports to its makers that it runs, unless this is set.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
@@ -26,6 +24,7 @@ from llavakit.web.accounts import checking
 from llavakit.web.catalog import ListedModel
 from llavakit.web.controller import Controller
 from llavakit.web.examples import copy_examples
+from llavakit.web.folders import FOLDERS
 from llavakit.web.guard import Guard
 from llavakit.web.log import ConversationLog
 from llavakit.web.model_cache import ModelCache
@@ -60,17 +59,17 @@ class RunningPage:
         self._closed = threading.Event()
 
     def wait(self) -> None:
-        """Returns when somebody closed the page."""
+        """Return when the page has been closed."""
         self._closed.wait()
 
     def close(self) -> None:
-        """Ends everything, and removes what was uploaded; safe to call twice."""
+        """End everything, and remove what was uploaded; safe to call twice."""
         if self._closed.is_set():
             return
         self._closed.set()
         self._blocks.close(verbose=False)
         self.controller.model_cache.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        FOLDERS.remove(self._folder)
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +97,7 @@ def serve(
     moderation: Moderation | None = None,
     failed: Callable[[BaseException], None] | None = None,
 ) -> RunningPage:
-    """Starts the page, and returns while it runs.
+    """Start the page, and return while it runs.
 
     The first model is loaded in the background at once.
 
@@ -110,10 +109,10 @@ def serve(
         host: the address to listen on.
         port: 0 takes a free one.
         share: let the whole internet in, through servers of gradio's makers.
-        accounts: names and passwords; without any, everybody who reaches the page may use it.
+        accounts: names and passwords; without any, every visitor that reaches the page may use it.
         log_dir: where the conversation log goes; None keeps none.
         moderation: the hook that may refuse a question.
-        failed: told why the first model could not be loaded.
+        failed: is called with the error if the first model could not be loaded.
 
     Raises:
         ParameterError: the port is taken, or the log cannot be written.
@@ -121,11 +120,8 @@ def serve(
     settings = settings or WebSettings()
     log = None if log_dir is None else ConversationLog(log_dir)
     port = _free(host, port)
-    folder = Path(tempfile.mkdtemp(prefix="llavakit-web-")).resolve()
-    try:
+    with FOLDERS.making() as folder:
         uploads = folder / "uploads"
-        uploads.mkdir()
-        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         controller = Controller(
             settings,
             ModelCache(offers, kept, load),
@@ -134,7 +130,7 @@ def serve(
             log=log,
             moderation=moderation,
         )
-        # A name that leads to loopback is not ours (DNS rebinding); elsewhere nobody knows names.
+        # A name that leads to loopback is not ours (DNS rebinding); elsewhere all names pass.
         hosts = LOOPBACK if is_loopback(host) and not share else ()
         blocks = build(controller)
         blocks.queue(default_concurrency_limit=None, max_size=None)
@@ -161,9 +157,6 @@ def serve(
             head=style.SCRIPT,
             inbrowser=False,
         )
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     _close_to_other_sites(blocks.app)
     page = RunningPage(controller, blocks, folder, url.rstrip("/"), share_url)
     threading.Thread(
@@ -176,7 +169,7 @@ def serve(
 
 
 def _close_to_other_sites(app: Any) -> None:
-    """Take away the framework's leave for pages of other ports of this machine (CORS)."""
+    """Remove the framework's permission for pages of other ports of this machine (CORS)."""
     from gradio.route_utils import CustomCORSMiddleware
 
     left = [one for one in app.user_middleware if one.cls is not CustomCORSMiddleware]

@@ -27,17 +27,17 @@ class WebSettings:
         max_pixels: most pixels of one image, checked before it is decoded.
         max_images: most images of one message, the pages of documents among them.
         max_pages: most pages that are taken of one document.
-        max_upload_bytes: most bytes of uploads that nobody sent yet, of all visitors.
+        max_upload_bytes: most bytes of uploads that were not sent yet, of all visitors.
         max_kept_bytes: most bytes of images that one conversation may hold.
         max_saved_bytes: most bytes of a saved conversation that is opened again.
         max_text: most characters of a message or a system text.
         max_turns: most questions of one conversation.
         max_visitors: most visitors whose conversations are held.
         seats: answers that are computed at once; they share the engine's batch.
-        places: visitors who may wait in line behind them; one more is refused.
+        places: visitors who may wait in the queue behind them; one more is refused.
         linger: seconds for which a conversation is held after its tab was closed, so that
             reloading the page finds it again. Its running answer is cancelled at once.
-        answer_timeout: seconds in which an answer must be complete; waiting in line is not
+        answer_timeout: seconds in which an answer must be complete; waiting in the queue is not
             counted.
     """
 
@@ -72,7 +72,7 @@ class WebSettings:
                 check_number(field.name, value, above=0)
 
     def policy(self, folder: Path) -> SourcePolicy:
-        """What may be opened: uploads in their folder and nothing else."""
+        """Return what may be opened: uploads in their folder and nothing else."""
         return SourcePolicy(
             roots=(folder,),
             allow_urls=False,
@@ -82,7 +82,7 @@ class WebSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Return whether only this machine reaches the address."""
     if host == "localhost":
         return True
     try:

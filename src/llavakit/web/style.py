@@ -29,9 +29,9 @@ EMPTY = """\
 
 
 def foot(logged: bool) -> str:
-    """The line at the bottom: what a visitor should know."""
+    """Return the line at the bottom: what a visitor should know."""
     kept = (
-        "Whoever runs this page keeps what is asked here, with its images."
+        "The operator of this page keeps what is asked here, with its images."
         if logged
         else "Nothing is kept here; your browser keeps your chats."
     )

@@ -25,7 +25,7 @@ class ReadyTask:
     needs_question: bool = False
 
     def question(self, typed: str) -> str:
-        """What is asked when ``typed`` stands in the box; "" if words are missing."""
+        """Return what is asked when ``typed`` stands in the box; "" if words are missing."""
         typed = typed.strip()
         if self.needs_question:
             return f"{typed}\n{self.prompt}" if typed else ""

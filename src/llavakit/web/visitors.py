@@ -39,16 +39,16 @@ class Visit:
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is on its way, or the images of a question are opened."""
+        """Return whether an answer is on its way, or the images of a question are opened."""
         return self.opening or (self.answering is not None and not self.answering.over)
 
     def stop(self) -> None:
-        """Cancels the answer, if there is one."""
+        """Cancel the answer, if there is one."""
         if self.answering is not None:
             self.answering.stop()
 
     def free(self) -> None:
-        """Raises if an answer is on its way."""
+        """Raise if an answer is on its way."""
         if self.busy:
             raise InputError("An answer is still on its way; wait for it, or stop it.")
 
@@ -70,7 +70,7 @@ class Visitors:
         return len(self._visits)
 
     def of(self, tab: str) -> Visit:
-        """The visit of a tab, begun if it is new.
+        """Return the visit of a tab, begun if it is new.
 
         Raises:
             QueueFullError: there are too many visitors.
@@ -85,7 +85,7 @@ class Visitors:
         return visit
 
     def enter(self, tab: str, token: str) -> Visit:
-        """A page was opened or loaded again: the visit of its token, or a new one.
+        """Return the visit of a page that was opened or loaded again, or a new one.
 
         A token whose tab is still here is that of a copied tab, which gets a visit of its own.
         """
@@ -107,12 +107,12 @@ class Visitors:
         return None
 
     def came(self, tab: str, owner: str) -> None:
-        """The tab opened its connection."""
+        """Note that the tab opened its connection."""
         visit = self.of(tab)
         visit.present, visit.owner = True, owner
 
     def left(self, tab: str) -> Visit | None:
-        """The tab is gone: its answer is cancelled, its conversation held for a while."""
+        """Note that the tab is gone: cancel its answer, hold its conversation for a while."""
         visit = self._visits.get(tab)
         if visit is not None:
             visit.stop()
@@ -120,11 +120,11 @@ class Visitors:
         return visit
 
     def has(self, owner: str) -> bool:
-        """Whether a tab of this browser is open."""
+        """Return whether a tab of this browser is open."""
         return any(visit.present and visit.owner == owner for visit in self._visits.values())
 
     def sweep(self) -> None:
-        """Forgets who left long ago."""
+        """Forget visitors that left long ago."""
         now = self._clock()
         for tab, visit in list(self._visits.items()):
             limit = self._settings.linger if visit.owner else _SILENT

@@ -17,7 +17,7 @@ from llavakit.errors import ParameterError
 _WRITTEN = "class_name"
 
 
-class TextMessages(BaseComponent):
+class PolicyRequired(BaseComponent):
     """A component that cannot be loaded from data without its policy.
 
     Attributes:
