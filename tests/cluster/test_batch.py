@@ -17,7 +17,8 @@ import llavakit
 from llavakit.cluster.batch import ShardReader
 from llavakit.cluster.shards import ShardFolder, shards_of
 from llavakit.documents import Document, Job, Task, View, run_job
-from llavakit.documents.jobs import fingerprint_of, listed
+from llavakit.documents.job import fingerprint_of
+from llavakit.documents.jobs import listed
 from llavakit.errors import ParameterError
 from llavakit.sources import DEFAULT_POLICY
 from llavakit.testing import FakeBackend

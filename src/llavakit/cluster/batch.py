@@ -21,8 +21,10 @@ import llavakit
 from llavakit.cluster.deploy import ClusterSettings, import_ray, ray_running, resources_of
 from llavakit.cluster.shards import SHARD, Shard, ShardFolder, shards_of
 from llavakit.documents import Job, Page, PageStore, Tally, read_pages, to_line
-from llavakit.documents.files import Pages, read_documents
-from llavakit.documents.jobs import fingerprint_of, listed
+from llavakit.documents.files import read_documents
+from llavakit.documents.job import fingerprint_of
+from llavakit.documents.jobs import listed
+from llavakit.documents.one_document import Pages
 from llavakit.errors import LlavaKitError
 from llavakit.runs.window import WINDOW
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy

@@ -7,9 +7,11 @@ Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) k
 
 from llavakit.documents.citations import PageCitation, boxes_of, cite
 from llavakit.documents.context import PagesInContext, ask_about, fit_pages
-from llavakit.documents.files import View, open_files
+from llavakit.documents.files import open_files
 from llavakit.documents.folders import Document, Failure
-from llavakit.documents.jobs import Job, Tally, run_job, stream_job, to_line
+from llavakit.documents.job import Job, Tally
+from llavakit.documents.job_state import to_line
+from llavakit.documents.jobs import run_job, stream_job
 from llavakit.documents.message import message_pages
 from llavakit.documents.pages import Page, count_pages, open_pages
 from llavakit.documents.ranges import PageRange
@@ -26,6 +28,7 @@ from llavakit.documents.store import PageStore
 from llavakit.documents.tasks import Task
 from llavakit.documents.text_layer import TextLayer, Word
 from llavakit.documents.tiles import Tiles
+from llavakit.documents.view import View
 
 __all__ = [
     "Confidence",

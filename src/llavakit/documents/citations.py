@@ -9,13 +9,14 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, Self
 
 from llavakit._checks import check_integer, checked
-from llavakit.documents.files import View, read_documents
+from llavakit.documents.files import read_documents
 from llavakit.documents.folders import Document, Failure
 from llavakit.documents.passwords import Password
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.references import PageReference, reopen
 from llavakit.documents.store import PageStore
 from llavakit.documents.text_layer import Box, TextLayer, Word
+from llavakit.documents.view import View
 from llavakit.errors import DocumentError
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
