@@ -101,8 +101,14 @@ def test_data_of_a_schema_are_the_text_as_json(demo_backend):
         "properties": {"title": {"type": "string"}, "number": {"type": "integer"}},
         "required": ["title", "number"],
     }
-    (document,) = loaded(PAGES, text=Task("extract", schema=schema), model=demo_backend, pages="2")
+    task = Task("extract", schema=schema, confidence=True)
+    (document,) = loaded(PAGES, text=task, model=demo_backend, pages="2")
     assert json.loads(document.page_content) == {"title": "INVOICE", "number": 1609}
+    metadata = document.metadata  # flat, as vector stores keep it
+    assert 0 < metadata["confidence_lowest"] <= metadata["confidence"] <= 1
+    fields = json.loads(metadata["confidence_fields"])
+    assert set(fields) == {"/title", "/number"}
+    assert min(lowest for _, lowest in fields.values()) == metadata["confidence_lowest"]
 
 
 def test_an_answer_that_was_cut_says_so(demo_backend, caplog):

@@ -85,7 +85,7 @@ def read(
     ] = False,
     confidence: Annotated[
         bool,
-        typer.Option("--confidence", help="Add how sure the model was: mean and lowest."),
+        typer.Option("--confidence", help="Add how sure the model was, of data for each field."),
     ] = False,
     store: Annotated[
         Path | None,

@@ -6,6 +6,7 @@ Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) k
 """
 
 from llavakit.documents.citations import PageCitation, boxes_of, cite
+from llavakit.documents.confidence import Confidence
 from llavakit.documents.context import PagesInContext, ask_about, fit_pages
 from llavakit.documents.files import open_files
 from llavakit.documents.folders import Document, Failure
@@ -16,7 +17,6 @@ from llavakit.documents.message import message_pages
 from llavakit.documents.pages import Page, count_pages, open_pages
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.reading import (
-    Confidence,
     Reading,
     describe,
     extract,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,5 +120,5 @@ def to_line(reading: Reading, model: str) -> dict[str, Any]:
     if reading.text_layer is not None:
         line["text_layer"] = reading.text_layer
     if reading.confidence is not None:
-        line["confidence"] = asdict(reading.confidence)
+        line["confidence"] = reading.confidence.to_dict()
     return line

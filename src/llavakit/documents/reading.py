@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeAlias
 
 from llavakit._checks import Said, check_integer, checked, known
 from llavakit._json import is_whole
 from llavakit.backend import Backend, to_request
+from llavakit.documents.confidence import Confidence, confidence_of, confidence_of_data
 from llavakit.documents.folders import Failure
 from llavakit.documents.pages import Page
 from llavakit.documents.tasks import Task, TaskName
@@ -44,22 +44,6 @@ Readings: TypeAlias = "Generator[Reading, None, None]"
 
 
 @dataclass(frozen=True, slots=True)
-class Confidence:
-    """How sure the model was of an answer: the probabilities of its sampled tokens.
-
-    They say how the model hesitated, and not how often it is right; but what it hesitated at is
-    where it is wrong more often, so sort by ``lowest`` and have people look at the first ones.
-
-    Attributes:
-        mean: the geometric mean, from 0 to 1.
-        lowest: that of the least probable token.
-    """
-
-    mean: float
-    lowest: float
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
     """What was read on one page, or why it was not.
 
@@ -74,7 +58,8 @@ class Reading:
         usage: tokens of all requests for this page.
         error: why there is no answer.
         text_layer: the PDF's own text, where it was asked for.
-        confidence: how sure the model was, where it was asked for and the backend reports it.
+        confidence: how sure the model was, of data for each field, where it was asked for and the
+            backend reports it.
     """
 
     source: str
@@ -233,11 +218,6 @@ def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
     told: dict[str, Any] = {
         "text": text,
         "finish_reason": "length" if cut else answers[-1].finish_reason,
-        "confidence": _confidence(
-            [token.logprob for answer in answers for token in answer.logprobs]
-        )
-        if task.confidence
-        else None,
         "usage": Usage(*(sum(one) for one in zip(*map(_figures, answers), strict=True))),
     }
     if task.schema is not None and (not cut or is_whole(text)):
@@ -245,15 +225,11 @@ def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
             told["data"] = json.loads(text)
             told["text"] = None
+    if task.confidence:
+        tokens = [token for answer in answers for token in answer.logprobs]
+        is_data = told["text"] is None
+        told["confidence"] = confidence_of_data(text, tokens) if is_data else confidence_of(tokens)
     return told
-
-
-def _confidence(logprobs: Sequence[float]) -> Confidence | None:
-    """The confidence of tokens of these log probabilities; None where there are none."""
-    if not logprobs:
-        return None
-    mean = math.exp(sum(logprobs) / len(logprobs))
-    return Confidence(round(mean, 4), round(math.exp(min(logprobs)), 4))
 
 
 def _figures(answer: Completion) -> tuple[int, int, int, int]:

@@ -352,7 +352,13 @@ class PageNodes:
             _logger.warning("%s was not read to its end; raise max_tokens of the Task.", label)
         # The framework silently leaves nodes without a text out of indices.
         text = _said(reading, layer) or f"{label} (nothing to read)"
-        return self._node(reference, text)
+        node = self._node(reference, text)
+        if reading.confidence is not None:
+            known = reading.confidence.metadata()
+            node.metadata |= known
+            node.excluded_embed_metadata_keys += list(known)
+            node.excluded_llm_metadata_keys += list(known)
+        return node
 
     def _node(self, reference: PageReference, text: str) -> PageNode:
         return page_node(reference, text, self.extra, self.opening)
