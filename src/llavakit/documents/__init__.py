@@ -5,7 +5,7 @@ Opening pages knows no model; reading them (:mod:`llavakit.documents.reading`) k
 :mod:`llavakit.llama_index` build their loaders and readers upon this room.
 """
 
-from llavakit.documents.citations import PageCitation, boxes_of, cite
+from llavakit.documents.citations import PageCitation, boxes_of, cite, cite_answer
 from llavakit.documents.confidence import Confidence
 from llavakit.documents.context import PagesInContext, ask_about, fit_pages
 from llavakit.documents.files import open_files
@@ -51,6 +51,7 @@ __all__ = [
     "ask_about",
     "boxes_of",
     "cite",
+    "cite_answer",
     "count_pages",
     "describe",
     "extract",

@@ -36,10 +36,10 @@ from llavakit.documents import (
 from llavakit.documents.pages import MAX_PAGE_PIXELS
 from llavakit.errors import ParameterError
 from llavakit.llama_index.llm import LLaVA
+from llavakit.llama_index.page_nodes import PageNodes
 from llavakit.llama_index.pages import (
     OnError,
     PageNode,
-    PageNodes,
     PageOpening,
     checked_extra,
     to_store,
