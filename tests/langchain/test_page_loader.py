@@ -333,3 +333,15 @@ def test_two_loads_of_one_loader_do_not_disturb_each_other():
     numbers = [(next(first).metadata["page"], next(second).metadata["page"]) for _ in range(4)]
     assert numbers == [(n, n) for n in range(1, 5)]
     assert isinstance(loader, BaseLoader)
+
+
+def test_what_is_left_out_of_a_folder_is_counted_by_suffix(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(THREE)
+    for name in ("b.docx", "c.docx", "README"):
+        (tmp_path / name).write_text("words")
+    loader = PageImageLoader(tmp_path, page_seconds=None)
+    for _ in range(2):
+        assert len(loader.load()) == 3
+        (left,) = loader.left_out
+        assert left.counts == {".docx": 2, "": 1} and left.files == 3
+    assert "2 .docx" in str(left) and str(tmp_path) in str(left)

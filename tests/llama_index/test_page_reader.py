@@ -414,3 +414,13 @@ def test_making_a_reader_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_left_out_of_a_folder_is_counted_by_suffix(tmp_path):
+    write(tmp_path / "a.pdf", *WORDS)
+    for name in ("b.docx", "c.docx", "README"):
+        (tmp_path / name).write_text("words")
+    reader = PageImageReader(page_seconds=None)
+    assert reader.left_out == [] and len(reader.load_data(tmp_path)) == 3
+    (left,) = reader.left_out
+    assert left.source == str(tmp_path) and left.counts == {".docx": 2, "": 1}

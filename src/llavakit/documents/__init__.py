@@ -25,6 +25,7 @@ from llavakit.documents.reading import (
 )
 from llavakit.documents.references import PageReference, reopen
 from llavakit.documents.store import PageStore
+from llavakit.documents.suffixes import LeftOut
 from llavakit.documents.tasks import Task
 from llavakit.documents.text_layer import TextLayer, Word
 from llavakit.documents.tiles import Tiles
@@ -35,6 +36,7 @@ __all__ = [
     "Document",
     "Failure",
     "Job",
+    "LeftOut",
     "Page",
     "PageCitation",
     "PageRange",

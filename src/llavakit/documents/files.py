@@ -20,6 +20,7 @@ from llavakit.documents.limits import page_limit
 from llavakit.documents.one_document import Pages, all_pages, opened
 from llavakit.documents.pages import MAX_PAGE_PIXELS, Opening
 from llavakit.documents.passwords import Password
+from llavakit.documents.suffixes import LeftOut, Note, log_left_out, noting
 from llavakit.documents.view import View
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
@@ -39,6 +40,7 @@ def open_files(
     renderers: int | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
     password: Password = None,
+    left_out: list[LeftOut] | None = None,
 ) -> Pages:
     """The pages of many documents, in order; the next ones are rendered while one is used.
 
@@ -61,6 +63,8 @@ def open_files(
         password: what opens encrypted documents: one password for all, a mapping from paths or
             names of files to passwords, or a function that is given a document's name and
             returns its password, or None to leave it.
+        left_out: a list to which is added what is left out of folders, archives and portfolios;
+            it is logged as well.
 
     Yields:
         Pages and, where one or a whole document cannot be read, failures, in order. What is
@@ -72,7 +76,9 @@ def open_files(
         MissingDependencyError: while iterating: PDFs need ``llavakit[documents]``.
     """
     view = View(dpi, max_pixels, text, page_seconds, renderers)
-    return read_documents(list_documents(sources, pages, policy), view, policy, password)
+    note = log_left_out if left_out is None else noting(left_out)
+    listed = list_documents(sources, pages, policy, note)
+    return read_documents(listed, view, policy, password, note)
 
 
 def read_documents(
@@ -80,10 +86,11 @@ def read_documents(
     view: View,
     policy: SourcePolicy,
     password: Password = None,
+    note: Note = log_left_out,
 ) -> Pages:
     """The pages of documents that are listed already (see :func:`open_files`)."""
     limit = page_limit(view.dpi, view.max_pixels, policy)
-    opening = Opening(view.dpi, limit, policy, view.text, None, password)
+    opening = Opening(view.dpi, limit, policy, view.text, None, password, note)
     if view.page_seconds is None or view.renderers == 1:
         yield from _one_by_one(documents, opening, view.page_seconds)
         return

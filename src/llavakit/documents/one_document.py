@@ -5,7 +5,6 @@ Whatever happens to its pages, there are as many pages and failures as the docum
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import islice
@@ -23,7 +22,7 @@ from llavakit.documents.names import label_of
 from llavakit.documents.pages import Opening, Page
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.readers import PageReader
-from llavakit.documents.suffixes import left_out_of
+from llavakit.documents.suffixes import LeftOut
 from llavakit.errors import (
     DocumentError,
     ImageError,
@@ -33,8 +32,6 @@ from llavakit.errors import (
     RenderError,
 )
 from llavakit.images import Picture, hold
-
-_logger = logging.getLogger("llavakit.documents")
 
 Pages: TypeAlias = Generator[Page | Failure, None, None]
 
@@ -89,7 +86,7 @@ def attached_pages(
         return
     others = others_among(names)
     if others:
-        _logger.warning("%s", left_out_of(document.name, others))
+        opening.note(LeftOut(document.name, others))
     for at in documents_among(names):
         inside = f"{document.name}{MARK}{names[at]}"
         label = label_of(inside)

@@ -19,6 +19,7 @@ from llavakit.documents.limits import PageLimit, page_limit
 from llavakit.documents.names import label_of, name_of
 from llavakit.documents.passwords import Password, open_with
 from llavakit.documents.readers import PageReader
+from llavakit.documents.suffixes import Note, log_left_out
 from llavakit.documents.text_layer import TextLayer
 from llavakit.errors import (
     DocumentError,
@@ -187,6 +188,7 @@ class Opening:
     text: bool
     renderer: Renderer | None = None
     password: Password = None
+    note: Note = log_left_out
 
     def of_source(
         self, source: Any, name: str, label: str, holding: Callable[..., Any] = hold
@@ -260,7 +262,7 @@ class Opening:
                 return self.of_bytes(content, inner, inner[-60:], archives=False)
 
             unlocked = partial(open_with, self.password, name)
-            return ArchiveReader(data, label, self.policy, unlocked, open_member)
+            return ArchiveReader(data, label, self.policy, unlocked, open_member, self.note)
         image = decode(data, self.policy)
         return ImageReader([lambda: image], self.limit)
 
