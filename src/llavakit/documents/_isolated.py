@@ -1,7 +1,7 @@
-"""PDFs drawn in a process of their own, which may hang, swell or crash there.
+"""PDFs rendered in a process of their own, which may hang, swell or crash there.
 
 A page of ten short objects, each drawing the next one ten times, keeps pdfium busy for hours,
-and nothing in this process could stop it. So a stranger's documents are drawn in another one
+and nothing in this process could stop it. So a stranger's documents are rendered in another one
 (:mod:`llavakit.documents._worker`), which is ended when its time is over. It is started at the
 first PDF and serves all that follow, until it dies.
 """
@@ -276,8 +276,8 @@ def _was_killed(process: subprocess.Popen[bytes]) -> bool:
 def _fallen(what: str, lasted: float, seconds: float, killed: bool) -> DocumentError:
     if killed:
         return RendererKilledError(
-            f"{what} could not be drawn: the system ended the renderer twice, perhaps for want of "
-            "memory; read it again when there is more, or lower dpi."
+            f"{what} could not be rendered: the system ended the renderer twice, perhaps for want "
+            "of memory; read it again when there is more, or lower dpi."
         )
     if lasted >= seconds:
         return RenderError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Stretch:
         pages: what ``make`` gave.
         ready: pages that are made and not taken.
         is_ended: whether nothing more comes.
-        is_dropped: whether nobody takes more of it.
+        is_dropped: whether no more of it is wanted.
         error: what ended it, if it was an error.
     """
 
@@ -171,10 +172,11 @@ class Stretches:
             self._changed.notify_all()
         for worker in self._pool:
             worker.renderer.stop()
+        until = time.monotonic() + _JOIN_SECONDS
         for worker in self._pool:
-            # One that fetches a file is not waited for; it ends by itself.
+            # One that fetches a file is not waited for any longer; it ends by itself.
             if worker.thread is not None and worker.thread is not threading.current_thread():
-                worker.thread.join(_JOIN_SECONDS)
+                worker.thread.join(max(0.0, until - time.monotonic()))
 
     def _take(self, stretch: Stretch) -> Page | Failure:
         page = stretch.ready.popleft()

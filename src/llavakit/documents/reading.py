@@ -107,7 +107,7 @@ def read_pages(
 
     Args:
         backend: the model.
-        pages: such as :func:`~llavakit.documents.open_files` gives. They are drawn as there is
+        pages: such as :func:`~llavakit.documents.open_files` gives. They are taken as there is
             room for their requests, and their images are not kept.
         task: what is wanted of each.
         window: most requests under way.
@@ -124,7 +124,7 @@ def read_pages(
     Leaving the iteration cancels what is under way.
     """
     check_integer("window", window, least=1)
-    return _told(in_order(backend, (_Asked(page, task) for page in pages), window), progress)
+    return _watched(in_order(backend, (_Asked(page, task) for page in pages), window), progress)
 
 
 def _read(
@@ -139,7 +139,7 @@ _OWN = ("window", "progress")
 _FIELDS = tuple(one.name for one in fields(Task) if one.name != "name")
 
 
-def _told(readings: Readings, progress: Callable[[Reading], None] | None) -> Readings:
+def _watched(readings: Readings, progress: Callable[[Reading], None] | None) -> Readings:
     with contextlib.closing(readings):
         for reading in readings:
             if progress is not None:
@@ -198,7 +198,7 @@ class _Asked:
             self.close()
         if self._error is not None:
             return Reading(task=self._task.name, error=self._error, **self._known)
-        return Reading(task=self._task.name, **self._known, **_told_by(answers, self._task))
+        return Reading(task=self._task.name, **self._known, **_fields_of(answers, self._task))
 
     def close(self) -> None:
         """Cancels what is under way."""
@@ -211,11 +211,11 @@ class _Asked:
         self.close()
 
 
-def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
+def _fields_of(answers: list[Completion], task: Task) -> dict[str, Any]:
     """The fields of a reading that come from the model."""
     text = "\n".join(answer.text.strip() for answer in answers if answer.text.strip())
     cut = any(answer.finish_reason == "length" for answer in answers)
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "text": text,
         "finish_reason": "length" if cut else answers[-1].finish_reason,
         "usage": Usage(*(sum(one) for one in zip(*map(_figures, answers), strict=True))),
@@ -223,13 +223,13 @@ def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
     if task.schema is not None and (not cut or is_whole(text)):
         # Only an answer that was cut is no JSON; what there is of it is left as text.
         with contextlib.suppress(ValueError):
-            told["data"] = json.loads(text)
-            told["text"] = None
+            found["data"] = json.loads(text)
+            found["text"] = None
     if task.confidence:
         tokens = [token for answer in answers for token in answer.logprobs]
-        is_data = told["text"] is None
-        told["confidence"] = confidence_of_data(text, tokens) if is_data else confidence_of(tokens)
-    return told
+        is_data = found["text"] is None
+        found["confidence"] = confidence_of_data(text, tokens) if is_data else confidence_of(tokens)
+    return found
 
 
 def _figures(answer: Completion) -> tuple[int, int, int, int]:
