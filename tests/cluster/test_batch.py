@@ -17,10 +17,12 @@ import llavakit
 from llavakit.cluster.batch import ShardReader
 from llavakit.cluster.shards import ShardFolder, shards_of
 from llavakit.documents import Document, Job, Task, View, run_job
-from llavakit.documents.jobs import fingerprint_of, listed
+from llavakit.documents.job import fingerprint_of
+from llavakit.documents.jobs import listed
 from llavakit.errors import ParameterError
 from llavakit.sources import DEFAULT_POLICY
 from llavakit.testing import FakeBackend
+from tests.documents.test_archives import locked_pdf
 from tests.serving.conftest import draw, eventually
 
 DAMAGED = 17
@@ -128,6 +130,17 @@ def claim(out, job, shards=3, restart=False):
     with parts.opened(restart) as lines:
         parts.claim(lines, fingerprint_of(job, documents, FakeBackend()), shards)
     return parts
+
+
+@pytest.mark.parametrize("password", ["secret", {"locked.pdf": "secret"}, None])
+def test_encrypted_documents_open_with_their_password(tmp_path, monkeypatch, password):
+    monkeypatch.setattr(llavakit, "load", lambda model, **settings: FakeBackend(["a circle"]))
+    path = tmp_path / "locked.pdf"
+    path.write_bytes(locked_pdf())
+    job = Job((str(path),), Task("describe"), "fake", view=View(page_seconds=None))
+    known = (str(Path.cwd()), job, {}, str(tmp_path), 4, None, DEFAULT_POLICY, password)
+    done = ShardReader(*known).read(shards_of(listed(job, DEFAULT_POLICY))[0])
+    assert (done.pages, len(done.errors)) == ((1, 0) if password else (0, 1))
 
 
 def test_only_whole_files_count_as_read(job, reader, tmp_path):

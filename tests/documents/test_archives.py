@@ -7,7 +7,7 @@ import zipfile
 import zlib
 
 import pytest
-from PIL import Image
+from PIL import Image as PILImage
 
 from llavakit.documents import (
     Failure,
@@ -15,12 +15,14 @@ from llavakit.documents import (
     PageReference,
     _archive,
     count_pages,
+    message_pages,
     open_files,
     open_pages,
     reopen,
 )
 from llavakit.errors import ParameterError, PasswordError
 from llavakit.sources import SourcePolicy
+from llavakit.values import Image
 from tests.documents.drawn import print_lines, sheet
 from tests.documents.test_pages import COLOURS, THREE, colour, tiff
 
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.timeout(60)
 
 def png(colour, size=(8, 8)):
     out = io.BytesIO()
-    Image.new("RGB", size, colour).save(out, "PNG")
+    PILImage.new("RGB", size, colour).save(out, "PNG")
     return out.getvalue()
 
 
@@ -229,3 +231,21 @@ def test_a_page_of_a_locked_document_is_found_again_with_its_password(tmp_path):
     assert again.digest == page.digest
     with pytest.raises(PasswordError):
         reopen(reference, page_seconds=None)
+
+
+def test_a_document_in_a_message_opens_with_its_password(tmp_path):
+    path = tmp_path / "locked.pdf"
+    path.write_bytes(locked_pdf())
+    asked = []
+
+    def ask(name):
+        asked.append(name)
+        return "secret"
+
+    for password in ("secret", {"locked.pdf": "secret"}, {str(path): "secret"}, ask):
+        (page,) = message_pages(Image(path), 3, password=password)
+        assert page.number == 1
+    assert asked == [str(path)]
+    for password in (None, "wrong", {"other.pdf": "secret"}, lambda name: None):
+        with pytest.raises(PasswordError, match="encrypted"):
+            message_pages(Image(path), 3, password=password)

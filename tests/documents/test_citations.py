@@ -9,10 +9,12 @@ from llavakit.documents import (
     PageCitation,
     PageReference,
     TextLayer,
+    Tiles,
     Word,
     ask_about,
     boxes_of,
     cite,
+    cite_answer,
     fit_pages,
     open_files,
 )
@@ -92,6 +94,47 @@ def test_a_page_that_has_changed_is_not_cited(reference, tmp_path):
     (tmp_path / "a.pdf").write_bytes(turned(0, shuffled(1)[0]))
     with pytest.raises(DocumentError, match="is not the page"):
         cite(known, "5243", page_seconds=None)
+
+
+@pytest.mark.parametrize(
+    "answer, found",
+    [
+        ("It amounts to 5243.", ["5243"]),
+        ("is 5243 crowns, payable", ["is 5243 crowns, payable"]),
+        ({"total": 5243, "name": "ANNA", "paid": True, "more": [None]}, ["5243", "ANNA"]),
+        ("It is not known.", []),
+        ("", []),
+    ],
+)
+def test_an_answer_is_found_by_its_words_or_by_its_numbers(reference, answer, found):
+    known = reference(turned(0, LINES))
+    (cited,) = cite_answer([known], answer, page_seconds=None)
+    expected = [box for one in found for box in cite(known, one, page_seconds=None).boxes]
+    assert list(cited.boxes) == expected and bool(cited.note) == (not found)
+    assert PageCitation.from_metadata(json.loads(json.dumps(cited.metadata()))) == cited
+
+
+def test_a_citation_without_boxes_says_why(reference, tmp_path):
+    printed = cite(reference(turned(0, LINES)), "nothing of the kind", page_seconds=None)
+    assert "do not stand in the text layer" in printed.note
+    known = reference(scan())
+    assert "no text layer" in cite(known, "goods", page_seconds=None).note
+    assert cite(known).note == "" and cite(known, "", page_seconds=None).note == ""
+    (tmp_path / "a.pdf").unlink()
+    (gone,) = cite_answer([known], "goods", page_seconds=None)
+    assert gone.boxes == () and "a.pdf" in gone.note and gone.quote == "goods"
+
+
+def test_a_region_is_cut_into_tiles_as_well(reference):
+    (page,) = open_files([turned(0, LINES)], page_seconds=None)
+    tiles, region = Tiles(2, 2), (0, 0.5, 1, 1)
+    whole, *cut = ask_about([page], "What?", region=region, tiles=tiles).images
+    assert whole.source.size == (page.size[0], page.size[1] // 2)
+    assert [one.source for one in cut] == tiles.cut(whole.source)
+    assert len(ask_about([page, "words", page], "What?", tiles=tiles).images) == 10
+    assert len(ask_about([page], "What?", tiles=Tiles(1, 1)).images) == 1
+    fitted = fit_pages(FakeBackend(), [page], "What?", region=region, tiles=tiles)
+    assert len(fitted.message.images) == 5 and fitted.tokens > 5
 
 
 def test_a_region_is_shown_at_full_resolution():

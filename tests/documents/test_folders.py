@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from llavakit.documents import Failure, Page, open_files
-from llavakit.documents.suffixes import left_out_of
+from llavakit.documents.suffixes import LeftOut
 
 
 def image(kind, **options):
@@ -73,8 +73,12 @@ def test_what_is_left_out_is_counted_by_suffix(tmp_path, caplog):
     for name in ("b.docx", "sub/c.DOCX", "d.txt", "README", ".hidden"):
         (tmp_path / name).write_text("words")
     with caplog.at_level(logging.WARNING, "llavakit"):
-        assert len(list(open_files(tmp_path))) == 1
-    (message,) = caplog.messages
+        found = []
+        for _ in range(2):  # each source once, however often it is opened
+            assert len(list(open_files(tmp_path, left_out=found))) == 1
+    message, again = caplog.messages
+    assert found == [LeftOut(str(tmp_path), {".docx": 2, ".txt": 1, "": 1})]
+    assert found[0].files == 4 and str(found[0]) == message == again
     assert "4 files" in message and "2 .docx" in message and "1 .txt" in message
     assert "1 without a suffix" in message and str(tmp_path) in message
 
@@ -86,5 +90,5 @@ def test_nothing_left_out_is_nothing_said(tmp_path, caplog):
 
 
 def test_many_suffixes_make_no_endless_sentence():
-    sentence = left_out_of("x", {f".{at}": 1 for at in range(500)})
+    sentence = str(LeftOut("x", {f".{at}": 1 for at in range(500)}))
     assert len(sentence) < 400 and "500 files" in sentence and "488 of other suffixes" in sentence

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -161,13 +162,19 @@ def test_a_folder_that_may_not_be_listed_is_a_failure(tmp_path, monkeypatch):
     assert sorted(kinds) == ["Failure", "Page"]
 
 
-def test_leaving_ends_the_process_that_draws():
-    pages = open_files([page(RED)])
-    next(pages)
-    process = pages.gi_frame.f_locals["renderer"]._process
-    assert process.poll() is None
+@pytest.mark.parametrize("renderers", [1, 3])
+def test_leaving_ends_the_processes_that_render(monkeypatch, renderers):
+    started = []
+    start = _isolated._start
+    monkeypatch.setattr(_isolated, "_start", lambda: (started.append(start()), started[-1])[1])
+    documents = [page(RED.replace("1 0", f"0.{at} 0")) for at in range(9)]
+    pages = open_files(documents, renderers=renderers)
+    for _ in range(4):
+        next(pages)
+    assert started and all(process.poll() is None for process in started)
     pages.close()
-    assert process.poll() is not None
+    assert all(process.poll() is not None for process in started)
+    assert not [one for one in threading.enumerate() if one.name == "llavakit-renderer"]
 
 
 def test_the_process_that_draws_does_not_outlive_a_program_that_was_killed(tmp_path):

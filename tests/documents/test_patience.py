@@ -1,6 +1,6 @@
 """When a document is given up: bad pages in a row, not in total; fatal ones in total."""
 
-from llavakit.documents.files import FailureLimit
+from llavakit.documents.one_document import FailureLimit
 
 BAD, FATAL = "DocumentError", "RenderError"
 

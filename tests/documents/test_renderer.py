@@ -55,7 +55,7 @@ def test_it_is_started_again_and_every_page_is_read(processes, at, number):
 
 def test_between_two_pages_it_is_started_again(processes):
     started, _ = processes
-    pages = open_files([THREE, page(RED)])
+    pages = open_files([THREE, page(RED)], renderers=1)
     for number in range(4):
         assert isinstance(next(pages), Page)
         if number == 3:

@@ -1,12 +1,15 @@
 """The text of a page: what it holds, its order, and whether it says what the page shows."""
 
+import random
+
 import pytest
 from PIL import Image, ImageDraw
 
-from llavakit.documents import Page, TextLayer, Word, open_files
+from llavakit.documents import Page, TextLayer, Word, open_files, open_pages
 from llavakit.documents.text_layer import broken_share, covered_ink, with_layer
 from tests.documents.drawn import (
     FIELD,
+    WORDS,
     form,
     invoice,
     print_lines,
@@ -16,6 +19,7 @@ from tests.documents.drawn import (
     turned,
 )
 from tests.documents.hostile import stream
+from tests.documents.test_text_order import fields
 
 LINES = [f"{at} different words of line number{at}" for at in range(20)]
 
@@ -203,3 +207,15 @@ def test_a_page_is_read_with_its_stamp_below_and_nothing_twice():
 def test_a_layer_survives_json():
     found = layer(form(*FILLED["a stamp"]))
     assert TextLayer.from_dict(found.to_dict()) == found
+
+
+def test_values_stand_behind_their_own_labels_however_many_fields_a_row_has():
+    chance = random.Random(10)
+    expected = [
+        word
+        for row in range(3)
+        for column in range(2)
+        for word in (f"Label{column}{row}:", chance.choice(WORDS), f"{row}{column}")
+    ]
+    (page,) = open_pages(fields(10), text=True)
+    assert page.text.split() == expected

@@ -1,6 +1,7 @@
 """From a question through any vector store to an answer that cites its pages."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
+from llavakit.documents import Tiles
 from llavakit.errors import DocumentError, ParameterError
 from llavakit.langchain import ChatLLaVA, PageImageLoader, page_question_chain
 from llavakit.testing import FakeBackend
@@ -274,3 +276,41 @@ def test_the_example_answers_ten_questions_about_a_pdf_of_36_pages():
     assert done.stdout.startswith("36 pages read")
     assert "10 of 10 right" in done.stdout
     assert "BAD" not in done.stdout
+
+
+@pytest.fixture
+def printed(tmp_path):
+    """Pages with a text layer, and what finds them all."""
+    from tests.documents.drawn import turned
+
+    for name, total in (("a.pdf", 5243), ("b.pdf", 9)):
+        (tmp_path / name).write_bytes(turned(0, [(40, 100, f"The total is {total} crowns")]))
+    found = PageImageLoader(tmp_path, page_seconds=None).load()
+    return RunnableLambda(lambda query: found)
+
+
+def test_with_boxes_the_citations_say_where_the_answer_stands(printed):
+    model = ChatLLaVA(backend=FakeBackend(lambda request: "It is 5243 crowns."), model="fake")
+    chain = page_question_chain(printed, model, boxes=True)
+    pieces = list(chain.stream("What is the total?"))
+    assert "citations" in pieces[-1], "where an answer stands is known when it is complete"
+    first, second = pieces[-1]["citations"]
+    ((left, top, right, bottom),) = first["boxes"]
+    assert first["page"] == 1 and first["quote"] == "It is 5243 crowns." and first["note"] == ""
+    assert left < right and top == pytest.approx(90 / 600, abs=0.02) and bottom < 0.2
+    assert second["boxes"] == [] and "do not stand" in second["note"]
+    assert json.dumps(pieces[-1]["citations"])
+    plain = page_question_chain(printed, model).invoke("What is the total?")["citations"]
+    assert plain == [{"source": one["source"], "page": 1} for one in (first, second)]
+    again = asyncio.run(chain.ainvoke("What is the total?"))["citations"]
+    assert again == [first, second]
+
+
+def test_a_region_and_tiles_show_small_print(printed):
+    backend = FakeBackend(lambda request: "9")
+    model = ChatLLaVA(backend=backend, model="fake")
+    for options, images in (({"region": (0, 0, 1, 0.5)}, 2), ({"tiles": Tiles(2, 1)}, 6)):
+        page_question_chain(printed, model, **options).invoke("What is the total?")
+        assert len(backend.requests[-1].messages[-1].images) == images
+    with pytest.raises(ParameterError, match="region"):
+        page_question_chain(printed, model, region=(0, 0, 0, 1))

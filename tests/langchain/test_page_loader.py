@@ -101,8 +101,14 @@ def test_data_of_a_schema_are_the_text_as_json(demo_backend):
         "properties": {"title": {"type": "string"}, "number": {"type": "integer"}},
         "required": ["title", "number"],
     }
-    (document,) = loaded(PAGES, text=Task("extract", schema=schema), model=demo_backend, pages="2")
+    task = Task("extract", schema=schema, confidence=True)
+    (document,) = loaded(PAGES, text=task, model=demo_backend, pages="2")
     assert json.loads(document.page_content) == {"title": "INVOICE", "number": 1609}
+    metadata = document.metadata  # flat, as vector stores keep it
+    assert 0 < metadata["confidence_lowest"] <= metadata["confidence"] <= 1
+    fields = json.loads(metadata["confidence_fields"])
+    assert set(fields) == {"/title", "/number"}
+    assert min(lowest for _, lowest in fields.values()) == metadata["confidence_lowest"]
 
 
 def test_an_answer_that_was_cut_says_so(demo_backend, caplog):
@@ -327,3 +333,15 @@ def test_two_loads_of_one_loader_do_not_disturb_each_other():
     numbers = [(next(first).metadata["page"], next(second).metadata["page"]) for _ in range(4)]
     assert numbers == [(n, n) for n in range(1, 5)]
     assert isinstance(loader, BaseLoader)
+
+
+def test_what_is_left_out_of_a_folder_is_counted_by_suffix(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(THREE)
+    for name in ("b.docx", "c.docx", "README"):
+        (tmp_path / name).write_text("words")
+    loader = PageImageLoader(tmp_path, page_seconds=None)
+    for _ in range(2):
+        assert len(loader.load()) == 3
+        (left,) = loader.left_out
+        assert left.counts == {".docx": 2, "": 1} and left.files == 3
+    assert "2 .docx" in str(left) and str(tmp_path) in str(left)

@@ -16,6 +16,7 @@ from llavakit.errors import (
     ImageError,
     ImageTooLargeError,
     ParameterError,
+    PasswordError,
     SourceNotAllowedError,
     UnsupportedImageError,
 )
@@ -23,6 +24,7 @@ from llavakit.langchain import ChatLLaVA, PageImageParser, page_messages
 from llavakit.sources import SourcePolicy
 from llavakit.testing import FakeBackend
 from llavakit.values import Image
+from tests.documents.test_archives import locked_pdf
 from tests.documents.test_pages import THREE, tiff
 
 pytestmark = pytest.mark.timeout(120)
@@ -182,3 +184,16 @@ def test_a_parser_without_a_model_cannot_transcribe():
     with pytest.raises(ParameterError, match="takes a model"):
         PageImageParser()
     assert isinstance(PageImageParser(FakeBackend()), BaseBlobParser)
+
+
+def test_an_encrypted_blob_opens_with_its_password(tmp_path):
+    path = tmp_path / "locked.pdf"
+    path.write_bytes(locked_pdf())
+    blob = Blob.from_path(path)
+    for password in ("secret", {"locked.pdf": "secret"}, lambda name: "secret"):
+        parser = PageImageParser(FakeBackend(["read"]), password=password)
+        (document,) = parser.lazy_parse(blob)
+        assert document.page_content == "read"
+    parser = PageImageParser(FakeBackend(["read"]), password={"other.pdf": "secret"})
+    with pytest.raises(PasswordError):
+        list(parser.lazy_parse(blob))

@@ -1,5 +1,7 @@
 """``page_query_engine`` takes what users of ``as_query_engine`` give, or says why it does not."""
 
+import asyncio
+
 import pytest
 from llama_index.core import PromptTemplate, SummaryIndex, VectorStoreIndex
 from llama_index.core.base.response.schema import PydanticResponse
@@ -15,7 +17,9 @@ from llama_index.core.vector_stores.types import ExactMatchFilter, MetadataFilte
 from pydantic import BaseModel
 
 from examples.demo_model.world.pages import Page, write_pdf
+from llavakit.documents import Tiles
 from llavakit.errors import ContextLengthError, ParameterError
+from llavakit.images import open_picture
 from llavakit.llama_index import (
     PAGES_TEMPLATE,
     ImageResolver,
@@ -27,6 +31,7 @@ from llavakit.llama_index import (
 )
 from llavakit.testing import IMAGE_TOKENS, FakeBackend
 from llavakit.values import Image, Text
+from tests.documents.drawn import turned
 from tests.llama_index.paging import WORDS, WordEmbedding, write
 from tests.llama_index.pictures import ShapeEmbedding
 
@@ -424,3 +429,53 @@ def test_a_page_is_deleted_from_both_of_its_stores(seeing_index):
     stores = seeing_index.storage_context.vector_stores.values()
     assert [len(one.data.embedding_dict) for one in stores] == [0, 0]
     assert seeing_index.docstore.docs == {}
+
+
+# Where the answer stands, and small print
+
+
+@pytest.fixture
+def printed(tmp_path):
+    for name, total in (("a.pdf", 5243), ("b.pdf", 9)):
+        (tmp_path / name).write_bytes(turned(0, [(40, 100, f"The total is {total} crowns")]))
+    return SummaryIndex(nodes=PageImageReader(page_seconds=None).load_data(tmp_path))
+
+
+class Total(BaseModel):
+    total: int
+
+
+@pytest.mark.parametrize("output_cls", [None, Total])
+def test_with_boxes_the_sources_say_where_the_answer_stands(printed, output_cls):
+    llm = scripted(*['{"total": 5243}' if output_cls else "It is 5243 crowns."] * 2)
+    engine = page_query_engine(printed, llm, boxes=True, output_cls=output_cls)
+    found = engine.query("What is the total?").source_nodes
+    first, second = (one.metadata for one in found)
+    ((left, top, right, bottom),) = first["boxes"]
+    assert left < right and top == pytest.approx(90 / 600, abs=0.02) and bottom < 0.2
+    assert "5243" in first["quote"] and first["note"] == ""
+    assert second["boxes"] == [] and "do not stand" in second["note"]
+    again = asyncio.run(engine.aquery("What is the total?")).source_nodes
+    assert [one.metadata for one in again] == [first, second]
+
+
+def test_what_cannot_go_with_boxes_and_regions_is_refused(printed):
+    for options, words in (
+        ({"boxes": True, "streaming": True}, "streaming or boxes"),
+        ({"region": (0, 0, 0, 1)}, "region"),
+        ({"boxes": True, "response_mode": "refine"}, "boxes cannot go with"),
+        ({"region": (0, 0, 1, 0.5), "response_mode": "no_text"}, "region has no place"),
+    ):
+        with pytest.raises(ParameterError, match=words):
+            page_query_engine(printed, scripted(), **options)
+
+
+def test_a_region_and_tiles_show_small_print(printed):
+    for options, images in (({"region": (0, 0, 1, 0.5)}, 2), ({"tiles": Tiles(2, 1)}, 6)):
+        llm = scripted()
+        page_query_engine(printed, llm, **options).query("What is the total?")
+        (request,) = llm.backend.requests
+        shown = [open_picture(image.source) for image in request.messages[-1].images]
+        assert len(shown) == images
+        if "region" in options:
+            assert {one.size for one in shown} == {(800, 600)}

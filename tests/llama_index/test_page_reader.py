@@ -175,8 +175,14 @@ def test_every_page_is_read_where_the_caller_says_so(scan, text, asked):
 def test_what_the_bundled_model_reads_is_what_stands_there(tmp_path, demo_backend):
     pages = [Page("INVOICE", 2284, 320, "ANNA", 1), Page("LETTER", 771, 95, None, 2)]
     write_pdf(pages, tmp_path / "pages.pdf")
-    nodes = PageImageReader(llm=LLaVA(model="demo")).load_data(tmp_path / "pages.pdf")
+    task = Task("transcribe", confidence=True)
+    reader = PageImageReader(llm=LLaVA(model="demo"), text=task)
+    nodes = reader.load_data(tmp_path / "pages.pdf")
     assert [node.text for node in nodes] == [page.text() for page in pages]
+    for node in nodes:
+        assert 0 < node.metadata["confidence_lowest"] <= node.metadata["confidence"] <= 1
+        for mode in (MetadataMode.EMBED, MetadataMode.LLM):
+            assert "confidence" not in node.get_content(mode)
 
 
 def test_data_of_a_schema_are_the_text_as_json(scan):
@@ -408,3 +414,13 @@ def test_making_a_reader_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_left_out_of_a_folder_is_counted_by_suffix(tmp_path):
+    write(tmp_path / "a.pdf", *WORDS)
+    for name in ("b.docx", "c.docx", "README"):
+        (tmp_path / name).write_text("words")
+    reader = PageImageReader(page_seconds=None)
+    assert reader.left_out == [] and len(reader.load_data(tmp_path)) == 3
+    (left,) = reader.left_out
+    assert left.source == str(tmp_path) and left.counts == {".docx": 2, "": 1}

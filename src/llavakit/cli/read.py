@@ -85,7 +85,7 @@ def read(
     ] = False,
     confidence: Annotated[
         bool,
-        typer.Option("--confidence", help="Add how sure the model was: mean and lowest."),
+        typer.Option("--confidence", help="Add how sure the model was, of data for each field."),
     ] = False,
     store: Annotated[
         Path | None,
@@ -101,6 +101,16 @@ def read(
             "--page-seconds", help="Longest drawing of a PDF's page.", rich_help_panel=_PAGES
         ),
     ] = 30.0,
+    renderers: Annotated[
+        int | None,
+        typer.Option(
+            "--renderers",
+            min=1,
+            help="Processes that render pages ahead; by default as many as cores, 2 to 4.",
+            show_default=False,
+            rich_help_panel=_PAGES,
+        ),
+    ] = None,
     window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 64,
     ray: Annotated[
         bool,
@@ -187,7 +197,7 @@ def read(
             ),
             chosen.model,
             pages,
-            View(dpi, max_pixels, text_layer, page_seconds),
+            View(dpi, max_pixels, text_layer, page_seconds, renderers),
             chosen.given("model_base", "conv_mode", "load_4bit", "load_8bit", "base_url"),
         )
         load = chosen.keywords

@@ -21,8 +21,11 @@ import llavakit
 from llavakit.cluster.deploy import ClusterSettings, import_ray, ray_running, resources_of
 from llavakit.cluster.shards import SHARD, Shard, ShardFolder, shards_of
 from llavakit.documents import Job, Page, PageStore, Tally, read_pages, to_line
-from llavakit.documents.files import Pages, read_documents
-from llavakit.documents.jobs import fingerprint_of, listed
+from llavakit.documents.files import read_documents
+from llavakit.documents.job import fingerprint_of
+from llavakit.documents.jobs import listed
+from llavakit.documents.one_document import Pages
+from llavakit.documents.passwords import Password
 from llavakit.errors import LlavaKitError
 from llavakit.runs.window import WINDOW
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
@@ -56,6 +59,7 @@ def run_on_ray(
     shard: int = SHARD,
     store: Path | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
+    password: Password = None,
     progress: Callable[[Done], None] | None = None,
 ) -> Tally:
     """Reads pages into a folder of Parquet files, going on where an earlier run was ended.
@@ -71,6 +75,8 @@ def run_on_ray(
         shard: documents of one file.
         store: keeps the images of all pages, too.
         policy: what may be opened.
+        password: what opens encrypted documents (see
+            :func:`~llavakit.documents.open_files`); a function is sent to the actors, pickled.
         progress: called with every shard, once its file is there.
 
     Raises:
@@ -91,7 +97,7 @@ def run_on_ray(
         earlier = sum(found for found in rows if found is not None)
         if not remaining:
             return Tally(0, 0, earlier)
-        reader = (job, dict(load), str(parts.folder.resolve()), window, store, policy)
+        reader = (job, dict(load), str(parts.folder.resolve()), window, store, policy, password)
         with ray_running(cluster):
             pages = failures = 0
             for done in _done(remaining, reader, resources_of(load, cluster), cluster.replicas):
@@ -141,7 +147,7 @@ class ShardReader:
 
     Args:
         home: the folder against which paths are meant, where there is one.
-        job, load, out, window, store, policy: as for :func:`run_on_ray`.
+        job, load, out, window, store, policy, password: as for :func:`run_on_ray`.
     """
 
     def __init__(
@@ -153,6 +159,7 @@ class ShardReader:
         window: int,
         store: Path | None,
         policy: SourcePolicy,
+        password: Password = None,
     ) -> None:
         with suppress(OSError):
             os.chdir(home)
@@ -161,6 +168,7 @@ class ShardReader:
         self._window = window
         self._store = None if store is None else PageStore(store)
         self._policy = policy
+        self._password = password
         self._backend = llavakit.load(job.model, **load)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
@@ -173,8 +181,8 @@ class ShardReader:
         lines: list[dict[str, Any]] = []
         errors: list[str] = []
         with (
-            closing(read_documents(shard.documents, job.view, self._policy)) as drawn,
-            closing(self._kept(drawn)) as pages,
+            closing(self._opened(shard)) as opened,
+            closing(self._kept(opened)) as pages,
             closing(read_pages(self._backend, pages, job.task, window=self._window)) as readings,
         ):
             for reading in readings:
@@ -183,6 +191,9 @@ class ShardReader:
                     errors.append(" ".join(str(reading.error).split()))
         self._parts.write(shard, lines)
         return Done(shard.number, len(lines) - len(errors), tuple(errors))
+
+    def _opened(self, shard: Shard) -> Pages:
+        return read_documents(shard.documents, self._job.view, self._policy, self._password)
 
     def _kept(self, pages: Pages) -> Pages:
         for page in pages:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit.documents import Document, Failure
-from llavakit.documents.jobs import difference
+from llavakit.documents.job import difference
 from llavakit.errors import ParameterError, SourceFetchError
 from llavakit.runs.atomic import write_atomic
 from llavakit.runs.claim import claim

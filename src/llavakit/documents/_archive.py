@@ -7,7 +7,6 @@ that their names (``../../etc``) lead nowhere.
 from __future__ import annotations
 
 import io
-import logging
 import re
 import struct
 import zipfile
@@ -18,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from llavakit.documents.passwords import encrypted
-from llavakit.documents.suffixes import SUFFIXES, left_out_of
+from llavakit.documents.suffixes import SUFFIXES, LeftOut, Note
 from llavakit.errors import DocumentError, ImageError, ImageTooLargeError, UnsupportedImageError
 from llavakit.sources.formats import sniff
 
@@ -37,7 +36,6 @@ _OF_SEVERAL = ("PDF", "TIFF", "HEIC")
 _HEAD = 4096
 _DIGITS = re.compile(r"(\d+)")
 _AES = 99
-_logger = logging.getLogger("llavakit.documents")
 
 
 class ArchiveReader:
@@ -50,6 +48,7 @@ class ArchiveReader:
         unlocked: calls what it is given with passwords, until one of them does not raise
             ``PasswordError``.
         open_member: opens the document that a member is, given its content and name.
+        note: called with what is left out.
     """
 
     def __init__(
@@ -59,7 +58,9 @@ class ArchiveReader:
         policy: SourcePolicy,
         unlocked: Callable[[Callable[[str | None], None]], None],
         open_member: Callable[[bytes, str], PageReader],
+        note: Note,
     ) -> None:
+        self._note = note
         self._label = label
         self._cap = policy.max_bytes
         self._unlocked = unlocked
@@ -147,7 +148,7 @@ class ArchiveReader:
             else:
                 left_out[suffix] += 1
         if left_out:
-            _logger.warning("%s", left_out_of(self._label, left_out))
+            self._note(LeftOut(self._label, left_out))
         return sorted(found, key=lambda one: _as_counted(one.filename))
 
     def _unlock(self) -> None:

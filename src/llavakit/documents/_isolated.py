@@ -1,7 +1,7 @@
-"""PDFs drawn in a process of their own, which may hang, swell or crash there.
+"""PDFs rendered in a process of their own, which may hang, swell or crash there.
 
 A page of ten short objects, each drawing the next one ten times, keeps pdfium busy for hours,
-and nothing in this process could stop it. So a stranger's documents are drawn in another one
+and nothing in this process could stop it. So a stranger's documents are rendered in another one
 (:mod:`llavakit.documents._worker`), which is ended when its time is over. It is started at the
 first PDF and serves all that follow, until it dies.
 """
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from llavakit import errors
@@ -42,7 +43,9 @@ class Renderer:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._holder: IsolatedPdf | None = None
+        self._open_now: dict[str, Any] | None = None  # the head of the document that is open there
+        self._starting = threading.Lock()
+        self._is_stopped = False
 
     def open(
         self,
@@ -66,7 +69,7 @@ class Renderer:
 
     def close(self) -> None:
         """Ends the process; the next request starts another."""
-        process, self._process, self._holder = self._process, None, None
+        process, self._process, self._open_now = self._process, None, None
         if process is None:
             return
         process.kill()
@@ -75,6 +78,13 @@ class Renderer:
             if pipe is not None:
                 with contextlib.suppress(OSError):  # what could not be sent is of no interest
                     pipe.close()
+
+    def stop(self) -> None:
+        """End the process for good, from any thread: the request under way fails."""
+        with self._starting:
+            self._is_stopped = True
+            if self._process is not None:
+                self._process.kill()
 
     def ask_of(
         self, document: IsolatedPdf, request: dict[str, Any] | None, *, what: str
@@ -103,10 +113,10 @@ class Renderer:
         self, document: IsolatedPdf, request: dict[str, Any] | None, what: str
     ) -> tuple[dict[str, Any], bytes]:
         alive = self._process is not None and self._process.poll() is None
-        if not alive or self._holder is not document or request is None:
-            self._holder = None
+        if not alive or self._open_now is not document.head or request is None:
+            self._open_now = None
             reply = self.ask(document.head, document.data, what=document.name)
-            self._holder = document
+            self._open_now = document.head
             if request is None:
                 return reply
         return self.ask(request, what=what)
@@ -151,20 +161,27 @@ class Renderer:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self.close()
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, json.dumps(sys.path)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,  # pdfium's remarks
-                    start_new_session=True,  # Ctrl-C is for the program, which closes the renderer
-                )
-            except OSError as error:
-                raise EngineError(
-                    f"No process can be started that draws PDFs ({error.strerror}); draw those "
-                    "that you trust with page_seconds=None."
-                ) from error
+            with self._starting:
+                if self._is_stopped:
+                    raise EngineError("The renderer was stopped.")  # seen by no caller
+                self._process = _start()
         return self._process
+
+
+def _start() -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # pdfium's remarks
+            start_new_session=True,  # Ctrl-C is for the program, which closes the renderer
+        )
+    except OSError as error:
+        raise EngineError(
+            f"No process can be started that renders PDFs ({error.strerror}); render those that "
+            "you trust with page_seconds=None."
+        ) from error
 
 
 class IsolatedPdf:
@@ -179,6 +196,12 @@ class IsolatedPdf:
         self.length = 0
         self._renderer = renderer
         self.length = renderer.ask_of(self, None, what=name)[0]["count"]
+
+    def within(self, renderer: Renderer) -> IsolatedPdf:
+        """Return the same PDF for another process, which opens it at its first page."""
+        other = copy(self)
+        other._renderer = renderer
+        return other
 
     def count(self) -> int:
         return self.length
@@ -253,8 +276,8 @@ def _was_killed(process: subprocess.Popen[bytes]) -> bool:
 def _fallen(what: str, lasted: float, seconds: float, killed: bool) -> DocumentError:
     if killed:
         return RendererKilledError(
-            f"{what} could not be drawn: the system ended the renderer twice, perhaps for want of "
-            "memory; read it again when there is more, or lower dpi."
+            f"{what} could not be rendered: the system ended the renderer twice, perhaps for want "
+            "of memory; read it again when there is more, or lower dpi."
         )
     if lasted >= seconds:
         return RenderError(

@@ -12,7 +12,7 @@ import ctypes
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import count, groupby, pairwise
 from typing import Any
 
 from llavakit.documents.text_layer import Box, TextLayer, Word, broken_share, covered_ink
@@ -26,7 +26,7 @@ _BREAKS = "\r\n\u2028\u2029"
 class _Glyph:
     char: str
     box: Box | None = None  # None for what pdfium put in: spaces, ends of lines
-    late: bool = False  # stands in an annotation or a form's field
+    late: int = 0  # the annotation or field of a form that it stands in, from 1; 0 for print
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ def _mapping(page: Any) -> Any:
     return mapped
 
 
-def _glyphs(pdfium: Any, text_page: Any, to_shown: Any, late: set[int]) -> Iterator[_Glyph]:
+def _glyphs(pdfium: Any, text_page: Any, to_shown: Any, late: dict[int, int]) -> Iterator[_Glyph]:
     corners = [ctypes.c_double() for _ in range(4)]
     waiting = ""  # the first half of a character beyond 16 bits
     for at in range(text_page.count_chars()):
@@ -115,7 +115,7 @@ def _glyphs(pdfium: Any, text_page: Any, to_shown: Any, late: set[int]) -> Itera
         if box[0] >= 1 or box[1] >= 1 or box[2] <= 0 or box[3] <= 0:
             continue  # outside of what is shown
         owner = pdfium.FPDFText_GetTextObject(text_page, at)
-        yield _Glyph(char, _clipped(box), bool(late) and _address(owner) in late)
+        yield _Glyph(char, _clipped(box), late.get(_address(owner), 0) if late else 0)
 
 
 def _turns(pdfium: Any, text_page: Any, page: Any) -> list[int]:
@@ -136,20 +136,30 @@ def _unmapped(pdfium: Any, text_page: Any) -> int:
     return sum(pdfium.FPDFText_HasUnicodeMapError(text_page, at) == 1 for at in range(count))
 
 
-def _late_objects(pdfium: Any, page: Any, own_objects: int) -> set[int]:
-    """The objects of text in what was added to a page behind its own objects."""
-    found: set[int] = set()
+def _late_objects(pdfium: Any, page: Any, own_objects: int) -> dict[int, int]:
+    """The objects of text in what was added to a page behind its own objects.
 
-    def note(one: Any, depth: int) -> None:
+    Each with the number of the annotation or field that it belongs to, from 1.
+    """
+    found: dict[int, int] = {}
+
+    def note(one: Any, depth: int, number: int) -> None:
         kind = pdfium.FPDFPageObj_GetType(one)
         if kind == pdfium.FPDF_PAGEOBJ_TEXT:
-            found.add(_address(one))
+            found[_address(one)] = number
         elif kind == pdfium.FPDF_PAGEOBJ_FORM and depth < 8:
             for at in range(min(pdfium.FPDFFormObj_CountObjects(one), 10_000)):
-                note(pdfium.FPDFFormObj_GetObject(one, at), depth + 1)
+                note(pdfium.FPDFFormObj_GetObject(one, at), depth + 1, number)
 
+    # Flattened are all of them into one form, in which each is a form again.
+    numbers = count(1)
     for at in range(own_objects, pdfium.FPDFPage_CountObjects(page)):
-        note(pdfium.FPDFPage_GetObject(page, at), 0)
+        added = pdfium.FPDFPage_GetObject(page, at)
+        if pdfium.FPDFPageObj_GetType(added) != pdfium.FPDF_PAGEOBJ_FORM:
+            note(added, 1, next(numbers))
+            continue
+        for inner in range(min(pdfium.FPDFFormObj_CountObjects(added), 10_000)):
+            note(pdfium.FPDFFormObj_GetObject(added, inner), 1, next(numbers))
     return found
 
 
@@ -161,6 +171,7 @@ def _lines(glyphs: Sequence[_Glyph], turns: Sequence[int]) -> list[_Line]:
     lines: list[_Line] = []
     run: list[_Glyph] = []
     directions: list[int] = []
+    late = 0
 
     def end() -> None:
         if any(one.char.strip() for one in run):
@@ -173,11 +184,12 @@ def _lines(glyphs: Sequence[_Glyph], turns: Sequence[int]) -> list[_Line]:
         if glyph.char and glyph.char in _BREAKS:
             end()
             continue
-        if run and run[-1].box and glyph.box and glyph.late != run[-1].late:
-            end()  # a value does not run on into what is printed
-        run.append(glyph)
         if glyph.box is not None:
+            if directions and glyph.late != late:
+                end()  # a value runs on neither into what is printed nor into another one
             directions.append(turn)
+            late = glyph.late
+        run.append(glyph)
     end()
     return lines
 
@@ -224,7 +236,7 @@ def _insert(lines: list[_Line], value: _Line) -> None:
     before = [at for at in rows if _along(lines[at], value.turn) <= _along(value, value.turn)]
     if before:
         at = max(before, key=lambda one: _along(lines[one], value.turn))
-        lines[at] = _joined([lines[at], value], value.turn)
+        lines[at] = _joined(_around_value(lines[at], value), value.turn)
     elif rows:
         lines.insert(rows[0], value)
     else:
@@ -234,6 +246,18 @@ def _insert(lines: list[_Line], value: _Line) -> None:
             if _down(line, value.turn)[0] >= _down(value, value.turn)[1]
         ]
         lines.insert(below[0] if below else len(lines), value)
+
+
+def _around_value(line: _Line, value: _Line) -> list[_Line]:
+    """A line of print with a value in it: behind the words that stand before the value."""
+    start = _along(value, value.turn)
+    for at, glyph in enumerate(line.glyphs):
+        if glyph.box is not None and _along_box(glyph.box, value.turn) >= start:
+            before, behind = line.glyphs[:at], line.glyphs[at:]
+            if before and before[-1].box is None:  # not within a word that the value lies upon
+                return [_Line(before, line.turn), value, _Line(behind, line.turn)]
+            break
+    return [line, value]
 
 
 def _joined(row: list[_Line], turn: int) -> _Line:
@@ -260,7 +284,11 @@ def _down(line: _Line, turn: int) -> tuple[float, float]:
 
 def _along(line: _Line, turn: int) -> float:
     """Where a line begins, in its own direction."""
-    left, top, right, bottom = line.box
+    return _along_box(line.box, turn)
+
+
+def _along_box(box: Box, turn: int) -> float:
+    left, top, right, bottom = box
     return [left, top, -right, -bottom][turn]
 
 

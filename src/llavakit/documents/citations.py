@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, Self
 
 from llavakit._checks import check_integer, checked
-from llavakit.documents.files import View, read_documents
+from llavakit.documents.files import read_documents
 from llavakit.documents.folders import Document, Failure
 from llavakit.documents.passwords import Password
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.references import PageReference, reopen
 from llavakit.documents.store import PageStore
 from llavakit.documents.text_layer import Box, TextLayer, Word
-from llavakit.errors import DocumentError
+from llavakit.documents.view import View
+from llavakit.errors import DocumentError, InputError
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ class PageCitation:
     Attributes:
         reference: the page.
         quote: the words that are cited; "" cites the page as a whole.
-        boxes: where they stand, a box for each line, as shares of the page's width and height;
-            none where the page has no text layer or the words are not in it.
+        boxes: where they stand, a box for each line, as shares of the page's width and height.
+        note: why there are no boxes, where words are cited and none were found: what a model
+            transcribed says nothing of where it stands, so that only a text layer has places.
     """
 
     reference: PageReference
     quote: str = ""
     boxes: tuple[Box, ...] = ()
+    note: str = ""
 
     @checked
     def show(
@@ -88,10 +91,14 @@ class PageCitation:
         image.thumbnail((side, side))
         return image
 
-    def metadata(self) -> dict[str, Any]:
-        """The citation in types of JSON: the page's reference, the quote and the boxes."""
+    def places(self) -> dict[str, Any]:
+        """The quote, its boxes and the note in types of JSON."""
         boxes = [list(box) for box in self.boxes]
-        return {**self.reference.metadata(), "quote": self.quote, "boxes": boxes}
+        return {"quote": self.quote, "boxes": boxes, "note": self.note}
+
+    def metadata(self) -> dict[str, Any]:
+        """The citation in types of JSON: the page's reference, and :meth:`places`."""
+        return {**self.reference.metadata(), **self.places()}
 
     @classmethod
     @checked
@@ -108,7 +115,8 @@ class PageCitation:
             raise DocumentError(
                 "The boxes of this citation are damaged; cite the page anew."
             ) from error
-        return cls(reference, str(metadata.get("quote") or ""), boxes)
+        quote, note = (str(metadata.get(key) or "") for key in ("quote", "note"))
+        return cls(reference, quote, boxes, note)
 
 
 @checked
@@ -137,6 +145,47 @@ def cite(
     """
     if not quote.strip():
         return PageCitation(reference)
+    layer = _layer(reference, policy, page_seconds, password)
+    return _cited(reference, layer, quote, boxes_of(layer, quote))
+
+
+@checked
+def cite_answer(
+    references: Sequence[PageReference],
+    answer: Any,
+    *,
+    policy: SourcePolicy = DEFAULT_POLICY,
+    page_seconds: float | None = 30.0,
+    password: Password = None,
+) -> list[PageCitation]:
+    """Find where an answer stands on each of the pages that it was given from.
+
+    The words of the answer are looked for as :func:`cite` does; where they do not stand on a page,
+    the numbers in it are (of two characters at least). Of data, each value is. A page that cannot
+    be opened again has a note that says so: the answer is there, whatever became of its page.
+
+    Args:
+        references: the pages.
+        answer: what a model answered: words, or data (mappings, lists, pydantic objects).
+        policy, page_seconds, password: as for :func:`cite`.
+    """
+    quotes = _values(answer)
+    found = []
+    for reference in references:
+        try:
+            layer = _layer(reference, policy, page_seconds, password)
+        except InputError as error:
+            found.append(PageCitation(reference, "; ".join(quotes), note=str(error)))
+            continue
+        boxes = tuple(dict.fromkeys(box for one in quotes for box in _answer_boxes(layer, one)))
+        found.append(_cited(reference, layer, "; ".join(quotes), boxes))
+    return found
+
+
+def _layer(
+    reference: PageReference, policy: SourcePolicy, page_seconds: float | None, password: Password
+) -> TextLayer:
+    """The text layer of a page, which is rendered again; one without words where it has none."""
     view = View(reference.dpi, reference.max_pixels, True, page_seconds)
     one = Document(reference.source, PageRange(((reference.number, reference.number),)))
     (page,) = read_documents([one], view, policy, password)
@@ -147,8 +196,46 @@ def cite(
             f"Page {reference.number} of {reference.source[-80:]} is not the page that was indexed "
             "any more; index the document anew."
         )
-    boxes = () if page.layer is None else boxes_of(page.layer, quote)
-    return replace(PageCitation(reference, quote), boxes=boxes)
+    return page.layer or TextLayer("")
+
+
+def _cited(
+    reference: PageReference, layer: TextLayer, quote: str, boxes: tuple[Box, ...]
+) -> PageCitation:
+    note = ""
+    if not boxes and layer.is_whole:
+        note = "These words do not stand in the text layer of the page."
+    elif not boxes:
+        note = (
+            "The page has no text layer that says what it shows, and a transcription by a model "
+            "says nothing of where words stand."
+        )
+    return PageCitation(reference, quote, boxes, note)
+
+
+def _values(answer: Any) -> list[str]:
+    """The texts and numbers of an answer."""
+    dump = getattr(answer, "model_dump", None)  # of pydantic objects
+    if callable(dump):
+        answer = dump(mode="json")
+    if isinstance(answer, Mapping):
+        answer = list(answer.values())
+    if isinstance(answer, (list, tuple)):
+        return [value for one in answer for value in _values(one)]
+    text = "" if answer is None or isinstance(answer, bool) else str(answer).strip()
+    return [text] if text else []
+
+
+def _answer_boxes(layer: TextLayer, answer: str) -> tuple[Box, ...]:
+    boxes = boxes_of(layer, answer)
+    if boxes:
+        return boxes
+    numbers = [one for one in map(_plain, answer.split()) if len(one) > 1 and _has_digit(one)]
+    return tuple(word.box for word in layer.words if _plain(word.text) in numbers)
+
+
+def _has_digit(word: str) -> bool:
+    return any(map(str.isdigit, word))
 
 
 @checked

@@ -11,6 +11,7 @@ from llavakit._checks import check_integer, checked, members
 from llavakit.documents.pages import Page
 from llavakit.documents.reading import Model
 from llavakit.documents.text_layer import Box
+from llavakit.documents.tiles import Tiles
 from llavakit.errors import ContextLengthError, ParameterError
 from llavakit.images import Picture
 from llavakit.values import Image, Message, Part, SamplingParams, Text
@@ -46,6 +47,7 @@ def ask_about(
     label: str | None = LABEL,
     *,
     region: Box | None = None,
+    tiles: Tiles | None = None,
 ) -> Message:
     """A user's message of images of pages and a question.
 
@@ -58,13 +60,15 @@ def ask_about(
         region: left, top, right and bottom of the part of each page that is shown, as shares of
             its width and height, so that small print is seen at full resolution; None shows
             whole pages.
+        tiles: how what is shown of a page is cut (see :class:`~llavakit.documents.Tiles`): it is
+            shown whole, and then its tiles, row by row. None cuts nothing.
 
     Raises:
         ParameterError: a page that is none, or a region that holds nothing.
     """
     pages = members("pages", pages, Page | str)
     if region is not None:
-        _check_region(region)
+        check_region(region)
     parts: list[Part] = []
     for page in pages:
         if isinstance(page, str):
@@ -73,7 +77,9 @@ def ask_about(
         if label is not None and len(pages) > 1:
             told = label.replace("{page}", str(page.number)).replace("{source}", page.source)
             parts.append(Text(f"{told}\n"))
-        parts.append(Image(page.picture if region is None else _cut(page.picture, region)))
+        shown = page.picture if region is None else _cut(page.picture, region)
+        cut = [] if tiles is None else tiles.cut(shown)
+        parts += map(Image, [shown, *cut] if len(cut) > 1 else [shown])
     return Message("user", [*parts, Text(question)])
 
 
@@ -87,6 +93,7 @@ def fit_pages(
     label: str | None = LABEL,
     before: Sequence[Message] = (),
     region: Box | None = None,
+    tiles: Tiles | None = None,
 ) -> PagesInContext[PageOrText]:
     """A question about as many pages as the model can take, the first ones first.
 
@@ -99,7 +106,7 @@ def fit_pages(
         answer_tokens: tokens that are kept free for the answer.
         label: see :func:`ask_about`.
         before: messages that stand before the question.
-        region: see :func:`ask_about`.
+        region, tiles: see :func:`ask_about`.
 
     Raises:
         ContextLengthError: not even the first page fits.
@@ -110,7 +117,7 @@ def fit_pages(
     room = backend.info.context_length - answer_tokens
     fewest = min(1, len(pages))
     for count in range(len(pages), fewest - 1, -1):
-        message = ask_about(pages[:count], question, label, region=region)
+        message = ask_about(pages[:count], question, label, region=region, tiles=tiles)
         tokens = backend.count_tokens([*before, message])
         if tokens <= room:
             return PagesInContext(message, tuple(pages[:count]), tuple(pages[count:]), tokens)
@@ -124,7 +131,8 @@ def fit_pages(
     )
 
 
-def _check_region(region: Box) -> None:
+def check_region(region: Box) -> None:
+    """Raise ``ParameterError`` for a region that holds nothing."""
     left, top, right, bottom = region
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise ParameterError(

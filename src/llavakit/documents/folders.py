@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,13 +12,11 @@ from typing import Annotated, Any
 from llavakit._checks import Takes, checked, refused
 from llavakit.documents.names import name_of
 from llavakit.documents.ranges import PageRange, named_range
-from llavakit.documents.suffixes import SUFFIXES, left_out_of
+from llavakit.documents.suffixes import SUFFIXES, LeftOut, Note, log_left_out
 from llavakit.errors import DocumentError, InputError, SourceFetchError, SourceNotAllowedError
 from llavakit.images import Picture
 from llavakit.sources import SourcePolicy
 from llavakit.sources.files import check_place
-
-_logger = logging.getLogger("llavakit.documents")
 
 
 @checked
@@ -93,7 +90,7 @@ def several(sources: Any) -> list[Any]:
 
 
 def list_documents(
-    sources: Any, pages: str | None, policy: SourcePolicy
+    sources: Any, pages: str | None, policy: SourcePolicy, note: Note = log_left_out
 ) -> list[Document | Failure]:
     """The documents that sources name, folders opened, none twice; no file is opened.
 
@@ -102,6 +99,7 @@ def list_documents(
             names pages too, unless there is a file that is called so.
         pages: the pages to read of documents that name none.
         policy: which folders may be listed.
+        note: called with what is left out of a folder.
 
     Raises:
         ParameterError: a range of pages that is none.
@@ -112,7 +110,7 @@ def list_documents(
         document = _wished(source)
         if document.pages is None:
             document = replace(document, pages=general)
-        for one in _opened(document, policy):
+        for one in _opened(document, policy, note):
             key = _place(one.source) if isinstance(one, Document) else one.source
             wish = one.pages if isinstance(one, Document) else None
             found.setdefault((key, wish), one)
@@ -135,7 +133,7 @@ def _place(source: Any) -> object:
     return source if isinstance(source, (str, bytes)) else id(source)
 
 
-def _opened(document: Document, policy: SourcePolicy) -> Iterator[Document | Failure]:
+def _opened(document: Document, policy: SourcePolicy, note: Note) -> Iterator[Document | Failure]:
     """The documents of a folder, or the document itself."""
     source = document.source
     if not (isinstance(source, (str, os.PathLike)) and _is_folder(source)):
@@ -151,7 +149,7 @@ def _opened(document: Document, policy: SourcePolicy) -> Iterator[Document | Fai
         yield Failure(document.name, None, error)
         return
     if left_out:
-        _logger.warning("%s", left_out_of(document.name, left_out))
+        note(LeftOut(document.name, left_out))
     if not found:
         yield Failure(
             document.name,

@@ -9,7 +9,9 @@ from typing import TypeAlias
 from llavakit._checks import check_integer, checked
 from llavakit.documents._isolated import Renderer
 from llavakit.documents.limits import PageLimit
+from llavakit.documents.names import name_of
 from llavakit.documents.pages import MAX_PAGE_PIXELS, Page, open_reader
+from llavakit.documents.passwords import Password, for_document
 from llavakit.documents.readers import PageReader
 from llavakit.errors import DocumentError, ImageError
 from llavakit.images import Picture
@@ -38,7 +40,13 @@ def page_images(attachment: Attachment, most: int, policy: SourcePolicy) -> list
 
 
 @checked
-def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLICY) -> list[Page]:
+def message_pages(
+    source: Image,
+    most: int,
+    policy: SourcePolicy = DEFAULT_POLICY,
+    *,
+    password: Password = None,
+) -> list[Page]:
     """All pages of a document that stands in a message.
 
     Messages come from strangers, so that a PDF is drawn in a process of its own (see
@@ -48,8 +56,11 @@ def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLIC
         source: the document as it stands in the message: where it is, or its content.
         most: most pages; each is an image of hundreds of tokens.
         policy: what may be opened.
+        password: what opens it if it is encrypted (see
+            :func:`~llavakit.documents.open_files`).
 
     Raises:
+        PasswordError: it is encrypted, and this does not open it.
         DocumentError: more pages than that, encrypted, damaged, or too long in drawing.
         SourceError: it cannot be reached, or the policy forbids it.
         MissingDependencyError: PDFs need ``llavakit[documents]``.
@@ -61,7 +72,8 @@ def message_pages(source: Image, most: int, policy: SourcePolicy = DEFAULT_POLIC
     limit = PageLimit(min(MAX_PAGE_PIXELS, policy.max_pixels), policy.max_side)
     renderer = Renderer(PAGE_SECONDS)
     try:
-        reader = open_reader(held, "the document", DPI, limit, policy, False, renderer)
+        known = for_document(password, name_of(source.source))
+        reader = open_reader(held, "the document", DPI, limit, policy, False, renderer, known)
         try:
             return _all_pages(reader, most)
         finally:

@@ -19,6 +19,7 @@ from llavakit.documents.limits import PageLimit, page_limit
 from llavakit.documents.names import label_of, name_of
 from llavakit.documents.passwords import Password, open_with
 from llavakit.documents.readers import PageReader
+from llavakit.documents.suffixes import Note, log_left_out
 from llavakit.documents.text_layer import TextLayer
 from llavakit.errors import (
     DocumentError,
@@ -174,35 +175,7 @@ def open_reader(
         SourceError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
     """
     opening = Opening(dpi, limit, policy, text, renderer, password)
-    try:
-        inside, inner = split_name(source) if isinstance(source, str) else (source, None)
-        if inner is not None:
-            return _open_attached(inside, inner, label, opening)
-        held = hold(source, policy.max_bytes)
-        if isinstance(held, Picture):
-            from llavakit.documents._frames import ImageReader
-
-            rgb = held.rgb
-            return ImageReader([lambda: rgb], limit)
-        return opening.of_bytes(read_source(held, policy), name_of(source), label)
-    except SourceError:
-        raise
-    except ImageError as error:
-        raise DocumentError(f"{label} cannot be read: {error}") from error
-
-
-def _open_attached(parent: str, inner: str, label: str, opening: Opening) -> PageReader:
-    """Opens what is attached to a document."""
-    known = (opening.dpi, opening.limit, opening.policy, opening.text)
-    reader = open_reader(parent, label_of(parent), *known, opening.renderer, opening.password)
-    try:
-        names = distinct(reader.attachments())
-        if inner not in names:
-            raise DocumentError(f"{label_of(parent)} has no attachment {inner[-80:]!r}.")
-        data = reader.attachment(names.index(inner))
-    finally:
-        reader.close()
-    return opening.of_attached(data, f"{parent}{MARK}{inner}", label)
+    return opening.of_source(source, name_of(source), label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +188,49 @@ class Opening:
     text: bool
     renderer: Renderer | None = None
     password: Password = None
+    note: Note = log_left_out
+
+    def of_source(
+        self, source: Any, name: str, label: str, holding: Callable[..., Any] = hold
+    ) -> PageReader:
+        """Open a document, wherever it is.
+
+        Args:
+            source: as :func:`open_pages` takes it.
+            name: by which its password is found.
+            label: its name in errors.
+            holding: :func:`~llavakit.images.hold`, or what calls it in another thread.
+
+        Raises:
+            SourceError, DocumentError, MissingDependencyError: as :func:`open_pages` says.
+        """
+        from llavakit.documents._frames import ImageReader
+
+        try:
+            inside, inner = split_name(source) if isinstance(source, str) else (source, None)
+            if inner is not None:
+                return self._attached_to(inside, inner, label)
+            held = holding(source, self.policy.max_bytes)
+            if isinstance(held, Picture):
+                rgb = held.rgb
+                return ImageReader([lambda: rgb], self.limit)
+            return self.of_bytes(read_source(held, self.policy), name, label)
+        except SourceError:
+            raise
+        except ImageError as error:
+            raise DocumentError(f"{label} cannot be read: {error}") from error
+
+    def _attached_to(self, parent: str, inner: str, label: str) -> PageReader:
+        """Open what is attached to a document."""
+        reader = self.of_source(parent, name_of(parent), label_of(parent))
+        try:
+            names = distinct(reader.attachments())
+            if inner not in names:
+                raise DocumentError(f"{label_of(parent)} has no attachment {inner[-80:]!r}.")
+            data = reader.attachment(names.index(inner))
+        finally:
+            reader.close()
+        return self.of_attached(data, f"{parent}{MARK}{inner}", label)
 
     def of_bytes(self, data: bytes, name: str, label: str, *, archives: bool = True) -> PageReader:
         """Open a document that is read already.
@@ -246,7 +262,7 @@ class Opening:
                 return self.of_bytes(content, inner, inner[-60:], archives=False)
 
             unlocked = partial(open_with, self.password, name)
-            return ArchiveReader(data, label, self.policy, unlocked, open_member)
+            return ArchiveReader(data, label, self.policy, unlocked, open_member, self.note)
         image = decode(data, self.policy)
         return ImageReader([lambda: image], self.limit)
 

@@ -40,6 +40,21 @@ def open_with(password: Password, name: str, attempt: Callable[[str | None], _Op
     raise failed
 
 
+def for_document(password: Password, name: str) -> Password:
+    """Return the password of a document whose bytes are opened, and that is known by a name.
+
+    Args:
+        password: see :data:`Password`.
+        name: what the document is called where it comes from.
+    """
+    if password is None or isinstance(password, str):
+        return password
+    if isinstance(password, Mapping):
+        return next(_offered(password, name), None)
+    ask = password
+    return lambda inner: ask(name)
+
+
 def encrypted(name: str, password: str | None) -> PasswordError:
     """The error for a document that does not open."""
     if password is None:

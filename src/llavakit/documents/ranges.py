@@ -67,7 +67,6 @@ class PageRange:
             yield from range(begin, (end or _ENDLESS) + 1)
 
     @checked
-    @checked
     def behind(self, count: int) -> PageRange:
         """Return what is left of a range without open ends after its first ``count`` pages."""
         left = []

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeAlias
 
 from llavakit._checks import Said, check_integer, checked, known
 from llavakit._json import is_whole
 from llavakit.backend import Backend, to_request
+from llavakit.documents.confidence import Confidence, confidence_of, confidence_of_data
 from llavakit.documents.folders import Failure
 from llavakit.documents.pages import Page
 from llavakit.documents.tasks import Task, TaskName
@@ -44,22 +44,6 @@ Readings: TypeAlias = "Generator[Reading, None, None]"
 
 
 @dataclass(frozen=True, slots=True)
-class Confidence:
-    """How sure the model was of an answer: the probabilities of its sampled tokens.
-
-    They say how the model hesitated, and not how often it is right; but what it hesitated at is
-    where it is wrong more often, so sort by ``lowest`` and have people look at the first ones.
-
-    Attributes:
-        mean: the geometric mean, from 0 to 1.
-        lowest: that of the least probable token.
-    """
-
-    mean: float
-    lowest: float
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
     """What was read on one page, or why it was not.
 
@@ -74,7 +58,8 @@ class Reading:
         usage: tokens of all requests for this page.
         error: why there is no answer.
         text_layer: the PDF's own text, where it was asked for.
-        confidence: how sure the model was, where it was asked for and the backend reports it.
+        confidence: how sure the model was, of data for each field, where it was asked for and the
+            backend reports it.
     """
 
     source: str
@@ -122,7 +107,7 @@ def read_pages(
 
     Args:
         backend: the model.
-        pages: such as :func:`~llavakit.documents.open_files` gives. They are drawn as there is
+        pages: such as :func:`~llavakit.documents.open_files` gives. They are taken as there is
             room for their requests, and their images are not kept.
         task: what is wanted of each.
         window: most requests under way.
@@ -139,7 +124,7 @@ def read_pages(
     Leaving the iteration cancels what is under way.
     """
     check_integer("window", window, least=1)
-    return _told(in_order(backend, (_Asked(page, task) for page in pages), window), progress)
+    return _watched(in_order(backend, (_Asked(page, task) for page in pages), window), progress)
 
 
 def _read(
@@ -154,7 +139,7 @@ _OWN = ("window", "progress")
 _FIELDS = tuple(one.name for one in fields(Task) if one.name != "name")
 
 
-def _told(readings: Readings, progress: Callable[[Reading], None] | None) -> Readings:
+def _watched(readings: Readings, progress: Callable[[Reading], None] | None) -> Readings:
     with contextlib.closing(readings):
         for reading in readings:
             if progress is not None:
@@ -213,7 +198,7 @@ class _Asked:
             self.close()
         if self._error is not None:
             return Reading(task=self._task.name, error=self._error, **self._known)
-        return Reading(task=self._task.name, **self._known, **_told_by(answers, self._task))
+        return Reading(task=self._task.name, **self._known, **_fields_of(answers, self._task))
 
     def close(self) -> None:
         """Cancels what is under way."""
@@ -226,34 +211,25 @@ class _Asked:
         self.close()
 
 
-def _told_by(answers: list[Completion], task: Task) -> dict[str, Any]:
+def _fields_of(answers: list[Completion], task: Task) -> dict[str, Any]:
     """The fields of a reading that come from the model."""
     text = "\n".join(answer.text.strip() for answer in answers if answer.text.strip())
     cut = any(answer.finish_reason == "length" for answer in answers)
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "text": text,
         "finish_reason": "length" if cut else answers[-1].finish_reason,
-        "confidence": _confidence(
-            [token.logprob for answer in answers for token in answer.logprobs]
-        )
-        if task.confidence
-        else None,
         "usage": Usage(*(sum(one) for one in zip(*map(_figures, answers), strict=True))),
     }
     if task.schema is not None and (not cut or is_whole(text)):
         # Only an answer that was cut is no JSON; what there is of it is left as text.
         with contextlib.suppress(ValueError):
-            told["data"] = json.loads(text)
-            told["text"] = None
-    return told
-
-
-def _confidence(logprobs: Sequence[float]) -> Confidence | None:
-    """The confidence of tokens of these log probabilities; None where there are none."""
-    if not logprobs:
-        return None
-    mean = math.exp(sum(logprobs) / len(logprobs))
-    return Confidence(round(mean, 4), round(math.exp(min(logprobs)), 4))
+            found["data"] = json.loads(text)
+            found["text"] = None
+    if task.confidence:
+        tokens = [token for answer in answers for token in answer.logprobs]
+        is_data = found["text"] is None
+        found["confidence"] = confidence_of_data(text, tokens) if is_data else confidence_of(tokens)
+    return found
 
 
 def _figures(answer: Completion) -> tuple[int, int, int, int]:

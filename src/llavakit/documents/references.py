@@ -14,13 +14,14 @@ from typing import Any, Self
 
 from llavakit._checks import checked, members
 from llavakit.documents.attachments import outermost
-from llavakit.documents.files import View, read_documents
+from llavakit.documents.files import read_documents
 from llavakit.documents.folders import Document, Failure
 from llavakit.documents.names import label_of
 from llavakit.documents.pages import Page
 from llavakit.documents.passwords import Password
 from llavakit.documents.ranges import PageRange
 from llavakit.documents.store import PageStore
+from llavakit.documents.view import View
 from llavakit.errors import DocumentError, ImageError, SourceError
 from llavakit.images import Picture, open_picture
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy

@@ -35,7 +35,8 @@ class Task:
         tiles: how pages are cut: :class:`Tiles`, or its text (``"2x3"``, ``"auto"``), which
             becomes one; None shows them whole. A transcription reads tile by tile;
             the other tasks see the whole page and then its tiles, in one request.
-        confidence: whether readings report how sure the model was of its tokens.
+        confidence: whether readings report how sure the model was, of data for each field (see
+            :class:`~llavakit.documents.Confidence`).
     """
 
     name: Annotated[TaskName, Takes(str)]

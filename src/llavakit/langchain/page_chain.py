@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 from langchain_core.documents import Document
 from langchain_core.language_models import LanguageModelInput
@@ -21,21 +21,34 @@ from langchain_core.runnables import (
 )
 
 from llavakit._checks import Takes, check_integer, checked
-from llavakit.documents import PageStore
-from llavakit.documents.context import LABEL
+from llavakit.documents import PageReference, PageStore, Tiles, cite_answer
+from llavakit.documents.context import LABEL, check_region
+from llavakit.documents.text_layer import Box
 from llavakit.errors import ParameterError
 from llavakit.langchain.page_documents import FILE_PATH, reference_of
-from llavakit.langchain.page_messages import PagePrompt, apage_messages, page_messages
-from llavakit.sources import SourcePolicy
+from llavakit.langchain.page_messages import (
+    PagePrompt,
+    apage_messages,
+    page_messages,
+    policy_for,
+)
+from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 NOTHING_FOUND = "No page was found that concerns this question."
 
 
 class Citation(TypedDict):
-    """Where an answer stands; ``page`` is None for a document that is no page."""
+    """Where an answer stands; ``page`` is None for a document that is no page.
+
+    With ``boxes=True`` also where on the page: ``boxes`` are left, top, right and bottom, as shares
+    of the page, of the lines in which ``quote`` stands; ``note`` says why there are none.
+    """
 
     source: str
     page: int | None
+    quote: NotRequired[str]
+    boxes: NotRequired[list[list[float]]]
+    note: NotRequired[str]
 
 
 class PageAnswer(TypedDict):
@@ -62,6 +75,9 @@ def page_question_chain(
     max_pages: int | None = None,
     answer_tokens: int | None = None,
     label: str | None = LABEL,
+    region: Box | None = None,
+    tiles: Tiles | None = None,
+    boxes: bool = False,
     policy: SourcePolicy | None = None,
     nothing_found: str = NOTHING_FOUND,
 ) -> Runnable[str | dict[str, Any], dict[str, Any]]:
@@ -82,8 +98,11 @@ def page_question_chain(
         model: who answers; a ``ChatLLaVA``, also bound to arguments, or any chat model that
             takes images.
         question_template: what the model is asked; ``{question}`` is filled in.
-        before, store, max_pages, answer_tokens, label, policy: see
+        before, store, max_pages, answer_tokens, label, region, tiles, policy: see
             :func:`~llavakit.langchain.page_messages`.
+        boxes: find where the answer stands on its pages (see
+            :func:`~llavakit.documents.cite_answer`). They are rendered once more for it, and the
+            citations come behind the answer.
         nothing_found: the answer where the retriever finds nothing; no model is asked.
 
     Raises:
@@ -102,8 +121,12 @@ def page_question_chain(
         "max_pages": max_pages,
         "answer_tokens": answer_tokens,
         "label": label,
+        "region": region,
+        "tiles": tiles,
         "policy": policy,
     }
+    if region is not None:
+        check_region(region)
 
     def words(asked: Mapping[str, Any]) -> tuple[list[Document], str]:
         question = question_template.replace("{question}", asked["question"])
@@ -120,6 +143,15 @@ def page_question_chain(
         (itemgetter("documents"), its_prompt | model | StrOutputParser()),
         RunnableLambda(lambda asked: nothing_found),
     )
+    its_citations: dict[str, Any] = {"citations": lambda asked: citations(asked["documents"])}
+
+    def located(asked: Mapping[str, Any]) -> list[Citation]:
+        return citations(asked["documents"], asked["answer"], policy_for(model, policy))
+
+    then = RunnablePassthrough.assign(answer=answered)
+    answering: Runnable[Any, Any] = RunnablePassthrough.assign(**its_citations) | then
+    if boxes:
+        answering = then | RunnablePassthrough.assign(citations=RunnableLambda(located))
     return (
         RunnableLambda(_asked)
         | RunnablePassthrough.assign(found=RunnableLambda(itemgetter("query")) | retriever)
@@ -127,16 +159,24 @@ def page_question_chain(
         | RunnablePassthrough.assign(
             documents=lambda asked: asked["prompt"].used,
             left_out=lambda asked: asked["prompt"].left_out,
-            citations=lambda asked: citations(asked["prompt"].used),
         )
-        | RunnablePassthrough.assign(answer=answered)
+        | answering
         | RunnablePick(list(PageAnswer.__annotations__))
     ).with_config(run_name="page_question_chain")
 
 
-def citations(documents: Sequence[Document]) -> list[Citation]:
-    """The sources and pages of documents, each once, in their order."""
+def citations(
+    documents: Sequence[Document], answer: str = "", policy: SourcePolicy = DEFAULT_POLICY
+) -> list[Citation]:
+    """The sources and pages of documents, each once, in their order.
+
+    Args:
+        documents: what the model was shown.
+        answer: what it answered, whose places on the pages are found; "" finds none.
+        policy: what may be opened for it.
+    """
     found: list[Citation] = []
+    pages: dict[int, PageReference] = {}
     for document in documents:
         reference = reference_of(document)
         if reference is None:
@@ -145,7 +185,13 @@ def citations(documents: Sequence[Document]) -> list[Citation]:
         else:
             one = Citation(source=reference.source, page=reference.number)
         if one not in found:
+            if reference is not None:
+                pages[len(found)] = reference
             found.append(one)
+    if answer.strip():
+        located = cite_answer(list(pages.values()), answer, policy=policy)
+        for at, place in zip(pages, located, strict=True):
+            found[at] |= cast("Citation", place.places())
     return found
 
 

@@ -216,5 +216,7 @@ def _with_reading(document: Document, layer: TextLayer | None, reading: Reading)
             reading.source,
         )
         document.metadata["cut"] = True
+    if reading.confidence is not None:
+        document.metadata |= reading.confidence.metadata()
     document.page_content = known
     return document

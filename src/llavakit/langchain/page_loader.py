@@ -13,7 +13,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables.config import run_in_executor
 
 from llavakit._checks import checked
-from llavakit.documents import PageRange, PageStore, View, open_files
+from llavakit.documents import LeftOut, PageRange, PageStore, View, open_files
 from llavakit.documents.folders import several
 from llavakit.documents.pages import MAX_PAGE_PIXELS
 from llavakit.documents.passwords import Password
@@ -87,11 +87,20 @@ class PageImageLoader(BaseLoader):
         self._password = password
         view = View(dpi, max_pixels, takes_layer(text), page_seconds)
         self._making = PageDocuments(text, model, to_store(store), on_error, view)
+        self._left_out: list[LeftOut] = []
 
     @property
     def skipped(self) -> list[Skipped]:
         """What was left out since the object was made, if errors are skipped."""
         return self._making.skipped
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """What was left out of folders, archives and portfolios: how many files of which suffix.
+
+        Of a folder it is known when the first document is asked for, of others when they are read.
+        """
+        return self._left_out
 
     def lazy_load(self) -> Iterator[Document]:
         """The pages, each when it is asked for.
@@ -132,6 +141,7 @@ class PageImageLoader(BaseLoader):
             page_seconds=view.page_seconds,
             policy=self._policy,
             password=self._password,
+            left_out=self._left_out,
         )
         with closing(pages):
             yield from self._making.of(pages)

@@ -17,8 +17,9 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import Field
 
 from llavakit._checks import check_integer, checked
-from llavakit.documents import PageReference, PageStore, ask_about, fit_pages, reopen
+from llavakit.documents import PageReference, PageStore, Tiles, ask_about, fit_pages, reopen
 from llavakit.documents.context import LABEL
+from llavakit.documents.text_layer import Box
 from llavakit.errors import ParameterError, UnsupportedContentError
 from llavakit.images import Picture
 from llavakit.langchain.canonical import has_pictures
@@ -75,6 +76,8 @@ def page_messages(
     max_pages: int | None = None,
     answer_tokens: int | None = None,
     label: str | None = LABEL,
+    region: Box | None = None,
+    tiles: Tiles | None = None,
     policy: SourcePolicy | None = None,
     page_seconds: float | None = 30.0,
 ) -> PagePrompt:
@@ -98,6 +101,9 @@ def page_messages(
             ``max_tokens``.
         label: what is written above each image where there are several documents, with
             ``{page}`` and ``{source}``; None writes nothing.
+        region: left, top, right and bottom, as shares, of the part of each page that is shown at
+            full resolution; None shows whole pages.
+        tiles: what is shown is cut into these tiles, too, for small print.
         policy: which files and addresses may be opened; None takes that of a ``ChatLLaVA``.
         page_seconds: most seconds for drawing a page.
 
@@ -113,8 +119,7 @@ def page_messages(
     llava, bound = _llava(model)
     if llava is None and max_pages is None:
         max_pages = MAX_PAGES
-    if policy is None:
-        policy = DEFAULT_POLICY if llava is None else llava.policy
+    policy = policy_for(model, policy)
     passages = _merged(documents)
     within = _within(passages, max_pages)
     references = [one.content for one in within if isinstance(one.content, PageReference)]
@@ -124,7 +129,7 @@ def page_messages(
     items = [one.content if isinstance(one.content, str) else next(pages) for one in within]
     fitting, tokens = len(items), None
     if llava is None:
-        message = ask_about(items, question, label)
+        message = ask_about(items, question, label, region=region, tiles=tiles)
     else:
         fitted = fit_pages(
             llava.backend_for(bound.get("model")),
@@ -132,6 +137,8 @@ def page_messages(
             question,
             answer_tokens=answer_tokens or _answer_tokens(llava, bound),
             label=label,
+            region=region,
+            tiles=tiles,
             before=to_messages(llava.canonical(before)),
         )
         message, fitting, tokens = fitted.message, len(fitted.pages), fitted.tokens
@@ -195,6 +202,12 @@ def _within(passages: list[_Passage], max_pages: int | None) -> list[_Passage]:
                 continue
         within.append(passage)
     return within
+
+
+def policy_for(model: Any, policy: SourcePolicy | None) -> SourcePolicy:
+    """Return what may be opened for a model: what is given, or what a ``ChatLLaVA`` has."""
+    llava, _ = _llava(model)
+    return policy or (DEFAULT_POLICY if llava is None else llava.policy)
 
 
 def _llava(model: Any) -> tuple[ChatLLaVA | None, dict[str, Any]]:

@@ -17,6 +17,7 @@ from langchain_core.documents.base import Blob
 from llavakit._checks import checked
 from llavakit.documents import Failure, Page, PageStore, View, open_files
 from llavakit.documents.pages import MAX_PAGE_PIXELS
+from llavakit.documents.passwords import Password, for_document
 from llavakit.errors import ImageDecodeError, ImageError, InputError, UnsupportedImageError
 from llavakit.images import open_picture
 from llavakit.images.guards import check_size
@@ -54,8 +55,9 @@ class PageImageParser(BaseBlobParser):
 
     Args:
         model: who reads: a ``ChatLLaVA``, an ``LLaVALLM`` or a backend.
-        text, store, dpi, max_pixels, page_seconds, policy: as for
+        text, store, dpi, max_pixels, page_seconds, policy, password: as for
             :class:`~llavakit.langchain.PageImageLoader`; ``text`` is ``"transcribe"`` here.
+            Passwords are found by the blob's source.
         on_error: ``"raise"``, or ``"skip"``: a blob that cannot be read is logged and collected
             in :attr:`skipped`, and gives one document without text whose metadata have the
             error, because loaders count on one.
@@ -76,8 +78,10 @@ class PageImageParser(BaseBlobParser):
         on_error: OnError = "raise",
         page_seconds: float | None = 30.0,
         policy: SourcePolicy = DEFAULT_POLICY,
+        password: Password = None,
     ) -> None:
         self._policy = policy
+        self._password = password
         view = View(dpi, max_pixels, takes_layer(text), page_seconds)
         self._making = PageDocuments(text, model, to_store(store), on_error, view)
 
@@ -126,6 +130,7 @@ class PageImageParser(BaseBlobParser):
             text=view.text,
             page_seconds=view.page_seconds,
             policy=self._policy,
+            password=for_document(self._password, name),
         )
         with closing(pages):
             for page in pages:

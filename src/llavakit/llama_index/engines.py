@@ -30,8 +30,9 @@ from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQue
 from pydantic import BaseModel
 
 from llavakit._checks import check_integer, checked, known, refused
-from llavakit.documents import PageStore
+from llavakit.documents import PageStore, Tiles
 from llavakit.documents.context import LABEL
+from llavakit.documents.text_layer import Box
 from llavakit.errors import ParameterError
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.nodes import ImageResolver
@@ -98,7 +99,7 @@ def page_query_engine(
     )
     return RetrieverQueryEngine(
         found_by.retriever(source),
-        response_synthesizer=answered_by.synthesizer(llm, response_synthesizer),
+        response_synthesizer=answered_by.synthesizer(llm, response_synthesizer, policy),
         node_postprocessors=[*_several(node_postprocessors), resolver],
         callback_manager=callback_manager,
     )
@@ -166,7 +167,8 @@ class AnswerSettings:
         streaming, output_cls, verbose: as the framework has them.
         use_async: whether rounds go on beside each other; one request has nothing beside it.
         multimodal: always; False is refused.
-        answer_tokens, label, question_template, text_qa_template: see :class:`PageSynthesizer`.
+        answer_tokens, label, question_template, text_qa_template, region, tiles, boxes: see
+            :class:`PageSynthesizer`.
         chat_content_qa_template, chat_content_refine_template: the prompts of the framework's
             rounds, with which ``"compact"`` is the framework's, too.
         refine_template, summary_template, simple_template: are refused; they are for texts.
@@ -182,6 +184,9 @@ class AnswerSettings:
     label: str | None = LABEL
     question_template: str | None = None
     text_qa_template: BasePromptTemplate | None = None
+    region: Box | None = None
+    tiles: Tiles | None = None
+    boxes: bool | None = None
     chat_content_qa_template: BasePromptTemplate | None = None
     chat_content_refine_template: BasePromptTemplate | None = None
     refine_template: BasePromptTemplate | None = None
@@ -208,12 +213,18 @@ class AnswerSettings:
             "chat_content_refine_template",
         )
 
-    def synthesizer(self, llm: LLaVA, instead: BaseSynthesizer | None = None) -> BaseSynthesizer:
+    def synthesizer(
+        self,
+        llm: LLaVA,
+        instead: BaseSynthesizer | None = None,
+        policy: SourcePolicy | None = None,
+    ) -> BaseSynthesizer:
         """What makes the answer.
 
         Args:
             llm: the model.
             instead: another synthesizer, which knows everything by itself.
+            policy: what may be opened to find boxes; None is the model's own.
 
         Raises:
             ParameterError: settings that it cannot honour.
@@ -231,6 +242,8 @@ class AnswerSettings:
                 llm,
                 **_given(self, "streaming", "output_cls", "verbose", "answer_tokens", "label"),
                 **_given(self, "question_template", "text_qa_template"),
+                **_given(self, "region", "tiles", "boxes"),
+                policy=policy,
             )
         return self._in_rounds(llm, mode, rounds)
 
@@ -245,6 +258,7 @@ class AnswerSettings:
         self, llm: LLaVA, mode: ResponseMode, templates: Mapping[str, Any]
     ) -> BaseSynthesizer:
         ours = _given(self, "answer_tokens", "label", "question_template", "text_qa_template")
+        ours |= _given(self, "region", "tiles", "boxes")
         asked = f"response_mode={mode.value!r}" + "".join(f" with {name}" for name in templates)
         _refuse(ours, f"cannot go with {asked}; say it in chat_content_qa_template")
         return get_response_synthesizer(

@@ -24,6 +24,7 @@ from llama_index.core.readers.base import BasePydanticReader
 from llavakit._checks import checked
 from llavakit.documents import (
     Failure,
+    LeftOut,
     Page,
     PageReference,
     PageStore,
@@ -36,10 +37,10 @@ from llavakit.documents import (
 from llavakit.documents.pages import MAX_PAGE_PIXELS
 from llavakit.errors import ParameterError
 from llavakit.llama_index.llm import LLaVA
+from llavakit.llama_index.page_nodes import PageNodes
 from llavakit.llama_index.pages import (
     OnError,
     PageNode,
-    PageNodes,
     PageOpening,
     checked_extra,
     to_store,
@@ -103,6 +104,7 @@ class PageImageReader(PolicyRequired, BasePydanticReader):
     on_error: OnError = "raise"
     password: Any = Field(default=None, exclude=True, repr=False)
     _skipped: list[Failure] = PrivateAttr(default_factory=list)
+    _left_out: list[LeftOut] = PrivateAttr(default_factory=list)
 
     @field_validator("store", mode="before")
     @classmethod
@@ -126,6 +128,14 @@ class PageImageReader(PolicyRequired, BasePydanticReader):
     def skipped(self) -> list[Failure]:
         """What was left out since the object was made, if errors are skipped."""
         return self._skipped
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """What was left out of folders, archives and portfolios: how many files of which suffix.
+
+        Of a folder it is known when it is given, of others when they are read.
+        """
+        return self._left_out
 
     @classmethod
     def class_name(cls) -> str:
@@ -162,6 +172,7 @@ class PageImageReader(PolicyRequired, BasePydanticReader):
             page_seconds=view.page_seconds,
             policy=self.policy,
             password=self.password,
+            left_out=self._left_out,
         )
         opening = PageOpening(self.policy, self.store, self.page_seconds, self.password)
         made = PageNodes(view, self.store, checked_extra(extra_info or {}), opening)

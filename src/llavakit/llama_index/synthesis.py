@@ -8,6 +8,7 @@ pages as the model can hold.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,18 +29,20 @@ from llama_index.core.utils import print_text
 from pydantic import BaseModel
 
 from llavakit._checks import check_integer, checked
-from llavakit.documents import Page, fit_pages
-from llavakit.documents.context import LABEL
+from llavakit.documents import Page, Tiles, fit_pages
+from llavakit.documents.context import LABEL, check_region
+from llavakit.documents.text_layer import Box
 from llavakit.errors import ParameterError
-from llavakit.images import open_picture
+from llavakit.images import Picture, open_picture
 from llavakit.llama_index.content_blocks import source_of
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.messages import to_messages
 from llavakit.llama_index.nodes import resolve_node, scored
 from llavakit.llama_index.pages import node_label
+from llavakit.llama_index.places import with_boxes
 from llavakit.llama_index.wording import Wording
 from llavakit.sources import SourcePolicy
-from llavakit.values import Message, Text
+from llavakit.values import Message, Part, Text
 
 _logger = logging.getLogger(__name__)
 
@@ -72,6 +75,13 @@ class PageSynthesizer(BaseSynthesizer):
         text_qa_template: a prompt template of the framework's instead, with ``{query_str}`` in
             it. The pages stand above the words of its user; ``{context_str}`` says so.
         verbose: print which nodes are shown.
+        region: left, top, right and bottom, as shares, of the part of each image that is shown at
+            full resolution; None shows whole images.
+        tiles: what is shown is cut into these tiles, too, for small print.
+        boxes: find where the answer stands on its pages: the metadata of the response's source
+            nodes have ``quote``, ``boxes`` and ``note`` (see
+            :func:`~llavakit.documents.cite_answer`). Pages are rendered once more for it.
+        policy: what may be opened for that; None is the model's own.
 
     Raises:
         ParameterError: an argument that makes no sense, or goes with another one badly.
@@ -89,12 +99,22 @@ class PageSynthesizer(BaseSynthesizer):
         question_template: str | None = None,
         text_qa_template: BasePromptTemplate | None = None,
         verbose: bool = False,
+        region: Box | None = None,
+        tiles: Tiles | None = None,
+        boxes: bool = False,
+        policy: SourcePolicy | None = None,
     ) -> None:
         wording = Wording(question_template, text_qa_template)
         if answer_tokens is not None:
             check_integer("answer_tokens", answer_tokens, least=1)
         if streaming and output_cls is not None:
             raise ParameterError("An object cannot be streamed; give streaming or output_cls.")
+        if streaming and boxes:
+            raise ParameterError(
+                "Where an answer stands is known when it is complete; give streaming or boxes."
+            )
+        if region is not None:
+            check_region(region)
         # Not `multimodal`: the framework would build content blocks that are never used.
         super().__init__(llm=llm, streaming=streaming, output_cls=output_cls)
         self._model = llm
@@ -102,6 +122,10 @@ class PageSynthesizer(BaseSynthesizer):
         self._label = label
         self._wording = wording
         self._verbose = verbose
+        self._region = region
+        self._tiles = tiles
+        self._boxes = boxes
+        self._opened_by = policy or llm.policy
 
     def synthesize(
         self,
@@ -126,7 +150,7 @@ class PageSynthesizer(BaseSynthesizer):
         response = super().synthesize(
             query, shown.nodes, additional_source_nodes, messages=shown.messages, **response_kwargs
         )
-        return shown.noted_in(response)
+        return self._located(shown.noted_in(response))
 
     async def asynthesize(
         self,
@@ -140,7 +164,14 @@ class PageSynthesizer(BaseSynthesizer):
         response = await super().asynthesize(
             query, shown.nodes, additional_source_nodes, messages=shown.messages, **response_kwargs
         )
-        return shown.noted_in(response)
+        return await asyncio.to_thread(self._located, shown.noted_in(response))
+
+    def _located(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        """The response; its sources say where the answer stands, if that is wanted."""
+        answer = getattr(response, "response", None)  # words, or an object
+        if self._boxes and answer:
+            response.source_nodes = with_boxes(response.source_nodes, answer, self._opened_by)
+        return response
 
     @checked
     def get_response(
@@ -209,6 +240,8 @@ class PageSynthesizer(BaseSynthesizer):
             text,
             answer_tokens=self._answer_tokens or self._model.metadata.num_output,
             label=self._label,
+            region=self._region,
+            tiles=self._tiles,
             before=[*([Message("system", system)] if system else []), *to_messages(before)],
         )
         kept, left_out = seen[: len(fitted.pages)], seen[len(fitted.pages) :]
@@ -221,13 +254,26 @@ class PageSynthesizer(BaseSynthesizer):
             )
         if self._verbose:
             print_text(f"{len(kept)} shown: {', '.join(node_label(one.node) for one in kept)}\n")
-        pictures = iter([one.block for one in kept if one.block is not None])
-        blocks = [
-            TextBlock(text=part.text) if isinstance(part, Text) else next(pictures)
-            for part in fitted.message.content
-        ]
+        if self._region or self._tiles:
+            blocks = list(map(_cropped, fitted.message.content))
+        else:
+            images = iter([one.block for one in kept if one.block is not None])
+            blocks = [
+                TextBlock(text=part.text) if isinstance(part, Text) else next(images)
+                for part in fitted.message.content
+            ]
         messages = [*before, ChatMessage(role="user", blocks=blocks)]
         return _Shown([one.node for one in kept], [one.node for one in left_out], messages)
+
+
+def _cropped(part: Part) -> TextBlock | ImageBlock:
+    """A part of a question about parts of pages."""
+    if isinstance(part, Text):
+        return TextBlock(text=part.text)
+    assert isinstance(part.source, Picture)  # pages hold their pixels
+    png = io.BytesIO()
+    part.source.rgb.save(png, "PNG", compress_level=1)
+    return ImageBlock(image=png.getvalue(), image_mimetype="image/png")
 
 
 @dataclass(frozen=True)
