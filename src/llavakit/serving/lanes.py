@@ -23,7 +23,8 @@ T = TypeVar("T")
 LIGHT_BYTES = 2 << 20
 """Text, base64 and files up to so many bytes are light work."""
 LIGHT_PIXELS = 4_000_000
-"""Images up to so many pixels are light work; any format decodes them within 0.2 s."""
+"""Images up to so many pixels are light work: some 0.1 s of a processor. Slow formats are light
+up to a fraction of it (:func:`llavakit.images.peek_cost`)."""
 FETCHING = 64
 FETCHING_OF_ONE = 16
 """Most addresses that are fetched at once, for all clients and for one of them."""
@@ -129,8 +130,8 @@ class Lanes:
 
     Attributes:
         light: what takes milliseconds.
-        heavy: large bodies and large images. It has at most half of the processors, and so
-            leaves as much to the others.
+        heavy: large bodies and large images, which are decoded in other processes meanwhile. It
+            has at most half of the processors, and so leaves as much to the others.
         fetching: what waits for other servers.
     """
 

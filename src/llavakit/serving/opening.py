@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llavakit.errors import SourceError, SourceFetchError, SourceNotAllowedError
-from llavakit.images import Picture, open_picture, peek_size
+from llavakit.images import Picture, open_picture, peek_cost
+from llavakit.images.isolated import Decoders
 from llavakit.serving.errors import blamed
 from llavakit.serving.lanes import Lanes
 from llavakit.serving.limits import Share
@@ -33,13 +34,22 @@ class Opener:
 
     Args:
         lanes: where the work is done.
+        decoders: processes for what is heavy.
         client: whose request it is; clients take turns.
         policy: what may be opened.
         share: the memory of the request, which images are charged to.
     """
 
-    def __init__(self, lanes: Lanes, client: str, policy: SourcePolicy, share: Share) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        decoders: Decoders,
+        client: str,
+        policy: SourcePolicy,
+        share: Share,
+    ) -> None:
         self._lanes = lanes
+        self._decoders = decoders
         self.client = client
         self._policy = policy
         self._share = share
@@ -80,12 +90,12 @@ class Opener:
 
     async def _decoded(self, data: bytes) -> Picture:
         def measure() -> int:
-            width, height = peek_size(data, self._policy)
-            return width * height
+            return peek_cost(data, self._policy)
 
-        pixels = await self._lanes.light.run(self.client, measure)
-        lane = self._lanes.of(size=len(data), pixels=pixels)
-        return await lane.run(self.client, lambda: open_picture(data, self._policy))
+        cost = await self._lanes.light.run(self.client, measure)
+        lane = self._lanes.of(size=len(data), pixels=cost)
+        opened = self._decoders.open if lane is self._lanes.heavy else open_picture
+        return await lane.run(self.client, lambda: opened(data, self._policy))
 
     def _told(self, error: SourceError, address: bool) -> SourceError:
         """The error for a client: what was not written for strangers is not shown to them."""

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from llavakit.backend import Backend, ModelInfo
 from llavakit.errors import RequestCancelledError, RequestTimeoutError
+from llavakit.images.isolated import Decoders
 from llavakit.serving import chat, completions, responses
 from llavakit.serving.answering import (
     ClientGone,
@@ -84,6 +85,7 @@ class Service:
         )
         self.answers = OpenAnswers()
         self._lanes = Lanes()
+        self._decoders = Decoders()
 
     def state(self) -> State:
         """Whether requests are answered; begins to load if that has not begun."""
@@ -95,6 +97,7 @@ class Service:
         self.readiness.stop()
         self.answers.close_all()
         self._lanes.close()
+        self._decoders.close()
 
     def model(self) -> dict[str, Any]:
         """The entry of ``/v1/models``."""
@@ -199,7 +202,7 @@ class Service:
 
     def _opener(self, request: Request, share: Share) -> Opener:
         client = client_of(request, by_key=bool(self.settings.api_keys))
-        return Opener(self._lanes, client, self.settings.policy(), share)
+        return Opener(self._lanes, self._decoders, client, self.settings.policy(), share)
 
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """What is done before a request is submitted has the time of the whole request."""
