@@ -132,6 +132,7 @@ class Lanes:
         light: what takes milliseconds.
         heavy: large bodies and large images, which are decoded in other processes meanwhile. It
             has at most half of the processors, and so leaves as much to the others.
+        drawing: pages of PDFs, each document in a process; as many as in ``heavy``.
         fetching: what waits for other servers.
     """
 
@@ -139,6 +140,7 @@ class Lanes:
         processors = os.cpu_count() or 1
         self.light = Lane("light", min(8, processors + 2))
         self.heavy = Lane("heavy", max(1, processors // 2))
+        self.drawing = Lane("drawing", max(1, processors // 2))
         self.fetching = Lane("fetching", FETCHING, FETCHING_OF_ONE)
 
     def of(self, size: int = 0, pixels: int = 0) -> Lane:
@@ -148,5 +150,5 @@ class Lanes:
 
     def close(self, *, wait: bool = False) -> None:
         """Cancel what waits in all of them."""
-        for lane in (self.light, self.heavy, self.fetching):
+        for lane in (self.light, self.heavy, self.drawing, self.fetching):
             lane.close(wait=wait)

@@ -32,7 +32,6 @@ from llavakit.serving.answers import to_json
 from llavakit.serving.auth import client_of
 from llavakit.serving.convert import (
     check_length,
-    image_sources,
     to_messages,
     to_requests,
     to_tools,
@@ -43,10 +42,11 @@ from llavakit.serving.lanes import Lanes
 from llavakit.serving.limits import Gate, Share, read_body
 from llavakit.serving.metrics import Clock, Metrics
 from llavakit.serving.notation import Asked, Parse, Served, Writer
-from llavakit.serving.opening import ImageSource, Opener
+from llavakit.serving.opening import Opener
 from llavakit.serving.readiness import Readiness, State
 from llavakit.serving.schema import TokenizeRequest
 from llavakit.serving.settings import ServerSettings
+from llavakit.serving.sources import ImageSource, image_sources
 from llavakit.serving.validation import parse
 from llavakit.streams import AnswerStream
 from llavakit.tracing import received
@@ -230,8 +230,10 @@ class Service:
             return asked, [image_sources(one.messages, most, asked.place) for one in asked.bodies]
 
         asked, sources = await lanes.of(size=len(body)).run(client, parsed)
-        pictures = [await opener.open(of_body) for of_body in sources]
-        largest = max((w * h for of in pictures for w, h in (one.size for one in of)), default=0)
+        most = self.settings.max_images
+        pictures = [await opener.open(of_body, most) for of_body in sources]
+        flat = [one for of_body in pictures for of_block in of_body for one in of_block]
+        largest = max((one.size[0] * one.size[1] for one in flat), default=0)
 
         def submitted() -> tuple[Writer, list[AnswerStream]]:
             requests: list[LlavaRequest] = []
@@ -268,7 +270,7 @@ class Service:
             return asked, image_sources(asked.messages or [], self.settings.max_images)
 
         asked, sources = await lanes.of(size=len(body)).run(client, parsed)
-        pictures = await opener.open(sources)
+        pictures = await opener.open(sources, self.settings.max_images)
 
         def counted() -> int:
             messages = [Message("user", asked.prompt or "")]
