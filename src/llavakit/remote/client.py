@@ -23,8 +23,14 @@ from llavakit.errors import (
 from llavakit.remote.address import RemoteConfig
 from llavakit.remote.answer import RemoteAnswer
 from llavakit.remote.checks import check_request
-from llavakit.remote.dialects import DIALECTS, Dialect, to_fields, to_function
-from llavakit.remote.exchange import Exchange, timed_out
+from llavakit.remote.dialects import (
+    DIALECTS,
+    Dialect,
+    to_fields,
+    to_function,
+    without_tool_parser,
+)
+from llavakit.remote.exchange import Exchange, Question, timed_out
 from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
@@ -112,14 +118,11 @@ class RemoteBackend(Backend):
         check_request(request)
         with _within(timeout):
             dialect = self._get_dialect(link, deadline)
-        fields = with_extra_body(to_fields(dialect, request), self.config.extra_body)
-        messages = to_wire(request, dialect, lambda image: data_uri(image, self._policy))
         channel = Channel()
         exchange = Exchange(
             link.transport,
-            fields,
-            _json(messages),
-            RemoteAnswer(request, dialect, self.config),
+            self._question(request, dialect),
+            lambda refusal: self._asked_otherwise(request, dialect, refusal),
             channel,
             link.counts,
             timeout,
@@ -134,6 +137,21 @@ class RemoteBackend(Backend):
             stop()
 
         return AnswerStream(channel, cancel)
+
+    def _question(self, request: Request, dialect: Dialect) -> Question:
+        """What a server of a dialect is asked."""
+        fields = with_extra_body(to_fields(dialect, request), self.config.extra_body)
+        messages = to_wire(request, dialect, lambda image: data_uri(image, self._policy))
+        return Question(fields, _json(messages), RemoteAnswer(request, dialect, self.config))
+
+    def _asked_otherwise(self, request: Request, dialect: Dialect, refusal: str) -> Question | None:
+        """The question for a server that has no parser of tools; so it is asked from now on."""
+        speaking = without_tool_parser(dialect, refusal) if request.tools else None
+        if speaking is None:
+            return None
+        question = self._question(request, speaking)
+        self._dialect = speaking
+        return question
 
     def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
         """Tokens of the prompt, by the server's own count.
