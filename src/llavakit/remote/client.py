@@ -26,6 +26,7 @@ from llavakit.remote.checks import check_request
 from llavakit.remote.dialects import (
     DIALECTS,
     Dialect,
+    continuation,
     to_fields,
     to_function,
     without_tool_parser,
@@ -153,13 +154,20 @@ class RemoteBackend(Backend):
         self._dialect = speaking
         return question
 
-    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+    def count_tokens(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Tool] = (),
+        continue_final_message: bool = False,
+    ) -> int:
         """Tokens of the prompt, by the server's own count.
 
         Raises:
             RemoteError: this kind of server does not count them exactly.
+            ParameterError: it does not know ``continue_final_message``.
         """
-        request = to_request(messages, tools=tools)
+        request = to_request(messages, tools=tools, continue_final_message=continue_final_message)
         link = self._linked()
         with _within(None):
             dialect = self._get_dialect(link, None)
@@ -177,8 +185,10 @@ class RemoteBackend(Backend):
             answerable=False,
         )
         offered = [to_function(tool) for tool in tools]
-        count = counted_by_template if dialect.counts == "template" else counted
-        return self._asked(link, count(link.transport, wire, offered))
+        continued = continuation(dialect, request)
+        if dialect.counts == "template":
+            return self._asked(link, counted_by_template(link.transport, wire, offered))
+        return self._asked(link, counted(link.transport, wire, offered, continued))
 
     def stats(self) -> dict[str, Any]:
         link = self._link

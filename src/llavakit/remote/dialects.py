@@ -196,11 +196,15 @@ def to_fields(dialect: Dialect, request: Request) -> dict[str, Any]:
         fields |= _constraint(dialect, params)
     if dialect.takes_tools:
         fields |= _tools(dialect, request)
-    return fields | _continuation(dialect, request)
+    return fields | continuation(dialect, request)
 
 
-def _continuation(dialect: Dialect, request: Request) -> dict[str, Any]:
-    """Return no field where the answer is a new turn, which is every server's default."""
+def continuation(dialect: Dialect, request: Request) -> dict[str, Any]:
+    """Return the fields of an answer that goes on; none of a new turn, every server's default.
+
+    Raises:
+        ParameterError: this kind of server does not know them.
+    """
     if not request.continue_final_message:
         return {}
     if not dialect.continues:

@@ -14,7 +14,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
-from llavakit.backend import Backend, ModelInfo
+from llavakit.backend import Backend, ModelInfo, begins_a_turn
 from llavakit.errors import RequestCancelledError, RequestTimeoutError
 from llavakit.images.isolated import Decoders
 from llavakit.serving import chat, completions, responses
@@ -36,7 +36,7 @@ from llavakit.serving.convert import (
     to_requests,
     to_tools,
 )
-from llavakit.serving.errors import Refusal, refusal
+from llavakit.serving.errors import Refusal, blamed, refusal
 from llavakit.serving.events import PING, EventStream
 from llavakit.serving.lanes import Lanes
 from llavakit.serving.limits import Gate, Share, read_body
@@ -245,7 +245,11 @@ class Service:
             if asked.counts:
                 requests = [_counted(one) for one in requests]
                 first = requests[0]
-                prompt = self.backend.count_tokens(first.messages, tools=first.tools)
+                prompt = self.backend.count_tokens(
+                    first.messages,
+                    tools=first.tools,
+                    continue_final_message=first.continue_final_message,
+                )
             writer = asked.writer(Served(self.name, info.revision or None, prompt))
             return writer, submit_all(self.backend, requests)
 
@@ -279,7 +283,12 @@ class Service:
             tools = to_tools(asked.tools)
             # Counting may well exceed the context; it must not take minutes.
             check_length(messages, tools, None, 16 * info.context_length)
-            return self.backend.count_tokens(messages, tools=tools)
+            continues = bool(asked.continue_final_message)
+            with blamed("add_generation_prompt"):
+                begins_a_turn(asked.add_generation_prompt, continues)
+            return self.backend.count_tokens(
+                messages, tools=tools, continue_final_message=continues
+            )
 
         return await lanes.of(size=len(body)).run(client, counted)
 
