@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_Protocol,
+                http=BoundedProtocol,
                 loop="asyncio",
                 ws="none",
                 lifespan="on",
@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
             end.cancel()
 
 
-class _Protocol(H11Protocol):
+class BoundedProtocol(H11Protocol):
     """Cuts connections that do not come to the point: the head of a request has its time."""
 
     _deadline: asyncio.TimerHandle | None = None
