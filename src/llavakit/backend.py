@@ -87,12 +87,23 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+    def count_tokens(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Tool] = (),
+        continue_final_message: bool = False,
+    ) -> int:
         """Count the tokens of the prompt, images included; nothing is run.
 
         Of an image at a URL only the beginning is fetched, under the policy, to find its size.
 
         A part of a conversation that could not be answered can be counted as well.
+
+        Args:
+            messages: the conversation.
+            tools: that are offered.
+            continue_final_message: whether the answer goes on with the last message.
         """
 
     @property
@@ -223,9 +234,20 @@ class Backend(ABC):
             _close_all(streams)
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def acount_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+    async def acount_tokens(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Tool] = (),
+        continue_final_message: bool = False,
+    ) -> int:
         """Run :meth:`count_tokens` without blocking the event loop."""
-        return await asyncio.to_thread(self.count_tokens, messages, tools=tools)
+        return await asyncio.to_thread(
+            self.count_tokens,
+            messages,
+            tools=tools,
+            continue_final_message=continue_final_message,
+        )
 
     def ask(self, image: Any, question: str, **params: Any) -> str:
         """Ask one question about one image or several; greedy unless a temperature is given.

@@ -92,10 +92,17 @@ class LocalBackend(Backend):
     def submit(self, request: Request) -> AnswerStream:
         return self._get_engine().submit(request, self._open)
 
-    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+    def count_tokens(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Tool] = (),
+        continue_final_message: bool = False,
+    ) -> int:
         from llavakit.engine.engine import count
 
-        turns = to_turns(to_request(messages, tools=tools), answerable=False)
+        request = to_request(messages, tools=tools, continue_final_message=continue_final_message)
+        turns = to_turns(request, answerable=False)
         return count(self._get_reader(), turns, self._size)
 
     def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:

@@ -104,8 +104,16 @@ class FakeBackend(Backend):
     def _count_cancel(self) -> None:
         self.cancelled += 1
 
-    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
-        return self._count(to_request(messages, tools=tools))
+    def count_tokens(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Tool] = (),
+        continue_final_message: bool = False,
+    ) -> int:
+        return self._count(
+            to_request(messages, tools=tools, continue_final_message=continue_final_message)
+        )
 
     @staticmethod
     def _count(request: Request) -> int:

@@ -20,6 +20,17 @@ def test_what_is_new_follows_the_words_as_they_are(demo_backend, begun):
     assert new.startswith(" ") or begun.endswith(" ")
 
 
+def test_its_prompt_is_counted_as_it_is_read(demo_backend):
+    asked = [Message("user", "hello"), Message("assistant", "There is a")]
+    for continues in (True, False):
+        options = {"continue_final_message": continues}
+        usage = demo_backend.generate(asked, SamplingParams(max_tokens=1), **options).usage
+        assert demo_backend.count_tokens(asked, **options) == usage.prompt_tokens
+    assert demo_backend.count_tokens(asked) > demo_backend.count_tokens(
+        asked, continue_final_message=True
+    )
+
+
 def test_the_space_that_a_tokenizer_takes_from_first_words_is_told(demo_backend):
     tokenizer = demo_backend._get_reader().tokenizer.tokenizer
     ids = tokenizer.encode("The circle is red", add_special_tokens=False)

@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 import llavakit
 from llavakit import Completion, Message, SamplingParams
-from llavakit.engine.grammar import GrammarCompiler, Matcher, grammar_of, unpack
+from llavakit.engine.grammar import GrammarCompiler, Matcher, unpack
+from llavakit.engine.grammar_text import grammar_of
 from llavakit.engine.schemas import closed
 from llavakit.errors import SchemaError
 from llavakit.local import LocalBackend

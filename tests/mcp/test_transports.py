@@ -1,11 +1,14 @@
 """The SDK's own client, over stdio and over streamable HTTP: all tools, keys, and one engine."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -186,6 +189,51 @@ async def test_a_request_that_is_too_large_is_refused_unread():
         async with httpx.AsyncClient(trust_env=False) as client:
             told = await client.post(url, content=b"x" * 20_000, headers=ACCEPT)
     assert told.status_code == 413
+
+
+def dripping(url, head, drip, drips=100, pause=0.1):
+    """Send a head, then a byte at a time; return what the server says and after how long."""
+    address = httpx.URL(url)
+    begun = time.monotonic()
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        connection.settimeout(pause)
+        answer = b""
+        for _ in range(drips):
+            with contextlib.suppress(TimeoutError):
+                answer += connection.recv(4096)
+                break
+            with contextlib.suppress(OSError):
+                connection.sendall(drip)
+        return answer, time.monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    ("length", "drip"),
+    [("Content-Length: 5000", b" "), ("Transfer-Encoding: chunked", b"1\r\n \r\n")],
+)
+async def test_a_body_that_drips_is_given_up_in_time_and_others_are_served(length, drip):
+    settings = MCPSettings(backend=FakeBackend(["red"]), attachments={"plan": PNG})
+    with serving(settings, HTTPSettings(body_timeout=1.0)) as url:
+        head = f"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\n{length}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in ACCEPT.items()) + "\r\n"
+        drips = [
+            asyncio.create_task(asyncio.to_thread(dripping, url, head, drip)) for _ in range(8)
+        ]
+        async with over_http(url) as session:
+            told = await session.call_tool("ask_image", {"question": "What?", "image": "plan"})
+            assert text_of(told) == '"red"'
+        for answer, seconds in [await drip for drip in drips]:
+            assert answer.startswith(b"HTTP/1.1 408"), answer[:80]
+            assert 0.9 < seconds < 8
+
+
+async def test_a_head_that_drips_is_cut_off(monkeypatch):
+    monkeypatch.setattr("llavakit.serving.runner.HEAD_SECONDS", 0.5)
+    with serving(MCPSettings(backend=FakeBackend())) as url:
+        head = "POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow:"
+        answer, seconds = await asyncio.to_thread(dripping, url, head, b"x")
+        assert answer == b"" and seconds < 8
 
 
 NOISE = """

@@ -1,10 +1,11 @@
 """How a conversation ends, over HTTP: a new turn, or words that the answer goes on with."""
 
+import httpx
 import pytest
 
 from llavakit.testing import FakeBackend
 from llavakit.values import Message
-from tests.serving.conftest import CHAT
+from tests.serving.conftest import CHAT, events_of
 
 HI = {"role": "user", "content": "hello"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
@@ -105,3 +106,33 @@ async def test_the_answer_goes_on_where_the_words_end(client, demo_backend):
     messages = [Message("user", "hello"), Message("assistant", begun)]
     assert told == demo_backend.generate(messages, continue_final_message=True).text
     assert told.startswith(" ")
+
+
+@pytest.mark.enable_socket
+def test_tokenize_counts_an_answer_that_goes_on(served):
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "I am"}]
+    with httpx.Client(base_url=served.url) as http:
+        for more in ({}, {"continue_final_message": True, "add_generation_prompt": False}):
+            body = {"model": "demo", "messages": messages, **more}
+            answer = http.post(CHAT, json=body | {"max_tokens": 1}).json()
+            counted = http.post("/tokenize", json=body).json()
+            assert counted["count"] == answer["usage"]["prompt_tokens"]
+        both = {"continue_final_message": True, "add_generation_prompt": True}
+        error = http.post("/tokenize", json=body | both).json()["error"]
+        assert error["param"] == "add_generation_prompt"
+
+
+@pytest.mark.enable_socket
+def test_each_event_of_an_answer_that_goes_on_has_its_prompts_tokens(served):
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "I am"}]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {
+        "model": "demo",
+        "messages": messages,
+        "continue_final_message": True,
+        "max_tokens": 2,
+        "stream": True,
+        "stream_options": options,
+    }
+    events = events_of(httpx.post(f"{served.url}{CHAT}", json=body).text)
+    assert len({event["usage"]["prompt_tokens"] for event in events}) == 1

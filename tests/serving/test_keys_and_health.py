@@ -324,6 +324,8 @@ async def test_every_answer_is_timed_from_the_request_to_its_own_word_and_end(cl
 def test_the_engines_figures_are_among_them(served):
     told = served.metrics()
     assert told["prefix_cache_queries_total"] >= told["prefix_cache_hits_total"]
+    for name in ("eager", "static", "captured", "static_mixed", "captured_mixed"):
+        assert f"engine_{name}_steps_total" in told
     assert told["kv_cache_tokens"] > 0 and 0 <= told["kv_cache_usage_perc"] <= 1
     assert {"images_encoded_total", "engine_steps_total"} <= set(told)
 

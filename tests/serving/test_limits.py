@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from llavakit.errors import ParameterError
+from llavakit.images import isolated
 from llavakit.serving import ServerSettings
 from llavakit.testing import FakeBackend
 from tests.serving.asgi import Call
@@ -204,3 +205,38 @@ async def test_errors_do_not_repeat_megabytes(client):
 async def test_a_compressed_body_is_refused(client):
     call = Call(client().app, CHAT, b"\x1f\x8b", headers={"content-encoding": "gzip"})
     assert (await call.end()).status == 415
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "elsewhere"),
+    [("PNG", 300, False), ("JPEG", 2100, True), ("JPEG2000", 600, True), ("AVIF", 800, True)],
+)
+async def test_what_is_slow_to_decode_is_decoded_in_a_process(
+    client, monkeypatch, form, size, elsewhere
+):
+    try:
+        url = data_uri(Image.effect_noise((size, size), 50).convert("RGB"), form)
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow writes no {form}")
+    started, start = [], isolated.subprocess.Popen
+
+    def popen(*args, **options):
+        started.append(start(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(isolated.subprocess, "Popen", popen)
+    app = client()
+    block = {"type": "image_url", "image_url": {"url": url}}
+    assert (await Call(app.app, CHAT, with_pictures(block, block)).end()).status == 200
+    assert len(started) == elsewhere  # one for both
+    app.service.stop()
+    assert all(process.poll() is not None for process in started)
+
+
+async def test_an_image_that_takes_too_long_is_an_error_of_its_request_alone(client):
+    app = client()
+    app.service._decoders = isolated.Decoders(seconds=0.01)
+    large = Image.effect_noise((2200, 2000), 50).convert("RGB")
+    block = {"type": "image_url", "image_url": {"url": data_uri(large, "JPEG")}}
+    await refused(app, Call(app.app, CHAT, with_pictures(block)), 413, "image_too_large")
+    assert (await Call(app.app, CHAT, with_pictures(picture_block())).end()).status == 200

@@ -38,6 +38,8 @@ def question(colour, **rest):
 class Crowd:
     """Clients that ask until a time is over; what went wrong is noted, not raised."""
 
+    path, bad_bodies = CHAT, BAD
+
     def __init__(self, url, seconds, leaving=0.0, bad=0.0):
         self.url = url
         self.end = time.monotonic() + seconds
@@ -69,7 +71,7 @@ class Crowd:
                 if lot < self.leaving:
                     await self.leave(http)
                 elif lot < self.leaving + self.bad:
-                    await self.err(http, chance.choice(BAD))
+                    await self.err(http, chance.choice(self.bad_bodies))
                 elif chance.random() < 0.5:
                     await self.whole(http, colour)
                 else:
@@ -78,38 +80,115 @@ class Crowd:
                 self.wrong.append(repr(error))
 
     async def whole(self, http, colour):
-        answer = await http.post(CHAT, json=question(colour))
+        answer = await http.post(self.path, json=self.question(colour))
         self.note("whole", answer.status_code == 200, answer.text)
-        said = answer.json()["choices"][0]["message"]["content"]
+        said = self.answer(answer.json())
         self.note("right", said == colour, said)
 
     async def streamed(self, http, colour):
         lines = []
-        async with http.stream("POST", CHAT, json=question(colour, stream=True)) as answer:
-            async for line in answer.aiter_lines():
+        async with http.stream("POST", self.path, json=self.question(colour, stream=True)) as got:
+            async for line in got.aiter_lines():
                 if line.startswith("data: "):
                     lines.append(line[6:])
-        self.note("streamed", lines[-1:] == ["[DONE]"], lines[-1:])
-        deltas = [json.loads(line)["choices"][0]["delta"] for line in lines[:-1]]
-        said = "".join(delta.get("content", "") for delta in deltas)
+        self.note("streamed", self.is_end(lines[-1]), lines[-1:])
+        said = self.added(lines)
         self.note("right", said == colour, said)
 
     async def leave(self, http):
-        body = saying("Go on", model="demo", stream=True, **ENDLESS)
-        async with http.stream("POST", CHAT, json=body) as answer:
+        async with http.stream("POST", self.path, json=self.endless()) as answer:
             async for line in answer.aiter_lines():
-                if '"content":"' in line and '"role"' not in line:
+                if self.has_words(line):
                     break
         self.counts["left"] += 1
 
     async def err(self, http, body):
-        answer = await http.post(CHAT, json=body)
+        answer = await http.post(self.path, json=body)
         self.note("refused", answer.status_code in (400, 404), answer.text)
 
     def note(self, what, good, found):
         self.counts[what] += 1
         if not good:
             self.wrong.append((what, found))
+
+    def question(self, colour, **rest):
+        return question(colour, **rest)
+
+    def endless(self):
+        return saying("Go on", model="demo", stream=True, **ENDLESS)
+
+    def answer(self, body):
+        return body["choices"][0]["message"]["content"]
+
+    def is_end(self, data):
+        return data == "[DONE]"
+
+    def added(self, lines):
+        deltas = [json.loads(line)["choices"][0]["delta"] for line in lines[:-1]]
+        return "".join(delta.get("content", "") for delta in deltas)
+
+    def has_words(self, line):
+        return '"content":"' in line and '"role"' not in line
+
+
+def responses_question(colour, **rest):
+    image = {"type": "input_image", "image_url": BLOCKS[colour]["image_url"]["url"]}
+    words = {"type": "input_text", "text": QUESTION["text"]}
+    said = [{"role": "user", "content": [image, words]}]
+    return {"model": "demo", "input": said, "temperature": 0, **rest}
+
+
+ONLY_AN_ENDLESS_LIST = {
+    "type": "json_schema",
+    "name": "endless",
+    "schema": {"type": "array", "items": {"type": "boolean"}, "minItems": 900},
+}
+
+
+class ResponsesCrowd(Crowd):
+    """The same by the Responses API."""
+
+    path = "/v1/responses"
+    bad_bodies = (
+        responses_question("red", model="other"),
+        responses_question("red", temperature=-1),
+        responses_question("red", beams=4),
+        responses_question("red", previous_response_id="resp_1"),
+        {"model": "demo", "input": "so " * 5000},
+        {"model": "demo", "input": [{"role": "user", "content": [
+            {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]}]},
+        {"model": "demo", "input": [{"role": "user", "content": [
+            {"type": "input_file", "file_data": "data:application/pdf;base64,JVBERi0xLjQK"}]}]},
+    )  # fmt: skip
+
+    def question(self, colour, **rest):
+        return responses_question(colour, **rest)
+
+    def endless(self):
+        form = {"format": ONLY_AN_ENDLESS_LIST}
+        return {"model": "demo", "input": "Go on", "stream": True, "text": form}
+
+    def answer(self, body):
+        return body["output"][0]["content"][0]["text"]
+
+    def is_end(self, data):
+        return json.loads(data)["type"] == "response.completed"
+
+    def added(self, lines):
+        events = [json.loads(line) for line in lines]
+        deltas = [one["delta"] for one in events if one["type"] == "response.output_text.delta"]
+        assert "".join(deltas) == self.answer(events[-1]["response"])
+        return "".join(deltas)
+
+    def has_words(self, line):
+        return '"type":"response.output_text.delta"' in line
+
+
+KINDS = [
+    pytest.param(Crowd, 3, id="chat"),
+    pytest.param(Crowd, 60, id="chat-a-minute", marks=pytest.mark.slow),
+    pytest.param(ResponsesCrowd, 60, id="responses-a-minute", marks=pytest.mark.slow),
+]
 
 
 def memory(served):
@@ -118,13 +197,15 @@ def memory(served):
     return int(pages) * 4096
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
-async def test_sixty_four_clients_are_all_answered_rightly_and_memory_is_level(served, seconds):
+@pytest.mark.parametrize(("kind", "seconds"), KINDS)
+async def test_sixty_four_clients_are_all_answered_rightly_and_memory_is_level(
+    served, kind, seconds
+):
     before = await asyncio.to_thread(served.idle)
-    warm = Crowd(served.url, seconds / 3)
+    warm = kind(served.url, seconds / 3)
     await warm.run()
     level = memory(served)
-    crowd = Crowd(served.url, seconds)
+    crowd = kind(served.url, seconds)
     await crowd.run()
     print(f"{seconds} s: {dict(crowd.counts)}; memory {level} -> {memory(served)}")
     assert crowd.wrong == warm.wrong == []
@@ -136,10 +217,10 @@ async def test_sixty_four_clients_are_all_answered_rightly_and_memory_is_level(s
     assert after["request_errors_total"] == before["request_errors_total"]
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
-async def test_who_leaves_and_who_errs_harms_nobody_else(served, seconds):
+@pytest.mark.parametrize(("kind", "seconds"), KINDS)
+async def test_who_leaves_and_who_errs_harms_nobody_else(served, kind, seconds):
     before = await asyncio.to_thread(served.idle)
-    crowd = Crowd(served.url, seconds, leaving=0.1, bad=0.1)
+    crowd = kind(served.url, seconds, leaving=0.1, bad=0.1)
     await crowd.run()
     print(f"{seconds} s: {dict(crowd.counts)}; memory {memory(served)}")
     assert crowd.wrong == []

@@ -114,7 +114,11 @@ def at(url):
         ),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood", ""),
         ({"messages": user({"type": "input_audio"})}, "messages[0].content[0]", "input_audio"),
-        ({"messages": user({"type": "file", "file": {}})}, "messages[0].content[0]", "file"),
+        (
+            {"messages": user({"type": "file", "file": {}})},
+            "messages[0].content[0].file.file_data",
+            "missing",
+        ),
         ({"messages": user({"type": "text"})}, "messages[0].content[0].text", "missing"),
         ({"messages": user({"type": "image"})}, "messages[0].content[0]", "exactly one"),
         (

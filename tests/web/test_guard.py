@@ -148,6 +148,43 @@ async def test_uploads_are_capped_and_noted_for_their_owner(
     assert full.status_code == 507
 
 
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/login"])
+async def test_a_body_that_drips_is_a_client_that_left(
+    controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("llavakit.web.guard.BODY_SECONDS", 0.3)
+    got: list[str] = []
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            event = await receive()
+            got.append(event["type"])
+            if event["type"] == "http.disconnect" or not event.get("more_body"):
+                return
+
+    async def dripping() -> Any:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def ignored(event: Any) -> None:
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [(b"host", b"localhost"), (b"content-length", b"5000")],
+        "client": ("127.0.0.1", 1),
+        "scheme": "http",
+        "query_string": b"",
+        "server": ("localhost", 80),
+    }
+    guard: Any = Guard(reading, controller, tmp_path, ("localhost",))
+    async with asyncio.timeout(5):
+        await guard(scope, dripping, ignored)
+    assert got in ([], [*["http.request"] * (len(got) - 1), "http.disconnect"])
+
+
 async def _pieces() -> AsyncIterator[bytes]:
     yield b"piece"
 

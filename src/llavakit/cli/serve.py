@@ -83,11 +83,18 @@ def serve(
     ] = 16,
     max_picture_mib: Annotated[
         int,
-        typer.Option("--max-image-mib", min=1, help="Of an image's file.", rich_help_panel=_LIMITS),
+        typer.Option(
+            "--max-image-mib", min=1, help="Of an image or a PDF.", rich_help_panel=_LIMITS
+        ),
     ] = 20,
     max_image_pixels: Annotated[
         int,
-        typer.Option("--max-image-pixels", min=1, rich_help_panel=_LIMITS),
+        typer.Option(
+            "--max-image-pixels",
+            min=1,
+            help="Of an image, or a page of a file.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = 40_000_000,
     max_tokens: Annotated[
         int | None,
@@ -168,7 +175,7 @@ def serve(
     ] = True,
     debug: options.Debug = False,
 ) -> None:
-    """Serve a model to any client of OpenAI's chat completions.
+    """Serve a model to any client of OpenAI's API.
 
     llavakit serve demo --port 8000
 

@@ -16,7 +16,7 @@ import torch
 from llavakit._forks import ForkLock
 from llavakit.engine.answer import Answer
 from llavakit.engine.config import EngineConfig
-from llavakit.engine.grammar import grammar_of
+from llavakit.engine.grammar_text import grammar_of
 from llavakit.engine.keep_alive import FOREVER, Stay, Stays
 from llavakit.engine.loop import EngineLoop
 from llavakit.engine.resident import Resident

@@ -1,122 +1,24 @@
-"""Constrained decoding with llguidance: the tokens that a schema, expression or tools allow.
+"""Constrained decoding with llguidance: the tokens that a grammar allows.
 
-https://github.com/guidance-ai/llguidance. White space in JSON is off: a weak model that may
-write it writes little else. Every grammar may begin with one space, because models with a
-Vicuna prompt were trained to write one.
+https://github.com/guidance-ai/llguidance. Grammars are written in
+:mod:`llavakit.engine.grammar_text`.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llavakit.engine.schema_faults import (
-    grammar_fault,
-    not_json_at,
-    schema_fault,
-    schema_named,
-    tool_named,
-)
-from llavakit.engine.schemas import closed, is_combined
+from llavakit.engine.grammar_text import START_RULE, json_of, quoted
+from llavakit.engine.schema_faults import grammar_fault, schema_fault
 from llavakit.engine.transfer import to_device
 from llavakit.errors import SchemaError
-from llavakit.prompts.tools import CALL_END, CALL_START, compact_json
-from llavakit.values import Request, Tool
-
-_COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
-_START_RULE = re.compile(r"^\s*start\s*:", re.MULTILINE)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def grammar_of(request: Request, spell: Callable[[str], str] = _quoted) -> str | None:
-    """Return the Lark grammar that a request's answer must follow; None if it is free.
-
-    Args:
-        request: what is asked.
-        spell: how a marker such as ``<tool_call>`` is written in the grammar; a tokenizer may
-            have a token of its own for it (see :meth:`GrammarCompiler.spell`).
-
-    Raises:
-        SchemaError: a schema that is not JSON.
-    """
-    params = request.params
-    if params.grammar is not None:
-        if _START_RULE.search(params.grammar):
-            return params.grammar
-        return f"start: / ?/ answer\nanswer: {_regex(params.grammar)}\n"
-    if request.tools and request.tool_choice != "none":
-        return _tool_grammar(request, spell)
-    if params.json_schema is not None:
-        return f"start: / ?/ answer\nanswer: {_answer(request)}\n"
-    return None
-
-
-def _answer(request: Request) -> str:
-    schema = request.params.json_schema
-    known = schema if isinstance(schema, Mapping) else {"type": "object"}
-    return _json(known, schema_named(known))
-
-
-def _regex(expression: str) -> str:
-    """A Lark literal, which ends at a bare slash or line break; an empty one is a comment."""
-    escapes = {"/": "\\/", "\n": "\\n", "\\\n": "\\n"}
-    inner = re.sub(
-        r"\\.|/|\n", lambda found: escapes.get(found[0], found[0]), expression, flags=re.S
-    )
-    return f"/(?:{inner})/"
-
-
-def _json(schema: Mapping[str, Any], subject: str) -> str:
-    try:
-        limited = {"x-guidance": _COMPACT, **closed(schema)}
-        return f"%json {json.dumps(limited, allow_nan=False)}"
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        place = not_json_at(schema)
-        raise SchemaError(
-            f"{subject}{f', at {place}' if place else ''}: this is not JSON ({error}); a schema "
-            "holds dicts with string keys, lists, strings, numbers, booleans and None."
-        ) from error
-
-
-def _tool_grammar(request: Request, spell: Callable[[str], str]) -> str:
-    """Text or calls; only calls if one is required; text never holds the start of a call.
-
-    With a schema beside the tools, what is not a call is JSON of that schema.
-    """
-    choice = request.tool_choice
-    tools = [tool for tool in request.tools if choice in ("auto", "required", tool.name)]
-    calls = "call+" if request.parallel_tool_calls else "call"
-    start = calls if choice != "auto" else f"text | {calls}"
-    lines = [
-        f"start: / ?/ ({start})",
-        f"call: {spell(CALL_START)} ({' | '.join(f'c{n}' for n in range(len(tools)))}) "
-        f"{spell(CALL_END)}",
-        *(f"c{number}: {_call(tool)}" for number, tool in enumerate(tools)),
-    ]
-    if choice == "auto" and request.params.json_schema is not None:
-        lines.append(f"text: {_answer(request)}")
-    elif choice == "auto":
-        lines += ["text: TEXT", f"TEXT: /(?s:.*)/ & ~/(?s:.*{CALL_START}.*)/"]
-    return "\n".join(lines) + "\n"
-
-
-def _call(tool: Tool) -> str:
-    head = f'{{"name":{compact_json(tool.name)},"arguments":'
-    parameters = {"type": "object", **tool.parameters}
-    if not (parameters.get("properties") or is_combined(parameters)):
-        # A tool without arguments: an object without properties would otherwise admit any.
-        parameters["additionalProperties"] = False
-    return f'{_quoted(head)} {_json(parameters, tool_named(tool.name))} "}}"'
+from llavakit.values import Request
 
 
 class _RefusedError(Exception):
@@ -147,13 +49,13 @@ class GrammarCompiler:
         for llguidance, so a quoted marker would forbid the token that the model learnt.
         """
         added = {str(token): number for number, token in self._source.added_tokens_decoder.items()}
-        return f"<[{added[marker]}]>" if marker in added else _quoted(marker)
+        return f"<[{added[marker]}]>" if marker in added else quoted(marker)
 
     def matcher(self, grammar: str, request: Request | None = None) -> Matcher:
         """Return a fresh matcher.
 
         Args:
-            grammar: from :func:`grammar_of`.
+            grammar: from :func:`llavakit.engine.grammar_text.grammar_of`.
             request: what it was made of, which errors then can name.
 
         Raises:
@@ -167,14 +69,14 @@ class GrammarCompiler:
     def _fault(self, grammar: str, message: str, request: Request | None) -> str:
         given = None if request is None else request.params.grammar
         if given is not None:
-            return grammar_fault(given, message, lark=bool(_START_RULE.search(given)))
+            return grammar_fault(given, message, lark=bool(START_RULE.search(given)))
         found = None if request is None else schema_fault(request, self._reason)
         return found or grammar_fault(grammar, message, lark=True)
 
     def _reason(self, schema: Mapping[str, Any]) -> str | None:
         """Why a schema is refused, if it is."""
         try:
-            self._compile(f"start: {_json(schema, 'The schema')}\n")
+            self._compile(f"start: {json_of(schema, 'The schema')}\n")
         except _RefusedError as error:
             return str(error)
         return None

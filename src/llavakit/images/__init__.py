@@ -6,6 +6,6 @@ is not known here.
 
 from __future__ import annotations
 
-from llavakit.images.open import Picture, hold, open_picture, peek_size, picture_size
+from llavakit.images.open import Picture, hold, open_picture, peek_cost, peek_size, picture_size
 
-__all__ = ["Picture", "hold", "open_picture", "peek_size", "picture_size"]
+__all__ = ["Picture", "hold", "open_picture", "peek_cost", "peek_size", "picture_size"]

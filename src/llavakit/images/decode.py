@@ -29,6 +29,8 @@ _MAX_SEGMENTS = 10_000
 _MAX_SCANS = 100  # encoders write about ten; each costs a pass over all blocks,
 _MAX_SCANNED = 2_000_000_000  # so their product with the pixels is bounded, too
 _MAX_EXIF = 64  # Pillow joins them one by one, copying all before each time
+_WEIGHTS = {"JPEG2000": 16, "AVIF": 8, "HEIC": 8}
+"""Decoders that are slow, or keep all other threads waiting (Pillow 12.3; measured beside JPEG)."""
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # one that has a length, or the end
 
 
@@ -73,6 +75,16 @@ def peek_size(data: bytes, policy: SourcePolicy) -> tuple[int, int]:
             return open_heif(data)[0][0]
     with decoding(kind), _open(kind, data, policy) as image:
         return image.size
+
+
+def peek_cost(data: bytes, policy: SourcePolicy) -> int:
+    """What :func:`decode` will cost, in pixels of a format that lets other threads run.
+
+    Raises:
+        ImageDecodeError, ImageTooLargeError, UnsupportedImageError: as :func:`decode`.
+    """
+    width, height = peek_size(data, policy)
+    return _WEIGHTS.get(sniff(data), 1) * width * height
 
 
 def _kind(data: bytes) -> str:

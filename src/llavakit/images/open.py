@@ -160,6 +160,17 @@ def peek_size(data: bytes, policy: SourcePolicy = DEFAULT_POLICY) -> tuple[int, 
     return peek_size(data, policy)
 
 
+def peek_cost(data: bytes, policy: SourcePolicy = DEFAULT_POLICY) -> int:
+    """Return what decoding a file will cost: its pixels, times more for slow formats.
+
+    Raises:
+        ImageError: as :func:`open_picture`, as far as the header shows it.
+    """
+    from llavakit.images.decode import peek_cost
+
+    return peek_cost(data, policy)
+
+
 def hold(source: Any, max_bytes: int = DEFAULT_POLICY.max_bytes) -> str | Path | bytes | Picture:
     """What :class:`llavakit.Image` keeps of a source: something that cannot change later.
 

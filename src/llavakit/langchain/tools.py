@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from typing_extensions import is_typeddict
 
+from llavakit.answer_types import AnswerType
 from llavakit.arguments import from_openai
 from llavakit.errors import LlavaKitError, ParameterError, SchemaError, UnsupportedContentError
 from llavakit.values import Tool
@@ -24,7 +27,7 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
             f"Tools are given in a list, not as {type(tools).__name__}; write [tool]."
         )
     try:
-        converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        converted = [_converted(tool, strict) for tool in tools]
     except LlavaKitError:
         raise
     except (ValueError, TypeError) as error:
@@ -40,6 +43,22 @@ def to_openai_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list
                 "give a function, a pydantic class or a LangChain tool."
             )
     return converted
+
+
+def _converted(tool: Any, strict: bool | None) -> dict[str, Any]:
+    """A tool in OpenAI's notation. LangChain takes every key of a TypedDict for required, and fails
+    on ``NotRequired``: where some are not, the schema is our own.
+    """
+    if not is_typeddict(tool):
+        return convert_to_openai_tool(tool, strict=strict)
+    if not tool.__optional_keys__:
+        try:
+            return convert_to_openai_tool(tool, strict=strict)
+        except TypeError:  # a TypedDict inside has some
+            pass
+    described = "" if tool.__doc__ == dict.__doc__ else inspect.getdoc(tool)
+    known = {**AnswerType(tool).schema, "title": tool.__name__, "description": described or ""}
+    return convert_to_openai_tool(known, strict=strict)
 
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:

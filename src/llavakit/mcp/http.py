@@ -7,6 +7,7 @@ called, so that no page in a browser reaches it (DNS rebinding).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -19,14 +20,15 @@ import uvicorn
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llavakit._checks import check_integer, check_number, checked, strings
 from llavakit.serving.auth import Keys, check_host
 from llavakit.serving.errors import Refusal
+from llavakit.serving.limits import linger
 from llavakit.serving.runner import ObeyingServer, uvicorn_config
 
 PATH = "/mcp"
@@ -42,6 +44,7 @@ class HTTPSettings:
         api_keys: bearer keys, one of which a client must show; none lets everybody in.
         allowed_hosts: names under which the server may be called; none allows all.
         max_body_bytes: most bytes of one request.
+        body_timeout: seconds in which they must have come.
         max_sessions: most clients at a time.
         idle_seconds: after how long a session without requests ends.
     """
@@ -49,6 +52,7 @@ class HTTPSettings:
     api_keys: Sequence[str] = field(default=(), repr=False)
     allowed_hosts: Sequence[str] = ()
     max_body_bytes: int = 64 * 2**20
+    body_timeout: float = 120.0
     max_sessions: int = 1000
     idle_seconds: float = 1800.0
 
@@ -56,6 +60,7 @@ class HTTPSettings:
         check_integer("max_body_bytes", self.max_body_bytes, least=1)
         check_integer("max_sessions", self.max_sessions, least=1)
         check_number("idle_seconds", self.idle_seconds, above=0)
+        check_number("body_timeout", self.body_timeout, above=0)
         for name in ("api_keys", "allowed_hosts"):
             given = strings(name, getattr(self, name), secret=name == "api_keys")
             object.__setattr__(self, name, given)
@@ -88,23 +93,87 @@ def create_http_app(server: Server, settings: HTTPSettings | None = None) -> Sta
 
 
 class _Guarded:
-    """Lets in who may come in. A class: Starlette would call a function with a request."""
+    """Lets in who may come in. A class: Starlette would call a function with a request.
+
+    The body is read here, because the SDK waits for it without end.
+    """
 
     def __init__(self, app: ASGIApp, settings: HTTPSettings) -> None:
         self._app = app
         self._keys = Keys(settings.api_keys)
-        self._hosts = settings.allowed_hosts
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         try:
-            check_host(request, self._hosts)
+            check_host(request, self._settings.allowed_hosts)
             _check_origin(request)
             self._keys.check(request)
+            body = await _body(request, receive, self._settings)
+        except ClientDisconnect:
+            return
         except Refusal as refusal:
+            if refusal.unread:
+                await linger(Request(scope, receive))
             await refusal.response()(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, _replayed(body, receive), send)
+
+
+async def _body(request: Request, receive: Receive, settings: HTTPSettings) -> bytes:
+    """The body of a request, of bounded length and within a bounded time.
+
+    Raises:
+        Refusal: 413 too long, 408 too slow.
+        ClientDisconnect: the client left while sending.
+    """
+    most = settings.max_body_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise _too_long(most)
+    body = bytearray()
+    more = request.method == "POST"
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > most:
+                    raise _too_long(most, unread=more)
+    except TimeoutError:
+        raise Refusal(
+            408,
+            f"The body did not come within {settings.body_timeout:g} seconds; send it again.",
+            code="body_timeout",
+            headers={"Connection": "close"},
+        ) from None
+    return bytes(body)
+
+
+def _too_long(most: int, *, unread: bool = True) -> Refusal:
+    return Refusal(
+        413,
+        f"The body has more than {most:,} bytes; send smaller images.",
+        code="request_too_large",
+        unread=unread,
+    )
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body at once, and then what comes behind it."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
 
 
 def _check_origin(request: Request) -> None:

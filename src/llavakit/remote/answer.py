@@ -63,7 +63,7 @@ class RemoteAnswer:
         self._config = config
         self._stops = StopStrings(() if dialect.stops else request.params.stop)
         offered = bool(request.tools) and request.tool_choice != "none"
-        spoken = offered and not dialect.enforces
+        spoken = offered and not dialect.takes_tools
         self._spoken = ToolCallReader(one=not request.parallel_tool_calls) if spoken else None
         self._calls = _Calls()
         self._cut: tuple[CutCall, ...] = ()

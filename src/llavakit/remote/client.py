@@ -23,8 +23,15 @@ from llavakit.errors import (
 from llavakit.remote.address import RemoteConfig
 from llavakit.remote.answer import RemoteAnswer
 from llavakit.remote.checks import check_request
-from llavakit.remote.dialects import DIALECTS, Dialect, to_fields, to_function
-from llavakit.remote.exchange import Exchange, timed_out
+from llavakit.remote.dialects import (
+    DIALECTS,
+    Dialect,
+    continuation,
+    to_fields,
+    to_function,
+    without_tool_parser,
+)
+from llavakit.remote.exchange import Exchange, Question, timed_out
 from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
@@ -112,14 +119,11 @@ class RemoteBackend(Backend):
         check_request(request)
         with _within(timeout):
             dialect = self._get_dialect(link, deadline)
-        fields = with_extra_body(to_fields(dialect, request), self.config.extra_body)
-        messages = to_wire(request, dialect, lambda image: data_uri(image, self._policy))
         channel = Channel()
         exchange = Exchange(
             link.transport,
-            fields,
-            _json(messages),
-            RemoteAnswer(request, dialect, self.config),
+            self._question(request, dialect),
+            lambda refusal: self._asked_otherwise(request, dialect, refusal),
             channel,
             link.counts,
             timeout,
@@ -135,13 +139,35 @@ class RemoteBackend(Backend):
 
         return AnswerStream(channel, cancel)
 
-    def count_tokens(self, messages: Messages, *, tools: Sequence[Tool] = ()) -> int:
+    def _question(self, request: Request, dialect: Dialect) -> Question:
+        """What a server of a dialect is asked."""
+        fields = with_extra_body(to_fields(dialect, request), self.config.extra_body)
+        messages = to_wire(request, dialect, lambda image: data_uri(image, self._policy))
+        return Question(fields, _json(messages), RemoteAnswer(request, dialect, self.config))
+
+    def _asked_otherwise(self, request: Request, dialect: Dialect, refusal: str) -> Question | None:
+        """The question for a server that has no parser of tools; so it is asked from now on."""
+        speaking = without_tool_parser(dialect, refusal) if request.tools else None
+        if speaking is None:
+            return None
+        question = self._question(request, speaking)
+        self._dialect = speaking
+        return question
+
+    def count_tokens(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Tool] = (),
+        continue_final_message: bool = False,
+    ) -> int:
         """Tokens of the prompt, by the server's own count.
 
         Raises:
             RemoteError: this kind of server does not count them exactly.
+            ParameterError: it does not know ``continue_final_message``.
         """
-        request = to_request(messages, tools=tools)
+        request = to_request(messages, tools=tools, continue_final_message=continue_final_message)
         link = self._linked()
         with _within(None):
             dialect = self._get_dialect(link, None)
@@ -159,8 +185,10 @@ class RemoteBackend(Backend):
             answerable=False,
         )
         offered = [to_function(tool) for tool in tools]
-        count = counted_by_template if dialect.counts == "template" else counted
-        return self._asked(link, count(link.transport, wire, offered))
+        continued = continuation(dialect, request)
+        if dialect.counts == "template":
+            return self._asked(link, counted_by_template(link.transport, wire, offered))
+        return self._asked(link, counted(link.transport, wire, offered, continued))
 
     def stats(self) -> dict[str, Any]:
         link = self._link

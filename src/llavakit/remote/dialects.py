@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from llavakit.engine.grammar_text import grammar_of
 from llavakit.errors import ParameterError
 from llavakit.values import Request, SamplingParams, Tool
 
+_NO_PARSER = re.compile(r"--tool-call-parser|--enable-auto-tool-choice")
+"""vLLM's words for tools where it was not started with these options."""
 _LARK = re.compile(r"^\s*start\s*:", re.MULTILINE)
 
 
@@ -48,6 +51,8 @@ class Dialect:
         bias_pairs: whether ``logit_bias`` is sent as pairs and not as an object.
         any_object: whether it knows ``{"type": "json_object"}``; else a schema of any object is
             sent.
+        speaks: whether tools are written into the prompt although schemas are enforced: answers
+            are held to our notation of calls by a grammar, and calls are read out of the text.
     """
 
     name: str
@@ -69,6 +74,12 @@ class Dialect:
     least_logprobs: int = 0
     bias_pairs: bool = False
     any_object: bool = True
+    speaks: bool = False
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether tools are sent as such."""
+        return self.enforces and not self.speaks
 
 
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
@@ -139,6 +150,21 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
 """Every dialect by its name."""
 
 
+def without_tool_parser(dialect: Dialect, refusal: str) -> Dialect | None:
+    """Return how a server is asked that refused tools because it was started without a parser.
+
+    Args:
+        dialect: of the server.
+        refusal: what it said.
+
+    Returns:
+        None where that was not the reason, or the server takes no grammars.
+    """
+    if dialect.grammar != "structured_outputs" or not _NO_PARSER.search(refusal):
+        return None
+    return replace(dialect, speaks=True)
+
+
 def is_lark(grammar: str) -> bool:
     """Whether a grammar is written in Lark; else it is a regular expression."""
     return _LARK.search(grammar) is not None
@@ -164,14 +190,21 @@ def to_fields(dialect: Dialect, request: Request) -> dict[str, Any]:
     if params.stop and dialect.stops:
         fields["stop"] = list(params.stop)
     fields |= _sampling(dialect, params) | _shifts(dialect, params) | _logprobs(dialect, params)
-    fields |= _constraint(dialect, params)
-    if dialect.enforces:
+    if dialect.speaks and request.tools and request.tool_choice != "none":
+        fields["structured_outputs"] = {"grammar": grammar_of(request)}
+    else:
+        fields |= _constraint(dialect, params)
+    if dialect.takes_tools:
         fields |= _tools(dialect, request)
-    return fields | _continuation(dialect, request)
+    return fields | continuation(dialect, request)
 
 
-def _continuation(dialect: Dialect, request: Request) -> dict[str, Any]:
-    """Return no field where the answer is a new turn, which is every server's default."""
+def continuation(dialect: Dialect, request: Request) -> dict[str, Any]:
+    """Return the fields of an answer that goes on; none of a new turn, every server's default.
+
+    Raises:
+        ParameterError: this kind of server does not know them.
+    """
     if not request.continue_final_message:
         return {}
     if not dialect.continues:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -31,14 +32,29 @@ _LEAST_ROOM = 64 << 20
 _ROOM_PER_TOKEN = 16 << 10  # with twenty alternatives it takes some two kilobytes
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request as one kind of server is asked it.
+
+    Attributes:
+        fields: the body beside its messages.
+        messages: JSON.
+        answer: makes chunks of the events.
+    """
+
+    fields: Mapping[str, Any]
+    messages: bytes
+    answer: RemoteAnswer
+
+
 class Exchange:
     """One request on its way.
 
     Args:
         transport: to the server.
-        fields: the body beside its messages.
-        messages: JSON.
-        answer: makes chunks of the events.
+        question: what is asked.
+        otherwise: how else it is asked, when the server refused it with these words; None where
+            there is no other way. It may take its time.
         channel: where they go.
         counts: of the backend.
         timeout: seconds for the whole, as errors state it; None if there is none.
@@ -51,9 +67,8 @@ class Exchange:
     def __init__(
         self,
         transport: Transport,
-        fields: Mapping[str, Any],
-        messages: bytes,
-        answer: RemoteAnswer,
+        question: Question,
+        otherwise: Callable[[str], Question | None],
         channel: Channel,
         counts: Counter[str],
         timeout: float | None,
@@ -61,13 +76,17 @@ class Exchange:
     ) -> None:
         self.begun = False
         self._transport = transport
-        self._fields = dict(fields)
-        self._messages = messages
-        self._answer = answer
+        self._take(question)
+        self._otherwise = otherwise
         self._channel = channel
         self._counts = counts
         self._timeout = timeout
         self._deadline = deadline
+
+    def _take(self, question: Question) -> None:
+        self._fields = dict(question.fields)
+        self._messages = question.messages
+        self._answer = question.answer
 
     @property
     def ended(self) -> bool:
@@ -155,7 +174,7 @@ class Exchange:
 
     async def _opened(self, stack: contextlib.AsyncExitStack) -> httpx.Response:
         """The response; where the server names what it cannot take, asked again without."""
-        for _ in range(2):
+        for _ in range(3):
             try:
                 return await self._open(stack)
             except ContextLengthError as error:
@@ -167,10 +186,18 @@ class Exchange:
             except ModelNotFoundError as error:
                 raise await self._explained(error) from None
             except RemoteError as error:
-                unknown = error.status in (400, 422) and "stream_options" in str(error)
-                if not unknown or self._fields.pop("stream_options", None) is None:
+                if error.status not in (400, 422) or not await self._changed(str(error)):
                     raise
         return await self._open(stack)
+
+    async def _changed(self, refusal: str) -> bool:
+        """Whether there is another way to ask, which is then taken."""
+        if "stream_options" in refusal and self._fields.pop("stream_options", None) is not None:
+            return True
+        other = await asyncio.to_thread(self._otherwise, refusal)
+        if other is not None:
+            self._take(other)
+        return other is not None
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> httpx.Response:
         head = json.dumps({"model": self._transport.config.model, **self._fields}).encode()

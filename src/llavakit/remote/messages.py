@@ -36,7 +36,7 @@ def to_wire(
         MessageError: there is nothing to answer, or a tool's result answers no call.
     """
     turns = to_turns(request, answerable=answerable)  # also reports what makes no conversation
-    if not dialect.enforces:
+    if not dialect.enforces or (dialect.speaks and request.tools):
         return [_from_turn(turn, uri) for turn in turns]
     messages = _identified(request.messages, strict=answerable)
     if not dialect.keeps_turns:

@@ -128,13 +128,15 @@ async def counted_by_template(transport: Transport, messages: list[Any], tools: 
     return len(tokens)
 
 
-async def counted(transport: Transport, messages: list[Any], tools: list[Any]) -> int:
-    """Tokens of a prompt, by the server's own tokenizer.
+async def counted(
+    transport: Transport, messages: list[Any], tools: list[Any], more: Mapping[str, Any]
+) -> int:
+    """Tokens of a prompt, by the server's own tokenizer; ``more`` are further fields.
 
     Raises:
         LlavaKitError: the server reports none.
     """
-    body: dict[str, Any] = {"model": transport.config.model, "messages": messages}
+    body: dict[str, Any] = {"model": transport.config.model, "messages": messages, **more}
     if tools:
         body["tools"] = tools
     reply = await transport.json("POST", "/tokenize", body)

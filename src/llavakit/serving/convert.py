@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from llavakit.arguments import from_openai, to_options, to_params
 from llavakit.backend import begins_a_turn, to_request
-from llavakit.errors import ContextLengthError, MessageError, ParameterError
+from llavakit.errors import ContextLengthError, MessageError
 from llavakit.images import Picture
 from llavakit.prompts.conversation import check_answerable
 from llavakit.serving.errors import Refusal, blamed
 from llavakit.serving.messages import (
     AssistantMessage,
     ChatMessage,
-    ImageBlock,
-    ImageBlocks,
-    ImageUrl,
     RefusalBlock,
     TextFields,
     ToolMessage,
 )
-from llavakit.serving.opening import ImageSource
 from llavakit.serving.schema import (
     AllowedToolsChoice,
     ChatRequest,
@@ -32,10 +28,8 @@ from llavakit.serving.schema import (
     ToolDefinition,
 )
 from llavakit.serving.settings import ServerSettings
+from llavakit.serving.sources import Place, in_messages
 from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall
-
-Place: TypeAlias = Callable[[int, int | None], str]
-"""Where in the body a message stands, by its number, or a block of it, by both numbers."""
 
 _SAMPLING = (
     "max_tokens",
@@ -59,17 +53,11 @@ LONGEST_TOKEN = 256
 _START_RULE = re.compile(r"^\s*start\s*:", re.MULTILINE)
 
 
-def in_messages(number: int, block: int | None) -> str:
-    """Return where a message of chat completions, or a block of it, stands."""
-    at = f"messages[{number}]"
-    return at if block is None else f"{at}.content[{block}]"
-
-
 def to_requests(
     body: ChatRequest,
     settings: ServerSettings,
     context_length: int,
-    pictures: Sequence[Picture],
+    pictures: Sequence[Sequence[Picture]],
     place: Place = in_messages,
 ) -> list[Request]:
     """Make one request for each choice.
@@ -78,7 +66,7 @@ def to_requests(
         body: as the client sent it.
         settings: limits.
         context_length: tokens that the model holds.
-        pictures: the images of its messages, in their order.
+        pictures: the images of each block of its messages that has some, in their order.
         place: names a message in errors.
 
     Raises:
@@ -206,43 +194,16 @@ def _offered(body: ChatRequest) -> tuple[Tool, ...]:
     return tuple(tool for tool in tools if tool.name in allowed)
 
 
-def image_sources(
-    messages: Sequence[ChatMessage], most: int, place: Place = in_messages
-) -> list[ImageSource]:
-    """Return where the images of a request come from, in their order.
-
-    Raises:
-        Refusal: more than ``most`` images, or a block that names none or several.
-    """
-    found = [
-        (place(number, position), block)
-        for number, message in enumerate(messages)
-        if isinstance(message.content, list)
-        for position, block in enumerate(message.content)
-        if isinstance(block, ImageBlocks)
-    ]
-    if len(found) > most:
-        raise Refusal(
-            413,
-            f"The request has {len(found)} images; this server takes at most {most}.",
-            code="too_many_images",
-            param="messages",
-        )
-    sources = []
-    for at, block in found:
-        with blamed(at):
-            sources.append(ImageSource(at, _source(block)))
-    return sources
-
-
 def to_messages(
-    messages: Sequence[ChatMessage], pictures: Sequence[Picture], place: Place = in_messages
+    messages: Sequence[ChatMessage],
+    pictures: Sequence[Sequence[Picture]],
+    place: Place = in_messages,
 ) -> list[Message]:
     """Make messages of llavakit.
 
     Args:
         messages: of the request.
-        pictures: the images of :func:`image_sources`, opened.
+        pictures: the images of each of :func:`llavakit.serving.sources.image_sources`, opened.
         place: names a message in errors.
 
     Raises:
@@ -286,11 +247,11 @@ def check_length(
         )
 
 
-def _message(message: ChatMessage, pictures: Iterator[Picture]) -> Message:
+def _message(message: ChatMessage, pictures: Iterator[Sequence[Picture]]) -> Message:
     content = message.content
     parts: list[str | Part] = [content] if isinstance(content, str) else []
     if isinstance(content, list):
-        parts = [_part(block, pictures) for block in content]
+        parts = [part for block in content for part in _parts(block, pictures)]
     role = "system" if message.role == "developer" else message.role
     calls: list[ToolCall] = []
     if isinstance(message, AssistantMessage):
@@ -308,22 +269,12 @@ def _message(message: ChatMessage, pictures: Iterator[Picture]) -> Message:
     )
 
 
-def _part(block: Any, pictures: Iterator[Picture]) -> Part:
+def _parts(block: Any, pictures: Iterator[Sequence[Picture]]) -> list[Part]:
     if isinstance(block, TextFields):
-        return Text(block.text)
+        return [Text(block.text)]
     if isinstance(block, RefusalBlock):
-        return Text(block.refusal)
-    return Image(next(pictures))
-
-
-def _source(block: ImageBlocks) -> str:
-    if isinstance(block, ImageBlock):
-        given = [one for one in (block.image, block.url, block.base64) if one is not None]
-        if len(given) != 1:
-            raise ParameterError("An image block takes exactly one of image, url and base64.")
-        return given[0]
-    address = block.image_url
-    return address.url if isinstance(address, ImageUrl) else address
+        return [Text(block.refusal)]
+    return [Image(picture) for picture in next(pictures)]
 
 
 def _call_arguments(text: str) -> dict[str, Any]:

@@ -149,6 +149,10 @@ def blamed(param: str | None) -> Iterator[None]:
     """
     try:
         yield
+    except Refusal as refused:
+        if refused.status in (400, 413):  # the others are no fault of an argument
+            refused.param = refused.param or param
+        raise
     except LlavaKitError as error:
         made = refusal(error)
         made.param = param or made.param

@@ -23,7 +23,8 @@ T = TypeVar("T")
 LIGHT_BYTES = 2 << 20
 """Text, base64 and files up to so many bytes are light work."""
 LIGHT_PIXELS = 4_000_000
-"""Images up to so many pixels are light work; any format decodes them within 0.2 s."""
+"""Images up to so many pixels are light work: some 0.1 s of a processor. Slow formats are light
+up to a fraction of it (:func:`llavakit.images.peek_cost`)."""
 FETCHING = 64
 FETCHING_OF_ONE = 16
 """Most addresses that are fetched at once, for all clients and for one of them."""
@@ -129,8 +130,9 @@ class Lanes:
 
     Attributes:
         light: what takes milliseconds.
-        heavy: large bodies and large images. It has at most half of the processors, and so
-            leaves as much to the others.
+        heavy: large bodies and large images, which are decoded in other processes meanwhile. It
+            has at most half of the processors, and so leaves as much to the others.
+        drawing: pages of PDFs, each document in a process; as many as in ``heavy``.
         fetching: what waits for other servers.
     """
 
@@ -138,6 +140,7 @@ class Lanes:
         processors = os.cpu_count() or 1
         self.light = Lane("light", min(8, processors + 2))
         self.heavy = Lane("heavy", max(1, processors // 2))
+        self.drawing = Lane("drawing", max(1, processors // 2))
         self.fetching = Lane("fetching", FETCHING, FETCHING_OF_ONE)
 
     def of(self, size: int = 0, pixels: int = 0) -> Lane:
@@ -147,5 +150,5 @@ class Lanes:
 
     def close(self, *, wait: bool = False) -> None:
         """Cancel what waits in all of them."""
-        for lane in (self.light, self.heavy, self.fetching):
+        for lane in (self.light, self.heavy, self.drawing, self.fetching):
             lane.close(wait=wait)

@@ -137,6 +137,37 @@ class ImageBlock(ImageFields):
     )
 
 
+class SentFile(Strict):
+    """A PDF by value, as chat completions carry it."""
+
+    file_data: str = Field(min_length=1)
+    filename: str | None = None
+    file_id: None = None
+
+
+class FileBlock(BlockFields):
+    """A PDF, as chat completions carry it: the model sees its pages."""
+
+    type: Literal["file"]
+    file: SentFile
+
+
+class InputFileBlock(BlockFields):
+    """A PDF, as the Responses API carries it; exactly one of ``file_data`` and ``file_url``."""
+
+    type: Literal["input_file"]
+    file_data: str | None = Field(default=None, min_length=1)
+    file_url: str | None = Field(default=None, min_length=1)
+    filename: str | None = None
+    file_id: None = None
+    detail: Detail = Field(
+        default=None, description=f"{NO_EFFECT}: LLaVA sees each page in one resolution."
+    )
+
+
+FileBlocks = FileBlock | InputFileBlock
+"""All blocks that carry a PDF."""
+
 ImageBlocks = ImageUrlBlock | InputImageBlock | ImageBlock
 """All blocks that carry an image."""
 
@@ -147,9 +178,20 @@ Block = Annotated[
     | Annotated[RefusalBlock, Tag("<refusal>")]
     | Annotated[ImageUrlBlock, Tag("<image_url>")]
     | Annotated[InputImageBlock, Tag("<input_image>")]
-    | Annotated[ImageBlock, Tag("<image>")],
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[FileBlock, Tag("<file>")]
+    | Annotated[InputFileBlock, Tag("<input_file>")],
     by_field(
-        "type", "text", "input_text", "output_text", "refusal", "image_url", "input_image", "image"
+        "type",
+        "text",
+        "input_text",
+        "output_text",
+        "refusal",
+        "image_url",
+        "input_image",
+        "image",
+        "file",
+        "input_file",
     ),
 ]
 

@@ -43,6 +43,16 @@ _ENGINE: dict[str, tuple[str, str, bool]] = {
     "eager_steps": ("engine_eager_steps", "Steps that ran layer by layer.", True),
     "static_steps": ("engine_static_steps", "Decoding steps in static shapes.", True),
     "captured_steps": ("engine_captured_steps", "Decoding steps replayed as a graph.", True),
+    "static_mixed_steps": (
+        "engine_static_mixed_steps",
+        "Short steps with a prefill in static shapes.",
+        True,
+    ),
+    "captured_mixed_steps": (
+        "engine_captured_mixed_steps",
+        "Short steps with a prefill replayed as a graph.",
+        True,
+    ),
     "halved_steps": ("engine_halved_steps", "Steps halved for lack of memory.", True),
     "requests": ("engine_requests", "Requests that the engine took in.", True),
     "finished": ("engine_requests_finished", "Requests that it finished.", True),

@@ -51,7 +51,7 @@ def uvicorn_config(app: ASGIApp, *, access_log: bool, **settings: Any) -> uvicor
     """Return uvicorn's settings for an application of ours; ``settings`` are further ones."""
     return uvicorn.Config(
         app,
-        http=_Protocol,
+        http=BoundedProtocol,
         loop="asyncio",
         ws="none",
         lifespan="on",
@@ -135,7 +135,7 @@ class Server(ObeyingServer):
             end.cancel()
 
 
-class _Protocol(H11Protocol):
+class BoundedProtocol(H11Protocol):
     """Cuts connections that do not come to the point: the head of a request has its time."""
 
     _deadline: asyncio.TimerHandle | None = None

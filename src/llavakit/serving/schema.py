@@ -290,3 +290,9 @@ class TokenizeRequest(Strict):
     messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=_MESSAGES)
     prompt: str | None = None
     tools: list[ToolDefinition] | None = Field(default=None, max_length=128)
+    add_generation_prompt: bool | None = Field(
+        default=None, description="As in chat completions; true contradicts the next field."
+    )
+    continue_final_message: bool | None = Field(
+        default=None, description="As in chat completions: the last message goes on."
+    )

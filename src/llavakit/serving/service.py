@@ -14,8 +14,9 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
-from llavakit.backend import Backend, ModelInfo
+from llavakit.backend import Backend, ModelInfo, begins_a_turn
 from llavakit.errors import RequestCancelledError, RequestTimeoutError
+from llavakit.images.isolated import Decoders
 from llavakit.serving import chat, completions, responses
 from llavakit.serving.answering import (
     ClientGone,
@@ -31,21 +32,21 @@ from llavakit.serving.answers import to_json
 from llavakit.serving.auth import client_of
 from llavakit.serving.convert import (
     check_length,
-    image_sources,
     to_messages,
     to_requests,
     to_tools,
 )
-from llavakit.serving.errors import Refusal, refusal
+from llavakit.serving.errors import Refusal, blamed, refusal
 from llavakit.serving.events import PING, EventStream
 from llavakit.serving.lanes import Lanes
 from llavakit.serving.limits import Gate, Share, read_body
 from llavakit.serving.metrics import Clock, Metrics
 from llavakit.serving.notation import Asked, Parse, Served, Writer
-from llavakit.serving.opening import ImageSource, Opener
+from llavakit.serving.opening import Opener
 from llavakit.serving.readiness import Readiness, State
 from llavakit.serving.schema import TokenizeRequest
 from llavakit.serving.settings import ServerSettings
+from llavakit.serving.sources import ImageSource, image_sources
 from llavakit.serving.validation import parse
 from llavakit.streams import AnswerStream
 from llavakit.tracing import received
@@ -84,6 +85,7 @@ class Service:
         )
         self.answers = OpenAnswers()
         self._lanes = Lanes()
+        self._decoders = Decoders()
 
     def state(self) -> State:
         """Whether requests are answered; begins to load if that has not begun."""
@@ -95,6 +97,7 @@ class Service:
         self.readiness.stop()
         self.answers.close_all()
         self._lanes.close()
+        self._decoders.close()
 
     def model(self) -> dict[str, Any]:
         """The entry of ``/v1/models``."""
@@ -199,7 +202,7 @@ class Service:
 
     def _opener(self, request: Request, share: Share) -> Opener:
         client = client_of(request, by_key=bool(self.settings.api_keys))
-        return Opener(self._lanes, client, self.settings.policy(), share)
+        return Opener(self._lanes, self._decoders, client, self.settings.policy(), share)
 
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """What is done before a request is submitted has the time of the whole request."""
@@ -227,8 +230,10 @@ class Service:
             return asked, [image_sources(one.messages, most, asked.place) for one in asked.bodies]
 
         asked, sources = await lanes.of(size=len(body)).run(client, parsed)
-        pictures = [await opener.open(of_body) for of_body in sources]
-        largest = max((w * h for of in pictures for w, h in (one.size for one in of)), default=0)
+        most = self.settings.max_images
+        pictures = [await opener.open(of_body, most) for of_body in sources]
+        flat = [one for of_body in pictures for of_block in of_body for one in of_block]
+        largest = max((one.size[0] * one.size[1] for one in flat), default=0)
 
         def submitted() -> tuple[Writer, list[AnswerStream]]:
             requests: list[LlavaRequest] = []
@@ -240,7 +245,11 @@ class Service:
             if asked.counts:
                 requests = [_counted(one) for one in requests]
                 first = requests[0]
-                prompt = self.backend.count_tokens(first.messages, tools=first.tools)
+                prompt = self.backend.count_tokens(
+                    first.messages,
+                    tools=first.tools,
+                    continue_final_message=first.continue_final_message,
+                )
             writer = asked.writer(Served(self.name, info.revision or None, prompt))
             return writer, submit_all(self.backend, requests)
 
@@ -265,7 +274,7 @@ class Service:
             return asked, image_sources(asked.messages or [], self.settings.max_images)
 
         asked, sources = await lanes.of(size=len(body)).run(client, parsed)
-        pictures = await opener.open(sources)
+        pictures = await opener.open(sources, self.settings.max_images)
 
         def counted() -> int:
             messages = [Message("user", asked.prompt or "")]
@@ -274,7 +283,12 @@ class Service:
             tools = to_tools(asked.tools)
             # Counting may well exceed the context; it must not take minutes.
             check_length(messages, tools, None, 16 * info.context_length)
-            return self.backend.count_tokens(messages, tools=tools)
+            continues = bool(asked.continue_final_message)
+            with blamed("add_generation_prompt"):
+                begins_a_turn(asked.add_generation_prompt, continues)
+            return self.backend.count_tokens(
+                messages, tools=tools, continue_final_message=continues
+            )
 
         return await lanes.of(size=len(body)).run(client, counted)
 

@@ -31,6 +31,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 COOKIE = "llavakit-visitor"
 MAX_EVENT = 4 << 20
 """Most bytes of what a click sends; images are no part of it."""
+BODY_SECONDS = 120.0
+"""Seconds in which a body must have come, uploads included."""
 
 _POSTS = re.compile(r".*/(?:queue/join|upload|cancel|reset|login|llavakit/chat)/?")
 _CLOSED = re.compile(r".*/(?:proxy=|monitoring|component_server|deep_link|call/|run/|api/).*")
@@ -50,7 +52,8 @@ class Guard:
     - Only the routes that the page uses, for hosts that it knows.
     - Nothing that another site's page sends; browsers say where a request comes from.
     - No event that names a file outside the uploads, or an address: the framework would fetch it.
-    - Uploads of a known length under the caps; whose they are is noted by a cookie.
+    - Uploads of a known length under the caps, and in bounded time; whose they are is noted by a
+      cookie.
     - An open heartbeat is a visitor; when it closes, the visitor is gone, at once.
 
     Args:
@@ -80,6 +83,8 @@ class Guard:
             await _answer(send, *refused)
             return
         path, owner = scope["path"], _cookie(scope)
+        if scope["method"] == "POST":
+            receive = _in_time(receive)
         send = _with_headers(send, None if owner else scope)
         if match := _HEARTBEAT.fullmatch(path):
             await self._heartbeat(match[1], owner, scope, receive, send)
@@ -218,6 +223,26 @@ class Guard:
             return Path(path).is_absolute() and Path(path).resolve().is_relative_to(self._folder)
         except (OSError, TypeError, ValueError):
             return False
+
+
+def _in_time(receive: Receive) -> Receive:
+    """A ``receive`` of a body that comes in bounded time: a client that drips has left."""
+    end = asyncio.get_running_loop().time() + BODY_SECONDS
+    more = True
+
+    async def bounded() -> Event:
+        nonlocal more
+        if not more:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(end):
+                event = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        more = event["type"] == "http.request" and event.get("more_body", False)
+        return event
+
+    return bounded
 
 
 def _named_files(value: Any) -> Iterator[Any]:
