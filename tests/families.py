@@ -14,13 +14,13 @@ from PIL import Image as PILImage
 
 from tests.tiny import TinyModel
 
-Vocabulary = Literal["llama", "yi", "llama3", "qwen"]
+Vocabulary = Literal["llama", "video", "yi", "llama3", "qwen"]
 
-# Pictures first, then the words: what the converted checkpoints' templates do.
-PICTURES = (
-    "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>' + line }}{% endfor %}"
-    "{% for c in m['content'] if c['type'] == 'text' %}"
-)
+# Images first, then the words: what the converted checkpoints' templates do.
+IMAGES = "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>' + line }}{% endfor %}"
+VIDEOS = IMAGES.replace("image", "video")
+WORDS = "{% for c in m['content'] if c['type'] == 'text' %}"
+PICTURES = IMAGES + WORDS
 VICUNA = (
     "{% set line = '\n' %}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ m['content'][0]['text'] + ' ' }}{% else %}"
@@ -48,6 +48,8 @@ CHATML = (
     + "{{ '\n' + c['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+VICUNA_VIDEO = VICUNA.replace(PICTURES, IMAGES + VIDEOS + WORDS)
+CHATML_VIDEO = CHATML.replace(PICTURES, IMAGES + VIDEOS + WORDS)
 GRIDS = [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]]
 MANY_GRIDS = [[19 * a, 19 * b] for a in range(1, 5) for b in range(1, 5)]
 
@@ -132,7 +134,7 @@ FAMILIES = {
         "siglip",
         QWEN,
         "qwen",
-        CHATML,
+        CHATML_VIDEO,
     ),
 }
 
@@ -153,7 +155,7 @@ RELATIVES = {
     "vip-llava": Family(
         (), "vipllava", "clip", {}, "llama", VICUNA, {"vision_feature_layers": [-2, -1]}
     ),
-    "next-video": Family((), "llava_next_video", "clip", {}, "llama", VICUNA),
+    "next-video": Family((), "llava_next_video", "clip", {}, "video", VICUNA_VIDEO),
     "qwen3": Family(
         *((), "llava", "siglip"),
         {"model_type": "qwen3", "bos_token_id": None, "head_dim": 8},
@@ -266,7 +268,7 @@ def _tokenizer(path: Path, family: Family) -> Any:
 
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     options: dict[str, Any] = {}
-    if family.vocabulary in ("llama", "yi"):
+    if family.vocabulary in ("llama", "video", "yi"):
         specials = ["<unk>", "<s>", "</s>"]
         tokens = specials + bytes_
         tokenizer = Tokenizer(
@@ -281,6 +283,8 @@ def _tokenizer(path: Path, family: Family) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
         options = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         added = ["<image>", "<pad>"]
+        if family.vocabulary == "video":
+            added = ["<image>", "<video>", "<pad>"]
         if family.vocabulary == "yi":
             added = ["<|im_start|>", "<|im_end|>", *added]
         options["pad_token"] = "<pad>"
@@ -357,7 +361,7 @@ def _config(family: Family, tokenizer: Any) -> Any:
     if family.model == "llava_next_video":
         return transformers.LlavaNextVideoConfig(
             image_grid_pinpoints=GRIDS,
-            video_token_index=tokenizer.convert_tokens_to_ids("<pad>"),
+            video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
             **common,
         )
     if family.model == "llava":

@@ -13,6 +13,7 @@ from llavakit.model.layout import layout_of
 from llavakit.model.preprocess import ImagePreprocessor, image_processor
 from llavakit.model.reader import Reader, built, revision_of
 from llavakit.model.tokens import special_tokens
+from llavakit.model.videos import video_preprocessor
 
 
 def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
@@ -33,6 +34,9 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
     generation = None
     if (path / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(path)
+    revision = revision_of([path])
+    context_length = context_limit(config.text_config)
+    videos = video_preprocessor(path, config, context_length, revision)
     prompts = prompt_tokenizer(
         tokenizer,
         int(config.image_token_id),
@@ -40,8 +44,8 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
         conv_mode=conv_mode,
         name=name,
         stop_strings=tuple(getattr(generation, "stop_strings", None) or ()),
+        video_id=None if videos is None else int(config.video_token_id),
     )
-    revision = revision_of([path])
     return Reader(
         path=path,
         config=config,
@@ -49,10 +53,11 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
         preprocess=ImagePreprocessor(processor, revision),
         layout=layout,
         special=special_tokens(tokenizer, config, generation, prompts.stop_strings),
-        context_length=context_limit(config.text_config),
+        context_length=context_length,
         revision=revision,
         build=lambda options: _build(path, config, options),
         describe=lambda reader, out: copy_description(path, reader, out),
+        videos=videos,
     )
 
 

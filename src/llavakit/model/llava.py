@@ -18,8 +18,12 @@ from llavakit.kernels.calibration import calibrate
 from llavakit.kernels.native import KINDS
 from llavakit.kernels.products import Weights
 from llavakit.model.decoder import FusedDecoder, decoder_of, device_of
+from llavakit.model.families import ONEVISION
 from llavakit.model.layer_decoder import Attend, LayerDecoder
 from llavakit.model.preprocess import Pixels
+from llavakit.model.videos import VideoPixels
+
+_VIDEO = "pixel_values_videos"
 
 
 class Llava:
@@ -87,13 +91,26 @@ class Llava:
         dtype: torch.dtype = self._embeddings.weight.dtype
         return dtype
 
-    def encode_images(self, pictures: Sequence[Pixels]) -> list[Tensor]:
-        """Projected features of each image, [tokens, hidden], in one pass of the tower.
+    def encode_images(self, pictures: Sequence[Pixels | VideoPixels]) -> list[Tensor]:
+        """Projected features of each image or video, [tokens, hidden].
 
-        OneVision's images that share a prompt with others take a pass of their own.
+        Images take one pass of the tower, and OneVision's that share a prompt with others a pass
+        of their own; each video takes one, since it has as many views as a batch of images.
         """
         inputs = [picture.inputs() for picture in pictures]
-        if self.config.model_type != "llava_onevision":
+        images = [one for one in inputs if _VIDEO not in one]
+        found = iter(self._of_images(images) if images else ())
+        return [self._of_video(one[_VIDEO]) if _VIDEO in one else next(found) for one in inputs]
+
+    def _of_video(self, frames: Tensor) -> Tensor:
+        """[frames, 3, height, width] -> [tokens, hidden]."""
+        values = frames[None].to(self.device, self.dtype)
+        found = self.hf.model.get_video_features(pixel_values_videos=values, return_dict=True)
+        features: Tensor = found.pooler_output[0]
+        return features.to(self.device, self.dtype)
+
+    def _of_images(self, inputs: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        if self.config.model_type != ONEVISION:
             return self._features(inputs, {})
         result: list[Tensor] = [torch.empty(0)] * len(inputs)
         # Tiles, or one view of each; HF asks for the number of images in each prompt, and any
