@@ -227,7 +227,7 @@ def test_what_is_no_video_is_named():
     ]:
         with pytest.raises(VideoError, match=says):
             open_clip(data)
-    with pytest.raises(UnsupportedImageError, match="wrap it in llavakit.Video"):
+    with pytest.raises(UnsupportedImageError, match="wrap it in"):
         open_picture(video())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
+from llavakit.model.families import VIDEO_TYPES
 from llavakit.model.language_models import context_limit
 from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout
 from llavakit.prompts.templates import OWN
@@ -58,6 +59,7 @@ class CatalogEntry:
         preprocessing: what happens to an image before the vision tower.
         layout: counts an image's tokens.
         also: further names, such as Ollama's.
+        videos: whether it takes videos, in transformers' format.
     """
 
     name: str
@@ -73,6 +75,7 @@ class CatalogEntry:
     preprocessing: Preprocessing
     layout: ImageLayout
     also: tuple[str, ...] = ()
+    videos: bool = False
 
     @property
     def of_original(self) -> bool:
@@ -241,6 +244,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "qwen_1_5",
         "anyres",
         _ONEVISION,
+        videos=True,
     ),
     CatalogEntry(
         "llava-onevision-qwen2-7b",
@@ -250,6 +254,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "qwen_1_5",
         "anyres",
         _ONEVISION,
+        videos=True,
     ),
     CatalogEntry(
         "llava-onevision-qwen2-72b",
@@ -259,6 +264,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "qwen_1_5",
         "anyres",
         _ONEVISION,
+        videos=True,
     ),
 )
 """All known models, the bundled one first."""
@@ -296,6 +302,21 @@ def context_length(model: str) -> int | None:
         return context_limit(SimpleNamespace(**{**config, **config.get("text_config", {})}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def takes_videos(model: str) -> bool:
+    """Whether a model takes videos: by its layout, or by a directory's ``config.json``.
+
+    False where neither says it; the model is never opened for it.
+    """
+    entry = resolve(model)
+    if entry is not None:
+        return entry.videos
+    try:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        return config.get("model_type") in VIDEO_TYPES
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def nearest(name: str, count: int = 3) -> list[str]:

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's notation -> llavakit's, once their images are opened."""
+"""Requests of OpenAI's notation -> llavakit's, once their images and videos are opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 from llavakit.arguments import from_openai, to_options, to_params
 from llavakit.backend import begins_a_turn, to_request
 from llavakit.errors import ContextLengthError, MessageError, ParameterError
-from llavakit.images import Picture
 from llavakit.prompts.conversation import check_answerable
 from llavakit.serving.errors import Refusal, blamed
 from llavakit.serving.messages import (
@@ -19,12 +18,14 @@ from llavakit.serving.messages import (
     ChatMessage,
     ImageBlock,
     ImageBlocks,
-    ImageUrl,
     RefusalBlock,
     TextFields,
     ToolMessage,
+    VideoBlock,
+    VideoBlocks,
+    VideoUrlBlock,
 )
-from llavakit.serving.opening import ImageSource
+from llavakit.serving.opening import ImageSource, Opened
 from llavakit.serving.schema import (
     AllowedToolsChoice,
     ChatRequest,
@@ -32,7 +33,7 @@ from llavakit.serving.schema import (
     ToolDefinition,
 )
 from llavakit.serving.settings import ServerSettings
-from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall
+from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall, Video
 
 Place: TypeAlias = Callable[[int, int | None], str]
 """Where in the body a message stands, by its number, or a block of it, by both numbers."""
@@ -69,7 +70,7 @@ def to_requests(
     body: ChatRequest,
     settings: ServerSettings,
     context_length: int,
-    pictures: Sequence[Picture],
+    pictures: Sequence[Opened],
     place: Place = in_messages,
 ) -> list[Request]:
     """Make one request for each choice.
@@ -78,7 +79,7 @@ def to_requests(
         body: as the client sent it.
         settings: limits.
         context_length: tokens that the model holds.
-        pictures: the images of its messages, in their order.
+        pictures: the images and videos of its messages, in their order.
         place: names a message in errors.
 
     Raises:
@@ -209,7 +210,7 @@ def _offered(body: ChatRequest) -> tuple[Tool, ...]:
 def image_sources(
     messages: Sequence[ChatMessage], most: int, place: Place = in_messages
 ) -> list[ImageSource]:
-    """Return where the images of a request come from, in their order.
+    """Return where the images and videos of a request come from, in their order.
 
     Raises:
         Refusal: more than ``most`` images, or a block that names none or several.
@@ -219,30 +220,31 @@ def image_sources(
         for number, message in enumerate(messages)
         if isinstance(message.content, list)
         for position, block in enumerate(message.content)
-        if isinstance(block, ImageBlocks)
+        if isinstance(block, ImageBlocks | VideoBlocks)
     ]
     if len(found) > most:
         raise Refusal(
             413,
-            f"The request has {len(found)} images; this server takes at most {most}.",
+            f"The request has {len(found)} images and videos; this server takes at most {most}.",
             code="too_many_images",
             param="messages",
         )
     sources = []
     for at, block in found:
         with blamed(at):
-            sources.append(ImageSource(at, _source(block)))
+            video = isinstance(block, VideoBlocks)
+            sources.append(ImageSource(at, _source(block), video))
     return sources
 
 
 def to_messages(
-    messages: Sequence[ChatMessage], pictures: Sequence[Picture], place: Place = in_messages
+    messages: Sequence[ChatMessage], pictures: Sequence[Opened], place: Place = in_messages
 ) -> list[Message]:
     """Make messages of llavakit.
 
     Args:
         messages: of the request.
-        pictures: the images of :func:`image_sources`, opened.
+        pictures: the images and videos of :func:`image_sources`, opened.
         place: names a message in errors.
 
     Raises:
@@ -286,7 +288,7 @@ def check_length(
         )
 
 
-def _message(message: ChatMessage, pictures: Iterator[Picture]) -> Message:
+def _message(message: ChatMessage, pictures: Iterator[Opened]) -> Message:
     content = message.content
     parts: list[str | Part] = [content] if isinstance(content, str) else []
     if isinstance(content, list):
@@ -308,22 +310,31 @@ def _message(message: ChatMessage, pictures: Iterator[Picture]) -> Message:
     )
 
 
-def _part(block: Any, pictures: Iterator[Picture]) -> Part:
+def _part(block: Any, pictures: Iterator[Opened]) -> Part:
     if isinstance(block, TextFields):
         return Text(block.text)
     if isinstance(block, RefusalBlock):
         return Text(block.refusal)
-    return Image(next(pictures))
+    opened = next(pictures)
+    if isinstance(block, VideoBlocks):
+        return Video(opened, num_frames=block.num_frames, fps=block.fps)
+    return Image(opened)
 
 
-def _source(block: ImageBlocks) -> str:
+def _source(block: ImageBlocks | VideoBlocks) -> str:
     if isinstance(block, ImageBlock):
-        given = [one for one in (block.image, block.url, block.base64) if one is not None]
-        if len(given) != 1:
-            raise ParameterError("An image block takes exactly one of image, url and base64.")
-        return given[0]
-    address = block.image_url
-    return address.url if isinstance(address, ImageUrl) else address
+        return _only("An image block", "image", block.image, block.url, block.base64)
+    if isinstance(block, VideoBlock):
+        return _only("A video block", "video", block.video, block.url, block.base64)
+    address = block.video_url if isinstance(block, VideoUrlBlock) else block.image_url
+    return address if isinstance(address, str) else address.url
+
+
+def _only(what: str, name: str, *sources: str | None) -> str:
+    given = [one for one in sources if one is not None]
+    if len(given) != 1:
+        raise ParameterError(f"{what} takes exactly one of {name}, url and base64.")
+    return given[0]
 
 
 def _call_arguments(text: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The images of a request, opened in the lanes that their work belongs to."""
+"""The images and videos of a request, opened in the lanes that their work belongs to."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from llavakit.serving.errors import blamed
 from llavakit.serving.lanes import Lanes
 from llavakit.serving.limits import Share
 from llavakit.sources import SourcePolicy, is_address, read_source
+from llavakit.videos.decode import measure
 
-_BY_VALUE = "send the image as a data URI (data:image/png;base64,...)."
+_BY_VALUE = "send it as a data URI (data:image/png;base64,... or data:video/mp4;base64,...)."
+
+Opened = Picture | bytes
+"""An image's pixels, or a video's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Where an image of a request comes from.
+    """Where an image or a video of a request comes from.
 
     Attributes:
         place: in the body, for errors.
         source: a data URI, base64, or an address.
+        video: whether it is a video, which is read here and decoded when it is asked about.
     """
 
     place: str
     source: str
+    video: bool = False
 
 
 class Opener:
@@ -44,8 +50,8 @@ class Opener:
         self._policy = policy
         self._share = share
 
-    async def open(self, sources: Sequence[ImageSource]) -> list[Picture]:
-        """Open images one after the other.
+    async def open(self, sources: Sequence[ImageSource]) -> list[Opened]:
+        """Open images and videos one after the other.
 
         Raises:
             Refusal: one cannot be opened, with its place; or all open requests together hold
@@ -53,10 +59,15 @@ class Opener:
         """
         return [await self._open(source) for source in sources]
 
-    async def _open(self, image: ImageSource) -> Picture:
+    async def _open(self, image: ImageSource) -> Opened:
         with blamed(image.place):
             data = await self._read(image.source)
             self._share.take(len(data))
+            if image.video:
+                await self._lanes.of(size=len(data)).run(
+                    self.client, lambda: measure(data, self._policy)
+                )
+                return data
             try:
                 picture = await self._decoded(data)
             finally:
@@ -79,11 +90,11 @@ class Opener:
             raise self._told(error, address) from error
 
     async def _decoded(self, data: bytes) -> Picture:
-        def measure() -> int:
+        def size() -> int:
             width, height = peek_size(data, self._policy)
             return width * height
 
-        pixels = await self._lanes.light.run(self.client, measure)
+        pixels = await self._lanes.light.run(self.client, size)
         lane = self._lanes.of(size=len(data), pixels=pixels)
         return await lane.run(self.client, lambda: open_picture(data, self._policy))
 
@@ -96,5 +107,5 @@ class Opener:
             return SourceNotAllowedError(f"This server reads no paths{urls}: {_BY_VALUE}")
         # A name that leads inside must look like one that does not exist.
         return SourceFetchError(
-            "The image could not be fetched from a public address; check its URL, or " + _BY_VALUE
+            "The file could not be fetched from a public address; check its URL, or " + _BY_VALUE
         )
