@@ -31,6 +31,7 @@ from llavakit.errors import (
 )
 from llavakit.images import open_picture
 from llavakit.kernels.huge_pages import trim
+from llavakit.model.layout import image_ids
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader
 from llavakit.model.preprocess import Pixels, seen_size
@@ -351,17 +352,18 @@ def encode(
     tokens: list[int] = []
     images: list[ImageSpan] = []
 
-    def span(pixels: Pixels | VideoPixels, count: int, token: int) -> None:
-        images.append(ImageSpan(len(tokens), count, pixels.key, pixels))
-        tokens.extend([token] * count)
+    def span(pixels: Pixels | VideoPixels, ids: list[int]) -> None:
+        images.append(ImageSpan(len(tokens), len(ids), pixels.key, pixels))
+        tokens.extend(ids)
 
     for token in reader.tokenizer.encode(turns):
         if token == reader.special.image:
             pixels = reader.preprocess(next(pictures), several)
-            span(pixels, reader.layout.tokens(pixels.size, several), token)
+            span(pixels, image_ids(reader.layout, token, pixels.size, several))
         elif reader.videos is not None and token == reader.tokenizer.video_id:
             video = next(videos)
-            span(*reader.videos(video, open_media(video)), token)
+            frames, count = reader.videos(video, open_media(video))
+            span(frames, [token] * count)
         else:
             tokens.append(token)
     return tokens, tuple(images)

@@ -11,10 +11,10 @@ from typing import Any
 
 from llavakit.errors import CheckpointError
 
-CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+CLIP, SIGLIP, PIXTRAL = "clip_vision_model", "siglip_vision_model", "pixtral"
 
 TOWERS: dict[str, tuple[str, ...]] = {
-    "llava": (CLIP, SIGLIP),
+    "llava": (CLIP, SIGLIP, PIXTRAL),
     "llava_next": (CLIP, SIGLIP),
     "llava_next_video": (CLIP, SIGLIP),
     "llava_onevision": (SIGLIP,),

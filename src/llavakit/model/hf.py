@@ -8,9 +8,10 @@ from typing import Any
 from llavakit.errors import CheckpointError
 from llavakit.model.chat_template import prompt_tokenizer
 from llavakit.model.description import copy_description
+from llavakit.model.families import PIXTRAL
 from llavakit.model.language_models import context_limit, proven
-from llavakit.model.layout import layout_of
-from llavakit.model.preprocess import ImagePreprocessor, image_processor
+from llavakit.model.layout import ImageLayout, layout_of
+from llavakit.model.preprocess import ImagePreprocessor, image_processor, rows_layout
 from llavakit.model.reader import Reader, built, revision_of
 from llavakit.model.tokens import special_tokens
 from llavakit.model.videos import video_preprocessor
@@ -26,7 +27,13 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
         processor = image_processor(path, config)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as a LLaVA checkpoint: {error}") from error
-    layout = layout_of(config)
+    ends: tuple[int, int] | None = None
+    if config.vision_config.model_type == PIXTRAL:
+        rows = rows_layout(path, processor, config, tokenizer)
+        layout: ImageLayout = rows
+        ends = (rows.row_end, rows.image_end)
+    else:
+        layout = layout_of(config)
     if not proven(config.text_config):
         from llavakit.model.self_check import check_language_model
 
@@ -50,7 +57,7 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
         path=path,
         config=config,
         tokenizer=prompts,
-        preprocess=ImagePreprocessor(processor, revision),
+        preprocess=ImagePreprocessor(processor, revision, ends),
         layout=layout,
         special=special_tokens(tokenizer, config, generation, prompts.stop_strings),
         context_length=context_length,

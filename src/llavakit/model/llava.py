@@ -109,7 +109,27 @@ class Llava:
         features: Tensor = found.pooler_output[0]
         return features.to(self.device, self.dtype)
 
+    def _of_rows(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Features of an image's patches, with the words that stand behind its rows.
+
+        Alone: of several, transformers computes scores of all patches with all.
+        """
+        made = self.hf.model.get_image_features(
+            pixel_values=inputs["pixel_values"].to(self.device, self.dtype),
+            image_sizes=inputs["image_sizes"][None].to(self.device),
+            return_dict=True,
+        )
+        features = made.pooler_output[0].to(self.device, self.dtype)
+        patch = int(self.config.vision_config.patch_size)
+        columns = int(inputs["image_sizes"][1]) // patch
+        rows = features.view(-1, columns, features.shape[-1])
+        behind, last = self.embed(inputs["row_ends"].to(self.device))
+        ends = torch.cat([behind.expand(len(rows) - 1, -1), last[None]])
+        return torch.cat([rows, ends[:, None]], dim=1).flatten(0, 1)
+
     def _of_images(self, inputs: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        if "row_ends" in inputs[0]:
+            return [self._of_rows(one) for one in inputs]
         if self.config.model_type != ONEVISION:
             return self._features(inputs, {})
         result: list[Tensor] = [torch.empty(0)] * len(inputs)
