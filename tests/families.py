@@ -156,17 +156,24 @@ SEVERAL_LAYERS = {
     "vision_feature_select_strategy": "full",
 }
 RELATIVES = {
-    "granite-vision": Family((), "llava_next", "siglip", GRANITE, "yi", CHATML, SEVERAL_LAYERS),
+    "granite-vision": Family(
+        *(("granite-vision-3.3-2b",), "llava_next", "siglip", GRANITE),
+        *("yi", CHATML, SEVERAL_LAYERS),
+    ),
     "granite-in-llava": Family((), "llava", "siglip", GRANITE, "yi", CHATML, SEVERAL_LAYERS),
     "vip-llava": Family(
-        (), "vipllava", "clip", {}, "llama", VICUNA, {"vision_feature_layers": [-2, -1]}
+        *(("vip-llava-7b", "vip-llava-13b"), "vipllava", "clip", {}, "llama", VICUNA),
+        {"vision_feature_layers": [-2, -1]},
     ),
     "pixtral": Family(
-        *((), "llava", "pixtral"),
+        *(("pixtral-12b",), "llava", "pixtral"),
         {"model_type": "mistral", "sliding_window": None, "head_dim": 16},
         *("pixtral", IN_ORDER),
     ),
-    "next-video": Family((), "llava_next_video", "clip", {}, "video", VICUNA_VIDEO),
+    "next-video": Family(
+        ("llava-next-video-7b", "llava-next-video-34b"),
+        *("llava_next_video", "clip", {}, "video", VICUNA_VIDEO),
+    ),
     "qwen3": Family(
         *((), "llava", "siglip"),
         {"model_type": "qwen3", "bos_token_id": None, "head_dim": 8},
@@ -178,7 +185,7 @@ RELATIVES = {
         (), "llava", "clip", {"model_type": "mistral", "sliding_window": 4096}, "llama", VICUNA
     ),
 }
-"""Families without a model in the catalog: LLaVA's descendants that people load."""
+"""LLaVA's descendants that people load, in the catalog or not."""
 
 
 @dataclass(frozen=True)

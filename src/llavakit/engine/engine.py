@@ -396,7 +396,7 @@ def _media(reader: Reader, turns: list[Turn]) -> list[Image | Video]:
     if reader.videos is None and any(isinstance(part, Video) for part in parts):
         raise UnsupportedContentError(
             f"The model {reader.path.name} takes images and no videos; use one that does, such as "
-            "llava-onevision-qwen2-7b or LLaVA-NeXT-Video-7B, or send frames of the video as "
+            "llava-onevision-qwen2-7b or llava-next-video-7b, or send frames of the video as "
             "images.",
             public="This model takes images and no videos; send frames of the video as images.",
         )
