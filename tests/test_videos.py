@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import sys
+from base64 import b64decode, b64encode
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,14 +68,40 @@ def test_frames_by_the_second_are_those_that_transformers_samples(
     assert FrameSampling(fps=fps).indices(Length(total, rate)) == theirs.tolist()
 
 
-def test_golden_frames():
-    """Of transformers 5.23: ``BaseVideoProcessor.sample_frames`` with 8 and 32 frames."""
-    assert FrameSampling(frames=8).indices(Length(100, 25.0)) == [0, 12, 25, 37, 50, 62, 75, 87]
-    assert FrameSampling(frames=32).indices(Length(90, 30.0)) == [
-        *(0, 2, 5, 8, 11, 14, 16, 19, 22, 25, 28, 30, 33, 36, 39, 42),
-        *(45, 47, 50, 53, 56, 59, 61, 64, 67, 70, 73, 75, 78, 81, 84, 87),
-    ]
-    assert FrameSampling(fps=1).indices(Length(100, 25.0)) == [0, 25, 50, 75]
+GOLDEN = json.loads((Path(__file__).parent / "data" / "videos.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN["num_frames"])
+def test_golden_frames_of_transformers_video_processors(case: str):
+    total, frames = map(int, case.split(":"))
+    found = FrameSampling(frames=frames).indices(Length(total, 30.0))
+    assert found == GOLDEN["num_frames"][case]
+
+
+@pytest.mark.parametrize("case", GOLDEN["fps"])
+def test_golden_frames_by_the_second(case: str):
+    total, rate, fps = map(float, case.split(":"))
+    found = FrameSampling(fps=fps).indices(Length(int(total), rate))
+    assert found == GOLDEN["fps"][case]
+
+
+@pytest.mark.parametrize("kind", GOLDEN["processors"])
+def test_golden_pixels_are_met_within_a_grey_level(kind: str, tmp_path: Path):
+    """torchvision, which transformers uses for videos, rounds a resized frame otherwise."""
+    from llavakit.model.videos import VideoPixels, VideoProcessor
+
+    golden = GOLDEN["processors"][kind]
+    settings, shape = golden["settings"], golden["shape"]
+    pixels = np.random.default_rng(5).integers(0, 256, (20, 32, 48, 3), dtype=np.uint8)
+    clip = open_clip(encoded(pixels, "matroska"))
+    indices = FrameSampling(frames=settings["num_frames"]).indices(clip.length)
+    assert indices == golden["frames"]
+    processor = VideoProcessor(tmp_path, settings, (shape[2] // 8, shape[3] // 8), 8)
+    made = VideoPixels("x", clip, indices, processor).inputs()["pixel_values_videos"].numpy()
+    mean, std = (np.array(settings[n])[:, None, None] for n in ("image_mean", "image_std"))
+    expected = np.frombuffer(b64decode(golden["levels"]), np.uint8).reshape(shape).astype(float)
+    apart = np.abs((made * std + mean) * 255 - expected)
+    assert apart.max() < 1.1 and (apart > 0.5).mean() < 0.02
 
 
 def test_without_a_wish_all_frames_are_looked_at_and_of_a_short_video_all():
@@ -129,8 +157,6 @@ def test_sources_are_those_of_images(tmp_path: Path):
     data = video()
     file = tmp_path / "a.mkv"
     file.write_bytes(data)
-    from base64 import b64encode
-
     text = b64encode(data).decode()
     for source in (data, file, str(file), file.as_uri(), text, f"data:video/webm;base64,{text}"):
         assert length_of(source).frames == 20

@@ -118,7 +118,8 @@ class VideoProcessor:
     def __init__(
         self, path: Path, settings: dict[str, Any], patches: tuple[int, int], patch: int
     ) -> None:
-        self.settings = {name: settings[name] for name in _PIXELS if name in settings}
+        known = {name: settings[name] for name in _PIXELS if settings.get(name) is not None}
+        self.settings = {"do_center_crop": False, **known}  # null switches it off
         self._path = path
         self._patches = patches
         self._patch = patch
