@@ -212,6 +212,18 @@ def test_a_caller_may_say_how_many_frames_are_looked_at(key: str, backend: llava
     assert count(num_frames=1000) == count(num_frames=20)
 
 
+def test_the_same_video_in_flight_twice_is_decoded_once(family: TinyFamily, key: str):
+    from llavakit.videos import open_clip
+
+    preprocess = load_reader(family.path).videos
+    assert preprocess is not None
+    data = lossless(frames(1, 20, SIDE[key]))
+    first, count = preprocess(Video(data), open_clip(data))
+    assert preprocess(Video(data), open_clip(data))[0] is first
+    assert preprocess(Video(data, num_frames=2), open_clip(data))[0] is not first
+    assert len(first.inputs()["pixel_values_videos"]) == FRAMES == count - (key == "onevision")
+
+
 def test_videos_between_words_stay_there(family: TinyFamily):
     prompts = load_reader(family.path).tokenizer
     turn = Message("user", [Text("One:"), Video("1.mp4"), Text("Two:"), Image("2.png"), Text("?")])

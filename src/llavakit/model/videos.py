@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from dataclasses import dataclass, replace
+import weakref
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,8 @@ class VideoProcessor:
 class VideoPreprocessor:
     """Makes :class:`VideoPixels`, and counts their tokens.
 
+    The same video in flight twice is decoded once.
+
     Attributes:
         processor: makes frames.
         sampling: which frames, where a video does not say it itself.
@@ -160,6 +163,12 @@ class VideoPreprocessor:
     sampling: FrameSampling
     layout: VideoLayout
     revision: str
+    _in_flight: weakref.WeakValueDictionary[str, VideoPixels] = field(
+        default_factory=weakref.WeakValueDictionary, init=False, repr=False, compare=False
+    )
+    _lock: threading.Lock = field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
 
     def of_weights(self, revision: str) -> VideoPreprocessor:
         """The same preprocessing for other weights."""
@@ -179,7 +188,12 @@ class VideoPreprocessor:
         settings = json.dumps([self.processor.settings, indices, self.revision], sort_keys=True)
         identity = hashlib.sha256(settings.encode()).hexdigest()
         key = f"video:{clip.digest}:{identity}"
-        return VideoPixels(key, clip, indices, self.processor), self.layout.tokens(len(indices))
+        with self._lock:
+            pixels = self._in_flight.get(key)
+            if pixels is None:
+                pixels = VideoPixels(key, clip, indices, self.processor)
+                self._in_flight[key] = pixels
+        return pixels, self.layout.tokens(len(indices))
 
     def _indices(self, video: Video, length: Length) -> list[int]:
         asked = video.num_frames is not None or video.fps is not None
