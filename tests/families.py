@@ -14,13 +14,13 @@ from PIL import Image as PILImage
 
 from tests.tiny import TinyModel
 
-Vocabulary = Literal["llama", "yi", "llama3", "qwen"]
+Vocabulary = Literal["llama", "video", "pixtral", "yi", "llama3", "qwen"]
 
-# Pictures first, then the words: what the converted checkpoints' templates do.
-PICTURES = (
-    "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>' + line }}{% endfor %}"
-    "{% for c in m['content'] if c['type'] == 'text' %}"
-)
+# Images first, then the words: what the converted checkpoints' templates do.
+IMAGES = "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>' + line }}{% endfor %}"
+VIDEOS = IMAGES.replace("image", "video")
+WORDS = "{% for c in m['content'] if c['type'] == 'text' %}"
+PICTURES = IMAGES + WORDS
 VICUNA = (
     "{% set line = '\n' %}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ m['content'][0]['text'] + ' ' }}{% else %}"
@@ -48,6 +48,14 @@ CHATML = (
     + "{{ '\n' + c['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+IN_ORDER = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST]' }}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{{ '<image>' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{{ '[/INST]' }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endif %}{% endfor %}"
+)
+VICUNA_VIDEO = VICUNA.replace(PICTURES, IMAGES + VIDEOS + WORDS)
+CHATML_VIDEO = CHATML.replace(PICTURES, IMAGES + VIDEOS + WORDS)
 GRIDS = [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]]
 MANY_GRIDS = [[19 * a, 19 * b] for a in range(1, 5) for b in range(1, 5)]
 
@@ -59,7 +67,7 @@ class Family:
     Attributes:
         names: the models of the catalog that are of this family.
         model: model type of the whole.
-        tower: ``clip`` or ``siglip``.
+        tower: ``clip``, ``siglip`` or ``pixtral``.
         text: differences of the language model from a small Llama.
         vocabulary: kind of tokenizer.
         template: chat template.
@@ -132,7 +140,7 @@ FAMILIES = {
         "siglip",
         QWEN,
         "qwen",
-        CHATML,
+        CHATML_VIDEO,
     ),
 }
 
@@ -148,12 +156,24 @@ SEVERAL_LAYERS = {
     "vision_feature_select_strategy": "full",
 }
 RELATIVES = {
-    "granite-vision": Family((), "llava_next", "siglip", GRANITE, "yi", CHATML, SEVERAL_LAYERS),
+    "granite-vision": Family(
+        *(("granite-vision-3.3-2b",), "llava_next", "siglip", GRANITE),
+        *("yi", CHATML, SEVERAL_LAYERS),
+    ),
     "granite-in-llava": Family((), "llava", "siglip", GRANITE, "yi", CHATML, SEVERAL_LAYERS),
     "vip-llava": Family(
-        (), "vipllava", "clip", {}, "llama", VICUNA, {"vision_feature_layers": [-2, -1]}
+        *(("vip-llava-7b", "vip-llava-13b"), "vipllava", "clip", {}, "llama", VICUNA),
+        {"vision_feature_layers": [-2, -1]},
     ),
-    "next-video": Family((), "llava_next_video", "clip", {}, "llama", VICUNA),
+    "pixtral": Family(
+        *(("pixtral-12b",), "llava", "pixtral"),
+        {"model_type": "mistral", "sliding_window": None, "head_dim": 16},
+        *("pixtral", IN_ORDER),
+    ),
+    "next-video": Family(
+        ("llava-next-video-7b", "llava-next-video-34b"),
+        *("llava_next_video", "clip", {}, "video", VICUNA_VIDEO),
+    ),
     "qwen3": Family(
         *((), "llava", "siglip"),
         {"model_type": "qwen3", "bos_token_id": None, "head_dim": 8},
@@ -165,7 +185,7 @@ RELATIVES = {
         (), "llava", "clip", {"model_type": "mistral", "sliding_window": 4096}, "llama", VICUNA
     ),
 }
-"""Families without a model in the catalog: LLaVA's descendants that people load."""
+"""LLaVA's descendants that people load, in the catalog or not."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +199,8 @@ class TinyFamily(TinyModel):
         from transformers import AutoImageProcessor, AutoTokenizer
 
         settings = json.loads((self.path / "reference.json").read_text())
+        if self.family.tower == "pixtral":
+            return PixtralReference(self)
         kind = _processor_class(self.family.model)
         if self.family.model == "llava_onevision":
             # It asks for a video processor, and that for torchvision.
@@ -194,6 +216,30 @@ class TinyFamily(TinyModel):
     def images(self, pictures: Sequence[PILImage.Image]) -> Any:
         """The images of one prompt as the processor takes them."""
         return [list(pictures)] if self.family.model == "llava_onevision" else list(pictures)
+
+
+class PixtralReference:
+    """What ``PixtralProcessor`` makes of a prompt; that one asks for torchvision."""
+
+    def __init__(self, family: TinyFamily) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        self._template = family.family.template
+        self._images = AutoImageProcessor.from_pretrained(family.path, backend="pil")
+        self.tokenizer = AutoTokenizer.from_pretrained(family.path)
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        options["chat_template"] = self._template
+        return self.tokenizer.apply_chat_template(messages, **options)
+
+    def __call__(self, images: Any = None, text: str = "", return_tensors: str = "pt") -> Any:
+        made = self._images(images=images, return_tensors="pt") if images else {}
+        before, *behind = text.split("<image>")
+        for (height, width), words in zip(made.get("image_sizes", ()), behind, strict=True):
+            row = "<image>" * (int(width) // 8) + "[IMG_BREAK]"
+            before += (row * (int(height) // 8)).removesuffix("[IMG_BREAK]") + "[IMG_END]" + words
+        ids = self.tokenizer(before, return_tensors=return_tensors)
+        return {"input_ids": ids["input_ids"], **made}
 
 
 def _any_class(self: Any, name: str, argument: Any) -> type:
@@ -266,7 +312,7 @@ def _tokenizer(path: Path, family: Family) -> Any:
 
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     options: dict[str, Any] = {}
-    if family.vocabulary in ("llama", "yi"):
+    if family.vocabulary in ("llama", "video", "pixtral", "yi"):
         specials = ["<unk>", "<s>", "</s>"]
         tokens = specials + bytes_
         tokenizer = Tokenizer(
@@ -281,6 +327,10 @@ def _tokenizer(path: Path, family: Family) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
         options = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         added = ["<image>", "<pad>"]
+        if family.vocabulary == "video":
+            added = ["<image>", "<video>", "<pad>"]
+        if family.vocabulary == "pixtral":
+            added = ["<image>", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]", "<pad>"]
         if family.vocabulary == "yi":
             added = ["<|im_start|>", "<|im_end|>", *added]
         options["pad_token"] = "<pad>"
@@ -341,6 +391,9 @@ def _config(family: Family, tokenizer: Any) -> Any:
         "initializer_range": 0.3,
         **({"initializer_factor": 12.0} if clip else {"vision_use_head": False}),
     }
+    if family.tower == "pixtral":
+        vision |= {"model_type": "pixtral", "image_size": 64, "head_dim": 8}
+        del vision["vision_use_head"]
     common: dict[str, Any] = {
         "vision_config": vision,
         "text_config": text,
@@ -357,7 +410,7 @@ def _config(family: Family, tokenizer: Any) -> Any:
     if family.model == "llava_next_video":
         return transformers.LlavaNextVideoConfig(
             image_grid_pinpoints=GRIDS,
-            video_token_index=tokenizer.convert_tokens_to_ids("<pad>"),
+            video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
             **common,
         )
     if family.model == "llava":
@@ -388,6 +441,13 @@ def _image_processor(family: Family) -> Any:
     )
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+    if family.tower == "pixtral":
+        from transformers.models.pixtral.image_processing_pil_pixtral import (
+            PixtralImageProcessorPil,
+        )
+
+        patch = {"height": 8, "width": 8}
+        return PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size=patch)
     half = [0.5, 0.5, 0.5]
     if family.model in ("llava_next", "llava_next_video"):
         side = 16 if family.tower == "clip" else 19

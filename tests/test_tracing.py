@@ -66,6 +66,7 @@ def test_a_span_tells_settings_and_figures(spans):
         "gen_ai.usage.cache_read.input_tokens": 64,
         "llavakit.usage.image_tokens": 64,
         "llavakit.request.images": 0,
+        "llavakit.request.videos": 0,
     }
     assert span.status.status_code is StatusCode.UNSET
 

@@ -46,7 +46,7 @@ def test_picture_that_is_not_wrapped_is_refused():
 
 @pytest.mark.parametrize("content", [5, None, b"hi", {"type": "text", "text": "hi"}, [None]])
 def test_content_that_is_no_text_and_no_picture_is_refused_and_never_dropped(content):
-    with pytest.raises(UnsupportedContentError, match="holds Text and Image parts"):
+    with pytest.raises(UnsupportedContentError, match="holds Text, Image and Video parts"):
         Message("user", content)
 
 

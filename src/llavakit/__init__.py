@@ -25,6 +25,7 @@ from llavakit.values import (
     Tool,
     ToolCall,
     Usage,
+    Video,
 )
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "Usage",
+    "Video",
     "__version__",
     "errors",
     "load",

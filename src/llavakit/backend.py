@@ -29,11 +29,13 @@ from llavakit.values import (
     Completion,
     Image,
     Message,
+    Part,
     Request,
     SamplingParams,
     Text,
     Tool,
     ToolChoice,
+    Video,
 )
 
 if TYPE_CHECKING:
@@ -253,7 +255,8 @@ class Backend(ABC):
         """Ask one question about one image or several; greedy unless a temperature is given.
 
         Args:
-            image: an image (path, URL, bytes, PIL image, array), a list of them, or None.
+            image: an image (path, URL, bytes, PIL image, array), a :class:`Video`, a list of
+                them, or None.
             question: in plain words.
             **params: fields of :class:`SamplingParams`.
         """
@@ -274,18 +277,21 @@ def _requests(request: Request, n: int) -> list[Request]:
 
 
 def _held(message: Message, policy: SourcePolicy) -> Message:
-    """The message with its images' bytes in place of their addresses, so they are read once."""
+    """The message with its media's bytes in place of their addresses, so they are read once."""
+    if all(isinstance(part, Text) for part in message.content):
+        return message
+    return replace(message, content=tuple(_held_part(part, policy) for part in message.content))
+
+
+def _held_part(part: Part, policy: SourcePolicy) -> Part:
     from llavakit.sources import read_source
 
-    if not any(isinstance(image.source, (str, Path)) for image in message.images):
-        return message
-    content = [
-        Image(read_source(part.source, policy, from_url_field=part.from_url_field))
-        if isinstance(part, Image) and isinstance(part.source, (str, Path))
-        else part
-        for part in message.content
-    ]
-    return replace(message, content=tuple(content))
+    if isinstance(part, Text) or not isinstance(part.source, (str, Path)):
+        return part
+    data = read_source(part.source, policy, from_url_field=part.from_url_field)
+    if isinstance(part, Video):
+        return Video(data, num_frames=part.num_frames, fps=part.fps)
+    return Image(data)
 
 
 def _close_all(streams: Iterable[AnswerStream]) -> None:
@@ -319,7 +325,7 @@ def _model_of(backend: Backend) -> str:
 def question_about(image: Any, question: str) -> Message:
     """Return a user's message of one or several images and a question about them."""
     pictures = [] if image is None else image if isinstance(image, (list, tuple)) else [image]
-    parts = [one if isinstance(one, Image) else Image(one) for one in pictures]
+    parts = [one if isinstance(one, (Image, Video)) else Image(one) for one in pictures]
     return Message("user", [*parts, Text(question)])
 
 

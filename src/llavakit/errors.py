@@ -12,7 +12,9 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
     │   │   ├── ImageDecodeError           truncated, empty, or not an image at all
     │   │   ├── ImageTooLargeError         over the pixel or byte cap
     │   │   └── UnsupportedImageError      a format or kind that is not on the allow-list
-    │   ├── SourceError                    an image's source cannot be reached
+    │   ├── VideoError                     a video cannot be used
+    │   │   └── VideoTooLargeError         over the cap on pixels, seconds, frames or time
+    │   ├── SourceError                    the source of an image or a video cannot be reached
     │   │   ├── SourceNotAllowedError      SourcePolicy forbids it
     │   │   ├── SourceNotFoundError        no such file, or the server says 404
     │   │   └── SourceFetchError           the network or the disk failed
@@ -20,7 +22,7 @@ error is that too, so that ``except ValueError`` and ``except TimeoutError`` wor
     │   │   ├── PasswordError              it is encrypted, and no password opens it
     │   │   └── RenderError                a page took too long, or brought its renderer down
     │   │       └── RendererKilledError    the system ended the renderer: try again
-    │   ├── UnsupportedContentError        audio, video, or a block of an unknown type
+    │   ├── UnsupportedContentError        what this model cannot take, or an unknown block
     │   ├── MessageError                   roles or content that are not a conversation
     │   ├── ParameterError                 a sampling parameter out of its range
     │   ├── SchemaError                    a JSON schema, regex or grammar that cannot be compiled
@@ -79,8 +81,16 @@ class UnsupportedImageError(ImageError):
     """The format or the kind of object is not on the allow-list."""
 
 
+class VideoError(InputError):
+    """A video cannot be used: damaged, of an unknown container, or not a video."""
+
+
+class VideoTooLargeError(VideoError):
+    """The video is over the cap on pixels, seconds, frames or decoding time."""
+
+
 class SourceError(InputError):
-    """An image's source cannot be reached."""
+    """The source of an image or a video cannot be reached."""
 
 
 class SourceNotAllowedError(SourceError):
@@ -112,7 +122,7 @@ class RendererKilledError(RenderError):
 
 
 class UnsupportedContentError(InputError):
-    """A content block of a kind that the model cannot take (audio, video, unknown)."""
+    """Content of a kind that the model cannot take (audio, unknown blocks; video for most)."""
 
 
 class MessageError(InputError):

@@ -17,7 +17,8 @@ from llavakit.images import Picture, open_picture, picture_size
 from llavakit.prompts.conversation import to_turns
 from llavakit.sources import SourcePolicy
 from llavakit.streams import AnswerStream
-from llavakit.values import Image, Request, Tool
+from llavakit.values import Image, Request, Tool, Video
+from llavakit.videos import Clip, Length, length_of, open_clip
 
 if TYPE_CHECKING:
     from llavakit.engine.engine import Engine
@@ -103,7 +104,7 @@ class LocalBackend(Backend):
 
         request = to_request(messages, tools=tools, continue_final_message=continue_final_message)
         turns = to_turns(request, answerable=False)
-        return count(self._get_reader(), turns, self._size)
+        return count(self._get_reader(), turns, self._measured)
 
     def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:
         self._get_engine().warm_up(progress)
@@ -119,11 +120,15 @@ class LocalBackend(Backend):
         if engine is not None:
             engine.close()
 
-    def _open(self, image: Image) -> Picture:
-        return open_picture(image.source, self.policy, from_url_field=image.from_url_field)
+    def _open(self, part: Image | Video) -> Picture | Clip:
+        if isinstance(part, Video):
+            return open_clip(part.source, self.policy, from_url_field=part.from_url_field)
+        return open_picture(part.source, self.policy, from_url_field=part.from_url_field)
 
-    def _size(self, image: Image) -> tuple[int, int]:
-        return picture_size(image.source, self.policy, from_url_field=image.from_url_field)
+    def _measured(self, part: Image | Video) -> tuple[int, int] | Length:
+        if isinstance(part, Video):
+            return length_of(part.source, self.policy, from_url_field=part.from_url_field)
+        return picture_size(part.source, self.policy, from_url_field=part.from_url_field)
 
     def _get_reader(self) -> Reader:
         with self._lock:

@@ -176,6 +176,7 @@ def _attributes(request: Request, model: str) -> dict[str, Any]:
         "gen_ai.request.top_p": float(params.top_p),
         "gen_ai.output.type": "json" if structured else "text",
         "llavakit.request.images": sum(len(message.images) for message in request.messages),
+        "llavakit.request.videos": sum(len(message.videos) for message in request.messages),
     }
     if params.top_k:
         attributes["gen_ai.request.top_k"] = float(params.top_k)

@@ -2,7 +2,7 @@
 
 Frozen, comparable, free of torch and of any framework. Nothing here reads a file or opens
 a connection: an :class:`Image` only names its source (or holds pixels that were given);
-:mod:`llavakit.images` opens it.
+:mod:`llavakit.images` opens it, and :mod:`llavakit.videos` a :class:`Video`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,44 @@ class Image:
         object.__setattr__(self, "from_url_field", from_url_field)
 
 
-Part: TypeAlias = Text | Image
+@dataclass(frozen=True, slots=True, init=False)
+class Video:
+    """A video in a message, for models that take videos.
+
+    The model looks at some of its frames: as many as its checkpoint names, or was trained with,
+    spread over the whole video, unless the caller says otherwise.
+
+    Args:
+        source: a path (``str`` or ``Path``), an http(s), ``file:`` or ``data:`` URL, bare
+            base64, bytes, or a binary file object, which is read at once.
+        num_frames: how many frames are looked at; of a shorter video all.
+        fps: how many frames of each second, instead.
+        from_url_field: as of :class:`Image`.
+    """
+
+    source: str | Path | bytes
+    num_frames: int | None = None
+    fps: float | None = None
+    from_url_field: bool = False
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        from_url_field: bool = False,
+    ) -> None:
+        from llavakit.videos import FrameSampling, hold
+
+        FrameSampling(num_frames, fps)  # raises where they are wrong
+        object.__setattr__(self, "source", hold(source))
+        object.__setattr__(self, "num_frames", num_frames)
+        object.__setattr__(self, "fps", fps)
+        object.__setattr__(self, "from_url_field", from_url_field)
+
+
+Part: TypeAlias = Text | Image | Video
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,21 +216,26 @@ class Message:
         """The images, in their order."""
         return tuple(part for part in self.content if isinstance(part, Image))
 
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """The videos, in their order."""
+        return tuple(part for part in self.content if isinstance(part, Video))
+
 
 def _parts(content: str | Part | Sequence[str | Part]) -> tuple[Part, ...]:
     if isinstance(content, str):
         return (Text(content),) if content else ()
-    if isinstance(content, (Text, Image)):
+    if isinstance(content, (Text, Image, Video)):
         return (content,)
     several = isinstance(content, Iterable) and not isinstance(content, (bytes, Mapping))
     parts: list[Part] = []
     for part in content if several else [content]:
         if isinstance(part, str):
             part = Text(part)
-        if not isinstance(part, (Text, Image)):
+        if not isinstance(part, (Text, Image, Video)):
             raise UnsupportedContentError(
-                f"A message holds Text and Image parts, not {type(part).__name__}; "
-                "wrap images in llavakit.Image."
+                f"A message holds Text, Image and Video parts, not {type(part).__name__}; "
+                "wrap images in llavakit.Image, and videos in llavakit.Video."
             )
         parts.append(part)
     return tuple(parts)

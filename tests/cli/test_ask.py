@@ -215,3 +215,14 @@ def test_help_and_version_need_no_torch():
             [sys.executable, "-c", code.format(flag=flag)], capture_output=True, text=True
         )
         assert done.stdout.endswith("0 False\n"), done.stderr
+
+
+def test_a_video_is_asked_about_as_one(run, fake, picture, tmp_path):
+    from tests.videos import video
+
+    file = tmp_path / "clip.mkv"
+    file.write_bytes(video(1, 3, 16, 16))
+    assert run("ask", picture, str(file), "https://example.org/a.mp4", "What?").exit_code == 0
+    message = fake.requests[0].messages[-1]
+    assert [one.source for one in message.videos] == [str(file), "https://example.org/a.mp4"]
+    assert len(message.images) == 1

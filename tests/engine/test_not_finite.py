@@ -129,3 +129,50 @@ def test_an_image_of_a_broken_tower_fails_and_words_are_answered(tmp_path: Path)
         assert backend.generate("Hi", GREEDY).usage.completion_tokens >= 1
     finally:
         backend.close()
+
+
+def test_an_image_that_fails_harms_no_request_beside_it(tmp_path: Path):
+    tiny = tiny_llava(tmp_path / "m")
+    file = tiny.path / "model.safetensors"
+    weights = load_file(file)
+    # Finite, but what the tower computes with it is not.
+    name = next(one for one in weights if "multi_modal_projector.linear_1.weight" in one)
+    weights[name].fill_(3e38)
+    save_file(weights, file, metadata={"format": "pt"})
+    backend = llavakit.load(tiny.path, max_concurrency=4)
+    try:
+        alone = backend.generate("Hi", GREEDY).text
+        image = Image(PILImage.new("RGB", (40, 30), "red"))
+        bad = [backend.stream([Message("user", [image, "What?"])], GREEDY) for _ in range(2)]
+        good = [backend.stream("Hi", GREEDY) for _ in range(2)]
+        assert ["".join(chunk.text for chunk in one) for one in good] == [alone] * 2
+        for one in bad:
+            with pytest.raises(EngineError, match="not finite"):
+                list(one)
+    finally:
+        backend.close()
+
+
+def test_activations_that_overflow_fail_their_request(tmp_path: Path):
+    tiny = tiny_llava(tmp_path / "m")
+    file = tiny.path / "model.safetensors"
+    weights = load_file(file)
+    name = next(one for one in weights if "language" in one and "mlp.down_proj" in one)
+    weights[name].fill_(3e38)
+    save_file(weights, file, metadata={"format": "pt"})
+    backend = llavakit.load(tiny.path)
+    try:
+        with pytest.raises(EngineError, match="not finite"):
+            backend.generate("Hi", GREEDY)
+    finally:
+        backend.close()
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_packed_weights_beside_a_nan_fail_the_request_that_meets_it(poisoned: TinyModel, bits: str):
+    backend = llavakit.load(poisoned.path, quantization=bits, device="cpu")
+    try:
+        with pytest.raises(EngineError, match="not finite"):
+            backend.generate("q", GREEDY)
+    finally:
+        backend.close()

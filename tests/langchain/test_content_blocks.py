@@ -221,9 +221,13 @@ def test_the_callers_message_is_left_alone(case, model):
     [
         ({"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}, "audio"),
         ({"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}}, "audio"),
-        ({"type": "video", "url": "https://example.org/a.mp4"}, "video"),
-        ({"type": "video_url", "video_url": {"url": "https://example.org/a.mp4"}}, "video_url"),
-        ({"type": "media", "mime_type": "video/mp4", "data": b"xx"}, "video"),
+        ({"type": "video"}, "source"),
+        ({"type": "video", "file_id": "f1"}, "f1"),
+        ({"type": "video", "path": "a.mp4", "nframes": 3}, "nframes"),
+        (
+            {"type": "media", "mime_type": "video/mp4", "data": "AA", "video_metadata": {"fps": 1}},
+            "video_m",
+        ),
         ({"type": "media", "mime_type": "audio/mpeg", "file_uri": "gs://a/b"}, "audio"),
         ({"type": "hologram", "data": "x"}, "hologram"),
         ({}, "empty"),

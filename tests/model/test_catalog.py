@@ -23,6 +23,9 @@ GB = 1e9
         (" llava-1.5-7b ", "llava-1.5-7b"),
         ("llava:34b", "llava-v1.6-34b"),
         ("lmms-lab/llava-onevision-qwen2-7b-ov", "llava-onevision-qwen2-7b"),
+        ("llava-hf/LLaVA-NeXT-Video-7B-hf", "llava-next-video-7b"),
+        ("mistral-community/pixtral-12b", "pixtral-12b"),
+        ("ibm-granite/granite-vision-3.3-2b", "granite-vision-3.3-2b"),
     ],
 )
 def test_a_model_is_known_by_each_of_its_names(name, expected):
@@ -53,7 +56,9 @@ def test_nothing_is_near_to_nonsense():
 
 
 def test_names_are_unique():
-    names = [name.lower() for entry in catalog.CATALOG for name in set(catalog._names(entry))]
+    names = [
+        name for entry in catalog.CATALOG for name in {one.lower() for one in catalog._names(entry)}
+    ]
     assert len(names) == len(set(names))
 
 
@@ -99,3 +104,17 @@ def test_the_catalog_imports_no_torch():
     code = "import sys, llavakit.model.catalog; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_models_that_take_videos_are_known_before_they_are_opened(tmp_path):
+    assert catalog.takes_videos("llava-onevision-qwen2-7b")
+    assert catalog.takes_videos("llava-hf/LLaVA-NeXT-Video-7B-hf")
+    assert not catalog.takes_videos("llava-1.5-7b")
+    assert not catalog.takes_videos("nothing")
+    (tmp_path / "config.json").write_text('{"model_type": "llava_next_video"}')
+    assert catalog.takes_videos(str(tmp_path))
+
+
+def test_granite_has_the_grids_of_its_configuration():
+    grids = catalog.resolve("granite-vision-3.3-2b").layout.grids
+    assert len(grids) == 27 and grids[9] == (384, 3840) and grids[-1] == (3840, 384)

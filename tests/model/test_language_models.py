@@ -93,6 +93,30 @@ def test_relatives_of_llava_answer_as_transformers_does(key: str, tmp_path: Path
         said = messages(CONVERSATIONS["a picture in each turn"])
         answer = backend.generate(said, SamplingParams(max_tokens=1, temperature=0))
         assert backend.count_tokens(said) == answer.usage.prompt_tokens
+        check_streams(backend)
+    finally:
+        backend.close()
+
+
+def check_streams(backend: llavakit.Backend) -> None:
+    """A stream, and several answers at once, are what one answer is."""
+    said = messages(CONVERSATIONS["three pictures"])
+    params = SamplingParams(max_tokens=8, temperature=0, logprobs=1)
+    whole = backend.generate(said, params)
+    chunks = list(backend.stream(said, params))
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    streamed = [one.logprob for chunk in chunks for one in chunk.logprobs]
+    assert streamed == pytest.approx([one.logprob for one in whole.logprobs], abs=1e-3)
+    assert [one.text for one in backend.choices(said, params, n=3)] == [whole.text] * 3
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("key", ["granite-vision", "vip-llava"])
+def test_quantised_relatives_stream_and_batch(key: str, bits: str, tmp_path: Path):
+    made = tiny_checkpoint(tmp_path / "m", RELATIVES[key])
+    backend = llavakit.load(made.path, device="cpu", quantization=bits)
+    try:
+        check_streams(backend)
     finally:
         backend.close()
 

@@ -219,6 +219,30 @@ def test_lora_on_a_whole_llava(tmp_path: Path, opened):
     answers(tmp_path / "task", Reference(SETTINGS, merged), opened, ASKED, model_base=base)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_lora_is_merged_in_the_type_of_the_base_as_by_peft(tmp_path: Path, kind: torch.dtype):
+    peft = pytest.importorskip("peft")
+    from safetensors.torch import load_file
+
+    from llavakit.model.original.lora import merge_lora
+    from llavakit.model.original.tensors import Stored
+
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(48, 40, bias=False, dtype=kind)})
+    model["q_proj"].weight.data.normal_()
+    weight = model["q_proj"].weight.detach().clone()
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    adapted.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "adapter_model.safetensors")
+    theirs = adapted.merge_and_unload()["q_proj"].weight
+    tensors = {"q_proj.weight": Stored(tuple(weight.shape), lambda: weight)}
+    ours = merge_lora(tensors, tmp_path)["q_proj.weight"].read()
+    assert ours.dtype == kind
+    assert torch.equal(ours != weight, theirs != weight)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6 if kind == torch.float32 else 0, atol=0)
+
+
 def test_projector_alone_on_its_base(tmp_path: Path, opened):
     state = random_state(SETTINGS)
     language = {name: one for name, one in state.items() if "mm_" not in name}

@@ -74,6 +74,8 @@ def test_code_that_a_checkpoint_brings_is_never_run(copied: Path):
 )
 @pytest.mark.parametrize("kind", list(TOWERS))
 def test_towers_that_the_layout_does_not_know_are_refused(kind: str, tower: str):
+    if tower in TOWERS[kind]:
+        pytest.skip("known")
     with pytest.raises(CheckpointError, match=f"{tower}.*{kind}"):
         check_family(Path("m"), {"model_type": kind, "vision_config": {"model_type": tower}})
     check_family(Path("m"), {"model_type": kind, "vision_config": {}})

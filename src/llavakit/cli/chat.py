@@ -19,7 +19,7 @@ from llavakit.cli.terminal import Waiting, note, sentence, told_errors, usage_er
 from llavakit.errors import ContextLengthError, LlavaKitError
 from llavakit.images import open_picture
 from llavakit.streams import AnswerStream
-from llavakit.values import Image, Message, SamplingParams, Text
+from llavakit.values import Image, Message, SamplingParams, Text, Video
 
 HELP = """\
 /image PATH   show an image (path, URL, scan.pdf#pages=1-3) with the next question
@@ -78,7 +78,7 @@ class ChatSession:
         self._model = model
         self._system = [Message("system", system)] if system else []
         self._history: list[Message] = []
-        self._shown: list[Image] = []
+        self._shown: list[Image | Video] = []
         self._thread = ThreadPoolExecutor(1)
 
     def show(self, names: list[str], pages: list[int] | tuple[int, ...] = ()) -> None:
@@ -86,7 +86,10 @@ class ChatSession:
         if "-" in names:
             raise usage_error("A chat reads its questions from stdin, so no image can come there.")
         # Opened now: a bad one is reported at once, and a file that changes later does not matter.
-        self._shown += [Image(open_picture(image.source)) for image in to_images(names, pages)]
+        self._shown += [
+            one if isinstance(one, Video) else Image(open_picture(one.source))
+            for one in to_images(names, pages)
+        ]
 
     def clear(self) -> None:
         """Forgets everything but the system message."""

@@ -56,7 +56,7 @@ def models(
             *_memory(entry),
             f"{entry.context_length:,}",
             *(_words(fits) for fits in machine.fits(entry).values() if fits is not None),
-            entry.original_id or "bundled",
+            entry.original_id or entry.hf_id or "bundled",
         )
     # The width of a pipe is unknown: long lines are better than cut ones.
     Console(width=None if sys.stdout.isatty() else 160).print(table)

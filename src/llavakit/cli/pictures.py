@@ -1,21 +1,22 @@
-"""Arguments that name images -> llavakit images, pages of documents included."""
+"""Arguments that name images -> llavakit images, with pages of documents and videos."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from llavakit.cli.terminal import note, usage_error
 from llavakit.documents.ranges import PageRange, named_range
 from llavakit.sources.formats import sniff
-from llavakit.values import Image
+from llavakit.values import Image, Video
 
 _PAGED = {"PDF", "TIFF"}
+_VIDEO_ENDS = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 
 
-def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image]:
-    """The images that arguments name, in their order.
+def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image | Video]:
+    """The images and videos that arguments name, in their order.
 
     Args:
         arguments: paths, URLs, ``-`` for stdin; ``scan.pdf#page=2`` is one page,
@@ -29,12 +30,15 @@ def to_images(arguments: Sequence[str], pages: Sequence[int] = ()) -> list[Image
     """
     if sum(argument == "-" for argument in arguments) > 1:
         raise usage_error("Only one image can come from stdin.")
-    images: list[Image] = []
+    images: list[Image | Video] = []
     paged = False
     for argument in arguments:
         name, wanted = named_range(argument)
         source: str | bytes = sys.stdin.buffer.read() if name == "-" else name
-        if wanted is None and not _is_document(source):
+        if wanted is None and _is(source, {"VIDEO"}, _VIDEO_ENDS):
+            images.append(Video(source))
+            continue
+        if wanted is None and not _is(source, _PAGED, (".pdf",)):
             images.append(Image(source))
             continue
         paged = paged or wanted is None
@@ -51,18 +55,19 @@ def _numbers(source: str | bytes, wanted: PageRange) -> list[int]:
     return list(wanted.numbers(None if alone else count_pages(source)))
 
 
-def _is_document(source: str | bytes) -> bool:
+def _is(source: str | bytes, kinds: Set[str], ends: tuple[str, ...]) -> bool:
+    """Whether a source is of such a kind, by its bytes, or by its name where it is not here."""
     if isinstance(source, bytes):
-        return sniff(source) in _PAGED
+        return sniff(source) in kinds
     # A URL, or not a file at all: what opens it refuses it.
     try:
         # A pipe without a writer would be opened for ever; whatever opens the image refuses it.
         if not Path(source).is_file():
-            return source.lower().partition("?")[0].endswith(".pdf")
+            return source.lower().partition("?")[0].endswith(ends)
         with Path(source).open("rb") as file:
-            return sniff(file.read(4096)) in _PAGED
+            return sniff(file.read(4096)) in kinds
     except (OSError, ValueError):
-        return source.lower().partition("?")[0].endswith(".pdf")
+        return source.lower().partition("?")[0].endswith(ends)
 
 
 def _pages(source: str | bytes, name: str, wanted: Sequence[int]) -> list[Image]:

@@ -23,19 +23,31 @@ from llavakit.engine.resident import Resident
 from llavakit.engine.sequence import ImageSpan, Sequence
 from llavakit.engine.steps import Counters
 from llavakit.engine.warm_up import Progress, warm_up
-from llavakit.errors import ContextLengthError, EngineClosedError, ParameterError
-from llavakit.images import Picture, open_picture
+from llavakit.errors import (
+    ContextLengthError,
+    EngineClosedError,
+    ParameterError,
+    UnsupportedContentError,
+)
+from llavakit.images import open_picture
 from llavakit.kernels.huge_pages import trim
+from llavakit.model.layout import image_ids
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader
-from llavakit.model.preprocess import seen_size
+from llavakit.model.preprocess import Pixels, seen_size
+from llavakit.model.videos import VideoPixels
 from llavakit.prompts.conversation import Turn, to_turns
 from llavakit.streams import AnswerStream, Channel
-from llavakit.values import Image, Request, SamplingParams
+from llavakit.values import Image, Request, SamplingParams, Text, Video
 
 log = logging.getLogger(__name__)
 
-OpenPicture = Callable[[Image], Picture]
+OpenMedia = Callable[[Image | Video], Any]
+"""Opens an image (a :class:`~llavakit.images.Picture`) or a video (a
+:class:`~llavakit.videos.Clip`)."""
+
+Measure = Callable[[Image | Video], Any]
+"""Width and height of an image in pixels, or the :class:`~llavakit.videos.Length` of a video."""
 
 _loading = ForkLock()
 """One model is loaded at a time: transformers changes torch meanwhile, and memory is counted."""
@@ -106,13 +118,13 @@ class Engine:
         """
         return self._stays.add(seconds)
 
-    def submit(self, request: Request, open_picture: OpenPicture) -> AnswerStream:
+    def submit(self, request: Request, open_media: OpenMedia) -> AnswerStream:
         """Queue a request; loads the model if it was unloaded.
 
         Everything that can be wrong with it is found here, on the caller's thread.
 
         Raises:
-            InputError: images, messages, grammar or length.
+            InputError: images, videos, messages, grammar or length.
             ModelError: the model cannot be loaded again.
             QueueFullError: too many requests wait.
             EngineClosedError: the engine was closed.
@@ -121,7 +133,7 @@ class Engine:
             held.model.loop.check_room()  # before any work is done for it
             _check_biases(request.params, held.model.vocab_size)
             grammar = grammar_of(request, held.model.grammars.spell)
-            tokens, images = encode(self.reader, to_turns(request), open_picture)
+            tokens, images = encode(self.reader, to_turns(request), open_media)
             max_tokens = self._room(request, len(tokens), held.model.loop.scheduler.kv_tokens)
             matcher = None if grammar is None else held.model.grammars.matcher(grammar, request)
             for image in images:
@@ -155,7 +167,7 @@ class Engine:
         if prompt >= limit:
             raise ContextLengthError(
                 f"The prompt has {prompt} tokens and the model holds {limit} with its answer; "
-                "shorten the conversation or send fewer images.",
+                "shorten the conversation or send fewer images, or fewer frames of a video.",
                 prompt_tokens=prompt,
                 max_tokens=asked,
                 context_length=limit,
@@ -330,28 +342,62 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
 
 
 def encode(
-    reader: Reader, turns: list[Turn], open_picture: OpenPicture
+    reader: Reader, turns: list[Turn], open_media: OpenMedia
 ) -> tuple[list[int], tuple[ImageSpan, ...]]:
-    """Tokenise a prompt, repeat each image's token, and find where the images stand."""
-    parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
-    pictures = [open_picture(part) for part in parts]
+    """Tokenise a prompt, repeat each image's or video's token, and find where they stand."""
+    parts = _media(reader, turns)
+    pictures = iter([open_media(part) for part in parts if isinstance(part, Image)])
+    videos = iter([part for part in parts if isinstance(part, Video)])
+    several = sum(isinstance(part, Image) for part in parts)
     tokens: list[int] = []
     images: list[ImageSpan] = []
+
+    def span(pixels: Pixels | VideoPixels, ids: list[int]) -> None:
+        images.append(ImageSpan(len(tokens), len(ids), pixels.key, pixels))
+        tokens.extend(ids)
+
     for token in reader.tokenizer.encode(turns):
         if token == reader.special.image:
-            picture = pictures[len(images)]
-            pixels = reader.preprocess(picture, len(pictures))
-            count = reader.layout.tokens(pixels.size, len(pictures))
-            images.append(ImageSpan(len(tokens), count, pixels.key, pixels))
-            tokens += [token] * count
+            pixels = reader.preprocess(next(pictures), several)
+            span(pixels, image_ids(reader.layout, token, pixels.size, several))
+        elif reader.videos is not None and token == reader.tokenizer.video_id:
+            video = next(videos)
+            frames, count = reader.videos(video, open_media(video))
+            span(frames, [token] * count)
         else:
             tokens.append(token)
     return tokens, tuple(images)
 
 
-def count(reader: Reader, turns: list[Turn], size_of: Callable[[Image], tuple[int, int]]) -> int:
-    """Count the tokens of a prompt from the images' sizes (width, height) alone."""
-    parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
-    sizes = [seen_size(size_of(part)) for part in parts]
-    pictures = sum(reader.layout.tokens(size, len(sizes)) for size in sizes)
-    return len(reader.tokenizer.encode(turns)) - len(sizes) + pictures
+def count(reader: Reader, turns: list[Turn], measure: Measure) -> int:
+    """Count the tokens of a prompt.
+
+    Args:
+        reader: the half of the checkpoint that reads prompts.
+        turns: the conversation.
+        measure: width and height of an image, or the length of a video.
+    """
+    parts = _media(reader, turns)
+    sizes = [seen_size(measure(part)) for part in parts if isinstance(part, Image)]
+    tokens = sum(reader.layout.tokens(size, len(sizes)) for size in sizes)
+    for part in parts:
+        if isinstance(part, Video) and reader.videos is not None:
+            tokens += reader.videos.tokens(part, measure(part))
+    return len(reader.tokenizer.encode(turns)) - len(parts) + tokens
+
+
+def _media(reader: Reader, turns: list[Turn]) -> list[Image | Video]:
+    """The images and videos of a prompt.
+
+    Raises:
+        UnsupportedContentError: there is a video, and the model takes none.
+    """
+    parts = [part for turn in turns for part in turn.parts if not isinstance(part, Text)]
+    if reader.videos is None and any(isinstance(part, Video) for part in parts):
+        raise UnsupportedContentError(
+            f"The model {reader.path.name} takes images and no videos; use one that does, such as "
+            "llava-onevision-qwen2-7b or llava-next-video-7b, or send frames of the video as "
+            "images.",
+            public="This model takes images and no videos; send frames of the video as images.",
+        )
+    return parts

@@ -44,7 +44,8 @@ class ImageSpan:
 class Sequence:
     """A prompt on its way to an answer.
 
-    ``tokens`` are the prompt's ids (an image's tokens all have the model's image id),
+    ``tokens`` are the prompt's ids (an image's tokens have the model's image id, or are ends of its
+    rows),
     followed by the answer's. ``computed`` counts those whose keys and values lie in the
     arena. A sequence is *prefilling* while ``computed < len(prompt)`` and *decoding* after.
 

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
 
 from llavakit.documents.message import page_images
 from llavakit.images import open_picture
-from llavakit.langchain.content_blocks import PictureId, document_of, picture_of
-from llavakit.sources import SourcePolicy, is_address
-from llavakit.values import Image
+from llavakit.langchain.content_blocks import PictureId, document_of, picture_of, video_of
+from llavakit.sources import SourcePolicy, is_address, read_source
+from llavakit.values import Image, Video
 
 
 def canonical(
     messages: Sequence[BaseMessage], policy: SourcePolicy, max_pages: int
 ) -> list[BaseMessage]:
-    """Replace every local image of the messages by its digest; nothing is mutated.
+    """Replace every local image and video of the messages by its digest; nothing is mutated.
 
     A local PDF is replaced by its pages, at most ``max_pages``.
 
@@ -78,6 +79,8 @@ class _Opener:
             return [block]
         if (image := picture_of(block)) is not None:
             return [self._image(image)]
+        if (video := video_of(block)) is not None:
+            return [self._video(video)]
         if (document := document_of(block)) is None or is_remote(document.source):
             return [block]
         pages = page_images(document, self.max_pages, self.policy)
@@ -88,6 +91,16 @@ class _Opener:
             return {"type": "image", "url": str(image.source).strip()}
         picture = open_picture(image.source, self.policy, from_url_field=image.from_url_field)
         return {"type": "image", "file_id": PictureId(picture.digest, Image(picture))}
+
+    def _video(self, video: Video) -> dict[str, Any]:
+        """A video by the digest of its file; nothing is decoded for a key."""
+        wish = {"num_frames": video.num_frames, "fps": video.fps}
+        asked = {name: value for name, value in wish.items() if value is not None}
+        if is_remote(video):
+            return {"type": "video", "url": str(video.source).strip(), **asked}
+        data = read_source(video.source, self.policy, from_url_field=video.from_url_field)
+        held = PictureId(sha256(data).hexdigest(), Video(data))
+        return {"type": "video", "file_id": held, **asked}
 
 
 def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
@@ -104,8 +117,8 @@ def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
     return message.model_copy(update=update) if update else message
 
 
-def is_remote(image: Image) -> bool:
-    """Return whether an image has to be fetched from the network."""
+def is_remote(image: Image | Video) -> bool:
+    """Return whether an image or a video has to be fetched from the network."""
     return isinstance(image.source, str) and is_address(image.source)
 
 

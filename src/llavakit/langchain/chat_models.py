@@ -36,7 +36,7 @@ from llavakit.langchain.serializable import SerializableModel
 from llavakit.langchain.structured import Method, structured
 from llavakit.langchain.tools import to_openai_tools, to_tools, tools_of_call
 from llavakit.langchain.tracing import traced_settings
-from llavakit.model.catalog import context_length
+from llavakit.model.catalog import context_length, takes_videos
 from llavakit.settings import ModelSettings
 from llavakit.values import Image
 
@@ -112,7 +112,7 @@ class ChatLLaVA(SerializableModel, RecordedInputs, ModelSettings):
             image_tool_message=True,
             pdf_inputs=True,
             audio_inputs=False,
-            video_inputs=False,
+            video_inputs=takes_videos(self.model),
             text_outputs=True,
             reasoning_output=False,
             tool_calling=True,

@@ -2,7 +2,7 @@
 
 A LangChain message may hold blocks in the notation of LangChain v0 and v1, OpenAI (chat
 completions and responses), Anthropic, Google, Bedrock, MCP or Hugging Face. This module
-knows where each of them has text, images and tool calls. Fields that do not concern the
+knows where each of them has text, images, videos and tool calls. Fields that do not concern the
 content (OpenAI's ``detail``, Anthropic's ``cache_control``) have no meaning here. It opens
 nothing: an image stays a source, and the backend's policy decides whether it may be opened.
 """
@@ -14,15 +14,16 @@ import mimetypes
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from llavakit.documents.message import Attachment
 from llavakit.errors import UnsupportedContentError
 from llavakit.images import Picture
 from llavakit.sources.formats import ALLOWED, sniff
-from llavakit.values import Image, Text, ToolCall
+from llavakit.values import Image, Text, ToolCall, Video
 
 Block: TypeAlias = Mapping[str, Any]
+Media = TypeVar("Media", Image, Video)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,11 @@ class ToolResult:
     content: Any
 
 
-ContentPart: TypeAlias = Text | Image | Attachment | ToolCall | ToolResult
+ContentPart: TypeAlias = Text | Image | Video | Attachment | ToolCall | ToolResult
 
 TEXT_TYPES = {"text", "input_text", "output_text", "text-plain"}
 IMAGE_TYPES = {"image", "image_url", "input_image"}
+VIDEO_TYPES = {"video", "video_url", "input_video"}
 FILE_TYPES = {"file", "input_file", "document", "media", "inline_data", "inlineData"}
 CALL_TYPES = {"tool_use", "tool_call", "function_call"}
 INVALID_CALL = "invalid_tool_call"
@@ -46,11 +48,19 @@ REASONING_TYPES = {"reasoning", "reasoning_content", "thinking", "redacted_think
 
 # Where the dialects have the source, outermost first. Inline data is never read as a path,
 # and neither is a URL; only a `path` field, or an object that is a path, names a file.
-_NESTED = ("image", "image_url", "source", "inline_data", "inlineData", "file", "document")
+_NESTED = (
+    *("image", "image_url", "video", "video_url", "source"),
+    *("inline_data", "inlineData", "file", "document"),
+)
 _INLINE = ("base64", "data", "bytes", "file_data")
-_ADDRESS = ("url", "image_url", "file_url", "file_uri", "fileUri", "uri", "image", "source")
+_ADDRESS = (
+    *("url", "image_url", "video_url", "file_url", "file_uri", "fileUri", "uri"),
+    *("image", "video", "source"),
+)
 SOURCE_FIELDS = frozenset({*_NESTED, *_INLINE, *_ADDRESS, "path", "mime_type", "source_type"})
 """Names of the fields of a block's source and its type."""
+_SAMPLING = ("num_frames", "fps")
+_OTHER_SAMPLING = ("nframes", "video_start", "video_end", "video_metadata", "videoMetadata")
 _DECLARED = ("mime_type", "mimeType", "media_type", "mediaType", "format")
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
@@ -59,7 +69,7 @@ def read_block(block: Block) -> list[ContentPart]:
     """Return the parts of a content block; none for reasoning, which is not dialogue.
 
     Raises:
-        UnsupportedContentError: audio, video, or a block of an unknown type.
+        UnsupportedContentError: audio, or a block of an unknown type.
     """
     kind = type_of(block)
     if kind in REASONING_TYPES or kind in (INVALID_CALL, "tool_call_chunk"):
@@ -77,12 +87,15 @@ def read_block(block: Block) -> list[ContentPart]:
     image = picture_of(block)
     if image is not None:
         return [image]
+    video = video_of(block)
+    if video is not None:
+        return [video]
     document = document_of(block)
     if document is not None:
         return [document]
     if kind in FILE_TYPES:
         return [_text_file(block, kind)]
-    _refuse(kind, "LLaVA takes text and images")
+    _refuse(kind, "LLaVA takes text, images and videos")
 
 
 def picture_of(block: Block) -> Image | None:
@@ -100,6 +113,32 @@ def picture_of(block: Block) -> Image | None:
     if kind in FILE_TYPES and _content_kind(block) == "image":
         return _image_in(block)
     return None
+
+
+def video_of(block: Block) -> Video | None:
+    """Return the video of a content block, or None if it has none.
+
+    ``num_frames`` and ``fps``, beside the source or within it, say which frames are looked at, as
+    Hugging Face's and Qwen's blocks do.
+
+    Raises:
+        UnsupportedContentError: a video block without a source, or with a foreign id.
+        ParameterError: both are given, or one is no such number.
+    """
+    kind = type_of(block)
+    if kind not in VIDEO_TYPES and not (kind in FILE_TYPES and _content_kind(block) == "video"):
+        return None
+    source = _source_in(block, Video)
+    if source is None:
+        _refuse(kind, "it has no source; give it a url, base64 data or a path")
+    fields = {**_innermost(block), **block}
+    for name in _OTHER_SAMPLING:
+        if fields.get(name) is not None:
+            _refuse(kind, f"{name} is not known; say num_frames or fps, or cut the video")
+    asked = {name: fields[name] for name in _SAMPLING if fields.get(name) is not None}
+    if not asked:
+        return source
+    return Video(source.source, from_url_field=source.from_url_field, **asked)
 
 
 def document_of(block: Block) -> Attachment | None:
@@ -121,7 +160,7 @@ def type_of(block: Block) -> str:
     """Return the block's type; Bedrock and Google name it by the block's key instead."""
     if "type" in block:
         return str(block["type"])
-    for key in ("text", *sorted(IMAGE_TYPES), *sorted(FILE_TYPES)):
+    for key in ("text", *sorted(IMAGE_TYPES | VIDEO_TYPES), *sorted(FILE_TYPES)):
         if key in block:
             return key
     if "url" in block:  # as an ImagePromptTemplate makes it
@@ -130,16 +169,16 @@ def type_of(block: Block) -> str:
 
 
 class PictureId(str):
-    """A held image's digest, which stands for it in messages on their way to the model.
+    """The digest of a held image or video, which stands for it on its way to the model.
 
     A string, so that traces and cache keys see the digest and never megabytes or a memory
-    address; the image itself is attached.
+    address; the image or video itself is attached.
     """
 
     __slots__ = ("image",)
-    image: Image
+    image: Image | Video
 
-    def __new__(cls, digest: str, image: Image) -> PictureId:
+    def __new__(cls, digest: str, image: Image | Video) -> PictureId:
         self = super().__new__(cls, f"sha256:{digest}")
         self.image = image
         return self
@@ -166,33 +205,37 @@ class HeldBase64(str):
 
 
 def _image_in(fields: Block) -> Image | None:
+    return _source_in(fields, Image)
+
+
+def _source_in(fields: Block, kind: type[Media]) -> Media | None:
     file_id = fields.get("file_id", fields.get("id") if _is_id(fields) else None)
-    if isinstance(file_id, PictureId):
+    if isinstance(file_id, PictureId) and isinstance(file_id.image, kind):
         return file_id.image
     if file_id is not None:
         _refuse(
-            "image",
+            kind.__name__.lower(),
             f"it names a file by id ({str(file_id)[:40]!r}), and there is no file store here; "
-            "send the image itself",
+            f"send the {kind.__name__.lower()} itself",
         )
     if fields.get("path") is not None:
-        return Image(fields["path"])
+        return kind(fields["path"])
     for name in _INLINE:
         if fields.get(name) is not None and not isinstance(fields[name], Mapping):
-            return _opened(fields[name])
+            return _opened(fields[name], kind)
     for name in _NESTED:
         if isinstance(fields.get(name), Mapping):
-            return _image_in(fields[name])
+            return _source_in(fields[name], kind)
     for name in _ADDRESS:
         if fields.get(name) is not None:
-            return _opened(fields[name])
+            return _opened(fields[name], kind)
     return None
 
 
-def _opened(source: Any) -> Image:
+def _opened(source: Any, kind: type[Media]) -> Media:
     if isinstance(source, HeldBase64):
-        return Image(source.picture)
-    return Image(source, from_url_field=isinstance(source, str))
+        source = source.picture
+    return kind(source, from_url_field=isinstance(source, str))
 
 
 def _is_id(fields: Block) -> bool:
@@ -228,9 +271,9 @@ def _text_file(block: Block, kind: str) -> Text:
         if isinstance(text, str):
             return Text(text)
         _refuse(kind, "it holds a text file; send the text as a text block")
-    if content in ("audio", "video"):
-        _refuse(kind, f"it holds {content}, and LLaVA takes text and images")
-    _refuse(kind, "neither its type nor its bytes are those of an image or a PDF")
+    if content == "audio":
+        _refuse(kind, "it holds audio, and LLaVA takes text, images and videos")
+    _refuse(kind, "neither its type nor its bytes are those of an image, a video or a PDF")
 
 
 def _content_kind(block: Block) -> str:
@@ -242,8 +285,9 @@ def _content_kind(block: Block) -> str:
     if block.get("source_type") == "text":
         return "text"
     fields = _innermost(block)
-    if isinstance(fields.get("file_id"), PictureId):
-        return "image"
+    held = fields.get("file_id")
+    if isinstance(held, PictureId):
+        return "video" if isinstance(held.image, Video) else "image"
     if fields.get("type") == "text":
         return "text"
     for name in (*_INLINE, *_ADDRESS):

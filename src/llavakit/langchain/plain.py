@@ -23,16 +23,21 @@ from llavakit.langchain.content_blocks import (
     document_of,
     head_of,
     picture_of,
+    video_of,
 )
 from llavakit.sources.formats import sniff
-from llavakit.values import Image
+from llavakit.values import Image, Video
 
-_MIME_TYPES = {"PPM": "image/x-portable-pixmap", "PDF": "application/pdf"}
+_MIME_TYPES = {
+    "PPM": "image/x-portable-pixmap",
+    "PDF": "application/pdf",
+    "VIDEO": "video/mp4",
+}
 
 
 @checked
 def plain_messages(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Return the messages with every image and document in them as plain data.
+    """Return the messages with every image, video and document in them as plain data.
 
     Objects become base64 (PNG where they are pixels); paths, URLs and base64 stay as they are. The
     model does not need this: it takes objects. A checkpointer, a queue or a history that is filled
@@ -71,6 +76,9 @@ def _plain_block(block: Any) -> Any:
         return _with_mime_type(block)
     if image is not None:
         return {"type": "image", **_rest(block), **_source_fields(image)}
+    video = video_of(block)
+    if video is not None:
+        return {"type": "video", **_rest(block), **_source_fields(video)}
     document = document_of(block)
     if document is not None:
         return {"type": "file", **_rest(block), **_source_fields(document.source)}
@@ -86,7 +94,7 @@ def _rest(block: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _source_fields(image: Image) -> dict[str, str]:
+def _source_fields(image: Image | Video) -> dict[str, str]:
     source = image.source
     if isinstance(source, Picture):
         return {"base64": HeldBase64.of(source), "mime_type": "image/png"}

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from llama_index.core.base.llms.types import (
     AudioBlock,
@@ -34,9 +34,10 @@ from llavakit.errors import UnsupportedContentError
 from llavakit.images import Picture
 from llavakit.llama_index.pages import node_label, reference_of
 from llavakit.sources.formats import sniff
-from llavakit.values import Image, Text, ToolCall
+from llavakit.values import Image, Text, ToolCall, Video
 
-ContentPart: TypeAlias = Text | Image | Attachment | ToolCall
+Media = TypeVar("Media", Image, Video)
+ContentPart: TypeAlias = Text | Image | Video | Attachment | ToolCall
 
 
 def read_block(block: Any) -> list[ContentPart]:
@@ -46,13 +47,15 @@ def read_block(block: Any) -> list[ContentPart]:
     keeps prefixes by itself).
 
     Raises:
-        UnsupportedContentError: audio, video, an image without a source, or a block of an
+        UnsupportedContentError: audio, an image or a video without a source, or a block of an
             unknown type.
     """
     if isinstance(block, TextBlock):
         return [Text(block.text)]
     if isinstance(block, ImageBlock):
         return [picture_of(block)]
+    if isinstance(block, VideoBlock):
+        return [video_of(block)]
     if isinstance(block, DocumentBlock):
         return [document_of(block)]
     if isinstance(block, ToolCallBlock):
@@ -64,9 +67,7 @@ def read_block(block: Any) -> list[ContentPart]:
     if isinstance(block, (ThinkingBlock, CachePoint)):
         return []
     if isinstance(block, AudioBlock):
-        _refuse("audio", "LLaVA takes text and images")
-    if isinstance(block, VideoBlock):
-        _refuse("video", "LLaVA takes text and images; send the frames that matter")
+        _refuse("audio", "LLaVA takes text, images and videos")
     _refuse(type(block).__name__, "its type is unknown; use a TextBlock or an ImageBlock")
 
 
@@ -105,10 +106,24 @@ def picture_of(block: ImageBlock) -> Image:
     Raises:
         UnsupportedContentError: it has no source.
     """
-    source = _source(block.image, block.path, block.url)
+    source = _source(block.image, block.path, block.url, Image)
     if source is None:
         _refuse("image", "it has no source; give it bytes, a path or a url")
     return source
+
+
+def video_of(block: VideoBlock) -> Video:
+    """Return the video of a video block; its ``fps`` says how many frames are looked at.
+
+    Raises:
+        UnsupportedContentError: it has no source.
+    """
+    source = _source(block.video, block.path, block.url, Video)
+    if source is None:
+        _refuse("video", "it has no source; give it bytes, a path or a url")
+    if block.fps is None:
+        return source
+    return Video(source.source, fps=block.fps, from_url_field=source.from_url_field)
 
 
 def document_of(block: DocumentBlock) -> Attachment:
@@ -121,7 +136,7 @@ def document_of(block: DocumentBlock) -> Attachment:
     if declared in ("text", "audio", "video"):
         advice = "send its text as a TextBlock" if declared == "text" else "it cannot be read"
         _refuse("document", f"it is declared as {declared}; {advice}")
-    source = _source(block.data, block.path, block.url)
+    source = _source(block.data, block.path, block.url, Image)
     if source is None:
         _refuse("document", "it has no source; give it the PDF's bytes, a path or a url")
     return Attachment(source)
@@ -199,14 +214,14 @@ def _named(source: str, from_url_field: bool) -> ImageBlock:
     return ImageBlock.model_construct(path=Path(source))
 
 
-def _source(data: Any, path: Any, url: Any) -> Image | None:
+def _source(data: Any, path: Any, url: Any, kind: type[Media]) -> Media | None:
     if isinstance(data, (bytes, bytearray)):
-        return Image(_decoded(bytes(data)))
+        return kind(_decoded(bytes(data)))
     if data is not None:  # an open file
-        return Image(data)
+        return kind(data)
     if path is not None:
-        return Image(Path(path))
-    return None if url is None else Image(str(url), from_url_field=True)
+        return kind(Path(path))
+    return None if url is None else kind(str(url), from_url_field=True)
 
 
 def _decoded(data: bytes) -> bytes:

@@ -83,6 +83,7 @@ def read_adapter(
         reader,
         path=path,
         preprocess=reader.preprocess.of_weights(revision),
+        videos=None if reader.videos is None else reader.videos.of_weights(revision),
         revision=revision,
         build=lambda options: _built(reader, path, options),
     )

@@ -16,13 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
+from llavakit.model.families import VIDEO_TYPES
 from llavakit.model.language_models import context_limit
-from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout
+from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout, RowsLayout
 from llavakit.prompts.templates import OWN
 
-Preprocessing = Literal["pad", "anyres", "squash"]
+Preprocessing = Literal["pad", "anyres", "squash", "rows"]
 """``pad`` to a square (1.5); ``anyres``: the whole image and tiles of it (1.6, OneVision);
-``squash`` to a square (interleave)."""
+``squash`` to a square (interleave); ``rows`` of patches in the image's own shape (Pixtral)."""
 
 PLANNED_TOKENS = 4096
 """The conversation that :meth:`CatalogEntry.memory` reckons with."""
@@ -46,7 +47,8 @@ class CatalogEntry:
 
     Attributes:
         name: the short name for ``llavakit.load``.
-        original_id: where its authors published it, in LLaVA's own format.
+        original_id: where its authors published it, in LLaVA's own format; empty where they never
+            did.
         hf_id: the same weights in transformers' format.
         parameters: of language model, vision tower and projector together.
         embeddings: those of them in token embeddings and output head, which stay in 16 bit.
@@ -58,6 +60,7 @@ class CatalogEntry:
         preprocessing: what happens to an image before the vision tower.
         layout: counts an image's tokens.
         also: further names, such as Ollama's.
+        videos: whether it takes videos, in transformers' format.
     """
 
     name: str
@@ -73,6 +76,7 @@ class CatalogEntry:
     preprocessing: Preprocessing
     layout: ImageLayout
     also: tuple[str, ...] = ()
+    videos: bool = False
 
     @property
     def of_original(self) -> bool:
@@ -128,6 +132,19 @@ _ONEVISION = AnyresLayout(
     most_views=9,
     together=True,
 )
+
+# Twenty-seven grids, of up to ten views.
+_GRANITE = AnyresLayout(
+    tuple(
+        (384 * rows, 384 * columns)
+        for rows in range(1, 11)
+        for columns in range(1, 11)
+        if rows * columns <= 10
+    ),
+    view=384,
+    side=27,
+)
+_PIXTRAL = RowsLayout((1024, 1024), 16, row_end=12, image_end=13)
 
 CATALOG: tuple[CatalogEntry, ...] = (
     CatalogEntry("demo", "", "", 3_300_288, 368_640, 4, 2, 64, 4096, OWN, "pad", FixedLayout(64)),
@@ -241,6 +258,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "qwen_1_5",
         "anyres",
         _ONEVISION,
+        videos=True,
     ),
     CatalogEntry(
         "llava-onevision-qwen2-7b",
@@ -250,6 +268,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "qwen_1_5",
         "anyres",
         _ONEVISION,
+        videos=True,
     ),
     CatalogEntry(
         "llava-onevision-qwen2-72b",
@@ -259,6 +278,63 @@ CATALOG: tuple[CatalogEntry, ...] = (
         "qwen_1_5",
         "anyres",
         _ONEVISION,
+        videos=True,
+    ),
+    CatalogEntry(
+        "llava-next-video-7b",
+        "lmms-lab/LLaVA-NeXT-Video-7B",
+        "llava-hf/LLaVA-NeXT-Video-7B-hf",
+        *(7_063_431_168, 262_668_288, 32, 32, 128, 4096),
+        "llava_v1",
+        "anyres",
+        _NEXT,
+        videos=True,
+    ),
+    CatalogEntry(
+        "llava-next-video-34b",
+        "lmms-lab/LLaVA-NeXT-Video-34B",
+        "llava-hf/LLaVA-NeXT-Video-34B-hf",
+        *(34_752_083_968, 918_421_504, 60, 8, 128, 4096),
+        "chatml_direct",
+        "anyres",
+        _NEXT,
+        videos=True,
+    ),
+    CatalogEntry(
+        "vip-llava-7b",
+        "",
+        "llava-hf/vip-llava-7b-hf",
+        *(7_080_214_528, 262_668_288, 32, 32, 128, 4096),
+        OWN,
+        "pad",
+        _CLIP,
+    ),
+    CatalogEntry(
+        "vip-llava-13b",
+        "",
+        "llava-hf/vip-llava-13b-hf",
+        *(13_372_476_416, 328_335_360, 40, 40, 128, 4096),
+        OWN,
+        "pad",
+        _CLIP,
+    ),
+    CatalogEntry(
+        "granite-vision-3.3-2b",
+        "",
+        "ibm-granite/granite-vision-3.3-2b",
+        *(2_960_158_576, 100_671_488, 40, 8, 64, 131_072),
+        OWN,
+        "anyres",
+        _GRANITE,
+    ),
+    CatalogEntry(
+        "pixtral-12b",
+        "",
+        "mistral-community/pixtral-12b",
+        *(12_682_739_712, 1_342_177_280, 40, 8, 128, 131_072),
+        OWN,
+        "rows",
+        _PIXTRAL,
     ),
 )
 """All known models, the bundled one first."""
@@ -296,6 +372,21 @@ def context_length(model: str) -> int | None:
         return context_limit(SimpleNamespace(**{**config, **config.get("text_config", {})}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def takes_videos(model: str) -> bool:
+    """Whether a model takes videos: by its layout, or by a directory's ``config.json``.
+
+    False where neither says it; the model is never opened for it.
+    """
+    entry = resolve(model)
+    if entry is not None:
+        return entry.videos
+    try:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        return config.get("model_type") in VIDEO_TYPES
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def nearest(name: str, count: int = 3) -> list[str]:

@@ -40,6 +40,7 @@ def prompt_tokenizer(
     conv_mode: str | None,
     name: str,
     stop_strings: tuple[str, ...] = (),
+    video_id: int | None = None,
 ) -> PromptTokenizer:
     """The tokenizer with the template that the checkpoint is read with.
 
@@ -54,6 +55,7 @@ def prompt_tokenizer(
             checkpoint has none.
         stop_strings: what ends an answer beside special tokens, if the checkpoint's own
             template is taken.
+        video_id: the id of the video token, where the model takes videos.
 
     Raises:
         ParameterError: no template is called ``conv_mode``.
@@ -62,14 +64,14 @@ def prompt_tokenizer(
     if not tokenizer.chat_template:
         tokenizer.chat_template = _legacy_template(path)
     if conv_mode == OWN or (conv_mode is None and not _original(name) and tokenizer.chat_template):
-        return PromptTokenizer(tokenizer, image_id, stop_strings=stop_strings)
+        return PromptTokenizer(tokenizer, image_id, stop_strings=stop_strings, video_id=video_id)
     chosen = conv_mode or _named(name)
     if chosen is None:
         raise CheckpointError(
             f"{path} has no chat template and its name implies none; name the one that the "
             "model was trained with by conv_mode=."
         )
-    asked = PromptTokenizer(tokenizer, image_id, template(chosen))
+    asked = PromptTokenizer(tokenizer, image_id, template(chosen), video_id=video_id)
     if not tokenizer.chat_template:
         if conv_mode is None:
             log.warning(

@@ -11,10 +11,10 @@ from typing import Any
 
 from llavakit.errors import CheckpointError
 
-CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+CLIP, SIGLIP, PIXTRAL = "clip_vision_model", "siglip_vision_model", "pixtral"
 
 TOWERS: dict[str, tuple[str, ...]] = {
-    "llava": (CLIP, SIGLIP),
+    "llava": (CLIP, SIGLIP, PIXTRAL),
     "llava_next": (CLIP, SIGLIP),
     "llava_next_video": (CLIP, SIGLIP),
     "llava_onevision": (SIGLIP,),
@@ -22,12 +22,16 @@ TOWERS: dict[str, tuple[str, ...]] = {
 }
 """The vision towers of each model type whose features the layouts count."""
 
+ONEVISION = "llava_onevision"
+VIDEO_TYPES = ("llava_next_video", ONEVISION)
+"""Model types that take videos."""
+
 _NEAREST = {
     "llava_onevision1_5": "llava-onevision-qwen2-7b",
     "llavaonevision1_5": "llava-onevision-qwen2-7b",
     "llava_mpt": "llava-1.5-7b",
     "mpt": "llava-1.5-7b",
-    "video_llava": "llava-onevision-qwen2-7b, which takes images",
+    "video_llava": "llava-onevision-qwen2-7b",
     "fast_vlm": "llava-interleave-qwen-0.5b",
     "llava_qwen2": "llava-interleave-qwen-0.5b",
     "granite4_vision": "ibm-granite/granite-vision-3.3-2b",

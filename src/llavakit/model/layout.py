@@ -87,6 +87,60 @@ class AnyresLayout:
         return base + rows * (columns + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class RowsLayout:
+    """An image in its own shape, as rows of patches: Pixtral.
+
+    A token stands behind each row, and another one behind the last: words to the language model,
+    among which the features of the patches stand
+    (https://arxiv.org/abs/2410.07073, section 2.2).
+
+    Attributes:
+        longest: most pixels of an image's height and width; larger ones are shrunk.
+        patch: pixels along one side of a patch.
+        row_end: id of the token behind a row.
+        image_end: id of the token behind the last row.
+    """
+
+    longest: tuple[int, int]
+    patch: int
+    row_end: int
+    image_end: int
+
+    def shape(self, size: Size) -> tuple[int, int]:
+        """Rows and columns of patches of an image (``get_resize_output_image_size`` of HF)."""
+        width, height = size
+        ratio = max(height / self.longest[0], width / self.longest[1])
+        if ratio > 1:
+            height, width = math.floor(height / ratio), math.floor(width / ratio)
+        if not (height and width):
+            raise ImageError(
+                f"An image of {size[0]}x{size[1]} pixels is too thin for this model; crop or pad "
+                "it."
+            )
+        return -(-height // self.patch), -(-width // self.patch)
+
+    def tokens(self, size: Size, pictures: int = 1) -> int:
+        rows, columns = self.shape(size)
+        return rows * (columns + 1)
+
+
+def image_ids(layout: ImageLayout, token: int, size: Size, pictures: int) -> list[int]:
+    """The ids that stand in a prompt for an image.
+
+    Args:
+        layout: of the model.
+        token: its image token.
+        size: width and height that the processor sees.
+        pictures: images of the prompt.
+    """
+    if not isinstance(layout, RowsLayout):
+        return [token] * layout.tokens(size, pictures)
+    rows, columns = layout.shape(size)
+    ids = ([token] * columns + [layout.row_end]) * rows
+    return [*ids[:-1], layout.image_end]
+
+
 def best_grid(size: Size, grids: Sequence[Grid]) -> Grid:
     """The grid that shows most of an image, and among those the one that wastes least.
 

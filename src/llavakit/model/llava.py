@@ -18,8 +18,12 @@ from llavakit.kernels.calibration import calibrate
 from llavakit.kernels.native import KINDS
 from llavakit.kernels.products import Weights
 from llavakit.model.decoder import FusedDecoder, decoder_of, device_of
+from llavakit.model.families import ONEVISION
 from llavakit.model.layer_decoder import Attend, LayerDecoder
 from llavakit.model.preprocess import Pixels
+from llavakit.model.videos import VideoPixels
+
+_VIDEO = "pixel_values_videos"
 
 
 class Llava:
@@ -87,13 +91,46 @@ class Llava:
         dtype: torch.dtype = self._embeddings.weight.dtype
         return dtype
 
-    def encode_images(self, pictures: Sequence[Pixels]) -> list[Tensor]:
-        """Projected features of each image, [tokens, hidden], in one pass of the tower.
+    def encode_images(self, pictures: Sequence[Pixels | VideoPixels]) -> list[Tensor]:
+        """Projected features of each image or video, [tokens, hidden].
 
-        OneVision's images that share a prompt with others take a pass of their own.
+        Images take one pass of the tower, and OneVision's that share a prompt with others a pass
+        of their own; each video takes one, since it has as many views as a batch of images.
         """
         inputs = [picture.inputs() for picture in pictures]
-        if self.config.model_type != "llava_onevision":
+        images = [one for one in inputs if _VIDEO not in one]
+        found = iter(self._of_images(images) if images else ())
+        return [self._of_video(one[_VIDEO]) if _VIDEO in one else next(found) for one in inputs]
+
+    def _of_video(self, frames: Tensor) -> Tensor:
+        """[frames, 3, height, width] -> [tokens, hidden]."""
+        values = frames[None].to(self.device, self.dtype)
+        found = self.hf.model.get_video_features(pixel_values_videos=values, return_dict=True)
+        features: Tensor = found.pooler_output[0]
+        return features.to(self.device, self.dtype)
+
+    def _of_rows(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Features of an image's patches, with the words that stand behind its rows.
+
+        Alone: of several, transformers computes scores of all patches with all.
+        """
+        made = self.hf.model.get_image_features(
+            pixel_values=inputs["pixel_values"].to(self.device, self.dtype),
+            image_sizes=inputs["image_sizes"][None].to(self.device),
+            return_dict=True,
+        )
+        features = made.pooler_output[0].to(self.device, self.dtype)
+        patch = int(self.config.vision_config.patch_size)
+        columns = int(inputs["image_sizes"][1]) // patch
+        rows = features.view(-1, columns, features.shape[-1])
+        behind, last = self.embed(inputs["row_ends"].to(self.device))
+        ends = torch.cat([behind.expand(len(rows) - 1, -1), last[None]])
+        return torch.cat([rows, ends[:, None]], dim=1).flatten(0, 1)
+
+    def _of_images(self, inputs: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        if "row_ends" in inputs[0]:
+            return [self._of_rows(one) for one in inputs]
+        if self.config.model_type != ONEVISION:
             return self._features(inputs, {})
         result: list[Tensor] = [torch.empty(0)] * len(inputs)
         # Tiles, or one view of each; HF asks for the number of images in each prompt, and any

@@ -63,7 +63,7 @@ def locate(model: str, revision: str | None = None, *, original: bool = False) -
     if entry is None:
         return download(model, revision)
     if original:
-        return download(entry.original_id, revision)
+        return download(entry.original_id or entry.hf_id, revision)
     if not entry.hf_id:  # the bundled one, whatever its case
         return locate(entry.name)
     if model == entry.original_id and (found := _in_cache(model, revision)) is not None:

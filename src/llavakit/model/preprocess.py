@@ -11,7 +11,8 @@ from typing import Any
 
 from llavakit.errors import CheckpointError
 from llavakit.images import Picture
-from llavakit.model.layout import Size
+from llavakit.model.families import PIXTRAL
+from llavakit.model.layout import RowsLayout, Size
 
 LONGEST_SIDE = 8192
 """Pixels. Longer images are shrunk by a whole factor: padding one to a square would take
@@ -31,8 +32,58 @@ def image_processor(path: Path, config: Any) -> Any:
     processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
     if config.model_type in ("llava_next", "llava_next_video"):
         processor.do_pad = True
-    _check_processor(path, processor, config)
+    if config.vision_config.model_type == PIXTRAL:
+        _check_rows(path, processor, int(config.vision_config.patch_size))
+    else:
+        _check_processor(path, processor, config)
     return processor
+
+
+def rows_layout(path: Path, processor: Any, config: Any, tokenizer: Any) -> RowsLayout:
+    """The layout of a model with Pixtral's tower.
+
+    Raises:
+        CheckpointError: the tokenizer has no tokens for the ends of rows.
+    """
+    file = path / "processor_config.json"
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    names = said.get("image_break_token", "[IMG_BREAK]"), said.get("image_end_token", "[IMG_END]")
+    known = tokenizer.get_vocab()
+    for name in names:
+        if name not in known:
+            raise CheckpointError(
+                f"The tokenizer in {path} has no token {name!r}, which stands behind the rows of "
+                "an image; its files do not belong to this model."
+            )
+    size = processor.size
+    longest = size.get("longest_edge")
+    most = (longest, longest) if longest else (size["height"], size["width"])
+    return RowsLayout(
+        (int(most[0]), int(most[1])),
+        int(config.vision_config.patch_size),
+        *(known[name] for name in names),
+    )
+
+
+def _check_rows(path: Path, processor: Any, patch: int) -> None:
+    """Refuse a processor that does not make whole patches of Pixtral's tower.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    from PIL import Image as PILImage
+
+    refused = CheckpointError(
+        f"The image processor in {path} does not make patches of {patch}x{patch} pixels, which "
+        "the vision tower takes; copy the preprocessor_config.json that belongs to the weights."
+    )
+    try:
+        made = processor(images=[PILImage.new("RGB", (3 * patch, patch + 1))], return_tensors="pt")
+    except Exception as error:  # whatever a wrong file of settings leads to
+        raise refused from error
+    sizes = made.get("image_sizes")
+    if sizes is None or tuple(map(int, sizes[0])) != (2 * patch, 3 * patch):
+        raise refused
 
 
 def _check_processor(path: Path, processor: Any, config: Any) -> None:
@@ -74,8 +125,11 @@ class Pixels:
         size: width and height that the processor sees, in pixels.
     """
 
-    def __init__(self, key: str, picture: Picture, processor: Any) -> None:
+    def __init__(
+        self, key: str, picture: Picture, processor: Any, ends: tuple[int, int] | None = None
+    ) -> None:
         self.key = key
+        self._ends = ends
         self._factor = _factor(picture.size)
         self.size = seen_size(picture.size)
         self._picture = picture
@@ -87,8 +141,11 @@ class Pixels:
         """Tensors for ``get_image_features``, without the leading dimension of the batch.
 
         ``pixel_values`` is [views, 3, height, width]; ``image_sizes`` is [2] (height, width)
-        and only there for families that look at it.
+        and only there for families that look at it; ``row_ends`` is [2], the ids behind the rows
+        and behind the last row of Pixtral's patches.
         """
+        import torch
+
         with self._lock:
             if self._inputs is None:
                 rgb = self._picture.rgb
@@ -99,6 +156,8 @@ class Pixels:
                 self._inputs = {"pixel_values": values[0] if values.dim() == 5 else values}
                 if "image_sizes" in made:
                     self._inputs["image_sizes"] = made["image_sizes"][0]
+                if self._ends is not None:
+                    self._inputs["row_ends"] = torch.tensor(self._ends)
             return self._inputs
 
 
@@ -118,9 +177,11 @@ class ImagePreprocessor:
     Args:
         processor: the HF image processor (PIL backend).
         revision: identity of the weights; part of every key.
+        ends: ids behind the rows and behind the last row of Pixtral's patches.
     """
 
-    def __init__(self, processor: Any, revision: str) -> None:
+    def __init__(self, processor: Any, revision: str, ends: tuple[int, int] | None = None) -> None:
+        self._ends = ends
         several = _single_view(processor)
         self._alone = (processor, _identity(processor, revision))
         self._several = (several, _identity(several, revision))
@@ -129,7 +190,7 @@ class ImagePreprocessor:
 
     def of_weights(self, revision: str) -> ImagePreprocessor:
         """The same preprocessing for other weights."""
-        return ImagePreprocessor(self._alone[0], revision)
+        return ImagePreprocessor(self._alone[0], revision, self._ends)
 
     def __call__(self, picture: Picture, pictures: int = 1) -> Pixels:
         """The pixels of an image, one of ``pictures`` in its prompt; not yet preprocessed."""
@@ -138,7 +199,7 @@ class ImagePreprocessor:
         with self._lock:
             pixels = self._in_flight.get(key)
             if pixels is None:
-                pixels = self._in_flight[key] = Pixels(key, picture, processor)
+                pixels = self._in_flight[key] = Pixels(key, picture, processor, self._ends)
             return pixels
 
 

@@ -19,6 +19,7 @@ from llavakit.errors import CheckpointError
 from llavakit.model.layout import ImageLayout
 from llavakit.model.preprocess import ImagePreprocessor
 from llavakit.model.tokens import PromptTokenizer, Special
+from llavakit.model.videos import VideoPreprocessor
 
 Build = Callable[[dict[str, Any]], Any]
 """Options of ``from_pretrained`` (dtype, device_map, quantization_config) -> the HF model."""
@@ -40,6 +41,7 @@ class Reader:
         build: makes the HF model of the weights; raises ``CheckpointError``.
         describe: writes all files of the checkpoint in HF format but its weights, for this
             reader or one that was made from it.
+        videos: makes the vision tower's input of videos; None where the model takes none.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Reader:
     revision: str
     build: Build
     describe: Callable[[Reader, Path], None]
+    videos: VideoPreprocessor | None = None
 
 
 def built(

@@ -22,6 +22,7 @@ from llavakit.errors import CheckpointError
 from llavakit.images import Picture
 from llavakit.model.language_models import proven
 from llavakit.model.layer_decoder import LayerDecoder
+from llavakit.model.layout import image_ids
 from llavakit.model.llava import Llava
 from llavakit.model.reader import Reader
 from llavakit.model.trial import LARGEST_TOLERANCE, compare, key_shape
@@ -70,10 +71,10 @@ def check_weights(reader: Reader, model: Llava) -> None:
     decoder = model.by_layers
     with torch.inference_mode():
         words = model.embed(torch.tensor(_prompt(reader, None), device=model.device))
-        ids, inputs = _with_image(reader)
+        ids, inputs, at = _with_image(reader)
         seen = model.embed(torch.tensor(ids, device=model.device))
-        places = torch.tensor([one == reader.special.image for one in ids], device=model.device)
-        seen[places] = model.encode_images([inputs])[0]
+        features = model.encode_images([inputs])[0]
+        seen[at : at + len(features)] = features
 
         def reference(embeddings: Tensor) -> Tensor:
             with decoder.as_in_transformers():
@@ -95,7 +96,9 @@ def _whole_prompt(model: Llava, ids: list[int], inputs: Any, ours: Tensor) -> st
     made = inputs.inputs()
     pixels = made["pixel_values"].to(model.device, model.dtype)
     options: dict[str, Any] = {"pixel_values": pixels}
-    if model.config.model_type != "llava":
+    if "row_ends" in made:
+        options["image_sizes"] = made["image_sizes"][None]
+    elif model.config.model_type != "llava":
         options = {"pixel_values": pixels[None], "image_sizes": made["image_sizes"][None]}
     assert model.by_layers is not None, "only such models are compared"
     with model.by_layers.as_in_transformers():
@@ -287,8 +290,8 @@ def _prompt(reader: Reader, picture: Picture | None) -> list[int]:
     return reader.tokenizer.encode([Turn("user", (*image, Text("What is it?")))])
 
 
-def _with_image(reader: Reader) -> tuple[list[int], Any]:
-    """Token ids of a question about a small image, and what the vision tower reads of it."""
+def _with_image(reader: Reader) -> tuple[list[int], Any, int]:
+    """Token ids of a question about a small image, what the tower reads of it, and its place."""
     from PIL import Image as PILImage
 
     from llavakit.images import open_picture
@@ -297,8 +300,7 @@ def _with_image(reader: Reader) -> tuple[list[int], Any]:
     gradient = PILImage.linear_gradient("L").resize((32, 24)).convert("RGB")
     picture = open_picture(gradient, SourcePolicy())
     pixels = reader.preprocess(picture)
-    count = reader.layout.tokens(pixels.size)
-    ids: list[int] = []
-    for one in _prompt(reader, picture):
-        ids += [one] * count if one == reader.special.image else [one]
-    return ids, pixels
+    prompt = _prompt(reader, picture)
+    at = prompt.index(reader.special.image)
+    image = image_ids(reader.layout, reader.special.image, pixels.size, 1)
+    return [*prompt[:at], *image, *prompt[at + 1 :]], pixels, at

@@ -13,10 +13,12 @@ from jinja2 import TemplateError
 from llavakit.errors import CheckpointError, MessageError
 from llavakit.prompts.conversation import Turn
 from llavakit.prompts.styles import Template, in_lines
-from llavakit.values import Image, Part, Text, check_characters
+from llavakit.values import Image, Part, Text, Video, check_characters
 
 BREAK = "\uf8ff"
 """A private-use character that cuts special tokens which a user typed as plain text."""
+
+_NO_VIDEO = "\uf8fd"
 
 _END = "\uf8fe"
 """A private-use character that marks where an answer that was begun goes on."""
@@ -29,7 +31,7 @@ class Special:
     Attributes:
         image: stands for an image's tokens.
         stops: ids that end an answer.
-        forbidden: ids that must never be drawn: the image's, padding, and rows that no
+        forbidden: ids that must never be sampled: the image's, padding, and rows that no
             token of the tokenizer belongs to (they were never trained).
     """
 
@@ -47,6 +49,7 @@ class PromptTokenizer:
         template: stands in for the tokenizer's own chat template.
         stop_strings: strings that end every answer, for a chat template, which names none.
         image_text: what a template writes for an image; None takes the image token.
+        video_id: the id of the video token, where the model takes videos.
     """
 
     def __init__(
@@ -57,9 +60,11 @@ class PromptTokenizer:
         *,
         stop_strings: tuple[str, ...] = (),
         image_text: str | None = None,
+        video_id: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_id = image_id
+        self.video_id = video_id
         self.template = template
         self._stop_strings = stop_strings if template is None else template.stops
         image_token = tokenizer.convert_ids_to_tokens(image_id)
@@ -73,10 +78,16 @@ class PromptTokenizer:
                 "The checkpoint has no chat template; name one of llavakit's with conv_mode=."
             )
         self.image_token: str = image_token
+        # A private character where there is none: no text has it.
+        self.video_token: str = _NO_VIDEO
+        if video_id is not None:
+            self.video_token = tokenizer.convert_ids_to_tokens(video_id) or _NO_VIDEO
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._image_text = image_text or image_token
         self._special_texts = sorted(
-            {str(token) for token in tokenizer.all_special_tokens} | added | {self.image_token},
+            {str(token) for token in tokenizer.all_special_tokens}
+            | added
+            | {self.image_token, self.video_token},
             key=len,
             reverse=True,
         )
@@ -87,14 +98,19 @@ class PromptTokenizer:
         return self._stop_strings
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of the prompt; each image is one ``image_id``."""
+        """Ids of the prompt; each image is one ``image_id``, and each video one ``video_id``."""
         ids = self.tokenize(self.render(turns))
-        pictures = sum(isinstance(part, Image) for turn in turns for part in turn.parts)
-        if ids.count(self.image_id) != pictures:
-            raise MessageError(
-                f"The chat template of this model keeps {ids.count(self.image_id)} of "
-                f"{pictures} images; put images into user messages."
-            )
+        for kind, mark, what in (
+            (Image, self.image_id, "images"),
+            (Video, self.video_id, "videos"),
+        ):
+            given = sum(isinstance(part, kind) for turn in turns for part in turn.parts)
+            kept = 0 if mark is None else ids.count(mark)
+            if kept != given:
+                raise MessageError(
+                    f"The chat template of this model keeps {kept} of {given} {what}; put {what} "
+                    "into user messages."
+                )
         return ids
 
     def tokenize(self, text: str) -> list[int]:
@@ -113,7 +129,7 @@ class PromptTokenizer:
         """The text of the prompt; special tokens typed by a user are cut by ``BREAK``."""
         if self.template is not None:
             plain = [replace(turn, parts=self._plain(turn.parts)) for turn in turns]
-            return self.template.render(plain, self._image_text)
+            return self.template.render(plain, self._image_text, video=self.video_token)
         return self._to_answer(turns)
 
     def render_trained(self, turns: Sequence[Turn], *, answered: bool) -> str:
@@ -131,8 +147,8 @@ class PromptTokenizer:
             return self._chat_template(self._conversation(turns), answered=answered)
         plain = [replace(turn, parts=self._plain(turn.parts)) for turn in turns]
         if answered:
-            return self.template.render_answered(plain, self._image_text)
-        return self.template.render(plain, self._image_text, alone="")
+            return self.template.render_answered(plain, self._image_text, video=self.video_token)
+        return self.template.render(plain, self._image_text, video=self.video_token, alone="")
 
     def _to_answer(self, turns: Sequence[Turn]) -> str:
         """A conversation by the checkpoint's chat template, up to where the answer begins.
@@ -209,32 +225,49 @@ class PromptTokenizer:
     @cached_property
     def _keeps_order(self) -> bool:
         """Whether the chat template leaves images between the words where they are."""
-        words: list[Part] = [Text("before"), Image("picture.png"), Text("behind")]
-        blocks = [self._block(part) for part in words]
+        return self._places({"type": "image"}, self.image_token)
+
+    @cached_property
+    def _writes_videos(self) -> bool:
+        """Whether the chat template knows videos at all."""
+        return self._written({"type": "video"}).count(self.video_token) == 1
+
+    @cached_property
+    def _keeps_videos_in_order(self) -> bool:
+        return self._places({"type": "video"}, self.video_token)
+
+    def _places(self, block: dict[str, str], mark: str) -> bool:
+        before, found, behind = self._written(block).partition(mark)
+        return bool(found) and "before" in before and "behind" in behind
+
+    def _written(self, block: dict[str, str]) -> str:
+        """What the chat template makes of a block between two texts; empty if it fails."""
+        texts = [{"type": "text", "text": text} for text in ("before", "behind")]
         try:
-            rendered = self._chat_template([{"role": "user", "content": blocks}])
+            return self._chat_template([{"role": "user", "content": [texts[0], block, texts[1]]}])
         except Exception:  # a chat template is a program, and fails as it likes
-            return False
-        before, picture, behind = rendered.partition(self.image_token)
-        return bool(picture) and "before" in before and "behind" in behind
+            return ""
 
     def _blocks(self, parts: Sequence[Part]) -> list[dict[str, str]]:
         """A turn as a chat template reads it.
 
         Many templates write all images first, and end the turn behind every text. They get
-        the images that come first as such, and then one text in which the others stand.
+        the images and videos that come first as such, and then one text in which the others
+        stand; so do those that know no videos, with the videos in the text.
         """
-        if self._keeps_order and parts:
+        videos = any(isinstance(part, Video) for part in parts)
+        if self._keeps_order and parts and (self._keeps_videos_in_order or not videos):
             return [self._block(part) for part in parts]
         plain = self._plain(parts)
-        leading = len(list(takewhile(lambda part: isinstance(part, Image), plain)))
-        text = in_lines(plain[leading:], self.image_token)
-        return [{"type": "image"}] * leading + [{"type": "text", "text": text}]
+        as_blocks = (Image, Video) if self._writes_videos or not videos else Image
+        leading = list(takewhile(lambda part: isinstance(part, as_blocks), plain))
+        text = in_lines(plain[len(leading) :], self.image_token, video=self.video_token)
+        return [*(self._block(part) for part in leading), {"type": "text", "text": text}]
 
     def _block(self, part: Part) -> dict[str, str]:
-        if isinstance(part, Image):
-            return {"type": "image"}
-        return {"type": "text", "text": self.as_plain_text(part.text)}
+        if isinstance(part, Text):
+            return {"type": "text", "text": self.as_plain_text(part.text)}
+        return {"type": "video" if isinstance(part, Video) else "image"}
 
     def _plain(self, parts: Sequence[Part]) -> tuple[Part, ...]:
         return tuple(
@@ -244,7 +277,7 @@ class PromptTokenizer:
 
     def said(self, turn: Turn) -> str:
         """What one turn says, without any template, its images written as they are trained."""
-        return in_lines(self._plain(turn.parts), self._image_text, alone="")
+        return in_lines(self._plain(turn.parts), self._image_text, alone="", video=self.video_token)
 
     def as_plain_text(self, text: str) -> str:
         """The text with ``BREAK`` inside everything that would be read as a special token."""
@@ -289,7 +322,8 @@ def special_tokens(
     image = int(config.image_token_id)
     padding = tokenizer.pad_token_id
     forbidden = {image, *range(len(tokenizer), int(text_config.vocab_size))}
-    if (video := getattr(config, "video_token_id", None)) is not None:
+    video = getattr(config, "video_token_id", None)
+    if video is not None:
         forbidden.add(int(video))
     if padding is not None and padding not in stops:
         forbidden.add(padding)

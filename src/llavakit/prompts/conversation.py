@@ -23,7 +23,7 @@ from llavakit.prompts.tools import (
     schema_prompt,
     tools_prompt,
 )
-from llavakit.values import Image, Message, Part, Request, Text
+from llavakit.values import Message, Part, Request, Text
 
 TurnRole = Literal["system", "user", "assistant"]
 
@@ -34,7 +34,7 @@ class Turn:
 
     Attributes:
         role: the side that says it.
-        parts: text and images in their order.
+        parts: text, images and videos in their order.
         adds: for a system turn: it only adds to the template's own system text. The caller's
             system messages replace that text; llavakit's own passages about tools and schemas do
             not, where the caller gave no system message.
@@ -68,9 +68,9 @@ def to_turns(request: Request, *, answerable: bool = True) -> list[Turn]:
         check_answerable(request.messages, continues=request.continue_final_message)
     system = [message.content for message in request.messages if message.role == "system"]
     # Images alone do not replace the template's text; an empty text does: so it is removed.
-    adds = all(said and all(isinstance(part, Image) for part in said) for said in system)
+    adds = all(said and not any(isinstance(part, Text) for part in said) for said in system)
     instructions = _joined(_between([*system, *_instructions(request)], Text("\n")))
-    pictures = tuple(part for part in instructions if isinstance(part, Image))
+    pictures = tuple(part for part in instructions if not isinstance(part, Text))
     turns = _with_pictures(_alternating(request.messages), pictures)
     if request.continue_final_message and turns and turns[-1].role == "assistant":
         # An answer without a word is the same as a new one.
@@ -94,7 +94,9 @@ def check_answerable(messages: Sequence[Message], *, continues: bool = False) ->
         MessageError: as :func:`to_turns` raises it.
     """
     dialogue = [message for message in messages if message.role != "system"]
-    if not (dialogue or any(message.text or message.images for message in messages)):
+    if not (
+        dialogue or any(message.text or message.images or message.videos for message in messages)
+    ):
         raise MessageError("The conversation is empty; give at least one message with content.")
     last = dialogue[-1] if dialogue else None
     if last is not None and last.tool_calls:
@@ -125,7 +127,7 @@ def _alternating(messages: Iterable[Message]) -> list[Turn]:
 
 
 def _with_pictures(turns: list[Turn], pictures: tuple[Part, ...]) -> list[Turn]:
-    """Put the images of system messages at the beginning of the first user's turn."""
+    """Put the images and videos of system messages at the beginning of the first user's turn."""
     if not pictures:
         return turns
     first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llavakit.prompts.conversation import Turn, TurnRole
-from llavakit.values import Image, Part, Text
+from llavakit.values import Part, Text, Video
 
-IMAGE = "<image>"
-"""The placeholder of an image in the text of a prompt."""
+IMAGE, VIDEO = "<image>", "<video>"
+"""The placeholders of an image and of a video in the text of a prompt."""
 
 TurnText: TypeAlias = tuple[TurnRole, str]
 
@@ -55,7 +55,14 @@ class Template(ABC):
         """The separator before the assistant's words."""
         return ""
 
-    def render(self, turns: Sequence[Turn], image: str = IMAGE, *, alone: str = "\n") -> str:
+    def render(
+        self,
+        turns: Sequence[Turn],
+        image: str = IMAGE,
+        *,
+        video: str = VIDEO,
+        alone: str = "\n",
+    ) -> str:
         """Render the prompt of a conversation, up to where the assistant's next words begin.
 
         That is in a new turn of the assistant, whatever the last turn is, unless that one is open.
@@ -63,28 +70,32 @@ class Template(ABC):
         Args:
             turns: from :func:`~llavakit.prompts.conversation.to_turns`.
             image: the text of the model's image token.
+            video: that of its video token.
             alone: what ends a turn of nothing but images. The original wrote a line end
                 there when it answered, and nothing when it trained.
         """
         if turns and turns[-1].open:
             *before, begun = turns
-            words = self._content(begun.parts, image, alone)
-            return f"{self.render(before, image, alone=alone)}{self._gap}{words}"
-        written = self._closed(turns, image, alone)
+            words = self._content(begun.parts, image, video, alone)
+            prompt = self.render(before, image, video=video, alone=alone)
+            return f"{prompt}{self._gap}{words}"
+        written = self._closed(turns, image, video, alone)
         return written + self._opening(written)
 
-    def render_answered(self, turns: Sequence[Turn], image: str = IMAGE) -> str:
+    def render_answered(
+        self, turns: Sequence[Turn], image: str = IMAGE, *, video: str = VIDEO
+    ) -> str:
         """Render a conversation that ends with the assistant's words and their end mark.
 
         It is what models are trained on; arguments are those of :meth:`render`.
         """
-        return self._closed(turns, image, alone="")
+        return self._closed(turns, image, video, alone="")
 
-    def _closed(self, turns: Sequence[Turn], image: str, alone: str) -> str:
+    def _closed(self, turns: Sequence[Turn], image: str, video: str, alone: str) -> str:
         dialogue = [turn for turn in turns if turn.role != "system"]
         if self.tagged:
             dialogue = _received(dialogue)
-        said = [(turn.role, self._content(turn.parts, image, alone)) for turn in dialogue]
+        said = [(turn.role, self._content(turn.parts, image, video, alone)) for turn in dialogue]
         return self._written(self._system_of(turns), [*self.examples, *said])
 
     def _system_of(self, turns: Sequence[Turn]) -> str:
@@ -92,14 +103,14 @@ class Template(ABC):
         own = [self.system] if all(turn.adds for turn in given) else []
         return "\n".join(filter(None, [*own, *(turn.text for turn in given)]))
 
-    def _content(self, parts: Sequence[Part], image: str, alone: str) -> str:
+    def _content(self, parts: Sequence[Part], image: str, video: str, alone: str) -> str:
         if self.tagged:
-            return in_lines(parts, f"<Image>{image}</Image>", alone="")
-        return in_lines(parts, image, alone)
+            return in_lines(parts, f"<Image>{image}</Image>", video=video, alone="")
+        return in_lines(parts, image, alone, video=video)
 
 
-def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n") -> str:
-    """Join text and images in their order.
+def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n", *, video: str = VIDEO) -> str:
+    """Join text, images and videos in their order.
 
     LLaVA was trained on images with a line end behind them. It is not doubled where the
     text brings its own.
@@ -108,6 +119,7 @@ def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n") -> str:
         parts: what one side says.
         mark: stands for an image.
         alone: what ends a turn of nothing but images, as if words followed.
+        video: stands for a video.
     """
     written = ""
     leading = True
@@ -118,7 +130,7 @@ def in_lines(parts: Sequence[Part], mark: str, alone: str = "\n") -> str:
             continue
         if written and not written[-1].isspace():
             written += "\n"
-        written += mark
+        written += video if isinstance(part, Video) else mark
         if index + 1 < len(parts):
             after = parts[index + 1]
             written += "" if isinstance(after, Text) and after.text.startswith("\n") else "\n"
@@ -132,7 +144,7 @@ def _received(turns: Sequence[Turn]) -> list[Turn]:
     if not turns or turns[0].role != "user":
         return list(turns)
     parts = turns[0].parts
-    count = next((at for at, part in enumerate(parts) if not isinstance(part, Image)), 0)
+    count = next((at for at, part in enumerate(parts) if isinstance(part, Text)), 0)
     if count == 0:
         return list(turns)
     pictures, question = Turn("user", parts[:count]), Turn("user", parts[count:])

@@ -171,7 +171,7 @@ class RemoteBackend(Backend):
         link = self._linked()
         with _within(None):
             dialect = self._get_dialect(link, None)
-        pictures = any(message.images for message in request.messages)
+        pictures = any(message.images or message.videos for message in request.messages)
         if dialect.counts == "no" or (pictures and dialect.counts != "all"):
             what = "tokens" if dialect.counts == "no" else "the tokens of images"
             raise RemoteError(

@@ -14,9 +14,9 @@ from llavakit.errors import MessageError
 from llavakit.prompts.conversation import Turn, to_turns
 from llavakit.prompts.tools import compact_json
 from llavakit.remote.dialects import Dialect
-from llavakit.values import Image, Message, Part, Request, Text, ToolCall
+from llavakit.values import Image, Message, Part, Request, Text, ToolCall, Video
 
-ToUri = Callable[[Image], str]
+ToUri = Callable[[Image | Video], str]
 Wire = dict[str, Any]
 
 
@@ -29,7 +29,7 @@ def to_wire(
         request: the conversation, with its tools and schema.
         dialect: whether tools and schemas are written into the prompt, and which side puts turns
             together.
-        uri: opens an image.
+        uri: opens an image or a video.
         answerable: whether it must end with something to answer; False for counting.
 
     Raises:
@@ -72,6 +72,8 @@ def _content(parts: Sequence[Part], uri: ToUri) -> str | list[Wire]:
 def _part(part: Part, uri: ToUri) -> Wire:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
+    if isinstance(part, Video):
+        return {"type": "video_url", "video_url": {"url": uri(part)}}
     return {"type": "image_url", "image_url": {"url": uri(part)}}
 
 
@@ -102,13 +104,13 @@ def _identified(messages: Iterable[Message], *, strict: bool) -> list[Message]:
 
 
 def _with_one_system(messages: Sequence[Message]) -> list[Message]:
-    """All system texts in one message at the beginning; their images go to the user."""
+    """All system texts in one message at the beginning; images and videos go to the user."""
     said = [message.content for message in messages if message.role == "system"]
     rest = [message for message in messages if message.role != "system"]
     if not said:
         return rest
     parts = _joined(said)
-    pictures = [part for part in parts if isinstance(part, Image)]
+    pictures = [part for part in parts if not isinstance(part, Text)]
     texts = [part for part in parts if isinstance(part, Text)]
     if pictures:
         first = next((i for i, message in enumerate(rest) if message.role == "user"), None)
@@ -120,17 +122,18 @@ def _with_one_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def _with_pictures_of_users(messages: Sequence[Message]) -> list[Message]:
-    """Images of tools' results follow in a message of the user, behind all of the results."""
+    """Images and videos of tools' results follow in a user's message behind all of the results."""
     result: list[Message] = []
     held: list[Part] = []
     for message in messages:
         if message.role != "tool" and held:
             result.append(Message("user", held))
             held = []
-        if message.role == "tool" and message.images:
-            held.extend(message.images)
+        if message.role == "tool" and (message.images or message.videos):
+            held.extend(part for part in message.content if not isinstance(part, Text))
             texts = [part for part in message.content if isinstance(part, Text)]
-            message = _changed(message, content=texts or "The image follows.")
+            what = "video" if message.videos else "image"
+            message = _changed(message, content=texts or f"The {what} follows.")
         result.append(message)
     return [*result, Message("user", held)] if held else result
 

@@ -12,11 +12,12 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 
-from llavakit.errors import ImageDecodeError
+from llavakit.errors import ImageDecodeError, UnsupportedContentError
 from llavakit.images import Picture, open_picture, picture_size
 from llavakit.sources import SourcePolicy, is_address, read_source
 from llavakit.sources.formats import sniff
-from llavakit.values import Image
+from llavakit.values import Image, Video
+from llavakit.videos.formats import demuxer_of
 
 _START, _SCAN = b"\xff\xd8", 0xDA
 _PIXELS = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD})
@@ -25,13 +26,16 @@ _JFIF, _ADOBE = 0xE0, 0xEE
 """They say which colour space the numbers are in."""
 
 
-def data_uri(image: Image, policy: SourcePolicy) -> str:
-    """The image for the wire.
+def data_uri(image: Image | Video, policy: SourcePolicy) -> str:
+    """The image or video for the wire; a video as its file is.
 
     Raises:
         ImageError: it is no image that can be used.
         SourceError: it cannot be reached, or the policy forbids it.
+        UnsupportedContentError: a video says which of its frames are looked at.
     """
+    if isinstance(image, Video):
+        return _video_uri(image, policy)
     source = image.source
     if not isinstance(source, (str, bytes)) and not hasattr(source, "__fspath__"):
         return open_picture(source, policy).data_uri()
@@ -45,14 +49,25 @@ def data_uri(image: Image, policy: SourcePolicy) -> str:
     return picture.data_uri()
 
 
-def counted_data_uri(image: Image, policy: SourcePolicy) -> str:
+def _video_uri(video: Video, policy: SourcePolicy) -> str:
+    if video.num_frames is not None or video.fps is not None:
+        raise UnsupportedContentError(
+            "A server decides by itself which frames of a video are looked at; leave num_frames "
+            "and fps out, or run the model here."
+        )
+    data = read_source(video.source, policy, from_url_field=video.from_url_field)
+    kind = {"mov": "mp4", "matroska": "webm"}.get(name := demuxer_of(data), name)
+    return f"data:video/{kind};base64," + b64encode(data).decode("ascii")
+
+
+def counted_data_uri(image: Image | Video, policy: SourcePolicy) -> str:
     """An image for the wire that counts as many tokens; of an address, a black one of its size.
 
     Raises:
         ImageError, SourceError: as :func:`data_uri`.
     """
     source = image.source
-    if not (isinstance(source, str) and is_address(source)):
+    if isinstance(image, Video) or not (isinstance(source, str) and is_address(source)):
         return data_uri(image, policy)
     from PIL import Image as PILImage
 

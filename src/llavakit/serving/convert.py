@@ -1,4 +1,4 @@
-"""Requests of OpenAI's notation -> llavakit's, once their images are opened."""
+"""Requests of OpenAI's notation -> llavakit's, once their images and videos are opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from llavakit.arguments import from_openai, to_options, to_params
 from llavakit.backend import begins_a_turn, to_request
 from llavakit.errors import ContextLengthError, MessageError
-from llavakit.images import Picture
 from llavakit.prompts.conversation import check_answerable
 from llavakit.serving.errors import Refusal, blamed
 from llavakit.serving.messages import (
@@ -20,7 +19,9 @@ from llavakit.serving.messages import (
     RefusalBlock,
     TextFields,
     ToolMessage,
+    VideoBlocks,
 )
+from llavakit.serving.opening import Opened
 from llavakit.serving.schema import (
     AllowedToolsChoice,
     ChatRequest,
@@ -29,7 +30,7 @@ from llavakit.serving.schema import (
 )
 from llavakit.serving.settings import ServerSettings
 from llavakit.serving.sources import Place, in_messages
-from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall
+from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall, Video
 
 _SAMPLING = (
     "max_tokens",
@@ -57,7 +58,7 @@ def to_requests(
     body: ChatRequest,
     settings: ServerSettings,
     context_length: int,
-    pictures: Sequence[Sequence[Picture]],
+    opened: Sequence[Sequence[Opened]],
     place: Place = in_messages,
 ) -> list[Request]:
     """Make one request for each choice.
@@ -66,7 +67,7 @@ def to_requests(
         body: as the client sent it.
         settings: limits.
         context_length: tokens that the model holds.
-        pictures: the images of each block of its messages that has some, in their order.
+        opened: what each block of its messages that has images or a video holds, in their order.
         place: names a message in errors.
 
     Raises:
@@ -83,7 +84,7 @@ def to_requests(
         params = to_params(arguments)
         if settings.max_answer_tokens is not None:
             params = replace(params, max_tokens=min(params.max_tokens, settings.max_answer_tokens))
-    messages = to_messages(body.messages, pictures, place)
+    messages = to_messages(body.messages, opened, place)
     continues = bool(body.continue_final_message)
     with blamed("add_generation_prompt"):
         begins_a_turn(body.add_generation_prompt, continues)
@@ -196,14 +197,14 @@ def _offered(body: ChatRequest) -> tuple[Tool, ...]:
 
 def to_messages(
     messages: Sequence[ChatMessage],
-    pictures: Sequence[Sequence[Picture]],
+    opened: Sequence[Sequence[Opened]],
     place: Place = in_messages,
 ) -> list[Message]:
     """Make messages of llavakit.
 
     Args:
         messages: of the request.
-        pictures: the images of each of :func:`llavakit.serving.sources.image_sources`, opened.
+        opened: what :func:`llavakit.serving.sources.image_sources` named, opened.
         place: names a message in errors.
 
     Raises:
@@ -211,7 +212,7 @@ def to_messages(
     """
     result: list[Message] = []
     asked: set[str] = set()
-    images = iter(pictures)
+    images = iter(opened)
     for number, message in enumerate(messages):
         with blamed(place(number, None)):
             turn = _message(message, images)
@@ -247,11 +248,11 @@ def check_length(
         )
 
 
-def _message(message: ChatMessage, pictures: Iterator[Sequence[Picture]]) -> Message:
+def _message(message: ChatMessage, opened: Iterator[Sequence[Opened]]) -> Message:
     content = message.content
     parts: list[str | Part] = [content] if isinstance(content, str) else []
     if isinstance(content, list):
-        parts = [part for block in content for part in _parts(block, pictures)]
+        parts = [part for block in content for part in _parts(block, opened)]
     role = "system" if message.role == "developer" else message.role
     calls: list[ToolCall] = []
     if isinstance(message, AssistantMessage):
@@ -269,12 +270,14 @@ def _message(message: ChatMessage, pictures: Iterator[Sequence[Picture]]) -> Mes
     )
 
 
-def _parts(block: Any, pictures: Iterator[Sequence[Picture]]) -> list[Part]:
+def _parts(block: Any, opened: Iterator[Sequence[Opened]]) -> list[Part]:
     if isinstance(block, TextFields):
         return [Text(block.text)]
     if isinstance(block, RefusalBlock):
         return [Text(block.refusal)]
-    return [Image(picture) for picture in next(pictures)]
+    if isinstance(block, VideoBlocks):
+        return [Video(one, num_frames=block.num_frames, fps=block.fps) for one in next(opened)]
+    return [Image(picture) for picture in next(opened)]
 
 
 def _call_arguments(text: str) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from llavakit.errors import (
     SourceError,
     SourceNotAllowedError,
     UnsupportedContentError,
+    VideoError,
+    VideoTooLargeError,
 )
 
 log = logging.getLogger(__name__)
@@ -100,10 +102,12 @@ def _cut(text: str, most: int) -> str:
 # The first class that fits decides. What is not listed is a bug, or at least no client's fault.
 _STATUS: tuple[tuple[type[LlavaKitError], int, str], ...] = (
     (ImageTooLargeError, 413, "image_too_large"),
+    (VideoTooLargeError, 413, "video_too_large"),
     (ContextLengthError, 400, "context_length_exceeded"),
     (SourceNotAllowedError, 400, "source_not_allowed"),
     (SourceError, 400, "source_unreachable"),
     (ImageError, 400, "invalid_image"),
+    (VideoError, 400, "invalid_video"),
     (SchemaError, 400, "invalid_schema"),
     (UnsupportedContentError, 400, "unsupported_content"),
     (MessageError, 400, "invalid_messages"),
@@ -172,7 +176,7 @@ def _overflow(error: LlavaKitError) -> str:
 
 
 def _param(error: LlavaKitError) -> str | None:
-    if isinstance(error, (MessageError, ContextLengthError, ImageError, SourceError)):
+    if isinstance(error, (MessageError, ContextLengthError, ImageError, VideoError, SourceError)):
         return "messages"
     if isinstance(error, UnsupportedContentError):
         return "messages"

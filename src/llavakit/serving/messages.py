@@ -1,4 +1,4 @@
-"""Messages as OpenAI's clients write them, and the blocks in which they carry images."""
+"""Messages as OpenAI's clients write them, and the blocks of their images and videos."""
 
 from __future__ import annotations
 
@@ -171,6 +171,53 @@ FileBlocks = FileBlock | InputFileBlock
 ImageBlocks = ImageUrlBlock | InputImageBlock | ImageBlock
 """All blocks that carry an image."""
 
+
+class VideoUrl(Strict):
+    """Where a video is: a data URI; an http(s) URL only if the server allows it."""
+
+    url: str = Field(min_length=1)
+
+
+class VideoFields(BlockFields):
+    """What all blocks of videos may have beside the video."""
+
+    uuid: str | None = Field(
+        default=None,
+        description=f"{NO_EFFECT}: vLLM's name for a cached video; videos are found by content.",
+    )
+    num_frames: Whole | None = Field(
+        default=None, ge=1, description="Frames to look at; by default as many as in training."
+    )
+    fps: float | None = Field(
+        default=None, gt=0, description="Frames of each second to look at, instead."
+    )
+
+
+class VideoUrlBlock(VideoFields):
+    """A video, as vLLM's and SGLang's chat completions carry it."""
+
+    type: Literal["video_url"]
+    video_url: Annotated[
+        Annotated[VideoUrl, Tag("<object>")] | Annotated[str, Tag("<string>")],
+        by_shape(object="an object with a url", string="a string"),
+    ]
+
+
+class VideoBlock(VideoFields):
+    """A video, as Hugging Face's and LangChain's blocks carry it; exactly one source."""
+
+    type: Literal["video"]
+    video: str | None = Field(default=None, min_length=1)
+    url: str | None = Field(default=None, min_length=1)
+    base64: str | None = Field(default=None, min_length=1)
+    mime_type: str | None = Field(
+        default=None, description=f"{NO_EFFECT}: the bytes themselves say what they are."
+    )
+
+
+VideoBlocks = VideoUrlBlock | VideoBlock
+"""All blocks that carry a video."""
+
 Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[InputTextBlock, Tag("<input_text>")]
@@ -179,19 +226,14 @@ Block = Annotated[
     | Annotated[ImageUrlBlock, Tag("<image_url>")]
     | Annotated[InputImageBlock, Tag("<input_image>")]
     | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[VideoUrlBlock, Tag("<video_url>")]
+    | Annotated[VideoBlock, Tag("<video>")]
     | Annotated[FileBlock, Tag("<file>")]
     | Annotated[InputFileBlock, Tag("<input_file>")],
     by_field(
         "type",
-        "text",
-        "input_text",
-        "output_text",
-        "refusal",
-        "image_url",
-        "input_image",
-        "image",
-        "file",
-        "input_file",
+        *("text", "input_text", "output_text", "refusal"),
+        *("image_url", "input_image", "image", "video_url", "video", "file", "input_file"),
     ),
 ]
 
@@ -223,7 +265,7 @@ class DeveloperMessage(MessageFields):
 
 
 class UserMessage(MessageFields):
-    """A question, with images."""
+    """A question, with images and videos."""
 
     role: Literal["user"]
     content: Content

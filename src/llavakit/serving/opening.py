@@ -1,4 +1,4 @@
-"""The images and files of a request, opened in the lanes that their work belongs to."""
+"""The images, videos and files of a request, opened in the lanes that their work belongs to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from llavakit.serving.lanes import Lanes
 from llavakit.serving.limits import Share
 from llavakit.serving.sources import ImageSource
 from llavakit.sources import SourcePolicy, is_address, read_source
+from llavakit.videos.decode import measure
+
+Opened = Picture | bytes
+"""An image's pixels, or a video's file."""
 
 _BY_VALUE = {
     "image": "send the image as a data URI (data:image/png;base64,...).",
     "file": "send the file as a data URI (data:application/pdf;base64,...).",
+    "video": "send the video as a data URI (data:video/mp4;base64,...).",
 }
 
 
@@ -45,28 +50,30 @@ class Opener:
         self._policy = policy
         self._share = share
 
-    async def open(self, sources: Sequence[ImageSource], most: int) -> list[list[Picture]]:
-        """Open images and files one after the other.
+    async def open(self, sources: Sequence[ImageSource], most: int) -> list[list[Opened]]:
+        """Open images, videos and files one after the other.
 
         Args:
             sources: where they are.
             most: most images, pages of files among them.
 
         Returns:
-            The images of each: one, or the pages of a file.
+            The images of each: one, or the pages of a file; or a video's file.
 
         Raises:
             Refusal: one cannot be opened, with its place; or all open requests together hold
                 too much.
         """
         left = most - sum(source.file is None for source in sources)
-        opened = []
+        opened: list[list[Opened]] = []
         for source in sources:
             with blamed(source.place):
-                if source.file is None:
+                if source.video:
+                    opened.append([await self._video(source.source)])
+                elif source.file is None:
                     opened.append([await self._image(source.source)])
                 else:
-                    opened.append(await self._pages(source.source, source.file, left))
+                    opened.append([*await self._pages(source.source, source.file, left)])
                     left -= len(opened[-1])
         return opened
 
@@ -80,6 +87,14 @@ class Opener:
         width, height = picture.size
         self._share.take(3 * width * height)
         return picture
+
+    async def _video(self, source: str) -> bytes:
+        """The video's file, whose head was read; it is decoded when it is asked about."""
+        data = await self._read(source, "video")
+        self._share.take(len(data))
+        lane = self._lanes.of(size=len(data))
+        await lane.run(self.client, lambda: measure(data, self._policy))
+        return data
 
     async def _pages(self, source: str, name: str, most: int) -> list[Picture]:
         data = await self._read(source, "file")

@@ -38,11 +38,11 @@ from llavakit.serving.convert import (
 )
 from llavakit.serving.errors import Refusal, blamed, refusal
 from llavakit.serving.events import PING, EventStream
-from llavakit.serving.lanes import Lanes
+from llavakit.serving.lanes import LIGHT_PIXELS, Lanes
 from llavakit.serving.limits import Gate, Share, read_body
 from llavakit.serving.metrics import Clock, Metrics
 from llavakit.serving.notation import Asked, Parse, Served, Writer
-from llavakit.serving.opening import Opener
+from llavakit.serving.opening import Opened, Opener
 from llavakit.serving.readiness import Readiness, State
 from llavakit.serving.schema import TokenizeRequest
 from llavakit.serving.settings import ServerSettings
@@ -233,7 +233,7 @@ class Service:
         most = self.settings.max_images
         pictures = [await opener.open(of_body, most) for of_body in sources]
         flat = [one for of_body in pictures for of_block in of_body for one in of_block]
-        largest = max((one.size[0] * one.size[1] for one in flat), default=0)
+        largest = max((_work(one) for one in flat), default=0)
 
         def submitted() -> tuple[Writer, list[AnswerStream]]:
             requests: list[LlavaRequest] = []
@@ -253,7 +253,7 @@ class Service:
             writer = asked.writer(Served(self.name, info.revision or None, prompt))
             return writer, submit_all(self.backend, requests)
 
-        # The backend scales images here.
+        # The backend scales images and decodes videos here.
         lane = lanes.of(size=len(body), pixels=largest)
         writer, streams = await lane.run(client, submitted, lambda opened: close(opened[1]))
         for stream in streams:
@@ -321,6 +321,14 @@ class Service:
         clock.tokens(ordered)
         for data in writer.end(ordered):
             yield data
+
+
+def _work(opened: Opened) -> int:
+    """Pixels that the backend has to look at; decoding a video is always heavy."""
+    if isinstance(opened, bytes):
+        return LIGHT_PIXELS + 1
+    width, height = opened.size
+    return width * height
 
 
 def _counted(request: LlavaRequest) -> LlavaRequest:

@@ -11,6 +11,8 @@ from llavakit.errors import ParameterError
 from llavakit.sources import SourcePolicy
 
 MIB = 1 << 20
+VIDEO_SECONDS = 20.0
+"""In which a client's video must be decoded; how long it may last is the policy's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,9 @@ class ServerSettings:
         warm_up: at start, load the model, answer one token, and compile and capture what steps
             need; ``"load"`` leaves out the last, and False is ready at once.
         max_body_bytes: most bytes of a request.
-        max_images: most images of a request.
-        max_image_bytes: most bytes of one image.
-        max_image_pixels: most pixels of one image.
+        max_images: most images and videos of a request.
+        max_image_bytes: most bytes of one image or video.
+        max_image_pixels: most pixels of one image, or of a frame of a video.
         max_choices: the largest ``n``.
         max_answer_tokens: most tokens of one answer; None leaves it to the context.
         max_open_requests: most requests that are read, wait or are answered at once.
@@ -93,6 +95,7 @@ class ServerSettings:
             allow_urls=self.allow_urls,
             max_bytes=self.max_image_bytes,
             max_pixels=self.max_image_pixels,
+            max_video_decode_seconds=VIDEO_SECONDS,
         )
 
 

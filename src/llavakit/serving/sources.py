@@ -1,4 +1,4 @@
-"""The images and files that the messages of a request name, and where they stand in its body."""
+"""The images, videos and files that a request names, and where they stand in its body."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from llavakit.serving.messages import (
     ImageBlock,
     ImageBlocks,
     ImageUrl,
+    VideoBlock,
+    VideoBlocks,
+    VideoUrl,
 )
 
 Place: TypeAlias = Callable[[int, int | None], str]
@@ -23,17 +26,19 @@ Place: TypeAlias = Callable[[int, int | None], str]
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Where an image or a file of a request comes from.
+    """Where an image, a video or a file of a request comes from.
 
     Attributes:
         place: in the body, for errors.
         source: a data URI, base64, or an address.
         file: what the client calls a file; None for an image.
+        video: whether it is a video, which is read here and decoded when it is asked about.
     """
 
     place: str
     source: str
     file: str | None = None
+    video: bool = False
 
 
 def in_messages(number: int, block: int | None) -> str:
@@ -45,7 +50,7 @@ def in_messages(number: int, block: int | None) -> str:
 def image_sources(
     messages: Sequence[ChatMessage], most: int, place: Place = in_messages
 ) -> list[ImageSource]:
-    """Return where the images and files of a request come from, in their order.
+    """Return where the images, videos and files of a request come from, in their order.
 
     Raises:
         Refusal: more than ``most`` images, or a block that names none or several.
@@ -55,30 +60,50 @@ def image_sources(
         for number, message in enumerate(messages)
         if isinstance(message.content, list)
         for position, block in enumerate(message.content)
-        if isinstance(block, ImageBlocks | FileBlocks)
+        if isinstance(block, ImageBlocks | VideoBlocks | FileBlocks)
     ]
     if len(found) > most:
         raise Refusal(
             413,
-            f"The request has {len(found)} images or files; this server takes at most {most}.",
+            f"The request has {len(found)} images, videos or files; this server takes at most "
+            f"{most}.",
             code="too_many_images",
             param="messages",
         )
     sources = []
     for at, block in found:
         with blamed(at):
-            sources.append(_file(at, block) if isinstance(block, FileBlocks) else _image(at, block))
+            sources.append(_source(at, block))
     return sources
+
+
+def _source(at: str, block: ImageBlocks | VideoBlocks | FileBlocks) -> ImageSource:
+    if isinstance(block, FileBlocks):
+        return _file(at, block)
+    return _video(at, block) if isinstance(block, VideoBlocks) else _image(at, block)
 
 
 def _image(at: str, block: ImageBlocks) -> ImageSource:
     if isinstance(block, ImageBlock):
-        given = [one for one in (block.image, block.url, block.base64) if one is not None]
-        if len(given) != 1:
-            raise ParameterError("An image block takes exactly one of image, url and base64.")
-        return ImageSource(at, given[0])
+        given = _only("An image block", "image, url", block.image, block.url, block.base64)
+        return ImageSource(at, given)
     address = block.image_url
     return ImageSource(at, address.url if isinstance(address, ImageUrl) else address)
+
+
+def _video(at: str, block: VideoBlocks) -> ImageSource:
+    if isinstance(block, VideoBlock):
+        given = _only("A video block", "video, url", block.video, block.url, block.base64)
+        return ImageSource(at, given, video=True)
+    address = block.video_url
+    return ImageSource(at, address.url if isinstance(address, VideoUrl) else address, video=True)
+
+
+def _only(what: str, names: str, *sources: str | None) -> str:
+    given = [one for one in sources if one is not None]
+    if len(given) != 1:
+        raise ParameterError(f"{what} takes exactly one of {names} and base64.")
+    return given[0]
 
 
 def _file(at: str, block: FileBlocks) -> ImageSource:

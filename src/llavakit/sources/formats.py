@@ -67,7 +67,8 @@ _ADVICE = {
     "ICO": "icon files are not opened; convert it to PNG first",
     "JPEG2000": "this Pillow cannot decode JPEG 2000; upgrade Pillow or convert it to PNG",
     "JXL": "JPEG XL is not opened; convert it to JPEG or PNG first",
-    "VIDEO": "this is a video, not an image; extract the frames that you want to ask about",
+    "VIDEO": "this is a video, not an image; wrap it in llavakit.Video for a model that takes "
+    "videos, and for others extract the frames that you want to ask about",
     "AUDIO": "this is sound, not an image",
     "ZIP": "this is a ZIP archive or an Office document, not an image; open its pages with "
     "llavakit.documents.open_pages, or extract it",
@@ -82,6 +83,7 @@ _PUBLIC_ADVICE = {
     "LFS": "this is a Git LFS pointer, not the image itself; send the image",
     "ZIP": "this is a ZIP archive or an Office document, not an image; send its pages as images",
     "AVIF": "AVIF is not decoded here; convert it to PNG",
+    "VIDEO": "this is a video, not an image; send it as a video, or send frames of it",
 }
 """For remote callers, where the advice above is for the author of a program."""
 

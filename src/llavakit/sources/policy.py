@@ -44,6 +44,10 @@ class SourcePolicy:
             ceiling of about 179 million still holds for WebP and tiled TIFF.
         max_side: most pixels along one side. A strip of 100,000 x 1 has few pixels, but
             padding it to a square, as LLaVA does, would need ten thousand million.
+        max_video_seconds: longest video.
+        max_video_frames: most frames of a video; models look at a few of them, but finding
+            those takes decoding what is before them.
+        max_video_decode_seconds: seconds in which the frames of a video must be decoded.
         timeout: seconds in which a fetch must finish, redirects included.
         max_redirects: most redirects to follow; each is checked like the first URL.
     """
@@ -55,6 +59,9 @@ class SourcePolicy:
     max_bytes: int = 64 * 2**20
     max_pixels: int = 100_000_000
     max_side: int = 32_768
+    max_video_seconds: float = 600.0
+    max_video_frames: int = 36_000
+    max_video_decode_seconds: float = 60.0
     timeout: float = 20.0
     max_redirects: int = 3
 
@@ -69,9 +76,10 @@ class SourcePolicy:
                 raise ParameterError("roots holds something that is no folder's name.")
             # Absolute at once, so that a later chdir does not move the fence.
             object.__setattr__(self, "roots", tuple(Path(root).absolute() for root in several))
-        for name in ("max_bytes", "max_pixels", "max_side"):
+        for name in ("max_bytes", "max_pixels", "max_side", "max_video_frames"):
             check_integer(name, getattr(self, name), least=1)
-        check_number("timeout", self.timeout, above=0)
+        for name in ("max_video_seconds", "max_video_decode_seconds", "timeout"):
+            check_number(name, getattr(self, name), above=0)
         check_integer("max_redirects", self.max_redirects, least=0)
 
     def to_dict(self) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def _check_order(turns: Sequence[Turn], assistant_first: bool) -> None:
     if not any(turn.role == "assistant" for turn in spoken):
         raise FaultyRecord("no-answer", "the assistant says nothing in it")
     for number, turn in enumerate(spoken, 1):
-        if not any(isinstance(part, Image) or part.text.strip() for part in turn.parts):
+        if not any(not isinstance(part, Text) or part.text.strip() for part in turn.parts):
             kind = "empty-answer" if turn.role == "assistant" else "empty-question"
             raise FaultyRecord(kind, f"turn {number} is empty")
     if spoken[0].role == "assistant":

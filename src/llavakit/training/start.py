@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError, ParameterError
 from llavakit.model.adapter import is_hf_adapter
+from llavakit.model.layout import RowsLayout
 from llavakit.model.loader import load_reader, settings_of
 from llavakit.model.locate import locate
 from llavakit.model.original.config import is_original
@@ -70,6 +71,11 @@ def start_from(config: TrainConfig) -> Start:
                 "image_aspect_ratio is for checkpoints of the original's; leave it out."
             )
         reader = load_reader(path, conv_mode=config.conv_mode, name=config.model, model_base=base)
+        if isinstance(reader.layout, RowsLayout):
+            raise CheckpointError(
+                f"{config.model} has Pixtral's vision tower, whose images of many shapes are not "
+                "trained here; train a LLaVA with a CLIP or SigLIP tower."
+            )
         return Start(reader, None, config.model)
     if config.vision_tower is None and config.image_aspect_ratio is not None:
         path = _with_aspect(path, config)

@@ -25,7 +25,9 @@ LAYER = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
 def merge_lora(tensors: Tensors, path: Path) -> Tensors:
     """The same tensors with the adapter of a directory added: ``W + scale * B @ A``.
 
-    The sum is made in fp32, when a tensor is read.
+    The sum is made in fp32, when a tensor is read, and rounded to the type that the base's files
+    hold, as the original's merge is (PEFT adds in place to weights of that type): the model was
+    tried with the rounded sum.
 
     Args:
         tensors: the base model's, under the names that the adapter was trained with.
@@ -85,8 +87,9 @@ def _merged(
     scale = _scale(settings, layer, rank=down.shape[0])
 
     def read() -> Tensor:
+        base = weight.read()
         added = up.read().float() @ down.read().float()
-        return weight.read().float().add(added.T if turned else added, alpha=scale)
+        return base.float().add(added.T if turned else added, alpha=scale).to(base.dtype)
 
     return Stored(weight.shape, read)
 
