@@ -235,6 +235,10 @@ class World:
             known["source"] = self.index
         if path.startswith(("llavakit.documents:cite", "llavakit.documents:PageCitation")):
             known["reference"] = self.reference
+        if path == "llavakit.documents:cite_answer":
+            known |= {"references": [self.reference], "answer": "word"}
+        if path == "llavakit.documents:LeftOut":
+            known["counts"] = {".docx": 1}
         if path == "llavakit.documents:message_pages":
             known["source"] = llavakit.Image(PAGES)
             known["most"] = 8
@@ -283,6 +287,8 @@ class World:
             "PageImageParser": lambda: langchain.PageImageParser(self.chat),
             "PageImageReader": lambda: llama_index.PageImageReader(llm=self.llm, pages="1"),
             "PageCitation": lambda: documents.PageCitation(self.reference),
+            "Confidence": lambda: documents.Confidence(0.7, 0.5),
+            "LeftOut": lambda: documents.LeftOut("a", {".docx": 1}),
             "TextLayer": lambda: LAYER,
             "Word": lambda: LAYER.words[0],
             "PageRange": lambda: documents.PageRange.parse("1-2"),
