@@ -16,6 +16,15 @@ import torch
 from llavakit._forks import ForkLock
 from llavakit.engine.answer import Answer
 from llavakit.engine.config import EngineConfig
+from llavakit.engine.embedding import (
+    OTHER_TEXTS,
+    EmbeddingJob,
+    EmbeddingResult,
+    PendingEmbedding,
+    Prompt,
+    image_prompt,
+    text_prompt,
+)
 from llavakit.engine.grammar import grammar_of
 from llavakit.engine.keep_alive import FOREVER, Stay, Stays
 from llavakit.engine.loop import EngineLoop
@@ -29,9 +38,10 @@ from llavakit.kernels.huge_pages import trim
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader
 from llavakit.model.preprocess import seen_size
+from llavakit.model.retrieval import RetrievalAdapter
 from llavakit.prompts.conversation import Turn, to_turns
 from llavakit.streams import AnswerStream, Channel
-from llavakit.values import Image, Request, SamplingParams
+from llavakit.values import Image, Message, Request, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +157,54 @@ class Engine:
                 living.cancel(sequence)
 
         return AnswerStream(channel, cancel)
+
+    def embed(
+        self,
+        content: Image | str,
+        adapter: RetrievalAdapter,
+        open_picture: OpenPicture,
+        timeout: float | None = None,
+    ) -> PendingEmbedding:
+        """Queue an embedding of an image or a text; loads the model if it was unloaded.
+
+        Args:
+            content: an image, or a query.
+            adapter: a retrieval adapter for this model.
+            open_picture: opens images.
+            timeout: seconds until it is given up.
+
+        Raises:
+            InputError, ModelError, QueueFullError, EngineClosedError: as :meth:`submit` does.
+            CheckpointError: the adapter does not fit the model.
+        """
+        with _Lease(self) as held:
+            held.model.loop.check_room()
+            prompt = self._embedding_prompt(content, open_picture)
+            request = Request((Message("user", content),), timeout=timeout)
+            self._room(request, len(prompt.tokens), held.model.loop.scheduler.kv_tokens)
+            for image in prompt.images:
+                if image.key not in held.model.loop.runner.vision.cache:
+                    image.pixels.inputs()
+            job = EmbeddingJob(held.model.retrieval(adapter), prompt.first, prompt.last)
+            result = EmbeddingResult()
+            # One token: its keys and values belong to the prompt's last.
+            sequence = Sequence(prompt.tokens, prompt.images, request, result, 1, embedding=job)
+            held.model.loop.submit(sequence)
+            loop = weakref.ref(held.model.loop)
+
+        def cancel(keep: Engine = self) -> None:
+            living = loop()
+            if living is not None:
+                living.cancel(sequence)
+
+        return PendingEmbedding(result, prompt, cancel)
+
+    def _embedding_prompt(self, content: Image | str, open_picture: OpenPicture) -> Prompt:
+        if isinstance(content, Image):
+            return image_prompt(self.reader, *encode(self.reader, _said(content), open_picture))
+        texts = (content, *OTHER_TEXTS)
+        tokens, *others = (self.reader.tokenizer.encode(_said(text)) for text in texts)
+        return text_prompt(self.reader, tokens, others)
 
     def _room(self, request: Request, prompt: int, kv_tokens: int) -> int:
         """Tokens left for the answer: as many as requested, or as fit the context."""
@@ -287,6 +345,11 @@ class _Lease:
         model, self._model = self._model, None
         if model is not None:
             model.loop.leave()
+
+
+def _said(content: Image | str) -> list[Turn]:
+    """A conversation in which the user says nothing else."""
+    return to_turns(Request((Message("user", content),)))
 
 
 def _nudging(engine: weakref.ref[Engine]) -> Callable[[], None]:
