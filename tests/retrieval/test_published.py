@@ -27,12 +27,13 @@ from llavakit.errors import (
     UnsupportedImageError,
 )
 from llavakit.retrieval import published_model
+from llavakit.retrieval.embedder import load_embedder
 from llavakit.retrieval.published import PublishedRetriever, is_published_retriever
 from llavakit.sources import SourcePolicy
 from tests.retrieval.checkpoints import BUILDERS, DIMENSIONS
 
 SIZES = ((50, 50), (40, 120), (150, 33), (28, 28), (300, 211), (7, 9))
-QUERIES = ["What is the total?", "Who?", "", "Größe — 量 of <s> the thing " * 4]
+QUERIES = ["What is the total?", "Who?", "7", "Größe — 量 of <s> the thing " * 4]
 
 
 def image(width, height, seed=0):
@@ -288,16 +289,16 @@ def test_anything_that_is_an_image_is_opened_under_the_policy(one_kind, tmp_path
 
 def test_nothing_gives_nothing_and_both_or_neither_are_refused(one_kind):
     assert one_kind.ours.embed(images=[]) == [] and one_kind.ours.embed(texts=[]) == []
-    with pytest.raises(ParameterError, match="either images or texts"):
-        one_kind.ours.embed()
-    with pytest.raises(ParameterError, match="either images or texts"):
-        one_kind.ours.embed(images=[], texts=[])
-    with pytest.raises(ParameterError, match="texts"):
-        one_kind.ours.embed(texts="one query")
-    with pytest.raises(ParameterError, match="images"):
-        one_kind.ours.embed(images="page.png")
-    with pytest.raises(ParameterError, match="texts"):
-        one_kind.ours.embed(texts=["a", 3])
+    for given in (
+        {},
+        {"images": [], "texts": []},
+        {"texts": "one query"},
+        {"images": "page.png"},
+        {"texts": ["a", 3]},
+        {"texts": ["a", " "]},
+    ):
+        with pytest.raises(ParameterError, match=r"images|text"):
+            one_kind.ours.embed(**given)
 
 
 def test_a_query_with_the_mark_of_an_image_is_refused(tiny):
@@ -484,6 +485,19 @@ def test_numbers_that_are_not_finite_are_an_error(one_kind, tmp_path):
 def test_settings_that_do_not_exist_are_refused(one_kind, settings):
     with pytest.raises(ParameterError):
         PublishedRetriever(**{"model": one_kind.path, **settings}).embed(texts=["a"])
+
+
+def test_published_retrievers_are_loaded_by_name_as_every_embedder_is(tiny, tmp_path):
+    loaded = load_embedder(tiny.path, source_policy=SourcePolicy(roots=()), device="cpu")
+    assert isinstance(loaded, PublishedRetriever) and loaded.policy.roots == ()
+    (found,), (expected,) = loaded.embed(texts=["Sum"]), tiny.ours.embed(texts=["Sum"])
+    assert same(found, expected) and loaded.fingerprint == tiny.ours.fingerprint
+    with pytest.raises(ParameterError, match=r"adapter.*leave it out"):
+        load_embedder(tiny.path, adapter=tmp_path)
+    with pytest.raises(ParameterError, match="quantization has no effect on"):
+        load_embedder(tiny.path, quantization="4bit")
+    with pytest.raises(ParameterError, match="quantisation has no effect on"):
+        load_embedder(tiny.path, quantisation="4bit")
 
 
 def test_importing_it_loads_no_torch():

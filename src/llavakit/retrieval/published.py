@@ -11,11 +11,12 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from llavakit._checks import check_instance, members, refused
+from llavakit._checks import check_instance, refused
 from llavakit._forks import ForkLock
+from llavakit.embedding_requests import embedding_contents
 from llavakit.embeddings import Embedding
 from llavakit.engine.config import EngineConfig
-from llavakit.errors import EngineClosedError, ParameterError
+from llavakit.errors import EngineClosedError
 from llavakit.images import Picture, open_picture
 from llavakit.retrieval.published_families import is_published_retriever
 from llavakit.retrieval.published_files import Description, describe, load
@@ -107,7 +108,7 @@ class PublishedRetriever:
             texts: queries.
 
         Raises:
-            ParameterError: neither images nor texts are given, or both.
+            ParameterError: neither images nor texts are given, or both, or a text is empty.
             ImageError, SourceError: an image cannot be opened, or not be used by this model.
             InputError: a text holds the model's mark of an image.
             ContextLengthError: a text is too long.
@@ -115,14 +116,13 @@ class PublishedRetriever:
             EngineClosedError: it was closed.
             OutOfMemoryError: there is no memory for one image or text.
         """
-        if (images is None) == (texts is None):
-            raise ParameterError("embed() takes either images or texts; give one of the two.")
-        if images is not None:
-            given = members("images", images, Any)
-            pictures = (self._open(one) for one in given)
-            return self._loaded().images(pictures) if given else []
-        queries = members("texts", texts or (), str)
-        return self._loaded().texts(queries) if queries else []
+        given = embedding_contents(images, texts)
+        if not given:
+            return []
+        loaded = self._loaded()
+        if texts is not None:
+            return loaded.texts(one for one in given if isinstance(one, str))
+        return loaded.images(self._open(one) for one in given if isinstance(one, Image))
 
     def close(self) -> None:
         """Let go of the weights; what is being embedded is finished first. Safe to call twice."""
@@ -136,10 +136,8 @@ class PublishedRetriever:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _open(self, image: Any) -> Picture:
-        if isinstance(image, Image):
-            return open_picture(image.source, self._policy, from_url_field=image.from_url_field)
-        return open_picture(image, self._policy)
+    def _open(self, image: Image) -> Picture:
+        return open_picture(image.source, self._policy, from_url_field=image.from_url_field)
 
     def _described(self) -> Description:
         with self._lock:
