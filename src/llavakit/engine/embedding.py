@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 
 from llavakit.embeddings import Embedding, Places, Vectors
+from llavakit.engine.encoding import OpenPicture, encode
 from llavakit.engine.prefix import common_prefix
 from llavakit.engine.sequence import ImageSpan
 from llavakit.errors import RequestCancelledError
 from llavakit.model.places import places_of
 from llavakit.model.reader import Reader
 from llavakit.model.retrieval import RetrievalModel
+from llavakit.prompts.conversation import Turn, to_turns
+from llavakit.values import Image, Message, Request
 
 if TYPE_CHECKING:
     from llavakit.engine.scheduler import Work
@@ -127,7 +130,24 @@ class PendingEmbedding:
         self._result.fail(RequestCancelledError("The embedding was given up by its caller."))
 
 
-def image_prompt(reader: Reader, tokens: list[int], images: tuple[ImageSpan, ...]) -> Prompt:
+def prompt_of(reader: Reader, content: Image | str, open_picture: OpenPicture) -> Prompt:
+    """Return the prompt of an image or a query: a user who says nothing else.
+
+    Raises:
+        InputError: the image cannot be used.
+    """
+    if isinstance(content, Image):
+        return _image_prompt(reader, *encode(reader, _said(content), open_picture))
+    texts = (content, *_OTHER_TEXTS)
+    tokens, *others = (reader.tokenizer.encode(_said(text)) for text in texts)
+    return _text_prompt(reader, tokens, others)
+
+
+def _said(content: Image | str) -> list[Turn]:
+    return to_turns(Request((Message("user", content),)))
+
+
+def _image_prompt(reader: Reader, tokens: list[int], images: tuple[ImageSpan, ...]) -> Prompt:
     """Return the prompt of an image, cut behind it: what follows changes none of its vectors.
 
     Args:
@@ -139,7 +159,7 @@ def image_prompt(reader: Reader, tokens: list[int], images: tuple[ImageSpan, ...
     return Prompt(tokens[: image.end], images, image.start, image.end, places)
 
 
-def text_prompt(reader: Reader, tokens: list[int], others: list[list[int]]) -> Prompt:
+def _text_prompt(reader: Reader, tokens: list[int], others: list[list[int]]) -> Prompt:
     """Return the prompt of a text. All from its first word on is embedded.
 
     What the template writes behind the text has read all of it, as ColPali's padding does
@@ -160,7 +180,7 @@ def text_prompt(reader: Reader, tokens: list[int], others: list[list[int]]) -> P
     return Prompt(tokens, (), first, len(tokens), words=tuple(words[first:]))
 
 
-OTHER_TEXTS = ("a b", "1 2")
+_OTHER_TEXTS = ("a b", "1 2")
 """Two texts that begin and end unlike each other."""
 
 

@@ -17,23 +17,21 @@ from llavakit._forks import ForkLock
 from llavakit.engine.answer import Answer
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.embedding import (
-    OTHER_TEXTS,
     EmbeddingJob,
     EmbeddingResult,
     PendingEmbedding,
-    Prompt,
-    image_prompt,
-    text_prompt,
+    prompt_of,
 )
+from llavakit.engine.encoding import OpenPicture, encode
 from llavakit.engine.grammar import grammar_of
 from llavakit.engine.keep_alive import FOREVER, Stay, Stays
 from llavakit.engine.loop import EngineLoop
 from llavakit.engine.resident import Resident
-from llavakit.engine.sequence import ImageSpan, Sequence
+from llavakit.engine.sequence import Sequence
 from llavakit.engine.steps import Counters
 from llavakit.engine.warm_up import Progress, warm_up
 from llavakit.errors import ContextLengthError, EngineClosedError, ParameterError
-from llavakit.images import Picture, open_picture
+from llavakit.images import open_picture
 from llavakit.kernels.huge_pages import trim
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader
@@ -44,8 +42,6 @@ from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Image, Message, Request, SamplingParams
 
 log = logging.getLogger(__name__)
-
-OpenPicture = Callable[[Image], Picture]
 
 _loading = ForkLock()
 """One model is loaded at a time: transformers changes torch meanwhile, and memory is counted."""
@@ -179,7 +175,7 @@ class Engine:
         """
         with _Lease(self) as held:
             held.model.loop.check_room()
-            prompt = self._embedding_prompt(content, open_picture)
+            prompt = prompt_of(self.reader, content, open_picture)
             request = Request((Message("user", content),), timeout=timeout)
             self._room(request, len(prompt.tokens), held.model.loop.scheduler.kv_tokens)
             for image in prompt.images:
@@ -198,13 +194,6 @@ class Engine:
                 living.cancel(sequence)
 
         return PendingEmbedding(result, prompt, cancel)
-
-    def _embedding_prompt(self, content: Image | str, open_picture: OpenPicture) -> Prompt:
-        if isinstance(content, Image):
-            return image_prompt(self.reader, *encode(self.reader, _said(content), open_picture))
-        texts = (content, *OTHER_TEXTS)
-        tokens, *others = (self.reader.tokenizer.encode(_said(text)) for text in texts)
-        return text_prompt(self.reader, tokens, others)
 
     def _room(self, request: Request, prompt: int, kv_tokens: int) -> int:
         """Tokens left for the answer: as many as requested, or as fit the context."""
@@ -347,11 +336,6 @@ class _Lease:
             model.loop.leave()
 
 
-def _said(content: Image | str) -> list[Turn]:
-    """A conversation in which the user says nothing else."""
-    return to_turns(Request((Message("user", content),)))
-
-
 def _nudging(engine: weakref.ref[Engine]) -> Callable[[], None]:
     """Return a callback by which an engine's loop asks again how long it may wait; lock-free."""
 
@@ -390,26 +374,6 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
                 f"logit_bias names the token {token}, and this model's vocabulary ends at "
                 f"{vocab_size - 1}; take the token out."
             )
-
-
-def encode(
-    reader: Reader, turns: list[Turn], open_picture: OpenPicture
-) -> tuple[list[int], tuple[ImageSpan, ...]]:
-    """Tokenise a prompt, repeat each image's token, and find where the images stand."""
-    parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
-    pictures = [open_picture(part) for part in parts]
-    tokens: list[int] = []
-    images: list[ImageSpan] = []
-    for token in reader.tokenizer.encode(turns):
-        if token == reader.special.image:
-            picture = pictures[len(images)]
-            pixels = reader.preprocess(picture, len(pictures))
-            count = reader.layout.tokens(pixels.size, len(pictures))
-            images.append(ImageSpan(len(tokens), count, pixels.key, pixels))
-            tokens += [token] * count
-        else:
-            tokens.append(token)
-    return tokens, tuple(images)
 
 
 def count(reader: Reader, turns: list[Turn], size_of: Callable[[Image], tuple[int, int]]) -> int:

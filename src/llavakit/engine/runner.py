@@ -138,13 +138,12 @@ class ModelRunner:
         adapters = dict.fromkeys(one.sequence.embedding.model for one in work)
         for model in adapters:
             own = [one for one in work if one.sequence.embedding.model is model]
-            passes = self._in_halves(
-                own, outcome, lambda some, model=model: self._vectors(some, features, model)
-            )
+            compute = functools.partial(self._vectors, model=model, features=features)
+            passes = self._in_halves(own, outcome, compute)
             outcome.embedded += [pair for _, pairs in passes for pair in pairs]
 
     def _vectors(
-        self, work: Items[Work], features: dict[str, Tensor], model: RetrievalModel
+        self, work: Items[Work], model: RetrievalModel, features: dict[str, Tensor]
     ) -> list[tuple[Work, Tensor]]:
         self.eager += 1
         hidden = self._hidden(work, features, None, model.decode)
@@ -152,7 +151,7 @@ class ModelRunner:
         spans = [one.sequence.embedding.wanted(one) for one in work]
         chosen = [hidden[p + s.start : p + s.stop] for p, s in zip(places, spans, strict=False)]
         vectors = model.project(torch.cat(chosen))
-        parts = vectors.split([len(one) for one in chosen])
+        parts = torch.split(vectors, [len(one) for one in chosen])
         return list(zip(work, parts, strict=True))
 
     def _in_halves(

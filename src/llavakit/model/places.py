@@ -63,8 +63,7 @@ def _view(processor: Any, size: Size) -> tuple[float, float, float, float]:
         side = max(size)
         x, y = (side - width) / 2 / width, (side - height) / 2 / height
         return (-x, -y, 1 + x, 1 + y)
-    edge = getattr(processor, "size", None)
-    edge = edge.get("shortest_edge") if hasattr(edge, "get") else None
+    edge = dict(getattr(processor, "size", None) or {}).get("shortest_edge")
     if getattr(processor, "do_center_crop", False) and edge:
         crop = processor.crop_size
         scale = edge / min(size)
