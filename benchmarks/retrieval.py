@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -73,9 +74,8 @@ def by_pixels(
     pages: list[Embedding] = []
     for start in range(0, len(images), 64):
         pages += embedder.embed(images=images[start : start + 64])
-        print(f"\r{len(pages)} pages embedded", end="", flush=True)
+        _say(f"{len(pages)} pages embedded")
     speed = len(images) / (time.perf_counter() - begun)
-    print()
     queries, embedding_ms = [], []
     for one in asked:
         begun = time.perf_counter()
@@ -177,8 +177,7 @@ def transcribed(model: str, images: Path, device: str) -> tuple[list[str], float
     texts = []
     for reading in read_pages(backend, open_files([images]), Task("transcribe")):
         texts.append(reading.text or "")
-        print(f"\r{len(texts)} pages transcribed", end="", flush=True)
-    print()
+        _say(f"{len(texts)} pages transcribed")
     return texts, len(texts) / (time.perf_counter() - begun)
 
 
@@ -223,6 +222,11 @@ def _timed(rank: Callable[[str], Ranking], asked: Sequence[Asked]) -> tuple[list
         rankings.append(rank(one.text))
         took.append(1000 * (time.perf_counter() - begun))
     return rankings, statistics.median(took)
+
+
+def _say(progress: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{progress} ", end="", file=sys.stderr, flush=True)
 
 
 def _size(texts: Sequence[str]) -> float:

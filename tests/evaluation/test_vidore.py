@@ -3,12 +3,13 @@
 import json
 import math
 import random
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from llavakit.embeddings import Embedding, maxsim
-from llavakit.errors import InputError, ParameterError, SourceNotFoundError
+from llavakit.errors import InputError, LlavaKitError, ParameterError, SourceNotFoundError
 from llavakit.evaluation import evaluate_retrieval, open_benchmark, read_tasks, to_retrieval_table
 from llavakit.evaluation.data import Data
 from llavakit.evaluation.vidore_pages import _maxsims
@@ -342,6 +343,16 @@ def test_damaged_and_missing_files_are_refused(small, tmp_path):
         read_tasks(tmp_path / "empty")
     with pytest.raises(SourceNotFoundError, match="not a folder"):
         read_tasks(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("table", ["corpus", "queries", "qrels"])
+def test_a_damaged_file_gives_an_error_in_words_wherever_it_is_damaged(small, tmp_path, table):
+    file = small / table / "test-00000-of-00001.parquet"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 30)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with suppress(LlavaKitError):  # or the damage is one of an image, or of none that is read
+            run(small, tmp_path / "out", restart=True)
 
 
 def test_vidore_is_no_benchmark_of_questions(small):

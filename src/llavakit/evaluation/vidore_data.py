@@ -10,6 +10,7 @@ writes ``query_id`` and ``corpus_id``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,9 @@ def _split(folder: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def _columns(path: Path) -> list[str]:
-    return list(_open(path).schema_arrow.names)
+    opened = _open(path)
+    with _reading(path):
+        return list(opened.schema_arrow.names)
 
 
 def _column(path: Path, *names: str) -> str:
@@ -201,30 +204,35 @@ def _column(path: Path, *names: str) -> str:
 
 
 def _rows(path: Path, columns: Sequence[str], batch: int = 4096) -> Iterator[dict[str, Any]]:
-    try:
-        for table in _open(path).iter_batches(batch_size=batch, columns=list(columns)):
+    opened = _open(path)
+    with _reading(path):
+        for table in opened.iter_batches(batch_size=batch, columns=list(columns)):
             yield from table.to_pylist()
-    except OSError as error:
-        raise _damaged(path, error) from error
 
 
 def _open(path: Path) -> Any:
     try:
-        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MissingDependencyError(
             'Reading ViDoRe\'s parquet files needs pyarrow; run: pip install "llavakit[eval]"'
         ) from error
-    try:
+    with _reading(path):
         return ParquetFile(path)
-    except (OSError, ArrowException) as error:
-        raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:120]
-    return InputError(f"{path} cannot be read as parquet ({reason}); download it again.")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever pyarrow raises for a damaged file into an error of ours."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (OSError, ArrowException, ValueError) as error:  # bytes that are not text, too
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path} cannot be read as parquet ({reason}); download it again."
+        ) from error
 
 
 def _text(path: Path, value: Any, what: str) -> str:
