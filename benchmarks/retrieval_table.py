@@ -11,6 +11,11 @@ def tables(figures: Mapping[str, Any]) -> str:
     ways, pooling = figures["ways"], figures["pooling"]
     head = f"{figures['questions']} questions with one right page each, among {figures['pages']}"
     parts = [f"{head} drawn pages that no model was trained on; on {figures['machine']}."]
+    if (load := figures.get("load average beside it")) is not None:
+        parts.append(
+            f"The machine's load average was {load}: speeds are of a share of it where that is "
+            "more than its processors."
+        )
     if "pages transcribed without a fault" in figures:
         right = figures["pages transcribed without a fault"]
         parts.append(f"Of the pages, {right} were transcribed without a fault.")
