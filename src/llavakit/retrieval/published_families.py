@@ -33,6 +33,7 @@ class Family:
     Attributes:
         title: its name, for people.
         class_name: what the names of transformers' classes begin with.
+        merged: patches of the vision tower that one token stands for.
         patches: the processor and an image's (width, height) -> how many tokens are patches.
         boxes: the processor, its tensors for a batch, a row of the batch and that image's
             (width, height) -> the boxes of its patches, in the order of their tokens.
@@ -40,6 +41,7 @@ class Family:
 
     title: str
     class_name: str
+    merged: int
     patches: Callable[[Any, tuple[int, int]], int]
     boxes: Callable[[Any, Mapping[str, Any], int, tuple[int, int]], Boxes]
 
@@ -117,10 +119,10 @@ def _colmodernvbert_boxes(
 
 
 FAMILIES: dict[str, Family] = {
-    "colpali": Family("ColPali", "ColPali", _colpali_patches, _colpali_boxes),
-    "colqwen2": Family("ColQwen2", "ColQwen2", _colqwen2_patches, _colqwen2_boxes),
+    "colpali": Family("ColPali", "ColPali", 1, _colpali_patches, _colpali_boxes),
+    "colqwen2": Family("ColQwen2", "ColQwen2", 4, _colqwen2_patches, _colqwen2_boxes),
     "colmodernvbert": Family(
-        "ColModernVBERT", "ColModernVBert", _colmodernvbert_patches, _colmodernvbert_boxes
+        "ColModernVBERT", "ColModernVBert", 16, _colmodernvbert_patches, _colmodernvbert_boxes
     ),
 }
 """By the ``model_type`` of ``config.json``."""

@@ -182,9 +182,8 @@ class LoadedRetriever:
                 f"{self._family.title} cannot take an image of {width}x{height} pixels ({error}); "
                 "give a part of it."
             ) from error
-        # A token stands for up to 16 patches of the vision tower, which are narrower.
         wide = int(getattr(self._vision, "embed_dim", None) or self._vision.hidden_size)
-        seen = 2 * 16 * 6 * wide * tokens * self._model.dtype.itemsize
+        seen = 2 * self._family.merged * 8 * wide * tokens * self._model.dtype.itemsize
         return int(self._token_bytes(tokens) + seen + _PIXEL_BYTES * width * height)
 
     def _text_bytes(self, query: str) -> int:
@@ -200,8 +199,11 @@ class LoadedRetriever:
         import torch
 
         if self._model.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self._model.device)
-            return int(free) // 2
+            place = self._model.device
+            free, _ = torch.cuda.mem_get_info(place)
+            # What earlier batches have used is torch's, and free for this one.
+            kept = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+            return int(free + kept) // 2
         return memory.available() // 4
 
     def _forget(self) -> None:
