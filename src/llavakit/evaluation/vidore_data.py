@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llavakit._checks import checked
 from llavakit.errors import InputError, MissingDependencyError, SourceNotFoundError
 
 _TABLES = ("corpus", "queries", "qrels")
@@ -75,6 +76,7 @@ class RetrievalTask:
                 yield PageRow(str(row[self.id_column]), _image_bytes(path, row["image"]))
 
 
+@checked
 def read_tasks(folder: Path) -> list[RetrievalTask]:
     """Read queries and judgements of a data set, or of all that lie in a folder.
 
