@@ -134,7 +134,7 @@ def test_tables_have_every_way_kind_and_factor():
 @pytest.mark.slow  # loads the sentence embeddings
 def test_a_small_run_by_text_alone(tmp_path):
     out = tmp_path / "figures"
-    options = f"--pages 60 --questions 20 --without-pixels --out {out}"
+    options = f"--pages 40 --questions 12 --without-pixels --out {out}"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.retrieval", *options.split()],
         cwd=ROOT,
