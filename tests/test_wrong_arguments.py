@@ -190,8 +190,18 @@ class World:
             "completions": [llavakit.Completion("a")],
             "context_length": 100,
             "cut": 0,
+            "depth": 5,
             "done": 1,
             "elsewhere": "",
+            "embedder": Embedder(),
+            "fingerprint": "",
+            "id_column": "id",
+            "ids": (),
+            "pool": 1,
+            "queries": (),
+            "ranked": ["a"],
+            "relevance": {"a": 1},
+            "tasks": (),
             "errors": 0,
             "files": (),
             "input": "What is it?",
@@ -239,6 +249,8 @@ class World:
             known |= {"references": [self.reference], "answer": "word"}
         if path == "llavakit.documents:LeftOut":
             known["counts"] = {".docx": 1}
+        if path.endswith("to_retrieval_table"):
+            known["results"] = self.thing("llavakit.evaluation:RetrievalResults")
         if path == "llavakit.documents:message_pages":
             known["source"] = llavakit.Image(PAGES)
             known["most"] = 8
@@ -306,6 +318,10 @@ class World:
             "Results": lambda: evaluation.Results(
                 "drawn", "drawn", "demo", "", 1, 1, 0, 0, (), "", ()
             ),
+            "RetrievalResults": lambda: evaluation.RetrievalResults(
+                "vidore", "ViDoRe", "demo", "", 1, (), ()
+            ),
+            "RetrievalTask": lambda: evaluation.RetrievalTask("a", (), (), (), "id"),
             "SamplingParams": llavakit.SamplingParams,
             "ServerSettings": serving.ServerSettings,
             "SourcePolicy": llavakit.SourcePolicy,
@@ -328,6 +344,13 @@ class World:
         elif path == "llavakit.llama_index:ImageQuestionTool":
             thing = partial(thing, model="demo")
         return thing, arguments_of(thing)
+
+
+class Embedder:
+    fingerprint, dimensions = "", 1
+
+    def embed(self, *, images=None, texts=None):
+        return []
 
 
 class Benchmark(evaluation.Benchmark):

@@ -16,38 +16,31 @@ import torch
 from llavakit._forks import ForkLock
 from llavakit.engine.answer import Answer
 from llavakit.engine.config import EngineConfig
+from llavakit.engine.embedding import (
+    EmbeddingJob,
+    EmbeddingResult,
+    PendingEmbedding,
+    prompt_of,
+)
+from llavakit.engine.encoding import OpenMedia, encode
 from llavakit.engine.grammar_text import grammar_of
 from llavakit.engine.keep_alive import FOREVER, Stay, Stays
 from llavakit.engine.loop import EngineLoop
 from llavakit.engine.resident import Resident
-from llavakit.engine.sequence import ImageSpan, Sequence
+from llavakit.engine.sequence import Sequence
 from llavakit.engine.steps import Counters
 from llavakit.engine.warm_up import Progress, warm_up
-from llavakit.errors import (
-    ContextLengthError,
-    EngineClosedError,
-    ParameterError,
-    UnsupportedContentError,
-)
+from llavakit.errors import ContextLengthError, EngineClosedError, ParameterError
 from llavakit.images import open_picture
 from llavakit.kernels.huge_pages import trim
-from llavakit.model.layout import image_ids
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader
-from llavakit.model.preprocess import Pixels, seen_size
-from llavakit.model.videos import VideoPixels
-from llavakit.prompts.conversation import Turn, to_turns
+from llavakit.model.retrieval import RetrievalAdapter
+from llavakit.prompts.conversation import to_turns
 from llavakit.streams import AnswerStream, Channel
-from llavakit.values import Image, Request, SamplingParams, Text, Video
+from llavakit.values import Image, Message, Request, SamplingParams
 
 log = logging.getLogger(__name__)
-
-OpenMedia = Callable[[Image | Video], Any]
-"""Opens an image (a :class:`~llavakit.images.Picture`) or a video (a
-:class:`~llavakit.videos.Clip`)."""
-
-Measure = Callable[[Image | Video], Any]
-"""Width and height of an image in pixels, or the :class:`~llavakit.videos.Length` of a video."""
 
 _loading = ForkLock()
 """One model is loaded at a time: transformers changes torch meanwhile, and memory is counted."""
@@ -159,6 +152,47 @@ class Engine:
                 living.cancel(sequence)
 
         return AnswerStream(channel, cancel)
+
+    def embed(
+        self,
+        content: Image | str,
+        adapter: RetrievalAdapter,
+        open_media: OpenMedia,
+        timeout: float | None = None,
+    ) -> PendingEmbedding:
+        """Queue an embedding of an image or a text; loads the model if it was unloaded.
+
+        Args:
+            content: an image, or a query.
+            adapter: a retrieval adapter for this model.
+            open_media: opens images.
+            timeout: seconds until it is given up.
+
+        Raises:
+            InputError, ModelError, QueueFullError, EngineClosedError: as :meth:`submit` does.
+            CheckpointError: the adapter does not fit the model.
+        """
+        with _Lease(self) as held:
+            held.model.loop.check_room()
+            prompt = prompt_of(self.reader, content, open_media)
+            request = Request((Message("user", content),), timeout=timeout)
+            self._room(request, len(prompt.tokens), held.model.loop.scheduler.kv_tokens)
+            for image in prompt.images:
+                if image.key not in held.model.loop.runner.vision.cache:
+                    image.pixels.inputs()
+            job = EmbeddingJob(held.model.retrieval(adapter), prompt.first, prompt.last)
+            result = EmbeddingResult()
+            # One token: its keys and values belong to the prompt's last.
+            sequence = Sequence(prompt.tokens, prompt.images, request, result, 1, embedding=job)
+            held.model.loop.submit(sequence)
+            loop = weakref.ref(held.model.loop)
+
+        def cancel(keep: Engine = self) -> None:
+            living = loop()
+            if living is not None:
+                living.cancel(sequence)
+
+        return PendingEmbedding(result, prompt, cancel)
 
     def _room(self, request: Request, prompt: int, kv_tokens: int) -> int:
         """Tokens left for the answer: as many as requested, or as fit the context."""
@@ -339,65 +373,3 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
                 f"logit_bias names the token {token}, and this model's vocabulary ends at "
                 f"{vocab_size - 1}; take the token out."
             )
-
-
-def encode(
-    reader: Reader, turns: list[Turn], open_media: OpenMedia
-) -> tuple[list[int], tuple[ImageSpan, ...]]:
-    """Tokenise a prompt, repeat each image's or video's token, and find where they stand."""
-    parts = _media(reader, turns)
-    pictures = iter([open_media(part) for part in parts if isinstance(part, Image)])
-    videos = iter([part for part in parts if isinstance(part, Video)])
-    several = sum(isinstance(part, Image) for part in parts)
-    tokens: list[int] = []
-    images: list[ImageSpan] = []
-
-    def span(pixels: Pixels | VideoPixels, ids: list[int]) -> None:
-        images.append(ImageSpan(len(tokens), len(ids), pixels.key, pixels))
-        tokens.extend(ids)
-
-    for token in reader.tokenizer.encode(turns):
-        if token == reader.special.image:
-            pixels = reader.preprocess(next(pictures), several)
-            span(pixels, image_ids(reader.layout, token, pixels.size, several))
-        elif reader.videos is not None and token == reader.tokenizer.video_id:
-            video = next(videos)
-            frames, count = reader.videos(video, open_media(video))
-            span(frames, [token] * count)
-        else:
-            tokens.append(token)
-    return tokens, tuple(images)
-
-
-def count(reader: Reader, turns: list[Turn], measure: Measure) -> int:
-    """Count the tokens of a prompt.
-
-    Args:
-        reader: the half of the checkpoint that reads prompts.
-        turns: the conversation.
-        measure: width and height of an image, or the length of a video.
-    """
-    parts = _media(reader, turns)
-    sizes = [seen_size(measure(part)) for part in parts if isinstance(part, Image)]
-    tokens = sum(reader.layout.tokens(size, len(sizes)) for size in sizes)
-    for part in parts:
-        if isinstance(part, Video) and reader.videos is not None:
-            tokens += reader.videos.tokens(part, measure(part))
-    return len(reader.tokenizer.encode(turns)) - len(parts) + tokens
-
-
-def _media(reader: Reader, turns: list[Turn]) -> list[Image | Video]:
-    """The images and videos of a prompt.
-
-    Raises:
-        UnsupportedContentError: there is a video, and the model takes none.
-    """
-    parts = [part for turn in turns for part in turn.parts if not isinstance(part, Text)]
-    if reader.videos is None and any(isinstance(part, Video) for part in parts):
-        raise UnsupportedContentError(
-            f"The model {reader.path.name} takes images and no videos; use one that does, such as "
-            "llava-onevision-qwen2-7b or llava-next-video-7b, or send frames of the video as "
-            "images.",
-            public="This model takes images and no videos; send frames of the video as images.",
-        )
-    return parts

@@ -1,0 +1,1 @@
+"""Find pages of documents by what they show, and answer from them."""
