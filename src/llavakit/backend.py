@@ -37,7 +37,10 @@ from llavakit.values import (
 )
 
 if TYPE_CHECKING:
+    from llavakit.embeddings import Embedding, EmbeddingSpace
     from llavakit.sources import SourcePolicy
+
+NO_EMBEDDINGS = "Only a model in this process gives embeddings; load it without base_url for them."
 
 Messages: TypeAlias = Sequence[Message] | Message | str
 
@@ -119,6 +122,50 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """End every request with an error and free the weights; safe to call twice."""
+
+    def embedding_space(self, adapter: str | os.PathLike[str] | None = None) -> EmbeddingSpace:
+        """Return what embeddings by an adapter have in common; reads files, runs nothing.
+
+        Args:
+            adapter: as in :meth:`embed`.
+
+        Raises:
+            ParameterError: the model gives no embeddings.
+            ModelError: the adapter is missing or damaged.
+        """
+        raise ParameterError(NO_EMBEDDINGS)
+
+    def embed(
+        self,
+        *,
+        images: Iterable[Any] | None = None,
+        texts: Iterable[str] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> list[Embedding]:
+        """Embed images or queries, so that a query finds the images that answer it.
+
+        The same weights answer questions meanwhile, and their answers do not change. An image is
+        one vector for each of its tokens, a query one for each token of its text.
+
+        Args:
+            images: whatever :class:`~llavakit.Image` takes. Give images or texts.
+            texts: queries.
+            adapter: directory of a retrieval adapter (`llavakit train retrieve`); None takes the
+                one that came with the checkpoint.
+            timeout: seconds for each.
+
+        Raises:
+            ParameterError: neither images nor texts are given, or both; or the model gives no
+                embeddings.
+            InputError: an image or a text cannot be read.
+            ModelError: the adapter is missing, damaged, or of another model.
+        """
+        raise ParameterError(NO_EMBEDDINGS)
+
+    async def aembed(self, **options: Any) -> list[Embedding]:
+        """Run :meth:`embed` without blocking the event loop."""
+        return await asyncio.to_thread(self.embed, **options)
 
     def warm_up(  # noqa: B027  # most backends have nothing to do
         self, progress: Callable[[int, int, str], None] | None = None

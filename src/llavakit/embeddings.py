@@ -19,6 +19,7 @@ from llavakit._checks import check_integer
 from llavakit.errors import ParameterError
 
 Vectors = npt.NDArray[np.float32]
+Places = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +35,7 @@ class Embedding:
     """
 
     vectors: Vectors
-    places: npt.NDArray[np.float32] | None = None
+    places: Places | None = None
     words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,6 +76,19 @@ class Embedding:
         return Embedding(_normalised(vectors), places)
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingSpace:
+    """What embeddings must have in common to be compared.
+
+    Attributes:
+        fingerprint: names the weights and the adapter.
+        dimensions: length of a vector.
+    """
+
+    fingerprint: str
+    dimensions: int
+
+
 class Embedder(Protocol):
     """Embeds images and texts into one space.
 
@@ -85,10 +99,10 @@ class Embedder(Protocol):
     """
 
     @property
-    def fingerprint(self) -> str: ...  # noqa: D102  # as above
+    def fingerprint(self) -> str: ...
 
     @property
-    def dimensions(self) -> int: ...  # noqa: D102  # as above
+    def dimensions(self) -> int: ...
 
     def embed(
         self, *, images: Sequence[Any] | None = None, texts: Sequence[str] | None = None
@@ -107,7 +121,7 @@ def _normalised(vectors: npt.NDArray[Any]) -> Vectors:
     return result
 
 
-def _around(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _around(boxes: Places) -> Places:
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 

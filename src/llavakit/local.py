@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit._forks import ForkLock, in_child
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
+from llavakit.embedding_requests import embedding_contents, in_window
+from llavakit.embeddings import Embedding, EmbeddingSpace
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.keep_alive import FOREVER, Stay
-from llavakit.errors import EngineClosedError
+from llavakit.errors import EngineClosedError, ParameterError
 from llavakit.images import Picture, open_picture, picture_size
 from llavakit.prompts.conversation import to_turns
 from llavakit.sources import SourcePolicy
@@ -22,6 +26,7 @@ from llavakit.values import Image, Request, Tool
 if TYPE_CHECKING:
     from llavakit.engine.engine import Engine
     from llavakit.model.loader import Reader
+    from llavakit.model.retrieval import RetrievalAdapter
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +77,7 @@ class LocalBackend(Backend):
         self._engine: Engine | None = None
         self._reader: Reader | None = None
         self._closed = False
+        self._adapters: dict[Path, RetrievalAdapter] = {}
 
     @property
     def policy(self) -> SourcePolicy:
@@ -97,6 +103,43 @@ class LocalBackend(Backend):
 
         turns = to_turns(to_request(messages, tools=tools), answerable=False)
         return count(self._get_reader(), turns, self._size)
+
+    def embedding_space(self, adapter: str | os.PathLike[str] | None = None) -> EmbeddingSpace:
+        from llavakit.model.reader import identity_of
+
+        found = self._retrieval_adapter(adapter)
+        base = identity_of(self._get_reader().path)
+        return EmbeddingSpace(f"{base}+{found.fingerprint}", found.dimensions)
+
+    def embed(
+        self,
+        *,
+        images: Iterable[Any] | None = None,
+        texts: Iterable[str] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> list[Embedding]:
+        contents = embedding_contents(images, texts)
+        found = self._retrieval_adapter(adapter)
+        engine = self._get_engine()
+        return in_window(
+            contents, lambda content: engine.embed(content, found, self._open, timeout)
+        )
+
+    def _retrieval_adapter(self, adapter: str | os.PathLike[str] | None) -> RetrievalAdapter:
+        """Read an adapter once; None takes the one that came with the checkpoint."""
+        from llavakit.model.retrieval import FOLDER, is_retrieval_adapter, read_retrieval_adapter
+
+        path = self._get_reader().path / FOLDER if adapter is None else Path(adapter)
+        if adapter is None and not is_retrieval_adapter(path):
+            raise ParameterError(
+                f"The model {self.config.model!r} came without a retrieval adapter; name one with "
+                "adapter=, or train one with `llavakit train retrieve`."
+            )
+        with self._lock:
+            if path not in self._adapters:
+                self._adapters[path] = read_retrieval_adapter(path)
+            return self._adapters[path]
 
     def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:
         self._get_engine().warm_up(progress)

@@ -19,6 +19,7 @@ class TrainingStage(StrEnum):
     instruct = "instruct"
     lora = "lora"
     qlora = "qlora"
+    retrieve = "retrieve"
 
 
 _RUN = "Run"
@@ -29,7 +30,7 @@ def train(
         TrainingStage,
         typer.Argument(
             help="align: the projector alone; instruct: projector and language model; lora, "
-            "qlora: projector and adapters.",
+            "qlora: projector and adapters; retrieve: an adapter that finds images by questions.",
             show_default=False,
         ),
     ],

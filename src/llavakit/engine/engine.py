@@ -16,26 +16,32 @@ import torch
 from llavakit._forks import ForkLock
 from llavakit.engine.answer import Answer
 from llavakit.engine.config import EngineConfig
+from llavakit.engine.embedding import (
+    EmbeddingJob,
+    EmbeddingResult,
+    PendingEmbedding,
+    prompt_of,
+)
+from llavakit.engine.encoding import OpenPicture, encode
 from llavakit.engine.grammar import grammar_of
 from llavakit.engine.keep_alive import FOREVER, Stay, Stays
 from llavakit.engine.loop import EngineLoop
 from llavakit.engine.resident import Resident
-from llavakit.engine.sequence import ImageSpan, Sequence
+from llavakit.engine.sequence import Sequence
 from llavakit.engine.steps import Counters
 from llavakit.engine.warm_up import Progress, warm_up
 from llavakit.errors import ContextLengthError, EngineClosedError, ParameterError
-from llavakit.images import Picture, open_picture
+from llavakit.images import open_picture
 from llavakit.kernels.huge_pages import trim
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader
 from llavakit.model.preprocess import seen_size
+from llavakit.model.retrieval import RetrievalAdapter
 from llavakit.prompts.conversation import Turn, to_turns
 from llavakit.streams import AnswerStream, Channel
-from llavakit.values import Image, Request, SamplingParams
+from llavakit.values import Image, Message, Request, SamplingParams
 
 log = logging.getLogger(__name__)
-
-OpenPicture = Callable[[Image], Picture]
 
 _loading = ForkLock()
 """One model is loaded at a time: transformers changes torch meanwhile, and memory is counted."""
@@ -147,6 +153,47 @@ class Engine:
                 living.cancel(sequence)
 
         return AnswerStream(channel, cancel)
+
+    def embed(
+        self,
+        content: Image | str,
+        adapter: RetrievalAdapter,
+        open_picture: OpenPicture,
+        timeout: float | None = None,
+    ) -> PendingEmbedding:
+        """Queue an embedding of an image or a text; loads the model if it was unloaded.
+
+        Args:
+            content: an image, or a query.
+            adapter: a retrieval adapter for this model.
+            open_picture: opens images.
+            timeout: seconds until it is given up.
+
+        Raises:
+            InputError, ModelError, QueueFullError, EngineClosedError: as :meth:`submit` does.
+            CheckpointError: the adapter does not fit the model.
+        """
+        with _Lease(self) as held:
+            held.model.loop.check_room()
+            prompt = prompt_of(self.reader, content, open_picture)
+            request = Request((Message("user", content),), timeout=timeout)
+            self._room(request, len(prompt.tokens), held.model.loop.scheduler.kv_tokens)
+            for image in prompt.images:
+                if image.key not in held.model.loop.runner.vision.cache:
+                    image.pixels.inputs()
+            job = EmbeddingJob(held.model.retrieval(adapter), prompt.first, prompt.last)
+            result = EmbeddingResult()
+            # One token: its keys and values belong to the prompt's last.
+            sequence = Sequence(prompt.tokens, prompt.images, request, result, 1, embedding=job)
+            held.model.loop.submit(sequence)
+            loop = weakref.ref(held.model.loop)
+
+        def cancel(keep: Engine = self) -> None:
+            living = loop()
+            if living is not None:
+                living.cancel(sequence)
+
+        return PendingEmbedding(result, prompt, cancel)
 
     def _room(self, request: Request, prompt: int, kv_tokens: int) -> int:
         """Tokens left for the answer: as many as requested, or as fit the context."""
@@ -327,26 +374,6 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
                 f"logit_bias names the token {token}, and this model's vocabulary ends at "
                 f"{vocab_size - 1}; take the token out."
             )
-
-
-def encode(
-    reader: Reader, turns: list[Turn], open_picture: OpenPicture
-) -> tuple[list[int], tuple[ImageSpan, ...]]:
-    """Tokenise a prompt, repeat each image's token, and find where the images stand."""
-    parts = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
-    pictures = [open_picture(part) for part in parts]
-    tokens: list[int] = []
-    images: list[ImageSpan] = []
-    for token in reader.tokenizer.encode(turns):
-        if token == reader.special.image:
-            picture = pictures[len(images)]
-            pixels = reader.preprocess(picture, len(pictures))
-            count = reader.layout.tokens(pixels.size, len(pictures))
-            images.append(ImageSpan(len(tokens), count, pixels.key, pixels))
-            tokens += [token] * count
-        else:
-            tokens.append(token)
-    return tokens, tuple(images)
 
 
 def count(reader: Reader, turns: list[Turn], size_of: Callable[[Image], tuple[int, int]]) -> int:

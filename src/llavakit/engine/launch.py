@@ -23,6 +23,7 @@ class Flight:
     Attributes:
         plan: what it computes.
         completed: works behind which a token is sampled, in the order of the tokens.
+        embedded: works of embeddings, and the vectors of their tokens.
         sampling: those tokens; None if there are none.
         failed: sequences that could not be launched, and why.
         looks_back: whether the next step can only be launched when these tokens are known.
@@ -30,6 +31,7 @@ class Flight:
 
     plan: Plan
     completed: list[Work] = field(default_factory=list)
+    embedded: list[tuple[Work, Tensor]] = field(default_factory=list)
     sampling: Drawing | None = None
     failed: dict[Sequence, Exception] = field(default_factory=dict)
     looks_back: bool = False
@@ -67,10 +69,10 @@ class Launcher:
         masks = [
             (work, self._masks.submit(work.sequence.answer.matcher.fill))
             for work in plan.work
-            if work.sequence.answer.matcher is not None and work.completes
+            if work.completes and _has_grammar(work.sequence)
         ]
         outcome = self._runner.run(plan, None if before is None else before.tokens)
-        flight = Flight(plan, outcome.completed, failed=outcome.failed)
+        flight = Flight(plan, outcome.completed, outcome.embedded, failed=outcome.failed)
         flight.failed.update(_failures(masks))
         if outcome.logits is not None:
             try:
@@ -96,6 +98,10 @@ class Launcher:
         ]
         masks = allowed([answer.matcher for answer in answers], logits)
         flight.sampling = self._sampler.launch(logits, draws, seen, masks)
+
+
+def _has_grammar(sequence: Sequence) -> bool:
+    return sequence.answer is not None and sequence.answer.matcher is not None
 
 
 def _seen(sequence: Sequence) -> Seen:

@@ -26,6 +26,7 @@ from llavakit.engine.scheduler import Scheduler
 from llavakit.engine.steps import Counters
 from llavakit.model.llava import Llava
 from llavakit.model.loader import Reader, load_weights
+from llavakit.model.retrieval import RetrievalAdapter, RetrievalModel
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +100,26 @@ class Resident:
             patience=patience,
             ended=ended,
         )
+        self._retrieval: dict[str, RetrievalModel] = {}
         self.warming = threading.Lock()
         self.warm = False
         log.info("ready in %.1f s, %d KV slots", time.monotonic() - began, kv_tokens)
+
+    def retrieval(self, adapter: RetrievalAdapter) -> RetrievalModel:
+        """Return the model with a retrieval adapter in it, made once.
+
+        Raises:
+            CheckpointError: the adapter does not fit the model.
+        """
+
+        def made() -> RetrievalModel:
+            key = adapter.fingerprint
+            if key not in self._retrieval:
+                self._retrieval[key] = RetrievalModel(self.loop.runner.model, adapter)
+            return self._retrieval[key]
+
+        # Between steps: hooks are added to layers that the loop's thread runs.
+        return self.loop.run_between_steps(made).result()
 
     def stats(self) -> dict[str, Any]:
         """Return figures of the moment, and totals since it was loaded."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +22,11 @@ from llavakit.engine.scheduler import Plan, Work
 from llavakit.engine.sequence import ImageSpan, Sequence
 from llavakit.engine.transfer import to_device
 from llavakit.engine.vision import VisionEncoder
+from llavakit.model.layer_decoder import Decoder
 from llavakit.model.llava import Llava
+from llavakit.model.retrieval import RetrievalModel
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +39,13 @@ class Outcome:
         logits: [N, vocab] in fp32, a row for each work that completes its sequence; may be
             overwritten by the next step.
         completed: those works, in the same order.
+        embedded: works of embeddings, and the vectors of their tokens, [N, dimensions].
         failed: sequences that could not be computed, and why. Their keys and values are void.
     """
 
     logits: Tensor | None = None
     completed: list[Work] = field(default_factory=list)
+    embedded: list[tuple[Work, Tensor]] = field(default_factory=list)
     failed: dict[Sequence, Exception] = field(default_factory=dict)
 
 
@@ -88,7 +96,11 @@ class ModelRunner:
         features: dict[str, Tensor] = {}
         if needed:
             features, work = self._seen(needed, work, outcome)
-        rows = self._forward(work, features, drawn, outcome)
+        answers = [one for one in work if one.sequence.embedding is None]
+        rows = self._forward(answers, features, drawn, outcome)
+        if len(answers) < len(work):
+            others = [one for one in work if one.sequence.embedding is not None]
+            self._embed(others, features, outcome)
         if rows:
             outcome.logits = rows[0] if len(rows) == 1 else torch.cat(rows)
         return outcome
@@ -116,11 +128,40 @@ class ModelRunner:
         drawn: Tensor | None,
         outcome: Outcome,
     ) -> list[Tensor]:
-        """Logits of the works that complete; halves the batch when it fails, down to one."""
+        """Logits of the works that complete."""
+        passes = self._in_halves(work, outcome, lambda some: self._logits(some, features, drawn))
+        outcome.completed += [one for some, _ in passes for one in some if one.completes]
+        return [logits for _, logits in passes if logits is not None]
+
+    def _embed(self, work: Items[Work], features: dict[str, Tensor], outcome: Outcome) -> None:
+        """Vectors of works of embeddings, a forward pass for each adapter."""
+        adapters = dict.fromkeys(one.sequence.embedding.model for one in work)
+        for model in adapters:
+            own = [one for one in work if one.sequence.embedding.model is model]
+            compute = functools.partial(self._vectors, model=model, features=features)
+            passes = self._in_halves(own, outcome, compute)
+            outcome.embedded += [pair for _, pairs in passes for pair in pairs]
+
+    def _vectors(
+        self, work: Items[Work], model: RetrievalModel, features: dict[str, Tensor]
+    ) -> list[tuple[Work, Tensor]]:
+        self.eager += 1
+        hidden = self._hidden(work, features, None, model.decode)
+        places = itertools.accumulate((one.count for one in work), initial=0)
+        spans = [one.sequence.embedding.wanted(one) for one in work]
+        chosen = [hidden[p + s.start : p + s.stop] for p, s in zip(places, spans, strict=False)]
+        vectors = model.project(torch.cat(chosen))
+        parts = torch.split(vectors, [len(one) for one in chosen])
+        return list(zip(work, parts, strict=True))
+
+    def _in_halves(
+        self, work: Items[Work], outcome: Outcome, compute: Callable[[Items[Work]], T]
+    ) -> list[tuple[Items[Work], T]]:
+        """What a pass gives; it is tried in halves when it fails, down to one sequence."""
         if not work:
             return []
         try:
-            logits = self._logits(work, features, drawn)
+            return [(work, compute(work))]
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
@@ -131,13 +172,9 @@ class ModelRunner:
             log.warning(
                 "a step failed for %d sequences and is tried in halves", len(work), exc_info=True
             )
-            middle = len(work) // 2
-            halves = (work[:middle], work[middle:])
-            return [
-                rows for half in halves for rows in self._forward(half, features, drawn, outcome)
-            ]
-        outcome.completed += [one for one in work if one.completes]
-        return [] if logits is None else [logits]
+        middle = len(work) // 2
+        halves = (work[:middle], work[middle:])
+        return [one for half in halves for one in self._in_halves(half, outcome, compute)]
 
     def _logits(
         self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
@@ -191,15 +228,18 @@ class ModelRunner:
         return embeddings
 
     def _hidden(
-        self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
+        self,
+        work: Items[Work],
+        features: dict[str, Tensor],
+        drawn: Tensor | None,
+        decode: Decoder | None = None,
     ) -> Tensor:
         embeddings = self._embedded(work, features, drawn)
         places = [place for one in work for place in range(one.start, one.start + one.count)]
         rows = [_row(one) for one in work]
         positions = to_device(torch.tensor(places), self.model.device)
-        return self.model.decode(
-            embeddings, positions, attention_of(self.arena, rows, self._kernel)
-        )
+        attend = attention_of(self.arena, rows, self._kernel)
+        return (decode or self.model.decode)(embeddings, positions, attend)
 
 
 def _ends(work: Items[Work]) -> list[int]:

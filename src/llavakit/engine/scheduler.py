@@ -178,19 +178,18 @@ class Scheduler:
         for other in self.running:
             if not other.prefilling:
                 continue
-            # One token at least must be computed, or there would be no logits to sample from.
-            shared = common_prefix(other.virtual, sequence.virtual[:-1])
+            shared = common_prefix(other.virtual, sequence.shareable)
             if shared <= other.computed:
                 continue
             if at_hand is None:
-                at_hand = self._tree.best(sequence.virtual[:-1])[1]
+                at_hand = self._tree.best(sequence.shareable)[1]
             if shared - at_hand >= WORTH_WAITING:
                 return True
         return False
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give the sequence its segment behind the longest prefix; False if it must wait."""
-        parent, shared = self._tree.best(sequence.virtual[:-1])
+        parent, shared = self._tree.best(sequence.shareable)
         segment = self._continued(parent, shared, sequence)
         if segment is None:
             extent = self._allocate(sequence.reserve - shared, but=parent)

@@ -6,16 +6,25 @@ import itertools
 import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from llavakit.engine.extents import Extent
 from llavakit.engine.prefix import Segment, VirtualIds, image_ids
-from llavakit.streams import Channel
 from llavakit.values import Request
 
 _numbers = itertools.count()
+
+
+class Outlet(Protocol):
+    """Where a sequence's results go: a channel of an answer, or the result of an embedding."""
+
+    def put(self, one: Any, /) -> None:
+        """Pass something on."""
+
+    def fail(self, error: BaseException, /) -> None:
+        """End with an error; without effect if it has ended."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +51,7 @@ class ImageSpan:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt on its way to an answer.
+    """A prompt on its way to an answer, or to an embedding.
 
     ``tokens`` are the prompt's ids (an image's tokens all have the model's image id),
     followed by the answer's. ``computed`` counts those whose keys and values lie in the
@@ -56,7 +65,7 @@ class Sequence:
     tokens: list[int]
     images: tuple[ImageSpan, ...]
     request: Request
-    channel: Channel
+    channel: Outlet
     max_tokens: int
     prompt_length: int = 0
     number: int = field(default_factory=lambda: next(_numbers))
@@ -71,10 +80,22 @@ class Sequence:
     cached: int = 0
     answer: Any = None
     """The answer so far (see ``engine.answer``); None until the request is queued."""
+    embedding: Any = None
+    """What is embedded (see ``engine.embedding``); None of an answer."""
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
-        self.virtual = virtual_ids(self.tokens, self.images)
+        salt = 0 if self.embedding is None else self.embedding.salt
+        self.virtual = virtual_ids(self.tokens, self.images, salt)
+
+    @property
+    def shareable(self) -> VirtualIds:
+        """Virtual ids of the tokens that need not be computed again if they lie in the arena.
+
+        One token at least must be computed, or there would be no logits to sample from; of an
+        embedding, all whose hidden states are needed.
+        """
+        return self.virtual[: -1 if self.embedding is None else self.embedding.first]
 
     @property
     def reserve(self) -> int:
@@ -103,9 +124,15 @@ class Sequence:
         return np.concatenate([self.virtual, answer])[: self.computed]
 
 
-def virtual_ids(tokens: Items[int], images: Items[ImageSpan]) -> VirtualIds:
-    """Return the ids by which prefixes are compared (see :mod:`llavakit.engine.prefix`)."""
+def virtual_ids(tokens: Items[int], images: Items[ImageSpan], salt: int = 0) -> VirtualIds:
+    """Return the ids by which prefixes are compared (see :mod:`llavakit.engine.prefix`).
+
+    Args:
+        tokens: of the prompt.
+        images: in it.
+        salt: 62 bits; sequences of different salts share nothing.
+    """
     ids = np.asarray(tokens, dtype=np.int64)
     for image in images:
         ids[image.start : image.end] = image_ids(image.key, image.count)
-    return ids
+    return ids ^ salt if salt else ids

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from llavakit.engine.answer import Answer
@@ -31,6 +32,12 @@ NOT_FINITE = (
     "The model's scores for the next token are not finite numbers (NaN or infinity), so there is "
     'no answer. Numbers overflow in float16: load the model with dtype="bfloat16" or "float32"; if '
     "that does not help, the weights are damaged."
+)
+
+VECTORS_NOT_FINITE = (
+    "The model's hidden states are not finite numbers (NaN or infinity), so there is no embedding. "
+    'Numbers overflow in float16: load the model with dtype="bfloat16" or "float32"; if that does '
+    "not help, the weights or the retrieval adapter are damaged."
 )
 
 
@@ -159,6 +166,7 @@ class Steps:
             return
         flight.plan.work = live
         self.scheduler.commit(flight.plan)
+        self._collect(flight)
         told = []
         for work, one in zip(flight.completed, drawn, strict=True):
             sequence = work.sequence
@@ -167,6 +175,26 @@ class Steps:
         # All at the end: a thread that waits for a chunk would wake up and slow this one down.
         for sequence, chunk in told:
             self._tell(sequence, chunk)
+
+    def _collect(self, flight: Flight) -> None:
+        """Add a step's vectors to the embeddings that they belong to; end those that are whole."""
+        for work, vectors in flight.embedded:
+            sequence = work.sequence
+            if sequence.number not in self.open:
+                continue
+            sequence.embedding.parts.append(vectors)
+            if not work.completes:
+                continue
+            try:
+                whole = sequence.embedding.vectors()
+                if not np.isfinite(whole).all():
+                    raise EngineError(VECTORS_NOT_FINITE)
+            except Exception as error:
+                self._fail(sequence, error)
+                continue
+            self._count(sequence)
+            self._close(sequence, keep=False)
+            sequence.channel.put(whole)
 
     def _advance(self, sequence: Sequence, drawn: Drawn) -> Chunk | Exception | None:
         """Add a drawn token to a sequence; gives what can be sent, or the error that ends it."""
@@ -190,9 +218,7 @@ class Steps:
             self._finish(sequence, sequence.answer)
 
     def _finish(self, sequence: Sequence, answer: Answer) -> None:
-        self.counters.finished += 1
-        self.counters.prompt_tokens += sequence.prompt_length
-        self.counters.cached_tokens += sequence.cached
+        self._count(sequence)
         self._close(sequence)
         usage = Usage(
             prompt_tokens=sequence.prompt_length,
@@ -201,6 +227,11 @@ class Steps:
             image_tokens=sequence.image_tokens,
         )
         sequence.channel.put(Chunk(finish_reason=answer.finish_reason, usage=usage))
+
+    def _count(self, sequence: Sequence) -> None:
+        self.counters.finished += 1
+        self.counters.prompt_tokens += sequence.prompt_length
+        self.counters.cached_tokens += sequence.cached
 
     def _close(self, sequence: Sequence, *, keep: bool = True) -> None:
         # Still open while it is released: if the loop fails here, this channel is ended as well.

@@ -106,21 +106,22 @@ class FusedDecoder:
 
     Attributes:
         heads: of the queries.
+        layers: in their order.
     """
 
     def __init__(self, model: Any) -> None:
         config = model.config
         self.heads = int(config.num_attention_heads)
-        self._layers = [_FusedLayer(layer, config) for layer in model.layers]
+        self.layers = [_FusedLayer(layer, config) for layer in model.layers]
         self._norm = model.norm.weight
         self._eps = float(config.rms_norm_eps)
-        native = [layer.native for layer in self._layers if layer.native is not None]
+        native = [layer.native for layer in self.layers if layer.native is not None]
         self._wide = bool(native)
         if self._wide:
             self._norm = self._norm.detach().float()
         self._cos, self._sin = self._table(model)
         self._native = (
-            Layers(native, self._norm, self._eps, *self._layers[0].shape) if native else None
+            Layers(native, self._norm, self._eps, *self.layers[0].shape) if native else None
         )
         self._enter, self._leave = _enter, _leave
 
@@ -143,7 +144,7 @@ class FusedDecoder:
             return self._native(hidden, cos, sin, attend).to(embeddings.dtype)
         hidden = embeddings.float() if self._wide else embeddings
         turning = attend if isinstance(attend, TurningAttend) else None
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.layers):
             mixed = self._enter(hidden, *layer.before)
             if turning is not None:
                 seen = turning.turned(number, mixed, cos, sin, self.heads, layer.scaling)
@@ -156,8 +157,14 @@ class FusedDecoder:
     @property
     def matrices(self) -> list[tuple[Weights, ...]]:
         """Each layer's weights, where compiled kernels read them."""
-        native = [layer.native for layer in self._layers if layer.native is not None]
+        native = [layer.native for layer in self.layers if layer.native is not None]
         return [(one.qkv, one.out, one.gate_up, one.down) for one in native]
+
+    def with_layers(self, layers: Sequence[_FusedLayer]) -> FusedDecoder:
+        """The same decoder with other layers, which torch computes one after the other."""
+        twin = copy.copy(self)
+        twin.layers, twin._native = list(layers), None
+        return twin
 
     def compiled(self, compile: Callable[[Any], Any]) -> FusedDecoder:
         """The same decoder, weights shared, with both halves of a layer compiled.

@@ -64,6 +64,11 @@ class AnyresLayout:
         base = self.side * self.side + self.extra
         if self.together and pictures > 1:
             return base + 1
+        rows, columns = self.tiles(size)
+        return base + rows * (columns + 1)
+
+    def tiles(self, size: Size) -> tuple[int, int]:
+        """Rows and columns of features that the tiles of an image keep."""
         width, height = size
         grid_height, grid_width = best_grid(size, self.grids)
         rows = self.side * (grid_height // self.view)
@@ -84,7 +89,7 @@ class AnyresLayout:
             ratio = math.sqrt(rows * columns / (self.most_views * self.side**2))
             if ratio > 1.1:
                 rows, columns = int(rows // ratio), int(columns // ratio)
-        return base + rows * (columns + 1)
+        return rows, columns
 
 
 def best_grid(size: Size, grids: Sequence[Grid]) -> Grid:

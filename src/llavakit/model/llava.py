@@ -32,14 +32,15 @@ class Llava:
         layers, kv_heads, head_dim: the shape of the decoder's keys and values.
         heads: of its queries.
         vocab_size: rows of the output layer.
+        language_model, decoder: HF's, and what runs its layers here.
     """
 
     def __init__(self, model: Any) -> None:
         self.hf = model.eval()
         self.config = model.config
-        self._language_model = model.model.language_model
+        self.language_model = model.model.language_model
         self._embeddings = model.get_input_embeddings()
-        self._decoder = decoder_of(self._language_model)
+        self.decoder = decoder_of(self.language_model)
         text = self.config.text_config
         self.layers = int(text.num_hidden_layers)
         self.heads = int(text.num_attention_heads)
@@ -60,7 +61,7 @@ class Llava:
     @property
     def layer_devices(self) -> list[torch.device]:
         """Where each decoder layer computes, and its keys and values belong."""
-        layers = getattr(self._language_model, "layers", None)
+        layers = getattr(self.language_model, "layers", None)
         if layers is None:  # of another name: then all is taken to the first device
             return [self.device] * self.layers
         return [device_of(layer) for layer in layers[: self.layers]]
@@ -68,12 +69,12 @@ class Llava:
     @property
     def fused(self) -> FusedDecoder | None:
         """The decoder, if it is one whose steps can be compiled and captured."""
-        return self._decoder if isinstance(self._decoder, FusedDecoder) else None
+        return self.decoder if isinstance(self.decoder, FusedDecoder) else None
 
     @property
     def by_layers(self) -> LayerDecoder | None:
         """The decoder, if it is HF's own with the engine's attention in it."""
-        return self._decoder if isinstance(self._decoder, LayerDecoder) else None
+        return self.decoder if isinstance(self.decoder, LayerDecoder) else None
 
     @property
     def matrices(self) -> list[tuple[Weights, ...]]:
@@ -139,7 +140,7 @@ class Llava:
         Returns:
             Hidden states after the last norm, [T, hidden].
         """
-        return self._decoder(embeddings, positions, attend)
+        return self.decoder(embeddings, positions, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token in fp32: [N, hidden] -> [N, vocab]."""

@@ -127,6 +127,11 @@ class ImagePreprocessor:
         self._in_flight: weakref.WeakValueDictionary[str, Pixels] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
+    @property
+    def processor(self) -> Any:
+        """What prepares an image that is alone in its prompt."""
+        return self._alone[0]
+
     def of_weights(self, revision: str) -> ImagePreprocessor:
         """The same preprocessing for other weights."""
         return ImagePreprocessor(self._alone[0], revision)

@@ -80,6 +80,12 @@ class Batches:
     collate: Callable[[Any], dict[str, Any]]
 
 
+def collator_of(reader: Reader) -> Collator:
+    """What makes batches for a checkpoint."""
+    padding = reader.tokenizer.tokenizer.pad_token_id
+    return Collator(0 if padding is None else int(padding), reader.config.model_type)
+
+
 def batches(examples: Examples, report: Report, reader: Reader, *, share: bool) -> Batches:
     """Each example alone, or those about the same images together.
 
@@ -89,8 +95,7 @@ def batches(examples: Examples, report: Report, reader: Reader, *, share: bool) 
         reader: of the checkpoint.
         share: whether examples share images; a row then has the most tokens that one may have.
     """
-    padding = reader.tokenizer.tokenizer.pad_token_id
-    collate = Collator(0 if padding is None else int(padding), reader.config.model_type)
+    collate = collator_of(reader)
     if not share:
         return Batches(examples, report.lengths, collate)
     members, lengths = groups(report.lengths, report.beginnings, examples.encode.max_length)

@@ -21,17 +21,29 @@ from llavakit.errors import ParameterError
 from llavakit.prompts.templates import OWN, template
 from llavakit.training.data_check import check_accepted
 
-Stage = Literal["align", "instruct", "lora", "qlora"]
-STAGES: tuple[Stage, ...] = ("align", "instruct", "lora", "qlora")
+Stage = Literal["align", "instruct", "lora", "qlora", "retrieve"]
+STAGES: tuple[Stage, ...] = ("align", "instruct", "lora", "qlora", "retrieve")
 
 _ALIGN = {"learning_rate": 1e-3, "batch_size": 256, "conv_mode": "plain", "group": False}
 _INSTRUCT = {"learning_rate": 2e-5, "batch_size": 128, "group": True}
 _LORA = {**_INSTRUCT, "learning_rate": 2e-4, "projector_learning_rate": 2e-5}
+# Of ColPali's training (https://arxiv.org/abs/2407.01449, section 4.3).
+_RETRIEVE = {
+    "learning_rate": 5e-5,
+    "batch_size": 32,
+    "schedule": "linear",
+    "warmup_ratio": 0.025,
+    "lora_rank": 32,
+    "lora_alpha": 32,
+    "lora_dropout": 0.1,
+    "group": False,
+}
 DEFAULTS: Mapping[Stage, Mapping[str, Any]] = {
     "align": _ALIGN,
     "instruct": _INSTRUCT,
     "lora": _LORA,
     "qlora": _LORA,
+    "retrieve": _RETRIEVE,
 }
 """What each stage takes where nothing is said."""
 
@@ -44,7 +56,8 @@ class TrainConfig:
         stage: what is trained. ``align``: the projector alone; ``instruct``: the projector and
             the language model; ``lora``: the projector and low-rank adapters on the language
             model's linear layers (Hu et al. 2021); ``qlora``: the same over 4-bit weights
-            (Dettmers et al. 2023). The vision tower is never trained.
+            (Dettmers et al. 2023); ``retrieve``: adapters and a projection by which questions
+            find images (docs/retrieval.md). The vision tower is never trained.
         model: what is trained: an alias, a hub id or a directory. With ``vision_tower`` it is
             a plain language model.
         data: the training records (see "Data" of docs/training.md).
@@ -72,6 +85,10 @@ class TrainConfig:
         lora_rank: rank of the adapters.
         lora_alpha: their scale, times the rank.
         lora_dropout: the share of their input that is dropped.
+        dimensions: ``retrieve`` only: length of a vector.
+        temperature: ``retrieve`` only: scores are divided by it.
+        hard_negatives: ``retrieve`` only: from the second epoch on, so many of the wrong pages
+            that score best are learnt beside each query's own.
         group: whether batches are of one kind (with images, or without) and of like lengths.
         share_images: learn conversations about the same images together, which reads the
             images once; ``batch_size`` then counts what is learnt together as one.
@@ -112,6 +129,9 @@ class TrainConfig:
     lora_rank: int = 128
     lora_alpha: float = 256
     lora_dropout: float = 0.05
+    dimensions: int = 128
+    temperature: float = 0.02
+    hard_negatives: int = 0
     group: bool = True
     share_images: bool = False
     gradient_checkpointing: bool = True
@@ -148,9 +168,24 @@ class TrainConfig:
                 "vision_tower puts a new model together out of a language model, which starts "
                 "with align and has no model_base; leave one of them out."
             )
+        self._check_retrieval()
         if self.conv_mode not in (None, OWN):
             template(str(self.conv_mode))
         check_accepted(self.accept)
+
+    def _check_retrieval(self) -> None:
+        plain = {one.name: one.default for one in fields(self)}
+        for name in _OF_RETRIEVAL:
+            if self.stage != "retrieve" and getattr(self, name) != plain[name]:
+                raise ParameterError(f"{name} is for the stage retrieve; leave it out.")
+        if self.stage != "retrieve":
+            return
+        check_number("temperature", self.temperature, above=0)
+        if self.share_images or self.group:
+            raise ParameterError(
+                "share_images and group are for conversations, and retrieve learns from pairs; "
+                "leave them out."
+            )
 
     @classmethod
     def of(cls, stage: str, settings: Mapping[str, Any]) -> TrainConfig:
@@ -185,7 +220,10 @@ class TrainConfig:
         if missing:
             raise ParameterError(f"The setting {missing[0]} is missing; every run needs it.")
         if "per_device_batch_size" not in settings:
-            given["per_device_batch_size"] = math.gcd(int(given["batch_size"]), 16)
+            # Other pages of the same pass are a query's negatives.
+            whole = stage == "retrieve"
+            batch = int(given["batch_size"])
+            given["per_device_batch_size"] = batch if whole else math.gcd(batch, 16)
         return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:
@@ -213,11 +251,17 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lora_rank": (1, math.inf),
     "lora_alpha": (0, math.inf),
     "lora_dropout": (0, 1),
+    "dimensions": (1, math.inf),
+    "temperature": (0, math.inf),
+    "hard_negatives": (0, math.inf),
     "save_steps": (1, math.inf),
     "keep_checkpoints": (1, math.inf),
     "log_steps": (1, math.inf),
     "workers": (0, math.inf),
 }
+
+
+_OF_RETRIEVAL = ("dimensions", "temperature", "hard_negatives")
 
 
 def _wrong(name: str, value: Any, advice: str) -> ParameterError:

@@ -200,10 +200,10 @@ def _part(part: Any, pictures: Iterator[Any], folder: Path | None) -> Part:
             return Text(part["text"])
         if kind == "image":
             own = next((part[k] for k in ("image", "path", "url") if part.get(k)), None)
-            return _next_picture(pictures, folder) if own is None else _picture(own, folder)
+            return _next_picture(pictures, folder) if own is None else picture_of(own, folder)
         if kind == "image_url":
             url = part.get("image_url")
-            return _picture(url.get("url") if isinstance(url, Mapping) else url, folder)
+            return picture_of(url.get("url") if isinstance(url, Mapping) else url, folder)
     raise FaultyRecord("malformed", f"a part of a message is not understood: {str(part)[:80]}")
 
 
@@ -212,10 +212,15 @@ def _next_picture(pictures: Iterator[Any], folder: Path | None) -> Image:
     found = next(pictures, missing)
     if found is missing:
         raise FaultyRecord("image-count", f"it has more {IMAGE} marks than images")
-    return _picture(found, folder)
+    return picture_of(found, folder)
 
 
-def _picture(source: Any, folder: Path | None) -> Image:
+def picture_of(source: Any, folder: Path | None) -> Image:
+    """An image of a record: a path, bytes, a data URL, or what a data set decoded.
+
+    Raises:
+        FaultyRecord: it is none, or a URL.
+    """
     if isinstance(source, Mapping):  # an undecoded image of a data set
         source = source.get("bytes") or source.get("path")
     if isinstance(source, str):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from llavakit.errors import (
     DataError,
@@ -27,6 +28,8 @@ from llavakit.training.data import (
 from llavakit.training.data_files import Place, Records, Unread
 from llavakit.training.examples import Encoder, picture_size
 from llavakit.training.sharing import ALONE, Beginning, beginning
+
+T = TypeVar("T")
 
 SHOWN = 20
 """How many faults a message names."""
@@ -174,7 +177,7 @@ def check(
         return _look(records[index], folder, encoder, decode)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for index, found in enumerate(_ahead(pool, look, len(records))):
+        for index, found in enumerate(in_order(pool, look, len(records))):
             kinds = list(found.faults)
             name = found.conversation.id if found.conversation else None
             if name is not None and name in seen:
@@ -213,9 +216,7 @@ def check_accepted(accept: Collection[str]) -> None:
         )
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, look: Callable[[int], _Looked], count: int
-) -> Iterator[_Looked]:
+def in_order(pool: ThreadPoolExecutor, look: Callable[[int], T], count: int) -> Iterator[T]:
     """What ``look`` finds, in order; only so many records are in memory at once."""
     indices = iter(range(count))
     waiting = [pool.submit(look, index) for index in islice(indices, _AHEAD)]

@@ -9,6 +9,7 @@ from llavakit.model.adapter import TRAINING
 from llavakit.model.description import write_json
 from llavakit.model.export import describe
 from llavakit.model.original.directories import PROJECTORS
+from llavakit.model.retrieval import write_settings
 from llavakit.training.config import TrainConfig
 from llavakit.training.start import Start
 
@@ -31,7 +32,7 @@ def describe_output(start: Start, config: TrainConfig) -> None:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / TRAINING, config.as_dict())
-    if config.stage in ("lora", "qlora"):
+    if config.stage in ("lora", "qlora", "retrieve"):
         return
     if start.projector_of is not None:
         write_json(out / "config.json", start.projector_of)
@@ -60,9 +61,11 @@ def write_weights(
     from safetensors.torch import save_file
 
     out = Path(config.out)
-    if config.stage in ("lora", "qlora"):
+    if config.stage in ("lora", "qlora", "retrieve"):
         model.save_pretrained(out, state_dict=state, save_embedding_layers=False)
         (out / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a card
+        if config.stage == "retrieve":
+            write_settings(out, {"dimensions": config.dimensions, "base_model": start.base})
         return
     if start.projector_of is not None:
         named = {

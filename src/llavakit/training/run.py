@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llavakit.errors import CheckpointError, LlavaKitError, ParameterError
 from llavakit.model.adapter import TRAINING
 from llavakit.model.original.directories import read_json
-from llavakit.model.quantization import check_quantized, keep_unpackable, quantization_config
 from llavakit.training.batches import Examples, batches
 from llavakit.training.config import TrainConfig
 from llavakit.training.data_check import Report, check
 from llavakit.training.data_files import Records, open_records
 from llavakit.training.examples import Encoder
-from llavakit.training.output import describe_output, write_weights
+from llavakit.training.output import describe_output
+from llavakit.training.stage import Told, Trained, begin, finish
 from llavakit.training.start import Start, start_from
-from llavakit.training.trainable import check_shareable, precision, prepare
-
-Told = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What came of a run.
-
-    Attributes:
-        out: the directory that ``llavakit.load`` takes.
-        steps: how many steps were made, those before a resumption included.
-        losses: the logged losses, first to last.
-    """
-
-    out: Path
-    steps: int
-    losses: tuple[float, ...]
+from llavakit.training.trainable import check_shareable
 
 
 def train(config: TrainConfig, told: Told = lambda line: None) -> Trained:
@@ -104,6 +85,10 @@ def _train(config: TrainConfig, state: Any, world: int, told: Told) -> Trained:
     _check_out(config, first=state.is_main_process)
     state.wait_for_everyone()
     start = _together(state, lambda: start_from(config))
+    if config.stage == "retrieve":
+        from llavakit.training.retrieval.run import train_retriever
+
+        return train_retriever(config, start, state, world, told)
     encoder = Encoder(
         start.reader,
         min(config.max_length, start.reader.context_length),
@@ -189,33 +174,13 @@ def _run(
     config: TrainConfig, start: Start, examples: Examples, report: Report, world: int, told: Told
 ) -> Trained:
     import torch
-    from transformers import set_seed
 
-    from llavakit.training.finite import NotFiniteError, stopped
     from llavakit.training.progress import Progress
-    from llavakit.training.resume import last_checkpoint
-    from llavakit.training.trainer import (
-        CHECKPOINTS,
-        LlavaTrainer,
-        arguments_of,
-        blank_pictures,
-    )
+    from llavakit.training.trainer import LlavaTrainer, arguments_of, blank_pictures
 
-    out = Path(config.out)
-    mixed, frozen = precision(config)
-    last = last_checkpoint(out / CHECKPOINTS, told) if config.resume else None
-    if config.resume and last is None:
-        told(f"There is no checkpoint in {out} to go on from; the run begins anew.")
-    set_seed(config.seed)
-    model = prepare(_model(config, start, frozen), config)
-    counted = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    told(
-        f"Training {counted:,} parameters in {'bfloat16' if mixed else 'float32'}"
-        + (f", by {world} processes" if world > 1 else "")
-        + (f", from {last}." if last else ".")
-    )
+    begun = begin(config, start, world, told)
     if config.share_images:
-        check_shareable(model)
+        check_shareable(begun.model)
     found = batches(examples, report, start.reader, share=config.share_images)
     if config.share_images:
         told(
@@ -225,30 +190,16 @@ def _run(
     trainer = LlavaTrainer(
         config=config,
         lengths=found.lengths,
-        progress=Progress(out),
-        args=arguments_of(config, mixed=mixed, world=world),
-        model=model,
+        progress=Progress(Path(config.out)),
+        args=arguments_of(config, mixed=begun.mixed, world=world),
+        model=begun.model,
         train_dataset=found.dataset,
         data_collator=found.collate,
     )
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     side = int(start.reader.config.vision_config.image_size)
-    alike = blank_pictures(inner, torch.zeros(1, 3, side, side)) if world > 1 else _nothing()
-    with alike:
-        try:
-            made = trainer.train(resume_from_checkpoint=last)
-        except NotFiniteError as error:
-            changed = error.weights_changed
-            kept = last_checkpoint(out / CHECKPOINTS, told) if changed else trainer.keep_state()
-            raise stopped(error, kept, begun=trainer.state.global_step > 0) from None
-    state = trainer.gathered()
-    if trainer.is_world_process_zero():
-        inner.config.text_config.use_cache = True
-        write_weights(start, config, trainer.accelerator.unwrap_model(model), state, mixed=mixed)
-        told(f"Wrote {out}.")
-    trainer.accelerator.wait_for_everyone()
-    losses = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
-    return Trained(out, int(made.global_step), losses)
+    blank = torch.zeros(1, 3, side, side)
+    with blank_pictures(begun.inner, blank) if world > 1 else _nothing():
+        return finish(config, start, begun, trainer, told)
 
 
 def _sum(lengths: Sequence[int]) -> int:
@@ -258,24 +209,3 @@ def _sum(lengths: Sequence[int]) -> int:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
-
-
-def _model(config: TrainConfig, start: Start, frozen: str) -> Any:
-    """The HF model to train, in the type of its frozen weights."""
-    import torch
-    from accelerate import PartialState
-    from transformers.utils import logging as hf_logging
-
-    kind = getattr(torch, frozen)
-    options: dict[str, Any] = {"dtype": kind}
-    if config.stage == "qlora":
-        options["quantization_config"] = quantization_config("4bit", kind)
-        options["device_map"] = {"": PartialState().device}
-    hf_logging.disable_progress_bar()
-    model = start.reader.build(options)
-    if config.stage == "qlora":
-        check_quantized(model, "4bit")
-        keep_unpackable(model)
-    model.config.text_config.use_cache = False  # nothing is generated while training
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    return model

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError, MissingDependencyError, ParameterError
+from llavakit.model.retrieval import PROJECTION
 from llavakit.training.config import Stage, TrainConfig
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ def prepare(model: Any, config: TrainConfig) -> Any:
         config: with the stage.
 
     Returns:
-        The model, wrapped by PEFT for ``lora`` and ``qlora``.
+        The model, wrapped by PEFT for stages with adapters.
 
     Raises:
         MissingDependencyError: adapters without peft.
         CheckpointError: a language model without linear layers to adapt.
     """
     model.requires_grad_(False)
-    if config.stage in ("lora", "qlora"):
+    if config.stage in ("lora", "qlora", "retrieve"):
         model = _adapted(model, config)
     else:
         wanted = _TRAINED_WHOLE if config.stage == "instruct" else (f"model.{PROJECTOR}.",)
@@ -99,13 +100,17 @@ def load_trained(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _adapted(model: Any, config: TrainConfig) -> Any:
     peft = peft_library()
+    whole = PROJECTOR
+    if config.stage == "retrieve":
+        whole = PROJECTION
+        setattr(model, PROJECTION, _projection(model, config))
     settings = peft.LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         bias="none",
         target_modules=_targets(model),
-        modules_to_save=[PROJECTOR],
+        modules_to_save=[whole],
     )
     with warnings.catch_warnings():  # it asks transformers for a name that has changed
         warnings.simplefilter("ignore", FutureWarning)
@@ -114,6 +119,14 @@ def _adapted(model: Any, config: TrainConfig) -> Any:
     base = str(named.absolute()) if named.is_dir() else config.model
     made.peft_config["default"].base_model_name_or_path = base
     return made
+
+
+def _projection(model: Any, config: TrainConfig) -> nn.Linear:
+    """A new projection of hidden states to vectors."""
+    from torch import nn
+
+    made = nn.Linear(int(model.config.text_config.hidden_size), config.dimensions, bias=False)
+    return made.to(model.device)
 
 
 def _targets(model: Any) -> str:

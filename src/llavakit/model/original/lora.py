@@ -82,7 +82,7 @@ def _merged(
             f"The LoRA in {path} does not fit its base model: {layer} is {list(product)} there, "
             f"and the base {has}; name the model that it was trained on with model_base=."
         )
-    scale = _scale(settings, layer, rank=down.shape[0])
+    scale = scale_of(settings, layer, rank=down.shape[0])
 
     def read() -> Tensor:
         added = up.read().float() @ down.read().float()
@@ -91,7 +91,8 @@ def _merged(
     return Stored(weight.shape, read)
 
 
-def _scale(settings: dict[str, Any], layer: str, rank: int) -> float:
+def scale_of(settings: dict[str, Any], layer: str, rank: int) -> float:
+    """Return the factor of a layer's adapter, by what ``adapter_config.json`` holds."""
     alpha = settings.get("lora_alpha", 8)  # PEFT's default
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", layer):

@@ -1,0 +1,66 @@
+"""What embeds pages and questions: a LLaVA with a retrieval adapter, or a published retriever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from llavakit.backend import Backend
+from llavakit.embeddings import Embedder, Embedding
+from llavakit.sources import SourcePolicy
+
+
+class BackendEmbedder:
+    """A backend and a retrieval adapter as an :class:`~llavakit.embeddings.Embedder`.
+
+    Args:
+        backend: a model in this process; it answers meanwhile.
+        adapter: directory of an adapter; None takes the one that came with the checkpoint.
+
+    Raises:
+        ParameterError: the model gives no embeddings.
+        ModelError: the adapter is missing or damaged.
+    """
+
+    def __init__(self, backend: Backend, adapter: str | os.PathLike[str] | None = None) -> None:
+        self.backend = backend
+        self._adapter = adapter
+        self._space = backend.embedding_space(adapter)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights and the adapter."""
+        return self._space.fingerprint
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+        return self._space.dimensions
+
+    def embed(
+        self, *, images: Sequence[Any] | None = None, texts: Sequence[str] | None = None
+    ) -> list[Embedding]:
+        """Embed images or queries (see :meth:`llavakit.Backend.embed`)."""
+        return self.backend.embed(images=images, texts=texts, adapter=self._adapter)
+
+
+def load_embedder(
+    model: str | os.PathLike[str],
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    source_policy: SourcePolicy | None = None,
+    **settings: Any,
+) -> Embedder:
+    """Return an embedder by the name or directory of its model.
+
+    Args:
+        model: a LLaVA, as in :func:`llavakit.load`, whose weights are shared with all that
+            answers by it in this process.
+        adapter: a retrieval adapter for it; None takes the one that came with the checkpoint.
+        source_policy: which files and addresses images may come from.
+        **settings: further arguments of :func:`llavakit.load`.
+    """
+    from llavakit.loading import load
+
+    return BackendEmbedder(load(model, source_policy=source_policy, **settings), adapter)
