@@ -57,9 +57,7 @@ class PageEmbedding(MultiModalEmbedding):
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[list[float]]:
         # A stream may have been read already by what gave it.
-        images = [
-            one.getvalue() if isinstance(one, io.BytesIO) else one for one in img_file_paths
-        ]
+        images = [one.getvalue() if isinstance(one, io.BytesIO) else one for one in img_file_paths]
         return [one.dense.tolist() for one in self.embedder.embed(images=images)]
 
     async def _aget_image_embedding(self, img_file_path: ImageType) -> list[float]:

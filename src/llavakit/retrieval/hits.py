@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llavakit._checks import checked
-from llavakit.documents import Page, PageReference, PageStore, reopen
+from llavakit.documents import Page, PageCitation, PageReference, PageStore, cite, reopen
 from llavakit.documents.passwords import Password
 from llavakit.embeddings import Embedder
 from llavakit.retrieval.similarity import SimilarityMap
@@ -53,6 +53,12 @@ class Hit:
         allowed = policy or self._policy or SourcePolicy()
         (page,) = reopen(self.reference, store=store, policy=allowed, password=self._password)
         return page
+
+    @checked
+    def cite(self, quote: str = "", policy: SourcePolicy | None = None) -> PageCitation:
+        """Return where quoted words stand on the page (see :func:`llavakit.documents.cite`)."""
+        allowed = policy or self._policy or SourcePolicy()
+        return cite(self.reference, quote, policy=allowed, password=self._password)
 
     @checked
     def similarity(
