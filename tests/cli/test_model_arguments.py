@@ -54,11 +54,12 @@ def test_a_command_may_have_other_defaults():
     assert taken[0][1].device == "cpu"
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "read", "eval"])
+@pytest.mark.parametrize("name", ["ask", "chat", "read", "eval", "index", "search"])
 def test_commands_that_load_a_model_name_it_alike(name):
     found = {
         option
         for parameter in typer.main.get_command(app).commands[name].params
         for option in parameter.opts
     }
-    assert {*EVERY, "--load-4bit", "--load-8bit", "-m"} <= found
+    alone = {"--base-url"} if name in ("index", "search") else set()  # servers give no embeddings
+    assert {*EVERY, "--load-4bit", "--load-8bit", "-m"} - alone <= found

@@ -13,8 +13,9 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables.config import run_in_executor
-from pydantic import ConfigDict, Field, SkipValidation
+from pydantic import ConfigDict, Field
 
+from llavakit._checks import checked
 from llavakit.langchain.page_documents import page_document
 from llavakit.retrieval import Hit, PageIndex
 from llavakit.retrieval.index import SearchMode
@@ -44,11 +45,12 @@ class PageImageRetriever(BaseRetriever):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    index: SkipValidation[PageIndex] = Field(exclude=True, repr=False)
+    index: PageIndex = Field(exclude=True, repr=False)
     k: int = Field(4, ge=1)
     mode: SearchMode = "pixels"
 
     @classmethod
+    @checked
     def open(
         cls,
         folder: str | os.PathLike[str],

@@ -11,6 +11,7 @@ from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
 from llama_index.core.schema import ImageType
 
 from llavakit.embeddings import Embedder
+from llavakit.retrieval.index import check_embedder
 
 
 class PageEmbedding(MultiModalEmbedding):
@@ -32,6 +33,7 @@ class PageEmbedding(MultiModalEmbedding):
     embedder: Any = Field(exclude=True, repr=False)
 
     def __init__(self, embedder: Embedder, **options: Any) -> None:
+        check_embedder(embedder)
         super().__init__(
             embedder=embedder, **{"model_name": f"llavakit {embedder.fingerprint}", **options}
         )

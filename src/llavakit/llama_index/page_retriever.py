@@ -59,6 +59,7 @@ class PageImageRetriever(BaseRetriever):
         super().__init__(callback_manager=callback_manager)
 
     @classmethod
+    @checked
     def open(
         cls,
         folder: str | os.PathLike[str],

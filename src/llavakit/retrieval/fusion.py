@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
-from llavakit._checks import check_integer
+from llavakit._checks import check_integer, checked
 from llavakit.errors import ParameterError
 
 K = 60
@@ -19,6 +19,7 @@ K = 60
 One = TypeVar("One", bound=Hashable)
 
 
+@checked
 def fuse_ranks(rankings: Sequence[Sequence[One]], constant: int = K) -> list[tuple[One, float]]:
     """Return everything that is ranked, with ``sum(1 / (constant + rank))``, the best first.
 

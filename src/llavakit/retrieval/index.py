@@ -105,8 +105,7 @@ class PageIndex:
     ) -> None:
         if not os.fspath(folder):
             raise refused("folder", folder, "the name of a folder")
-        if not callable(getattr(embedder, "embed", None)):
-            raise refused("embedder", embedder, "an embedder, such as load_embedder('demo')")
+        check_embedder(embedder)
         if store not in (None, *get_args(StoreName)):
             raise refused("store", store, 'None, "lance" or "qdrant"')
         if pool is not None:
@@ -272,6 +271,13 @@ class PageIndex:
             yield
         finally:
             lock.release()
+
+
+def check_embedder(embedder: Any) -> None:
+    """Refuse what is not an :class:`~llavakit.embeddings.Embedder`."""
+    names = ("embed", "fingerprint", "dimensions")
+    if isinstance(embedder, type) or not all(hasattr(embedder, name) for name in names):
+        raise refused("embedder", embedder, 'an embedder, such as load_embedder("demo") gives')
 
 
 def _open_ledger(

@@ -97,7 +97,7 @@ class LanceVectors:
             if count:
                 self._index_words()
             if count >= self._coded_from:
-                self._coding.renew(count, self._sample, self._batches)
+                self._coding.renew(count, self._sample, self._all)
                 known = self._coding.latest()
                 if known is not None:
                     _compact(known[1])
@@ -194,6 +194,16 @@ class LanceVectors:
                 vectors, ends = _flat(batch.column("vectors"))
                 keys = batch.column("key").to_numpy()
                 yield keys, vectors.reshape(-1, self._dimensions), ends
+
+    def _all(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]]:
+        """As :meth:`_batches`, of all pages, in the order of their keys.
+
+        One scan of them all would read ahead by up to 2 GB while codes are computed.
+        """
+        keys = np.sort(self._keys(self._pages))
+        for at in range(0, len(keys), _KEYS):
+            some = keys[at : at + _KEYS]
+            yield from self._batches(f"key >= {some[0]} AND key <= {some[-1]}")
 
     def _sample(self, count: int) -> Vectors:
         """About ``count`` vectors out of pages all over the index."""

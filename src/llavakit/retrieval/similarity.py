@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
 _GRID = 256  # cells along the longer side, at which boxes are drawn before they are smoothed
+_BLUR = 0.4  # of a place's side: the edges between places are none of the page's
 _OPACITY = 0.6
 _COLD, _WARM, _HOT = (40, 60, 160), (255, 200, 40), (220, 30, 30)
 
@@ -43,6 +44,7 @@ class SimilarityMap:
     places: npt.NDArray[np.float32]
 
     @classmethod
+    @checked
     def of(cls, picture: Picture, page: Embedding, question: Embedding) -> SimilarityMap:
         """Return the map of a page and a question that were embedded by one embedder.
 
@@ -78,10 +80,11 @@ class SimilarityMap:
             ParameterError: the question has no such word.
         """
         from PIL import Image as PILImage
+        from PIL import ImageFilter
 
-        width, height = self.picture.size
         heat = PILImage.fromarray(np.rint(self._canvas(self._values(word)) * 255).astype(np.uint8))
-        heat = heat.resize((width, height), PILImage.Resampling.BICUBIC)
+        heat = heat.filter(ImageFilter.GaussianBlur(_BLUR * self._cell(heat.size)))
+        heat = heat.resize(self.picture.size, PILImage.Resampling.BICUBIC)
         share = np.asarray(heat, dtype=np.float32)[..., None] / 255
         page = np.asarray(self.picture.rgb, dtype=np.float32)
         # What is alike shows its colour, and what is not stays readable.
@@ -113,6 +116,11 @@ class SimilarityMap:
             f"The question has no word {word!r}; its tokens are "
             f"{', '.join(repr(one) for one in self.words)}."
         )
+
+    def _cell(self, canvas: tuple[int, int]) -> float:
+        """The usual side of a place, in pixels of a canvas."""
+        sides = (self.places[:, 2:] - self.places[:, :2]) * np.array(canvas)
+        return float(np.median(sides))
 
     def _canvas(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Values drawn in their boxes, the smallest boxes last: they say the most."""
