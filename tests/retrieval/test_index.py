@@ -20,6 +20,7 @@ from llavakit.errors import (
 )
 from llavakit.retrieval import PageIndex
 from llavakit.sources import SourcePolicy
+from tests.documents.test_attachments import with_attached
 from tests.documents.test_pages import tiff
 from tests.retrieval.colours import ColourEmbedder
 from tests.retrieval.documents import coloured, picture
@@ -341,6 +342,24 @@ def test_relative_paths_are_found_from_anywhere(index, folder, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert index.search("green", 1)[0].page().number == 2
     assert index.update(folder / "a.pdf").kept == 1
+
+
+def test_an_address_of_a_file_is_that_file(index, folder):
+    index.update(folder)
+    assert index.update((folder / "a.pdf").as_uri()).kept == 1
+    assert index.update(f"{(folder / 'a.pdf').as_uri()}#pages=2").pages == 5
+
+
+def test_attached_documents_come_and_go_with_theirs(index, folder):
+    index.update(folder)
+    (folder / "p.pdf").write_bytes(with_attached(coloured("white"), {"x.pdf": coloured("black")}))
+    index.update(folder)
+    inside = f"{folder / 'p.pdf'}#attachment=x.pdf"
+    found = [hit for hit in index.search("black", 9) if hit.reference.source == inside]
+    assert len(found) == 1 and found[0].page().number == 1
+    assert index.documents[str(folder / "p.pdf")] == 2 and index.update(folder).kept == 5
+    (folder / "p.pdf").unlink()
+    assert index.update(folder).pages == 7
 
 
 def test_a_page_that_has_changed_is_not_shown_for_the_one_that_was_indexed(index, folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llavakit.retrieval import PageIndex
+from tests.documents.test_attachments import with_attached
 from tests.documents.test_pages import tiff
 from tests.retrieval.colours import ColourEmbedder
 from tests.retrieval.documents import coloured, picture
@@ -30,6 +31,14 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def with_a_portfolio(folder):
+    """The same and a document with another one attached: two pages each."""
+    attached = {"x.pdf": coloured("black", "grey")}
+    (folder / "e.pdf").write_bytes(with_attached(coloured("white", "red"), attached))
+    return folder
+
+
 def undisturbed(folder, out):
     with opened(out) as index:
         index.update(folder)
@@ -48,6 +57,27 @@ STEPS = [
     ("Ledger", "settle", "after"),
     ("LanceVectors", "settle", "before"),
 ]
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 4])
+def test_a_document_with_attachments_goes_on(with_a_portfolio, tmp_path, monkeypatch, places):
+    from llavakit.retrieval import updating
+
+    monkeypatch.setattr(updating, "COMMIT_PAGES", 1)
+    folder = with_a_portfolio
+    told = []
+
+    def stop(progress):
+        told.append(Path(progress.item.source).name.startswith("e.pdf"))
+        if sum(told) == places:
+            raise KeyboardInterrupt
+
+    with opened(tmp_path / "index") as index:
+        with pytest.raises(KeyboardInterrupt):
+            index.update(folder, batch=1, progress=stop)
+        index.update(folder, batch=1)
+        assert (content(index), index.failures) == undisturbed(folder, tmp_path / "whole")
+        assert index.documents[str(folder / "e.pdf")] == 4
 
 
 @pytest.mark.parametrize("times", [1, 3])

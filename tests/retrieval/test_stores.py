@@ -71,6 +71,15 @@ def test_search_ranks_by_maxsim(store):
     assert len(store.search(QUERY, 80)) == 50
 
 
+def test_many_pages_without_codes_are_searched_some_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("llavakit.retrieval.lance._KEYS", 7)
+    store = LanceVectors(tmp_path / "store", D)
+    store.add(rows(50))
+    store.delete(2)
+    left = [row for row in rows(50) if row.key[0] != 2]
+    assert keys(store.search(QUERY, 9)) == best(left, 9)
+
+
 def test_pages_are_deleted_from_a_place_on_and_by_document(store):
     made = rows(30)
     store.add(made)

@@ -34,9 +34,8 @@ class PageEmbedding(MultiModalEmbedding):
 
     def __init__(self, embedder: Embedder, **options: Any) -> None:
         check_embedder(embedder)
-        super().__init__(
-            embedder=embedder, **{"model_name": f"llavakit {embedder.fingerprint}", **options}
-        )
+        own: dict[str, Any] = {"model_name": f"llavakit {embedder.fingerprint}", **options}
+        super().__init__(**own, embedder=embedder)  # type: ignore[call-arg]  # hidden, as its own
 
     @classmethod
     def class_name(cls) -> str:

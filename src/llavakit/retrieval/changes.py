@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from llavakit._checks import refused
 from llavakit.documents import Document, Failure
@@ -85,6 +87,9 @@ def _absolute(source: Any) -> str | Document:
     name = os.fspath(source)
     if not isinstance(name, str) or not name:
         raise refused("paths", source, "names of files, folders or addresses")
+    if name.lower().startswith("file:"):  # a file, whose changes are to be seen
+        parts = urlsplit(name)
+        name = url2pathname(parts.path) + (parts.fragment and f"#{parts.fragment}")
     return name if "://" in name else os.path.abspath(name)  # noqa: PTH100  # keeps #pages=1-3
 
 

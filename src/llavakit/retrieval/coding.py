@@ -19,7 +19,7 @@ from llavakit.retrieval._lancedb import pyarrow as pa
 from llavakit.retrieval.scoring import Ends, encode, train_centroids
 
 if TYPE_CHECKING:
-    from lancedb.db import DBConnection
+    from lancedb.db import LanceDBConnection
     from lancedb.table import Table
 
 FEWEST, MOST = 256, 4096
@@ -40,7 +40,7 @@ class Coding:
         dimensions: length of a vector.
     """
 
-    def __init__(self, db: DBConnection, dimensions: int) -> None:
+    def __init__(self, db: LanceDBConnection, dimensions: int) -> None:
         self._db = db
         self._dimensions = dimensions
         self._held: tuple[int, Vectors, Table] | None = None

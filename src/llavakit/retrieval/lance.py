@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from llavakit.retrieval.scoring import CoarseScores, Ends, encode, score_pages
 from llavakit.retrieval.vectors import FoundRow, PageRow, RowKey
 
 if TYPE_CHECKING:
+    from lancedb.db import LanceDBConnection
     from lancedb.table import Table
 
 _logger = logging.getLogger(__name__)
@@ -64,7 +65,10 @@ class LanceVectors:
         self._dimensions = dimensions
         self._coded_from = coded_from
         with self._told():
-            self._db = lancedb.connect(folder, read_consistency_interval=timedelta(0))
+            self._db = cast(
+                "LanceDBConnection",
+                lancedb.connect(folder, read_consistency_interval=timedelta(0)),
+            )
             schema = _pages_schema(dimensions)
             self._pages: Table = self._db.create_table("pages", schema=schema, exist_ok=True)
         self._coding = Coding(self._db, dimensions)
@@ -114,7 +118,8 @@ class LanceVectors:
                 return []
             if not _has_words(self._pages):
                 self._index_words()
-            found = self._pages.search(MatchQuery(words, "text"), query_type="fts")
+            match: Any = MatchQuery  # its defaults are pydantic's, which mypy does not see
+            found = self._pages.search(match(words, "text"), query_type="fts")
             rows = found.select(["key", "reference", "text", "_score"]).limit(k).to_arrow()
             return [_found(row, row["_score"]) for row in rows.to_pylist()]
 
@@ -136,7 +141,7 @@ class LanceVectors:
     def _search(self, query: Vectors, k: int) -> list[FoundRow]:
         known = self._coding.latest()
         if known is None:
-            scores, keys = self._exact(query, k, [None])
+            scores, keys = self._exact(query, k, self._ranges())
         else:
             wanted = self._candidates(query, max(CANDIDATES, 10 * k), *known)
             filters = (
@@ -176,7 +181,7 @@ class LanceVectors:
         return np.concatenate([best.keys, without.astype(np.int64)])
 
     def _exact(
-        self, query: Vectors, k: int, filters: Iterable[str | None]
+        self, query: Vectors, k: int, filters: Iterable[str]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         best = _Best(k)
         for one in filters:
@@ -185,25 +190,30 @@ class LanceVectors:
         return best.scores, best.keys
 
     def _batches(
-        self, where: str | None = None
+        self, where: str
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]]:
         """Keys, vectors in fp16 (those of all pages in one) and where those of each page end."""
-        found = self._pages.search().select(["key", "vectors"])
-        for batch in (found if where is None else found.where(where)).to_batches(_BATCH):
+        found = self._pages.search().where(where).select(["key", "vectors"])
+        for batch in found.to_batches(_BATCH):
             if batch.num_rows:
                 vectors, ends = _flat(batch.column("vectors"))
                 keys = batch.column("key").to_numpy()
                 yield keys, vectors.reshape(-1, self._dimensions), ends
 
     def _all(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]]:
-        """As :meth:`_batches`, of all pages, in the order of their keys.
+        """As :meth:`_batches`, of all pages, in the order of their keys."""
+        for one in self._ranges():
+            yield from self._batches(one)
 
-        One scan of them all would read ahead by up to 2 GB while codes are computed.
+    def _ranges(self) -> Iterator[str]:
+        """Filters of some pages each, of all together.
+
+        One scan of all pages would read ahead by up to 2 GB while their vectors are worked on.
         """
         keys = np.sort(self._keys(self._pages))
         for at in range(0, len(keys), _KEYS):
             some = keys[at : at + _KEYS]
-            yield from self._batches(f"key >= {some[0]} AND key <= {some[-1]}")
+            yield f"key >= {some[0]} AND key <= {some[-1]}"
 
     def _sample(self, count: int) -> Vectors:
         """About ``count`` vectors out of pages all over the index."""

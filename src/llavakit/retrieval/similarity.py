@@ -85,7 +85,7 @@ class SimilarityMap:
         heat = PILImage.fromarray(np.rint(self._canvas(self._values(word)) * 255).astype(np.uint8))
         heat = heat.filter(ImageFilter.GaussianBlur(_BLUR * self._cell(heat.size)))
         heat = heat.resize(self.picture.size, PILImage.Resampling.BICUBIC)
-        share = np.asarray(heat, dtype=np.float32)[..., None] / 255
+        share = (np.asarray(heat)[..., None] / 255).astype(np.float32)
         page = np.asarray(self.picture.rgb, dtype=np.float32)
         # What is alike shows its colour, and what is not stays readable.
         mixed = page + (_colours(share) - page) * (_OPACITY * np.maximum(share, 0.25))
@@ -146,7 +146,8 @@ def _colours(share: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     """A colour for each share: from blue over yellow to red."""
     cold, warm, hot = (np.array(one, dtype=np.float32) for one in (_COLD, _WARM, _HOT))
     lower = cold + (warm - cold) * np.minimum(2 * share, 1)
-    return lower + (hot - warm) * np.maximum(2 * share - 1, 0)
+    colours: npt.NDArray[Any] = lower + (hot - warm) * np.maximum(2 * share - 1, 0)
+    return colours
 
 
 def _plain(word: str) -> str:
