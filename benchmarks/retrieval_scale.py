@@ -30,7 +30,6 @@ import numpy as np
 
 from llavakit.embeddings import Embedding
 from llavakit.retrieval.lance import LanceVectors
-from llavakit.retrieval.scoring import score_pages
 from llavakit.retrieval.vectors import PageRow
 
 VECTORS, DIMENSIONS, WORDS = 64, 128, 16
@@ -99,7 +98,7 @@ def build(folder: Path, pages: int, _: list[np.ndarray[Any, Any]]) -> dict[str, 
     """Make the index; its seconds by the clock, and those of the processor."""
     begun, used = time.perf_counter(), time.process_time()
     store = LanceVectors(folder, DIMENSIONS)
-    for some in rows(pages):
+    for some in rows(pages) if not store.count() else ():
         store.add(some)
     added = time.perf_counter()
     store.settle()
@@ -141,14 +140,15 @@ def search(folder: Path, pages: int, queries: list[np.ndarray[Any, Any]]) -> dic
 
 def exact(queries: list[np.ndarray[Any, Any]], pages: int) -> list[set[tuple[int, int]]]:
     """Return the best ten pages of each query, by the MaxSim of all as they are stored."""
-    scores: list[list[np.ndarray[Any, Any]]] = [[] for _ in queries]
     ends = np.arange(VECTORS, AT_ONCE * VECTORS + 1, VECTORS)
+    words = np.concatenate(queries)
+    scores = []
     for number in range(pages // AT_ONCE):
-        flat = make_pages(number)[0].reshape(-1, DIMENSIONS).astype(np.float16)
-        for one, query in zip(scores, queries, strict=True):
-            one.append(score_pages(query, flat, ends))
-    best = [np.argsort(-np.concatenate(one), kind="stable")[:BEST] for one in scores]
-    return [{(1 + int(at) // AT_ONCE, int(at) % AT_ONCE) for at in one} for one in best]
+        flat = make_pages(number)[0].reshape(-1, DIMENSIONS).astype(np.float16).astype(np.float32)
+        best = np.maximum.reduceat(flat @ words.T, ends - VECTORS, axis=0)
+        scores.append(best.reshape(AT_ONCE, len(queries), WORDS).sum(axis=2))
+    order = np.argsort(-np.concatenate(scores), axis=0, kind="stable")[:BEST]
+    return [{(1 + int(at) // AT_ONCE, int(at) % AT_ONCE) for at in one} for one in order.T]
 
 
 def _theirs(folder: Path, query: np.ndarray[Any, Any]) -> float:
@@ -170,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pages", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
+    parser.add_argument("--keep", type=Path, help="where indices stay, and are taken from")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
@@ -178,18 +179,19 @@ def main() -> None:
     }
     for pages in arguments.pages:
         folder = Path(tempfile.mkdtemp(prefix="retrieval-scale-"))
+        kept = arguments.keep and arguments.keep / str(pages)
         try:
             spawn = multiprocessing.get_context("spawn")
             made: dict[str, Any] = {}
             queries = make_queries(pages)
             for step in (build, search):
                 with spawn.Pool(1) as pool:  # each its own process, and so its own peak
-                    made |= pool.apply(step, (folder, pages, queries))
+                    made |= pool.apply(step, (kept or folder, pages, queries))
+                print(f"{pages} pages: {json.dumps(made)}", flush=True)
             made["load average beside it"] = round(os.getloadavg()[2], 1)
         finally:
             shutil.rmtree(folder)
         figures[f"{pages} pages"] = made
-        print(f"{pages} pages: {json.dumps(made, indent=1)}", flush=True)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 

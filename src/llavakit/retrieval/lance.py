@@ -41,7 +41,8 @@ CANDIDATES = 400
 """Least pages that are scored exactly then, and at least ten times as many as are wanted."""
 
 _SHIFT = 24  # bits of a key for the place in a document: 16 million pages
-_BATCH = 256  # pages that are in memory at once
+_BATCH = 256  # pages whose vectors are in memory at once
+_CODES = 8192  # pages whose codes are
 _KEYS = 2_000  # keys that one filter names
 _FRAGMENTS = 32  # files of a table; more are joined, because each costs every search
 _UNSEARCHED = 1_000  # pages outside the index of words, which a search reads one by one
@@ -168,7 +169,7 @@ class LanceVectors:
         coarse = CoarseScores(query, centroids)
         best = _Best(count)
         coded = []
-        for batch in codes.search().select(["key", "codes"]).to_batches(4096):
+        for batch in codes.search().select(["key", "codes"]).to_batches(_CODES):
             if not batch.num_rows:
                 continue
             numbers, ends = _flat(batch.column("codes"))

@@ -78,10 +78,14 @@ class CoarseScores:
         # still have one are then a beginning of the rest.
         order = np.argsort(-lengths, kind="stable")
         begins, lengths = begins[order], lengths[order]
-        best = self._bytes[codes[begins]]
+        numbers = codes.astype(np.intp)
+        # No code is out of range; asking numpy to clip saves it the question, and most of the time.
+        best = np.take(self._bytes, numbers[begins], axis=0, mode="clip")
+        room = np.empty_like(best)
         left = np.searchsorted(-lengths, -np.arange(1, int(lengths[0])), side="left")
-        for place, pages in enumerate(left, 1):
-            one = self._bytes[codes[begins[:pages] + place]]
+        for place, pages in enumerate(left.tolist(), 1):
+            one = room[:pages]
+            np.take(self._bytes, numbers[begins[:pages] + place], axis=0, mode="clip", out=one)
             np.maximum(best[:pages], one, out=best[:pages])
         scores = np.empty(len(ends), dtype=np.int32)
         scores[order] = best.sum(axis=1, dtype=np.int32)
