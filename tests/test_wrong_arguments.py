@@ -202,8 +202,18 @@ class World:
             "completions": [llavakit.Completion("a")],
             "context_length": 100,
             "cut": 0,
+            "depth": 5,
             "done": 1,
             "elsewhere": "",
+            "embedder": Embedder(),
+            "fingerprint": "",
+            "id_column": "id",
+            "ids": (),
+            "pool": 1,
+            "queries": (),
+            "ranked": ["a"],
+            "relevance": {"a": 1},
+            "tasks": (),
             "errors": 0,
             "files": (),
             "input": "What is it?",
@@ -252,6 +262,8 @@ class World:
             known["source"] = self.index
         if path.startswith(("llavakit.documents:cite", "llavakit.documents:PageCitation")):
             known["reference"] = self.reference
+        if path.endswith("to_retrieval_table"):
+            known["results"] = self.thing("llavakit.evaluation:RetrievalResults")
         if path == "llavakit.documents:message_pages":
             known["source"] = llavakit.Image(PAGES)
             known["most"] = 8
@@ -353,6 +365,10 @@ class World:
             "Results": lambda: evaluation.Results(
                 "drawn", "drawn", "demo", "", 1, 1, 0, 0, (), "", ()
             ),
+            "RetrievalResults": lambda: evaluation.RetrievalResults(
+                "vidore", "ViDoRe", "demo", "", 1, (), ()
+            ),
+            "RetrievalTask": lambda: evaluation.RetrievalTask("a", (), (), (), "id"),
             "SamplingParams": llavakit.SamplingParams,
             "ServerSettings": serving.ServerSettings,
             "SourcePolicy": llavakit.SourcePolicy,
@@ -375,6 +391,13 @@ class World:
         elif path == "llavakit.llama_index:ImageQuestionTool":
             thing = partial(thing, model="demo")
         return thing, arguments_of(thing)
+
+
+class Embedder:
+    fingerprint, dimensions = "", 1
+
+    def embed(self, *, images=None, texts=None):
+        return []
 
 
 class Benchmark(evaluation.Benchmark):

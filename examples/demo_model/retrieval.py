@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/demo-retrieval"))
     parser.add_argument("--pages", type=int, default=6000)
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--batch", type=int, default=64, help="64 for each process")
     parser.add_argument("--resume", action="store_true")
     asked = parser.parse_args()
     from llavakit.training.config import TrainConfig
@@ -132,15 +133,16 @@ def main() -> None:
         "data": str(data),
         "out": str(asked.out / "adapter"),
         "epochs": asked.epochs,
-        "batch_size": 64,
+        "batch_size": asked.batch,
+        "per_device_batch_size": 64,
         "learning_rate": 2e-3,
         "lora_rank": 16,
         "lora_alpha": 32,
         "lora_dropout": 0.0,
         "hard_negatives": 0,
         "gradient_checkpointing": False,
-        "log_steps": 5,
-        "save_steps": 100,
+        "log_steps": 2,
+        "save_steps": 40,
         "resume": asked.resume,
     }
     train(TrainConfig.of("retrieve", settings), print)

@@ -1,4 +1,4 @@
-"""``llavakit eval``: the benchmarks of LLaVA's papers, asked and scored."""
+"""``llavakit eval``: the benchmarks of LLaVA's papers, asked and scored; and ViDoRe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import (
@@ -20,15 +20,29 @@ from rich.progress import (
 from llavakit.cli import options
 from llavakit.cli.model import ModelArguments, takes_model
 from llavakit.cli.terminal import FAILED, Remarks, note, told_errors
-from llavakit.evaluation import BENCHMARKS, Data, RunProgress, evaluate, open_benchmark, to_table
+from llavakit.errors import ParameterError
+from llavakit.evaluation import (
+    BENCHMARKS,
+    VIDORE,
+    Data,
+    RunProgress,
+    evaluate,
+    evaluate_retrieval,
+    open_benchmark,
+    read_tasks,
+    to_retrieval_table,
+    to_table,
+)
+from llavakit.runs.window import WINDOW
 
 _DATA = "Data"
+_RETRIEVAL = "Retrieval (vidore)"
 _MOST_SHOWN = 5  # errors that stderr shows one by one
 
 
 @takes_model()
 def run_benchmark(
-    benchmark: Annotated[str, typer.Argument(help=f"One of {', '.join(BENCHMARKS)}.")],
+    benchmark: Annotated[str, typer.Argument(help=f"One of {', '.join((*BENCHMARKS, VIDORE))}.")],
     data: Annotated[
         Path,
         typer.Option("--data", help="The benchmark's folder, as docs/evaluation.md lays it out."),
@@ -66,7 +80,7 @@ def run_benchmark(
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
     ] = False,
-    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 64,
+    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = WINDOW,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -78,6 +92,23 @@ def run_benchmark(
             show_default=False,
         ),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            help="A retrieval adapter of a LLaVA; the one that came with it by default.",
+            rich_help_panel=_RETRIEVAL,
+        ),
+    ] = None,
+    pool: Annotated[
+        int,
+        typer.Option(
+            "--pool",
+            min=1,
+            help="Pool the vectors of a page by this factor.",
+            rich_help_panel=_RETRIEVAL,
+        ),
+    ] = 1,
     chosen: ModelArguments = ModelArguments(),  # noqa: B008
     debug: options.Debug = False,
 ) -> None:
@@ -89,8 +120,27 @@ def run_benchmark(
     are scored elsewhere lie in --out. A question that cannot be answered (a missing image) counts
     as answered wrongly, and the table says how many there are. Fails (1) only if nothing at all
     could be answered.
+
+    vidore asks nothing: every query is compared with every page of each data set in --data, by a
+    LLaVA with a retrieval adapter or by a published retriever.
     """
     with told_errors(debug, after_interrupt="the same command goes on."):
+        if benchmark == VIDORE:
+            _refuse(
+                "for vidore",
+                {
+                    "--questions": questions,
+                    "--images": images,
+                    "--annotations": annotations,
+                    "--limit": limit,
+                    "--max-tokens": max_tokens,
+                    "--window": None if window == WINDOW else window,
+                    "--base-url": chosen.base_url,
+                },
+            )
+            _compare(data, out, chosen, adapter, pool, restart, retry_errors, json_output)
+            return
+        _refuse("but for vidore", {"--adapter": adapter, "--pool": None if pool == 1 else pool})
         read = open_benchmark(benchmark, Data(data, questions, images, annotations))
         backend = chosen.load()
         folder = out or Path("eval") / benchmark / _as_name(chosen.model)
@@ -117,6 +167,50 @@ def run_benchmark(
             raise typer.Exit(FAILED)
 
 
+def _refuse(where: str, options: dict[str, Any]) -> None:
+    """Refuse options that were given and would be dropped."""
+    for name, value in options.items():
+        if value is not None:
+            raise ParameterError(f"{name} has no effect {where}; leave it out.")
+
+
+def _compare(
+    data: Path,
+    out: Path | None,
+    chosen: ModelArguments,
+    adapter: Path | None,
+    pool: int,
+    restart: bool,
+    retry_errors: bool,
+    json_output: bool,
+) -> None:
+    """Run ViDoRe."""
+    from llavakit.retrieval.embedder import load_embedder
+
+    tasks = read_tasks(data)
+    embedder = load_embedder(chosen.model, adapter=adapter, **chosen.keywords)
+    folder = out or Path("eval") / VIDORE / _as_name(chosen.model)
+    with EvaluationOutput("Pages", "pages.jsonl") as output:
+        results = evaluate_retrieval(
+            tasks,
+            embedder,
+            folder,
+            model=chosen.model,
+            pool=pool,
+            restart=restart,
+            retry_errors=retry_errors,
+            settings={name: value for name, value in chosen.of_checkpoint.items() if value},
+            progress=output,
+        )
+    if json_output:
+        print(json.dumps(results.to_dict(), ensure_ascii=False))
+    else:
+        print(to_retrieval_table(results), end="")
+    output.summary(folder)
+    if all(task.page_errors == task.pages for task in results.tasks):
+        raise typer.Exit(FAILED)
+
+
 def _as_name(model: str) -> str:
     """A model's name as the name of a folder: the last part of a path or hub id."""
     last = model.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
@@ -124,9 +218,17 @@ def _as_name(model: str) -> str:
 
 
 class EvaluationOutput(Remarks):
-    """The output of a run on stderr: a bar on a terminal, the first errors, and the end."""
+    """The output of a run on stderr: a bar on a terminal, the first errors, and the end.
 
-    def __init__(self) -> None:
+    Args:
+        what: what is counted, for people.
+        file: where all errors are.
+    """
+
+    def __init__(self, what: str = "Questions", file: str = "answers.jsonl") -> None:
+        self._what = what
+        self._done = "answers" if what == "Questions" else what.lower()
+        self._file = file
         self._errors = 0
         self._earlier: int | None = None
         columns = (
@@ -138,7 +240,7 @@ class EvaluationOutput(Remarks):
         )
         super().__init__(*columns, watched=sys.stderr.isatty())
         if self._line is not None:
-            self._task = self._line.add_task("Questions", total=None)
+            self._task = self._line.add_task(what, total=None)
 
     def __call__(self, progress: RunProgress) -> None:
         """Note how far the run is."""
@@ -149,17 +251,17 @@ class EvaluationOutput(Remarks):
             if self._errors <= _MOST_SHOWN:
                 self._tell(f"llavakit: {progress.error}")
             elif self._errors == _MOST_SHOWN + 1:
-                self._tell("llavakit: further errors are in answers.jsonl only.")
+                self._tell(f"llavakit: further errors are in {self._file} only.")
         if self._line is not None:
             failed = f", {progress.errors} errors" if progress.errors else ""
             self._line.update(
                 self._task,
                 completed=progress.done,
                 total=progress.total,
-                description=f"Questions{failed}",
+                description=f"{self._what}{failed}",
             )
 
     def summary(self, folder: Path) -> None:
         """Print where the results are, and how many answers were there before."""
-        before = f"; {self._earlier} answers were there before" if self._earlier else ""
+        before = f"; {self._earlier} {self._done} were there before" if self._earlier else ""
         note(f"Results are in {folder}{before}.")

@@ -16,6 +16,10 @@ _KINDS: tuple[type[Benchmark], ...] = (
     LLaVABench,
 )  # fmt: skip
 BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
+"""Benchmarks of questions that a model answers."""
+
+VIDORE = "vidore"
+"""The benchmark of retrieval, which is no matter of answers: see ``evaluate_retrieval``."""
 
 
 @checked
@@ -26,6 +30,10 @@ def open_benchmark(name: str, data: Data) -> Benchmark:
         ParameterError: there is no benchmark of this name.
         InputError: its files are missing or damaged.
     """
+    if name == VIDORE:
+        raise ParameterError(
+            "vidore asks no questions of a model; use read_tasks and evaluate_retrieval."
+        )
     if name not in BENCHMARKS:
         raise ParameterError(
             f"There is no benchmark {name!r}; there are {', '.join(sorted(BENCHMARKS))}."

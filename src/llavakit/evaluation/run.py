@@ -125,7 +125,7 @@ def evaluate(
     questions = benchmark.questions[:limit]
     params = SamplingParams(max_tokens or benchmark.max_tokens, temperature=0.0)
     job = _job(benchmark, backend, model, params, settings or {})
-    _make(out)
+    make_folder(out)
     with Lines(out / "answers.jsonl", _KEYS, restart=restart) as lines:
         claim(lines, job)
         given = _earlier(lines, benchmark.questions, retry_errors)
@@ -255,7 +255,7 @@ def _finish(
     """Score the answers, and write all files but the answers themselves."""
     files = benchmark.files(answers)
     for name, data in files.items():
-        _make((out / name).parent)
+        make_folder((out / name).parent)
         write_atomic(out / name, data)
     results = Results(
         benchmark.name,
@@ -275,7 +275,12 @@ def _finish(
     return results
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder of results, with those above it.
+
+    Raises:
+        SourceFetchError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -125,8 +125,6 @@ def load_weights(
         ParameterError: there is no such device, or the checkpoint is packed and other bits or
             another device are asked for.
     """
-    import torch
-
     from llavakit.model.llava import Llava
     from llavakit.model.packed_checkpoint import stored_quantization
     from llavakit.model.self_check import check_weights
@@ -135,11 +133,11 @@ def load_weights(
     if stored is not None:
         _check_stored(reader.path, stored, quantization, device, device_map)
         device, quantization = "cpu", stored
-    place = torch.device(_device(device))
+    place = device_for(device)
     packs = quantization is not None and place.type == "cpu" and device_map is None
-    if dtype == "auto" and place.type == "cpu":
-        dtype = "float32" if packs else _type_on_processor(reader.config.text_config, room)
-    kind = getattr(torch, _dtype(dtype, place.type))
+    if packs and dtype == "auto":
+        dtype = "float32"
+    kind = type_on(place, dtype, reader.config.text_config, room)
     options: dict[str, Any] = {"dtype": kind}
     if quantization is not None:
         options["quantization_config"] = (
@@ -241,6 +239,34 @@ def _check_spread(model: Any, place: torch.device) -> None:
             "The model does not fit into the memory of all GPUs together; load it with "
             'quantization="4bit" or take a smaller one.'
         )
+
+
+def device_for(asked: str) -> torch.device:
+    """Return the device that ``"auto"`` or a device's name stands for here.
+
+    Raises:
+        ParameterError: there is no such device.
+    """
+    import torch
+
+    return torch.device(_device(asked))
+
+
+def type_on(device: torch.device, asked: str, text: Any, room: int | None) -> torch.dtype:
+    """Return the type of the weights on a device.
+
+    Args:
+        device: where they go.
+        asked: ``"auto"``, or the name of a torch type.
+        text: configuration of the language model, whose size decides on a processor.
+        room: bytes of main memory that may be used; None if unknown.
+    """
+    import torch
+
+    if asked == "auto" and device.type == "cpu":
+        asked = _type_on_processor(text, room)
+    kind: torch.dtype = getattr(torch, _dtype(asked, device.type))
+    return kind
 
 
 def _device(asked: str) -> str:
