@@ -153,7 +153,6 @@ class World:
             "digest": self.page.digest,
             "documents": [self.document],
             "error": llavakit.errors.DocumentError("It is damaged."),
-            "embedder": self.embedder,
             "file": PAGES,
             "finish_reason": "stop",
             "folder": self.folder,
@@ -254,6 +253,8 @@ class World:
             "things": [],
             "tools": [],
         }
+        if not path.startswith("llavakit.evaluation"):
+            known["embedder"] = self.embedder
         if path.endswith(":PageImageRetriever"):
             known["index"] = self.pages
         if path.startswith("llavakit.retrieval"):

@@ -37,7 +37,7 @@ _Result = TypeVar("_Result")
 
 CODED_FROM = 4_000
 """From so many pages on, coarse scores choose which are scored exactly."""
-CANDIDATES = 400
+CANDIDATES = 1_000
 """Least pages that are scored exactly then, and at least ten times as many as are wanted."""
 
 _SHIFT = 24  # bits of a key for the place in a document: 16 million pages

@@ -118,9 +118,9 @@ class SimilarityMap:
         )
 
     def _cell(self, canvas: tuple[int, int]) -> float:
-        """The usual side of a place, in pixels of a canvas."""
+        """The side of the smaller places, in pixels of a canvas."""
         sides = (self.places[:, 2:] - self.places[:, :2]) * np.array(canvas)
-        return float(np.median(sides))
+        return float(np.percentile(sides, 10))  # views of the whole page are among them
 
     def _canvas(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Values drawn in their boxes, the smallest boxes last: they say the most."""
