@@ -40,6 +40,7 @@ CODED_FROM = 4_000
 CANDIDATES = 1_000
 """Least pages that are scored exactly then, and at least ten times as many as are wanted."""
 
+_CACHE = 1 << 26  # bytes: unbounded, LanceDB remembers every version of a table that it has written
 _SHIFT = 24  # bits of a key for the place in a document: 16 million pages
 _BATCH = 256  # pages whose vectors are in memory at once
 _CODES = 8192  # pages whose codes are
@@ -68,7 +69,11 @@ class LanceVectors:
         with self._told():
             self._db = cast(
                 "LanceDBConnection",
-                lancedb.connect(folder, read_consistency_interval=timedelta(0)),
+                lancedb.connect(
+                    folder,
+                    read_consistency_interval=timedelta(0),
+                    session=lancedb.Session(_CACHE, _CACHE),
+                ),
             )
             schema = _pages_schema(dimensions)
             self._pages: Table = self._db.create_table("pages", schema=schema, exist_ok=True)
