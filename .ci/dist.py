@@ -35,6 +35,8 @@ MODULES = {
     "ray": "llavakit.cluster.deploy, llavakit.cluster.batch",
     "train": "llavakit.training.run, peft, datasets",
     "eval": "llavakit.evaluation, xlsxwriter",
+    "retrieval": "llavakit.retrieval.lance",
+    "qdrant": "llavakit.retrieval.qdrant",
 }
 """What each extra is for; a new extra without a line here is an error."""
 NOT_FOR_USERS = {"all", "dev", "docs"}

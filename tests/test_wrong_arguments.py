@@ -26,10 +26,11 @@ from llama_index.core.schema import ImageNode, NodeWithScore
 from pydantic import ValidationError
 
 import llavakit
-from llavakit import documents, evaluation, langchain, llama_index, questions, serving
+from llavakit import documents, evaluation, langchain, llama_index, questions, retrieval, serving
 from llavakit.documents import PageReference, PageStore, Task, open_files
 from llavakit.errors import LlavaKitError
 from llavakit.testing import FakeBackend
+from tests.retrieval.colours import ColourEmbedder
 
 HEART, PAGES = "examples/data/heart.png", "examples/data/pages.pdf"
 
@@ -74,7 +75,9 @@ CALLED = {"progress", "pictures", "loaded", "listening", "completion_to_prompt"}
 
 LAYER = documents.TextLayer("word", (documents.Word("word", (0.0, 0.0, 1.0, 1.0)),))
 
-MODULES = (llavakit, documents, questions, serving, evaluation, langchain, llama_index)
+MODULES = (
+    *(llavakit, documents, questions, retrieval, serving, evaluation, langchain, llama_index),
+)
 
 
 def public():
@@ -117,6 +120,13 @@ class World:
         self.document = LangChainDocument("a", metadata=self.reference.metadata())
         self.question = evaluation.Question(0, 0, "What is it?", Path(HEART))
         self.data = evaluation.Data(folder)
+        self.embedder = ColourEmbedder()
+        self.pages = retrieval.PageIndex(folder / "index", self.embedder)
+        self.pages.update(HEART)
+        (self.hit,) = self.pages.search("red", 1)
+        (page,), (words,) = self.embedder.embed(images=[HEART]), self.embedder.embed(texts=["red"])
+        self.seen = retrieval.SimilarityMap.of(self.page.picture, page, words)
+        self.embedding = page
 
     def right(self, path, name):
         """A right value for an argument; KeyError where nothing is known of it."""
@@ -149,6 +159,7 @@ class World:
             "grace": 1.0,
             "id": "1",
             "image": "image_1" if "Question" in path or "Asker" in path else HEART,
+            "images": [HEART],
             "image_documents": [ImageBlock(path=HEART)],
             "index": self.index,
             "job": self.job,
@@ -238,9 +249,16 @@ class World:
             "task": self.task,
             "text": "2x3" if path.endswith("Tiles.parse") else "1-2",
             "text_chunks": ["a"],
+            "texts": ["a"],
             "things": [],
             "tools": [],
         }
+        if not path.startswith("llavakit.evaluation"):
+            known["embedder"] = self.embedder
+        if path.endswith(":PageImageRetriever"):
+            known["index"] = self.pages
+        if path.startswith("llavakit.retrieval"):
+            known |= self._of_retrieval(path)
         if path == "llavakit.llama_index:page_query_engine":
             known["source"] = self.index
         if path.startswith(("llavakit.documents:cite", "llavakit.documents:PageCitation")):
@@ -260,6 +278,34 @@ class World:
             known["prompt"] = PromptTemplate("What is it?")
         if path.startswith("llavakit.questions:Shown"):
             known["source"] = llavakit.Image(HEART)
+        return known
+
+    def _of_retrieval(self, path):
+        known = {
+            "added": 1,
+            "changed": (),
+            "documents": 1,
+            "folder": self.folder / "index",
+            "item": self.reference,
+            "kept": 0,
+            "lost": 1,
+            "message": "It is damaged.",
+            "new": (),
+            "pages": 1,
+            "paths": HEART,
+            "places": self.seen.places,
+            "products": self.seen.products,
+            "rankings": [["a"]],
+            "reference": self.reference,
+            "removed": (),
+            "score": 1.0,
+            "text": "",
+            "type": "DocumentError",
+            "without_text": 0,
+            "words": ("red",),
+        }
+        if path.endswith("SimilarityMap.of"):
+            known |= {"page": self.embedding, "question": self.embedding}
         return known
 
     def messages(self, path):
@@ -295,6 +341,14 @@ class World:
             "LLaVAMultiModal": lambda: llama_index.LLaVAMultiModal(
                 backend=self.backend, max_tokens=4
             ),
+            "Hit": lambda: self.hit,
+            "PageEmbedding": lambda: llama_index.PageEmbedding(self.embedder),
+            "PageEmbeddings": lambda: langchain.PageEmbeddings(self.embedder),
+            "PageImageRetriever": lambda: (langchain if lc else llama_index).PageImageRetriever(
+                index=self.pages
+            ),
+            "PageIndex": lambda: self.pages,
+            "SimilarityMap": lambda: self.seen,
             "PageImageLoader": lambda: langchain.PageImageLoader(HEART),
             "PageImageParser": lambda: langchain.PageImageParser(self.chat),
             "PageImageReader": lambda: llama_index.PageImageReader(llm=self.llm, pages="1"),

@@ -26,6 +26,9 @@ HEART = "examples/data/heart.png"
         (["data", "check", ""], "An argument"),
         (["export", "demo", ""], "An argument"),
         (["train", "lora", "--out", ""], "--out"),
+        (["index", HEART, "--out", ""], "--out"),
+        (["search", "index", ""], "An argument"),
+        (["search", "index", "red", "--heatmap", ""], "--heatmap"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -61,6 +61,9 @@ def test_a_command_may_have_other_defaults():
         *[(name, set()) for name in ("ask", "chat", "read", "eval", "web")],
         ("mcp", {"--model-path", "-m"}),
         ("serve", {"--model-path", "-m", "--base-url"}),
+        # Servers give no embeddings.
+        ("index", {"--base-url"}),
+        ("search", {"--base-url"}),
     ],
 )
 def test_commands_that_load_a_model_name_it_alike(name, without):

@@ -13,16 +13,18 @@ from llavakit.cli.command import Command
 from llavakit.cli.data import data
 from llavakit.cli.eval import run_benchmark
 from llavakit.cli.export import export
+from llavakit.cli.index import index
 from llavakit.cli.mcp import mcp
 from llavakit.cli.models import models
 from llavakit.cli.read import read
+from llavakit.cli.search import search
 from llavakit.cli.serve import serve
 from llavakit.cli.train import train
 from llavakit.cli.web import web
 
 app = typer.Typer(
     name="llavakit",
-    help="LLaVA on the command line: ask, chat, read pages, serve, train and measure.",
+    help="LLaVA on the command line: ask, chat, read and find pages, serve, train and measure.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,6 +32,8 @@ app = typer.Typer(
 app.command(cls=Command)(ask)
 app.command(cls=Command)(chat)
 app.command(cls=Command)(read)
+app.command(cls=Command)(index)
+app.command(cls=Command)(search)
 app.command(cls=Command)(serve)
 app.command(cls=Command)(mcp)
 app.command(cls=Command)(web)

@@ -266,25 +266,6 @@ class ReadingOutput(Remarks):
         if self._line is not None:
             self._line.update(self._task, description=_read(self.pages))
 
-    def password(self, name: str) -> str | None:
-        """Asks for the password of a document, where there is a terminal to ask on."""
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return None
-        if self._line is not None:
-            self._line.stop()
-        try:
-            typed: str = typer.prompt(
-                f"Password of {name} (empty leaves it out)",
-                hide_input=True,
-                default="",
-                show_default=False,
-                err=True,
-            )
-        finally:
-            if self._line is not None:
-                self._line.start()
-        return typed or None
-
     def changes(self, tally: Tally) -> None:
         """What became of documents that had changed, or are gone, since an earlier run."""
         if tally.changed:

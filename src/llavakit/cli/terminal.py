@@ -145,3 +145,22 @@ class Remarks:
             note(text)
         else:
             self._line.console.print(text, markup=False, highlight=False)
+
+    def password(self, name: str) -> str | None:
+        """Ask for the password of a document, where there is a terminal to ask on."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return None
+        if self._line is not None:
+            self._line.stop()
+        try:
+            typed: str = typer.prompt(
+                f"Password of {name} (empty leaves it out)",
+                hide_input=True,
+                default="",
+                show_default=False,
+                err=True,
+            )
+        finally:
+            if self._line is not None:
+                self._line.start()
+        return typed or None

@@ -23,17 +23,21 @@ from llavakit.langchain.conversation_images import name_images
 from llavakit.langchain.image_tool import ImageQuestionTool
 from llavakit.langchain.llms import LLaVALLM
 from llavakit.langchain.page_chain import page_question_chain
+from llavakit.langchain.page_embeddings import PageEmbeddings
 from llavakit.langchain.page_loader import PageImageLoader
 from llavakit.langchain.page_messages import apage_messages, page_messages
 from llavakit.langchain.page_parser import PageImageParser
+from llavakit.langchain.page_retriever import PageImageRetriever
 from llavakit.langchain.plain import plain_messages
 
 __all__ = [
     "ChatLLaVA",
     "ImageQuestionTool",
     "LLaVALLM",
+    "PageEmbeddings",
     "PageImageLoader",
     "PageImageParser",
+    "PageImageRetriever",
     "apage_messages",
     "name_images",
     "page_messages",

@@ -165,12 +165,7 @@ class PageDocuments:
         self.skipped.append(Skipped(source, page, error))
 
     def _document(self, page: Page, text: str) -> Document:
-        reference = PageReference.of(page, self.view, self.store)
-        return Document(
-            id=str(uuid.uuid5(_IDS, f"{page.digest} {page.number} {page.source}")),
-            page_content=text,
-            metadata={**reference.metadata(), FILE_PATH: page.source},
-        )
+        return page_document(PageReference.of(page, self.view, self.store), text, page.source)
 
 
 _TASKS: dict[str, Literal["transcribe", "describe"]] = {
@@ -179,6 +174,22 @@ _TASKS: dict[str, Literal["transcribe", "describe"]] = {
     "transcribe": "transcribe",
     "describe": "describe",
 }
+
+
+def page_document(reference: PageReference, text: str, name: str | None = None) -> Document:
+    """Return the document of a page: its text, and where its image is found again.
+
+    Args:
+        reference: the page.
+        text: what it is searched by.
+        name: of its source, where that is not the one of the reference.
+    """
+    name = reference.source if name is None else name
+    return Document(
+        id=str(uuid.uuid5(_IDS, f"{reference.sha256} {reference.number} {name}")),
+        page_content=text,
+        metadata={**reference.metadata(), FILE_PATH: name},
+    )
 
 
 @checked

@@ -26,6 +26,8 @@ from llavakit.llama_index.image_tool import ImageQuestionTool
 from llavakit.llama_index.llm import LLaVA
 from llavakit.llama_index.multi_modal import LLaVAMultiModal
 from llavakit.llama_index.nodes import ImageResolver, resolve_node
+from llavakit.llama_index.page_embedding import PageEmbedding
+from llavakit.llama_index.page_retriever import PageImageRetriever
 from llavakit.llama_index.reader import PageImageReader
 from llavakit.llama_index.synthesis import PAGES_TEMPLATE, PageSynthesizer
 
@@ -38,7 +40,9 @@ __all__ = [
     "ImageResolver",
     "LLaVA",
     "LLaVAMultiModal",
+    "PageEmbedding",
     "PageImageReader",
+    "PageImageRetriever",
     "PageSynthesizer",
     "PictureResolver",
     "page_query_engine",
