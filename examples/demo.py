@@ -3,7 +3,8 @@
 Images (PNG, a JPEG that a camera turned, WebP) and pages of a PDF go into LangChain's
 ``ChatLLaVA`` and into LlamaIndex's ``LLaVA`` like into any other model. Both share one set of
 weights. Then a PDF of many pages is read and kept in a database on disk, and asked from another
-process. Every answer is compared with the right one.
+process; last, its pages are found by their pixels alone. Every answer is compared with the right
+one.
 """
 
 from __future__ import annotations
@@ -135,11 +136,22 @@ def ask_indexes(folder: Path) -> int:
     return max(failed)
 
 
+def ask_by_pixels(folder: Path) -> int:
+    """Find and read the pages of a PDF by their images alone; 0 if all is right."""
+    import page_search
+
+    return page_search.main(folder)
+
+
 def main() -> int:
-    """Ask about images, then about documents; 0 if all answers are right."""
+    """Ask about images, then about documents, by text and by pixels; 0 if all is right."""
     backend = llavakit.load("demo")  # held, so that the weights are loaded once
     with tempfile.TemporaryDirectory() as folder:
-        failed = ask_pictures(), ask_documents(Path(folder))
+        failed = (
+            ask_pictures(),
+            ask_documents(Path(folder) / "text"),
+            ask_by_pixels(Path(folder) / "pixels"),
+        )
     backend.close()
     return max(failed)
 

@@ -113,6 +113,30 @@ def write_pairs(folder: Path, count: int, seed: str = SEED, size: int = 256) -> 
     return file
 
 
+def bundle(adapter: Path, out: Path, steps: int) -> None:
+    """Write an adapter as the checkpoint carries it: in half precision, and without any path.
+
+    Args:
+        adapter: what training left.
+        out: is made.
+        steps: how many there were.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    state = load_file(adapter / "adapter_model.safetensors")
+    halves = {name: one.to(torch.float16) for name, one in state.items()}
+    save_file(halves, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "demo"
+    kept = {name: one for name, one in settings.items() if one not in (None, [], {}, False)}
+    (out / "adapter_config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    about = json.loads((adapter / "retrieval.json").read_text())
+    about |= {"base_model": "demo", "steps": steps}
+    (out / "retrieval.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+
+
 def main() -> None:
     """Draw, train, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -145,7 +169,9 @@ def main() -> None:
         "save_steps": 40,
         "resume": asked.resume,
     }
-    train(TrainConfig.of("retrieve", settings), print)
+    made = train(TrainConfig.of("retrieve", settings), print)
+    bundle(made.out, asked.out / "bundle", made.steps)
+    print(f"Copy {asked.out / 'bundle'} to src/llavakit/demo/checkpoint/retrieval to ship it.")
 
 
 if __name__ == "__main__":
