@@ -80,7 +80,7 @@ def choose_fields(page: Page, rng: random.Random) -> list[str]:
     """Return fields that name a page all but surely: a number or a total, or title and name."""
     there = [one for one in fields_of(page) if one != "page"]
     strong = [one for one in there if one in ("number", "total")]
-    if "name" in there and rng.random() < 0.4:
+    if "name" in there and rng.random() < 0.75:  # the hardest: two words that stand apart
         named = ["title", "name"]
     else:
         named = [rng.choice(strong)]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llavakit._checks import check_instance
 from llavakit._forks import ForkLock, in_child
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.embedding_requests import embedding_contents, in_window
@@ -130,6 +131,7 @@ class LocalBackend(Backend):
         """Read an adapter once; None takes the one that came with the checkpoint."""
         from llavakit.model.retrieval import FOLDER, is_retrieval_adapter, read_retrieval_adapter
 
+        check_instance("adapter", adapter, (str, os.PathLike, type(None)), "a directory or None")
         path = self._get_reader().path / FOLDER if adapter is None else Path(adapter)
         if adapter is None and not is_retrieval_adapter(path):
             raise ParameterError(
