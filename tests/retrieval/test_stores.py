@@ -196,8 +196,8 @@ def test_a_store_that_is_open_sees_what_another_one_does(coded, tmp_path):
     other = LanceVectors(tmp_path / "store", D, coded_from=200)
     assert keys(other.search(QUERY, 5)) == best(made, 5)
     more = rows(800, seed=5, document=100)
-    for at in range(0, 800, 5):  # so many files that they are joined, and the old ones removed
-        store.add(more[at : at + 5])
+    for at in range(0, 800, 20):  # so many files that they are joined, and the old ones removed
+        store.add(more[at : at + 20])
     store.settle()
     assert keys(other.search(QUERY, 5)) == best(made + more, 5)
     assert store._pages.stats()["fragment_stats"]["num_fragments"] < 20
