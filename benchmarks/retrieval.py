@@ -36,11 +36,11 @@ from examples.demo_model.world.pages import Page, draw_page
 from llavakit.embeddings import Embedder, Embedding
 from llavakit.evaluation.ranking import ndcg, recall
 from llavakit.evaluation.scores import Score, mean
+from llavakit.retrieval.fusion import fuse_ranks
 
 FACTORS = (1, 2, 3, 5)
 DEPTH = 100
 """Ranks of each list that are looked at, and made one."""
-CONSTANT = 60
 
 Ranking = list[int]
 """Places of pages, the best first."""
@@ -151,19 +151,11 @@ def by_full_text(texts: Sequence[str], asked: Sequence[Asked], folder: Path) -> 
 
 def fused(*outcomes: Outcome) -> Outcome:
     """Make rankings one: a page has the sum of 1 / (k + rank) over those that have it."""
-    rankings = [_fuse(lists) for lists in zip(*(one.rankings for one in outcomes), strict=True)]
+    lists = zip(*(one.rankings for one in outcomes), strict=True)
+    rankings = [[page for page, _ in fuse_ranks(some)] for some in lists]
     took = [one.query_ms for one in outcomes if one.query_ms is not None]
     sizes = [one.bytes_per_page for one in outcomes if one.bytes_per_page is not None]
     return Outcome(rankings, bytes_per_page=sum(sizes), query_ms=sum(took))
-
-
-def _fuse(rankings: Sequence[Ranking]) -> Ranking:
-    sums: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, page in enumerate(ranking, 1):
-            sums[page] = sums.get(page, 0.0) + 1 / (CONSTANT + rank)
-    # Equal sums stay in the order of the first list that has one of them.
-    return sorted(sums, key=lambda page: -sums[page])
 
 
 def transcribed(model: str, images: Path, device: str) -> tuple[list[str], float]:

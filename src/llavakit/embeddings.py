@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llavakit._checks import check_integer
+from llavakit._checks import check_integer, refused
 from llavakit.errors import ParameterError
 
 Vectors = npt.NDArray[np.float32]
@@ -108,6 +108,13 @@ class Embedder(Protocol):
         self, *, images: Sequence[Any] | None = None, texts: Sequence[str] | None = None
     ) -> list[Embedding]:
         """Embed images (whatever ``llavakit.Image`` takes) or queries; one of the two is given."""
+
+
+def check_embedder(embedder: Any) -> None:
+    """Refuse what is not an :class:`Embedder`."""
+    names = ("embed", "fingerprint", "dimensions")
+    if isinstance(embedder, type) or not all(hasattr(embedder, name) for name in names):
+        raise refused("embedder", embedder, 'an embedder, such as load_embedder("demo") gives')
 
 
 def maxsim(query: Embedding, page: Embedding) -> float:

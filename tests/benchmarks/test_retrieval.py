@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from benchmarks.retrieval import (
-    CONSTANT,
     Outcome,
     by_full_text,
     by_pixels,
@@ -22,6 +21,7 @@ from benchmarks.retrieval import (
 from benchmarks.retrieval_table import tables
 from benchmarks.retrieval_world import KINDS, Asked, make_pages, make_questions, right_pages
 from llavakit.embeddings import Embedding
+from llavakit.retrieval.fusion import K
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_ranks_are_fused_by_their_reciprocals():
     other = Outcome([[3, 4]], bytes_per_page=5, query_ms=2)
     both = fused(one, other)
     # 3: 1/63 + 1/61; 1: 1/61; 2 and 4: 1/62 each, 2 in the first list.
-    assert both.rankings == [[3, 1, 2, 4]] and CONSTANT == 60
+    assert both.rankings == [[3, 1, 2, 4]] and K == 60
     assert (both.bytes_per_page, both.query_ms, both.pages_per_second) == (15, 3, None)
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from llavakit._checks import check_integer, checked, plain, refused
-from llavakit.embeddings import Embedder
+from llavakit._checks import check_integer, checked, plain
+from llavakit.embeddings import Embedder, check_embedder
 from llavakit.errors import ParameterError
 from llavakit.evaluation.ranking import ndcg, ranking, recall
 from llavakit.evaluation.run import RunProgress, make_folder
@@ -125,10 +125,7 @@ def evaluate_retrieval(
         SourceFetchError: the results cannot be written.
         EngineError, ModelError: the model failed; the same call resumes the run.
     """
-    if isinstance(embedder, type) or not all(
-        hasattr(embedder, name) for name in ("fingerprint", "dimensions", "embed")
-    ):
-        raise refused("embedder", embedder, 'an embedder, such as load_embedder("demo") gives')
+    check_embedder(embedder)
     check_integer("pool", pool, least=1)
     plain("settings", settings)
     if len({task.name for task in tasks}) < len(tasks):

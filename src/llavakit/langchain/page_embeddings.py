@@ -9,8 +9,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.runnables.config import run_in_executor
 
 from llavakit._checks import checked
-from llavakit.embeddings import Embedder
-from llavakit.retrieval.index import check_embedder
+from llavakit.embeddings import Embedder, check_embedder
 
 
 class PageEmbeddings(Embeddings):

@@ -10,8 +10,7 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field
 from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
 from llama_index.core.schema import ImageType
 
-from llavakit.embeddings import Embedder
-from llavakit.retrieval.index import check_embedder
+from llavakit.embeddings import Embedder, check_embedder
 
 
 class PageEmbedding(MultiModalEmbedding):

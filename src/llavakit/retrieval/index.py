@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from llavakit._checks import check_integer, checked, refused
 from llavakit.documents import PageReference, View
 from llavakit.documents.passwords import Password
-from llavakit.embeddings import Embedder
+from llavakit.embeddings import Embedder, check_embedder
 from llavakit.errors import ParameterError, SourceFetchError
 from llavakit.retrieval.changes import compare, list_now
 from llavakit.retrieval.fusion import fuse_ranks
@@ -271,13 +271,6 @@ class PageIndex:
             yield
         finally:
             lock.release()
-
-
-def check_embedder(embedder: Any) -> None:
-    """Refuse what is not an :class:`~llavakit.embeddings.Embedder`."""
-    names = ("embed", "fingerprint", "dimensions")
-    if isinstance(embedder, type) or not all(hasattr(embedder, name) for name in names):
-        raise refused("embedder", embedder, 'an embedder, such as load_embedder("demo") gives')
 
 
 def _open_ledger(
