@@ -5,7 +5,7 @@ import io
 
 import pytest
 from llama_index.core.indices import MultiModalVectorStoreIndex
-from llama_index.core.schema import ImageNode
+from llama_index.core.schema import ImageNode, QueryBundle
 
 from llavakit.documents import open_files
 from llavakit.errors import ParameterError, SourceNotAllowedError
@@ -53,6 +53,16 @@ async def test_an_engine_answers_from_the_page_that_was_found(index):
         assert str(response) == "it is green"
         assert pages(response.source_nodes) == [("a.pdf", 2)]
     assert [shown(request) for request in backend.requests] == [[(0, 128, 0)]] * 2
+
+
+def test_strings_that_a_query_names_for_searching_are_searched_for(index):
+    backend = FakeBackend(["it is green"])
+    llm = LLaVA(backend=backend, model="fake", max_tokens=10)
+    engine = page_query_engine(PageImageRetriever(index, 1), llm)
+    response = engine.query(QueryBundle("Which is it?", custom_embedding_strs=["green"]))
+    assert pages(response.source_nodes) == [("a.pdf", 2)]
+    assert "Which is it?" in backend.requests[0].messages[-1].text
+    assert "green" not in backend.requests[0].messages[-1].text
 
 
 def test_nodes_are_those_of_the_reader(index, folder):

@@ -91,7 +91,7 @@ class PageImageRetriever(BaseRetriever):
         return cls(index, similarity_top_k, mode, policy=policy)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self.index.search(query_bundle.query_str, self.similarity_top_k, self.mode)
+        hits = self.index.search(_words(query_bundle), self.similarity_top_k, self.mode)
         return [self._node(hit) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -100,3 +100,11 @@ class PageImageRetriever(BaseRetriever):
     def _node(self, hit: Hit) -> NodeWithScore:
         node = page_node(hit.reference, hit.text, {}, self._opening)
         return NodeWithScore(node=node, score=hit.score)
+
+
+def _words(query: QueryBundle) -> str:
+    """What is searched for: the strings that the query names for it, or the question itself.
+
+    Late interaction looks for each word, so that several strings are one longer query.
+    """
+    return "\n".join(query.embedding_strs)
