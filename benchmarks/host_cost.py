@@ -67,7 +67,7 @@ def stubbed() -> Iterator[Engine]:
     letter = reader.tokenizer.tokenizer.encode(LETTER, add_special_tokens=False)[-1]
     scores = torch.zeros(64, llava.vocab_size)
     scores[:, letter] = 1
-    llava._decoder = Instant(llava.fused)
+    llava.decoder = Instant(llava.fused)
     setattr(llava, "logits", lambda hidden: scores[: len(hidden)].clone())  # noqa: B010
     config = EngineConfig(
         "demo",

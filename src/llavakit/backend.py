@@ -291,12 +291,9 @@ class Backend(ABC):
         continue_final_message: bool = False,
     ) -> int:
         """Run :meth:`count_tokens` without blocking the event loop."""
-        return await asyncio.to_thread(
-            self.count_tokens,
-            messages,
-            tools=tools,
-            continue_final_message=continue_final_message,
-        )
+        # Backends of others may not know it.
+        continues = {"continue_final_message": True} if continue_final_message else {}
+        return await asyncio.to_thread(self.count_tokens, messages, tools=tools, **continues)
 
     def ask(self, image: Any, question: str, **params: Any) -> str:
         """Ask one question about one image or several; greedy unless a temperature is given.

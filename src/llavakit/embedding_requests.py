@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llavakit._checks import check_instance
-from llavakit.embeddings import Embedding
 from llavakit.errors import ParameterError, QueueFullError
 from llavakit.values import Image
+
+if TYPE_CHECKING:
+    from llavakit.embeddings import Embedding
 
 WINDOW = 16
 """Embeddings of one call that are queued at once: enough to fill a step, so that other requests

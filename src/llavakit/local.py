@@ -14,7 +14,6 @@ from llavakit._checks import check_instance
 from llavakit._forks import ForkLock, in_child
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.embedding_requests import embedding_contents, in_window
-from llavakit.embeddings import Embedding, EmbeddingSpace
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.keep_alive import FOREVER, Stay
 from llavakit.errors import EngineClosedError, ParameterError
@@ -26,6 +25,7 @@ from llavakit.values import Image, Request, Tool, Video
 from llavakit.videos import Clip, Length, length_of, open_clip
 
 if TYPE_CHECKING:
+    from llavakit.embeddings import Embedding, EmbeddingSpace
     from llavakit.engine.engine import Engine
     from llavakit.model.loader import Reader
     from llavakit.model.retrieval import RetrievalAdapter
@@ -114,6 +114,7 @@ class LocalBackend(Backend):
         return count(self._get_reader(), turns, self._measured)
 
     def embedding_space(self, adapter: str | os.PathLike[str] | None = None) -> EmbeddingSpace:
+        from llavakit.embeddings import EmbeddingSpace
         from llavakit.model.reader import identity_of
 
         found = self._retrieval_adapter(adapter)

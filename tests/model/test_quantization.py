@@ -167,7 +167,7 @@ def test_packed_weights_take_the_memory_that_their_bits_say(wide: TinyModel, kin
     assert model.fused is not None
     weights = [
         one
-        for layer in model.fused._layers
+        for layer in model.fused.layers
         for one in (layer.native.qkv, layer.native.out, layer.native.gate_up, layer.native.down)
     ]
     bits = sum(w.data.nbytes for w in weights) * 8 / sum(w.rows * w.columns for w in weights)

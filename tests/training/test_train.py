@@ -228,7 +228,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("llavakit.training.run.write_weights", full)
+    monkeypatch.setattr("llavakit.training.stage.write_weights", full)
     with pytest.raises(CheckpointError, match="cannot be written") as refused:
         train(settings("instruct", tiny.path, data, out, max_steps=1))
     assert "resume" in str(refused.value)

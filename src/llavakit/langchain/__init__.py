@@ -10,7 +10,9 @@ The model itself lives behind :class:`llavakit.Backend`; importing this package 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+from llavakit._lazy import lazy_names
 from llavakit.errors import MissingDependencyError
 
 if find_spec("langchain_core") is None:
@@ -23,12 +25,19 @@ from llavakit.langchain.conversation_images import name_images
 from llavakit.langchain.image_tool import ImageQuestionTool
 from llavakit.langchain.llms import LLaVALLM
 from llavakit.langchain.page_chain import page_question_chain
-from llavakit.langchain.page_embeddings import PageEmbeddings
 from llavakit.langchain.page_loader import PageImageLoader
 from llavakit.langchain.page_messages import apage_messages, page_messages
 from llavakit.langchain.page_parser import PageImageParser
-from llavakit.langchain.page_retriever import PageImageRetriever
 from llavakit.langchain.plain import plain_messages
+
+if TYPE_CHECKING:
+    from llavakit.langchain.page_embeddings import PageEmbeddings
+    from llavakit.langchain.page_retriever import PageImageRetriever
+
+_WITH_VECTORS = {"PageEmbeddings": "page_embeddings", "PageImageRetriever": "page_retriever"}
+__getattr__ = lazy_names(
+    __name__, _WITH_VECTORS, ["lancedb", "numpy"], what="An index of pages", extra="retrieval"
+)
 
 __all__ = [
     "ChatLLaVA",

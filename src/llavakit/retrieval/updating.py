@@ -134,9 +134,10 @@ class Update:
             self._ledger.remove(entry.name)
         self._of = len(plan.todo)
         settings = self._settings
-        read = read_documents(
-            self._fed(plan), replace(settings.view, text=True), settings.policy, settings.password
-        )
+        # One renderer: a document is begun in the ledger when the one before it is read to its end,
+        # and several would begin documents ahead.
+        view = replace(settings.view, text=True, renderers=1)
+        read = read_documents(self._fed(plan), view, settings.policy, settings.password)
         with closing(read) as items:
             for item in items:
                 self._take(item)
