@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,13 +159,18 @@ def run_benchmark(
                 settings={name: value for name, value in chosen.of_checkpoint.items() if value},
                 progress=output,
             )
-        if json_output:
-            print(json.dumps(results.to_dict(), ensure_ascii=False))
-        else:
-            print(to_table(results), end="")
+        _show(results, to_table, json_output)
         output.summary(folder)
         if results.errors == results.questions:
             raise typer.Exit(FAILED)
+
+
+def _show(results: Any, table: Callable[[Any], str], json_output: bool) -> None:
+    """Print results, as a table or as one line of JSON."""
+    if json_output:
+        print(json.dumps(results.to_dict(), ensure_ascii=False))
+    else:
+        print(table(results), end="")
 
 
 def _refuse(where: str, options: dict[str, Any]) -> None:
@@ -202,10 +208,7 @@ def _compare(
             settings={name: value for name, value in chosen.of_checkpoint.items() if value},
             progress=output,
         )
-    if json_output:
-        print(json.dumps(results.to_dict(), ensure_ascii=False))
-    else:
-        print(to_retrieval_table(results), end="")
+    _show(results, to_retrieval_table, json_output)
     output.summary(folder)
     if all(task.page_errors == task.pages for task in results.tasks):
         raise typer.Exit(FAILED)

@@ -17,9 +17,10 @@ from typing import Any
 
 from llavakit.errors import CheckpointError, MissingDependencyError, ModelNotFoundError
 from llavakit.model.base_model import check_base
+from llavakit.model.json_files import read_json
 from llavakit.model.locate import locate
 from llavakit.model.original.config import is_original
-from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of, read_json
+from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of
 from llavakit.model.original.lora import LAYER, check_kind, merge_lora
 from llavakit.model.original.tensors import Stored, Tensors, open_file
 from llavakit.model.reader import Reader, revision_of

@@ -7,16 +7,17 @@ built from the published configurations; ids are those of the hub.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
+from llavakit.errors import CheckpointError
 from llavakit.model.families import VIDEO_TYPES
+from llavakit.model.json_files import read_json
 from llavakit.model.language_models import context_limit
 from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout, RowsLayout
 from llavakit.prompts.templates import OWN
@@ -367,10 +368,12 @@ def context_length(model: str) -> int | None:
     entry = resolve(model)
     if entry is not None:
         return entry.context_length
+    config = _declared(model)
+    if config is None:
+        return None
     try:
-        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
         return context_limit(SimpleNamespace(**{**config, **config.get("text_config", {})}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -382,11 +385,15 @@ def takes_videos(model: str) -> bool:
     entry = resolve(model)
     if entry is not None:
         return entry.videos
+    return (_declared(model) or {}).get("model_type") in VIDEO_TYPES
+
+
+def _declared(model: str) -> dict[str, Any] | None:
+    """What a directory's ``config.json`` says; None where there is none that can be read."""
     try:
-        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-        return config.get("model_type") in VIDEO_TYPES
-    except (OSError, ValueError, AttributeError):
-        return False
+        return read_json(Path(model) / "config.json")
+    except CheckpointError:
+        return None
 
 
 def nearest(name: str, count: int = 3) -> list[str]:

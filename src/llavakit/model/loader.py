@@ -5,7 +5,6 @@ The two halves are loaded apart, because counting tokens needs no weights.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +15,7 @@ from llavakit.errors import CheckpointError, ParameterError
 from llavakit.model.adapter import is_hf_adapter, read_adapter
 from llavakit.model.families import check_family
 from llavakit.model.hf import read_hf
+from llavakit.model.json_files import read_json
 from llavakit.model.locate import check_pointers
 from llavakit.model.original.config import is_original
 from llavakit.model.quantization import (
@@ -87,14 +87,7 @@ def settings_of(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read.
     """
-    file = path / "config.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{file} holds no settings but a {type(settings).__name__}.")
-    return settings
+    return read_json(path / "config.json")
 
 
 def load_weights(

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from llavakit.errors import CheckpointError, ModelNotFoundError
 from llavakit.model.adapter import OLD_NAMES
+from llavakit.model.json_files import read_json
 from llavakit.model.layer_decoder import Attend, Decoder
 from llavakit.model.llava import Llava
 from llavakit.model.low_rank import Pair, adapted
-from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of, read_json
+from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of
 from llavakit.model.original.lora import LAYER, check_kind, scale_of
 from llavakit.model.original.tensors import open_file
 
@@ -115,7 +116,9 @@ def read_retrieval_adapter(path: Path) -> RetrievalAdapter:
     every = [projection, *(half for pair in pairs.values() for half in (pair.down, pair.up))]
     if not all(bool(torch.isfinite(one).all()) for one in every):
         raise CheckpointError(f"{file} holds numbers that are not finite; train it again.")
-    return RetrievalAdapter(path, pairs, projection, _digest(path, file), _settings(path))
+    return RetrievalAdapter(
+        path, pairs, projection, _digest(path, file), read_json(path / SETTINGS)
+    )
 
 
 def _layer(name: str, path: Path) -> str:
@@ -129,11 +132,6 @@ def _layer(name: str, path: Path) -> str:
         f"The adapter in {path} changes {name}, which is outside of the language model: features "
         "of images are shared with answers, so only the language model can be adapted."
     )
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    found = read_json(path / SETTINGS)
-    return dict(found)
 
 
 def _digest(path: Path, file: Path) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError
 from llavakit.model.families import ONEVISION, VIDEO_TYPES
+from llavakit.model.json_files import read_json
 from llavakit.videos import Clip, FrameSampling, Length
 
 if TYPE_CHECKING:
@@ -243,15 +244,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{file} holds no settings but a {type(settings).__name__}.")
-    return settings
+    return read_json(file) if file.is_file() else {}
 
 
 def _sampling(

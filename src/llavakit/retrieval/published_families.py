@@ -8,7 +8,6 @@ and so which place of the image each of its tokens stands for.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llavakit.errors import CheckpointError
+from llavakit.model.json_files import read_json
 
 Boxes = npt.NDArray[np.float32]
 """[patches, 4]: left, top, right and bottom of each, in shares of the image."""
@@ -131,10 +131,9 @@ FAMILIES: dict[str, Family] = {
 def is_published_retriever(path: Path) -> bool:
     """Return whether a directory holds a published retriever that is known, by its config.json."""
     try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _family(read_json(path / "config.json")) is not None
+    except CheckpointError:
         return False
-    return isinstance(settings, dict) and _family(settings) is not None
 
 
 def family_of(path: Path, settings: Mapping[str, Any]) -> Family:

@@ -55,8 +55,44 @@ class Fault:
         return f"{self.place}: {self.kind}: {self.text}"
 
 
+def fault_lines(faults: Sequence[Fault], shown: int = SHOWN) -> Iterator[str]:
+    """Faults for people: how many of each kind, and the first ``shown`` by their lines."""
+    if not faults:
+        return
+    yield f"{len(faults):,} records have faults:"
+    counts = Counter(fault.kind for fault in faults)
+    yield from (f"  {count:,} {kind} ({KINDS[kind]})" for kind, count in counts.items())
+    yield from (f"  {fault}" for fault in faults[:shown])
+    if len(faults) > shown:
+        yield f"  and {len(faults) - shown:,} more"
+
+
+class FaultReport:
+    """A report on data that may have faults; its ``lines()`` are for people.
+
+    Attributes:
+        faults: what is wrong, in the order of the records.
+    """
+
+    __slots__ = ()
+    faults: tuple[Fault, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Return the report for people."""
+        return fault_lines(self.faults)
+
+    def refuse_faults(self) -> None:
+        """Let only data pass that is free of faults.
+
+        Raises:
+            DataError: there are faults; its message is the report.
+        """
+        if self.faults:
+            raise DataError("\n".join(self.lines()))
+
+
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(FaultReport):
     """What was found.
 
     Attributes:
@@ -83,11 +119,6 @@ class Report:
     answers: int
 
     @property
-    def counts(self) -> Counter[str]:
-        """How many faults of each kind there are."""
-        return Counter(fault.kind for fault in self.faults)
-
-    @property
     def shareable(self) -> int:
         """How many tokens are there again and again, and could be shared."""
         keys = Counter(one.key for one in self.beginnings if one.key)
@@ -112,22 +143,7 @@ class Report:
             )
         for kind, count in self.accepted.items():
             yield f"Accepted: {count:,} {kind} ({KINDS[kind]})."
-        if not self.faults:
-            return
-        yield f"{len(self.faults):,} records have faults:"
-        yield from (f"  {count:,} {kind} ({KINDS[kind]})" for kind, count in self.counts.items())
-        yield from (f"  {fault}" for fault in self.faults[:shown])
-        if len(self.faults) > shown:
-            yield f"  and {len(self.faults) - shown:,} more"
-
-    def refuse_faults(self) -> None:
-        """Let only data pass that is free of faults.
-
-        Raises:
-            DataError: there are faults; its message is the report.
-        """
-        if self.faults:
-            raise DataError("\n".join(self.lines()))
+        yield from fault_lines(self.faults, shown)
 
 
 @dataclass(frozen=True, slots=True)

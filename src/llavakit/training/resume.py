@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llavakit.errors import CheckpointError, LlavaKitError
-from llavakit.model.original.directories import read_json
+from llavakit.model.json_files import read_json
 
 TRAINED = "trained.safetensors"
 """In a checkpoint to go on from: the trained weights, under the names of the modules."""

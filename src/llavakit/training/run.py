@@ -10,7 +10,7 @@ from typing import Any
 
 from llavakit.errors import CheckpointError, LlavaKitError, ParameterError
 from llavakit.model.adapter import TRAINING
-from llavakit.model.original.directories import read_json
+from llavakit.model.json_files import read_json
 from llavakit.training.batches import Examples, batches
 from llavakit.training.config import TrainConfig
 from llavakit.training.data_check import Report, check

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError, ParameterError
 from llavakit.model.adapter import is_hf_adapter
+from llavakit.model.json_files import read_json
 from llavakit.model.layout import RowsLayout
 from llavakit.model.loader import load_reader, settings_of
 from llavakit.model.locate import locate
 from llavakit.model.original.config import is_original
-from llavakit.model.original.directories import PROJECTORS, first_of, read_json
+from llavakit.model.original.directories import PROJECTORS, first_of
 from llavakit.model.original.tensors import has_weights
 from llavakit.model.reader import Reader
 from llavakit.training.config import TrainConfig

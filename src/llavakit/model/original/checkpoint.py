@@ -10,16 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from llavakit.errors import CheckpointError
+from llavakit.model.json_files import read_json
 from llavakit.model.language_models import context_limit
 from llavakit.model.layout import ImageLayout, layout_of
 from llavakit.model.original.anyres import AnyresFeatures
 from llavakit.model.original.config import OriginalConfig, projector_depth
-from llavakit.model.original.directories import (
-    CheckpointDirectories,
-    find_tower,
-    parts_of,
-    read_json,
-)
+from llavakit.model.original.directories import CheckpointDirectories, find_tower, parts_of
 from llavakit.model.original.tensors import Tensors
 from llavakit.model.original.tokenizer import ChunkedPrompts, read_tokenizer
 from llavakit.model.original.weights import hf_tensors, on_disk

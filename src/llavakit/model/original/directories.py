@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from llavakit.errors import CheckpointError, ModelNotFoundError
 from llavakit.model.base_model import check_base
+from llavakit.model.json_files import read_json
 from llavakit.model.locate import download, looks_like_hub_id
 from llavakit.model.original.config import OriginalConfig, is_original
 from llavakit.model.original.tensors import has_weights, names_in
@@ -117,21 +117,6 @@ def _hint(path: Path) -> str:
 def first_of(path: Path, names: tuple[str, ...]) -> Path | None:
     """The first of several files that exists."""
     return next((path / name for name in names if (path / name).is_file()), None)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        CheckpointError: it cannot be read, or is no object.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file} holds no settings but a {type(found).__name__}.")
-    return found
 
 
 def _holds_tower(parts: CheckpointDirectories) -> bool:

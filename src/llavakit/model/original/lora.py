@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import CheckpointError
-from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of, read_json
+from llavakit.model.json_files import read_json
+from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of
 from llavakit.model.original.tensors import Stored, Tensors, open_file
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import CheckpointError
-from llavakit.model.original.directories import read_json
+from llavakit.model.json_files import read_json
 from llavakit.model.original.sentencepiece import SPACE, SentencePiece, read_sentencepiece
 from llavakit.model.original.slow import SlowTokenizer
 from llavakit.model.tokens import BREAK, PromptTokenizer

@@ -77,7 +77,7 @@ class Pairs:
             others = [*pair.negatives, *(self._image(one) for one in self.mined.get(index, ()))]
             return Item(
                 pair.query,
-                prompt_of(self.reader, pair.query, _open),
+                prompt_of(self.reader, pair.query, _no_image),
                 self.page(pair.image),
                 tuple(self.page(one) for one in others),
                 self.report.positives[pair.query],
@@ -90,9 +90,8 @@ class Pairs:
 
     def page(self, image: Image) -> PageItem:
         """Open a page."""
-        return PageItem(
-            prompt_of(self.reader, image, _open), open_picture(image.source, POLICY).digest
-        )
+        picture = open_picture(image.source, POLICY)
+        return PageItem(prompt_of(self.reader, image, lambda _: picture), picture.digest)
 
     def page_of(self, record: int) -> PageItem:
         """Open the page of a record."""
@@ -102,8 +101,8 @@ class Pairs:
         return pair_of(self.records[record], self.folder).image
 
 
-def _open(image: Image | Video) -> Any:
-    return open_picture(image.source, POLICY)
+def _no_image(image: Image | Video) -> Any:
+    raise AssertionError("a query holds words alone")
 
 
 @dataclass(frozen=True, slots=True)

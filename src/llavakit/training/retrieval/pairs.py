@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit.errors import DataError, ImageError, LlavaKitError, SourceNotFoundError
+from llavakit.errors import LlavaKitError, SourceNotFoundError
 from llavakit.images import open_picture
 from llavakit.training.data import picture_of
-from llavakit.training.data_check import SHOWN, Fault, in_order
+from llavakit.training.data_check import Fault, FaultReport, fault_lines, in_order
 from llavakit.training.data_files import Records, Unread
 from llavakit.training.examples import POLICY, picture_size
 from llavakit.training.record_keys import FaultyRecord, is_absent
@@ -89,7 +89,7 @@ def pair_of(record: Any, folder: Path | None) -> Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class PairReport:
+class PairReport(FaultReport):
     """What was found in the data.
 
     Attributes:
@@ -116,20 +116,7 @@ class PairReport:
             f"({len(self.positives):,} different ones) about {images:,} images, and "
             f"{len(self.pages):,} pages without a query."
         )
-        if self.faults:
-            yield f"{len(self.faults):,} records have faults:"
-            yield from (f"  {fault}" for fault in self.faults[:SHOWN])
-        if len(self.faults) > SHOWN:
-            yield f"  and {len(self.faults) - SHOWN:,} more"
-
-    def refuse_faults(self) -> None:
-        """Let only data pass that is free of faults.
-
-        Raises:
-            DataError: there are faults; its message is the report.
-        """
-        if self.faults:
-            raise DataError("\n".join(self.lines()))
+        yield from fault_lines(self.faults)
 
 
 def check_pairs(records: Records, folder: Path | None, *, workers: int = 4) -> PairReport:
@@ -151,8 +138,6 @@ def check_pairs(records: Records, folder: Path | None, *, workers: int = 4) -> P
             return fault
         except SourceNotFoundError as error:
             return FaultyRecord("missing-image", str(error))
-        except ImageError as error:
-            return FaultyRecord("unreadable-image", str(error))
         except LlavaKitError as error:
             return FaultyRecord("unreadable-image", str(error))
 
