@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llavakit.embeddings import Embedder, Embedding
-from llavakit.errors import InputError, LlavaKitError, OutOfMemoryError, ParameterError
+from llavakit.errors import InputError, LlavaKitError, ParameterError
 from llavakit.evaluation.run import RunProgress
 from llavakit.evaluation.vidore_data import PageRow, Query, RetrievalTask
 from llavakit.images import open_picture
 from llavakit.runs.lines import Lines
+from llavakit.runs.window import OF_ONE_REQUEST
 from llavakit.sources import SourcePolicy
 
 KEYS = ("task", "page", "sha256", "scores", "error")
@@ -25,7 +26,6 @@ KEYS = ("task", "page", "sha256", "scores", "error")
 
 _TOGETHER = 16  # pages that are embedded at once
 _PRODUCTS = 1 << 24  # numbers of one product of queries and a page: 64 MiB
-_OF_ONE_INPUT = (InputError, OutOfMemoryError)
 
 Scores = npt.NDArray[np.float32]
 
@@ -107,7 +107,7 @@ class PageRun:
     def _alone(self, given: dict[str, Any]) -> tuple[Embedding | None, LlavaKitError | None]:
         try:
             return self._embedder.embed(**given)[0], None
-        except _OF_ONE_INPUT as error:
+        except OF_ONE_REQUEST as error:
             return None, error
 
     def _embed(
@@ -144,7 +144,7 @@ class PageRun:
         good = [one for one in opened if not isinstance(one, InputError)]
         try:
             made = [(one, None) for one in self._embedder.embed(images=good)] if good else []
-        except _OF_ONE_INPUT:
+        except OF_ONE_REQUEST:
             made = [self._alone({"images": [one]}) for one in good]  # type: ignore[misc]
         given = iter(made)
         return [(None, one) if isinstance(one, InputError) else next(given) for one in opened]
