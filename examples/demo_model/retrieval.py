@@ -1,8 +1,9 @@
 """What the bundled model's retrieval adapter learns from: drawn pages, and questions that name one.
 
 A question names a page by what stands on it, as people ask: by title and name, by a number, by a
-total, in many wordings. ``python -m examples.demo_model.retrieval`` draws the data, trains the
-adapter by ``llavakit train retrieve``, and writes it as the checkpoint carries it.
+total, in many wordings. Beside its page stand pages that differ in one thing that it names, so
+that each of them must be read. ``python -m examples.demo_model.retrieval`` draws the data, trains
+the adapter by ``llavakit train retrieve``, and writes it as the checkpoint carries it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
-from .world.pages import Page, draw_page, random_page
+from .world.pages import NAMES, TITLES, Page, draw_page, random_page
 
 SEED = "retrieval"
 
@@ -77,15 +79,42 @@ def question(page: Page, named: list[str], rng: random.Random) -> str:
 
 
 def choose_fields(page: Page, rng: random.Random) -> list[str]:
-    """Return fields that name a page all but surely: a number or a total, or title and name."""
+    """Return fields that name a page all but surely: a number, a total, or a name with another."""
     there = [one for one in fields_of(page) if one != "page"]
-    strong = [one for one in there if one in ("number", "total")]
-    if "name" in there and rng.random() < 0.75:  # the hardest: two words that stand apart
-        named = ["title", "name"]
+    strong = rng.choice(("number", "total"))
+    if page.name is not None and rng.random() < 0.7:
+        named = ["name", "title" if rng.random() < 0.7 else strong]
     else:
-        named = [rng.choice(strong)]
+        named = [strong]
         named += [one for one in there if one not in named and rng.random() < 0.35]
     return sorted(named, key=lambda one: (one != "title", rng.random()))
+
+
+def page_to_ask_about(rng: random.Random) -> Page:
+    """Return a random page; most have a name, for names are the hardest to find."""
+    page = random_page(rng)
+    return replace(page, name=rng.choice(NAMES)) if rng.random() < 0.6 else page
+
+
+def differ_in(field: str, page: Page, named: list[str], rng: random.Random) -> Page:
+    """Return another page with what a question names of a page, except for one field."""
+    other = random_page(rng)
+    same = {one: getattr(page, one) for one in named if one != field}
+    if field == "title":
+        changed: str | int = rng.choice([one for one in TITLES if one != page.title])
+    elif field == "name":
+        changed = rng.choice([one for one in NAMES if one != page.name])
+    else:
+        changed = _other_digit(getattr(page, field), rng)
+    return replace(other, **{**same, field: changed})
+
+
+def _other_digit(number: int, rng: random.Random) -> int:
+    """Change one digit; no number begins with a zero."""
+    digits = list(str(number))
+    place = rng.randrange(len(digits))
+    digits[place] = rng.choice([one for one in "123456789" if one != digits[place]])
+    return int("".join(digits))
 
 
 def write_pairs(folder: Path, count: int, seed: str = SEED, size: int = 256) -> Path:
@@ -93,7 +122,8 @@ def write_pairs(folder: Path, count: int, seed: str = SEED, size: int = 256) -> 
 
     Args:
         folder: is made.
-        count: of pages.
+        count: of questions; each has a page and, for up to two things that it names, one that
+            differs in it.
         seed: of everything random.
         size: most pixels of a side: the model sees 128.
     """
@@ -101,13 +131,17 @@ def write_pairs(folder: Path, count: int, seed: str = SEED, size: int = 256) -> 
     lines = []
     for number in range(count):
         rng = random.Random(f"{seed}-{number}")
-        page = random_page(rng)
-        name = f"{number:05}.png"
-        image = draw_page(page)
-        image.thumbnail((size, size))
-        image.save(folder / name)
-        query = question(page, choose_fields(page, rng), rng)
-        lines.append(json.dumps({"query": query, "image": name}))
+        page = page_to_ask_about(rng)
+        named = choose_fields(page, rng)
+        query = question(page, named, rng)
+        changed = rng.sample(named, min(2, len(named)))
+        drawn = [page, *(differ_in(field, page, named, rng) for field in changed)]
+        names = [f"{number:05}{suffix}.png" for suffix in ("", "-a", "-b")[: len(drawn)]]
+        for one, name in zip(drawn, names, strict=True):
+            image = draw_page(one)
+            image.thumbnail((size, size))
+            image.save(folder / name)
+        lines.append(json.dumps({"query": query, "image": names[0], "negatives": names[1:]}))
     file = folder / "pairs.jsonl"
     file.write_text("\n".join([*lines, ""]))
     return file
@@ -141,9 +175,9 @@ def main() -> None:
     """Draw, train, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/demo-retrieval"))
-    parser.add_argument("--pages", type=int, default=6000)
-    parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--batch", type=int, default=64, help="64 for each process")
+    parser.add_argument("--pages", type=int, default=9000)
+    parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--batch", type=int, default=48, help="questions a step")
     parser.add_argument("--resume", action="store_true")
     asked = parser.parse_args()
     from llavakit.training.config import TrainConfig
@@ -158,12 +192,13 @@ def main() -> None:
         "out": str(asked.out / "adapter"),
         "epochs": asked.epochs,
         "batch_size": asked.batch,
-        "per_device_batch_size": 64,
+        "per_device_batch_size": asked.batch,
         "learning_rate": 2e-3,
         "lora_rank": 16,
         "lora_alpha": 32,
         "lora_dropout": 0.0,
-        "hard_negatives": 0,
+        "hard_negatives": 0,  # the data has its own
+        "workers": 1,
         "gradient_checkpointing": False,
         "log_steps": 2,
         "save_steps": 40,
