@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llavakit.engine.scheduler import Plan, Scheduler
+from llavakit.engine.scheduler import Scheduler, StepPlan
 from llavakit.engine.sequence import ImageSpan, Sequence
 from llavakit.streams import Channel
 from llavakit.values import Message, Request
@@ -17,7 +17,7 @@ def sequence(
     return Sequence(list(tokens), images, QUESTION, Channel(), max_tokens)
 
 
-def step(scheduler: Scheduler, token: int = 7) -> Plan:
+def step(scheduler: Scheduler, token: int = 7) -> StepPlan:
     """One step: schedule, 'run', commit, and draw ``token`` for every complete sequence."""
     plan = scheduler.schedule()
     scheduler.commit(plan)

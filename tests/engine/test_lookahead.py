@@ -20,7 +20,7 @@ from llavakit.engine.config import EngineConfig
 from llavakit.engine.engine import Engine
 from llavakit.engine.runner import ModelRunner
 from llavakit.engine.sampler import Drawing
-from llavakit.engine.scheduler import Plan, Scheduler, Work
+from llavakit.engine.scheduler import Scheduler, StepPlan, Work
 from llavakit.engine.sequence import Sequence
 from llavakit.errors import EngineClosedError, EngineError, LlavaKitError, RequestTimeoutError
 from llavakit.model.llava import Llava
@@ -124,7 +124,7 @@ def launched_ahead(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]
     counts: list[int] = []
     run = engine._loop.runner.run
 
-    def watch(plan: Plan, drawn: torch.Tensor | None = None) -> Any:
+    def watch(plan: StepPlan, drawn: torch.Tensor | None = None) -> Any:
         counts.append(sum(work.source >= 0 for work in plan.work))
         return run(plan, drawn)
 
@@ -374,7 +374,7 @@ def test_wrong_tokens_of_the_step_before_would_be_noticed(
     run = engine._loop.runner.run
     last: list[torch.Tensor] = []
 
-    def wrong(plan: Plan, drawn: torch.Tensor | None = None) -> Any:
+    def wrong(plan: StepPlan, drawn: torch.Tensor | None = None) -> Any:
         if drawn is not None:
             last.append(drawn)
             drawn = fault(drawn, last[-2] if len(last) > 1 else drawn)
@@ -478,7 +478,7 @@ class AnyOrderOfFlights(RuleBasedStateMachine):
         super().__init__()
         self.scheduler = Scheduler(60, 3, 7, 1)
         self.open: list[Sequence] = []
-        self.flights: list[tuple[Plan, dict[Sequence, int], list[Sequence]]] = []
+        self.flights: list[tuple[StepPlan, dict[Sequence, int], list[Sequence]]] = []
         # What each slot holds: the ids of all tokens up to it; None where a pass failed.
         self.slots: dict[int, tuple[int, ...] | None] = {}
 

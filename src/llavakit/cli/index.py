@@ -84,13 +84,15 @@ def index(
         view = None if dpi is None else View(dpi)
         settings: dict[str, Any] = {"store": store, "pool": pool, "view": view}
         with (
-            IndexOutput(watched=is_watched(out)) as told,
+            IndexOutput(watched=is_watched(out)) as output,
             PageIndex(
-                out, open_embedder(chosen, adapter), password=told.password, **settings
+                out, open_embedder(chosen, adapter), password=output.password, **settings
             ) as pages,
         ):
-            changes = pages.update(documents, retry_failed=retry_failed, batch=batch, progress=told)
-        told.summary(changes, out)
+            changes = pages.update(
+                documents, retry_failed=retry_failed, batch=batch, progress=output
+            )
+        output.summary(changes, out)
         if changes.failures and not changes.pages:
             raise typer.Exit(FAILED)
 

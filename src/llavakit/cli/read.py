@@ -202,16 +202,16 @@ def read(
         )
         load = chosen.keywords
         earlier = 0
-        with ReadingOutput(watched=is_watched(out)) as told:
+        with ReadingOutput(watched=is_watched(out)) as output:
             if ray and out is not None:
                 earlier = read_on_ray(
                     *(job, load, out, store, actors or 1, ray_address, shard),
                     restart=restart,
                     window=window,
-                    progress=told.shard,
+                    progress=output.shard,
                 ).earlier
             elif out is None:
-                _print(job, chosen.load(), window, told)
+                _print(job, chosen.load(), window, output)
             else:
                 backend = chosen.load()
                 kept = None if store is None else PageStore(store)
@@ -224,13 +224,13 @@ def read(
                     retry_failed=retry_failed,
                     window=window,
                     store=kept,
-                    password=told.password,
-                    progress=told,
+                    password=output.password,
+                    progress=output,
                 )
                 earlier = tally.earlier
-                told.changes(tally)
-        told.summary(earlier)
-        if told.failures and not (told.pages or earlier):
+                output.changes(tally)
+        output.summary(earlier)
+        if output.failures and not (output.pages or earlier):
             raise typer.Exit(FAILED)
 
 
@@ -310,11 +310,11 @@ def _schema(path: Path) -> dict[str, Any]:
     return schema
 
 
-def _print(job: Job, backend: Backend, window: int, told: ReadingOutput) -> None:
+def _print(job: Job, backend: Backend, window: int, output: ReadingOutput) -> None:
     from llavakit.documents import stream_job, to_line
     from llavakit.runs.lines import to_bytes
 
-    for reading in stream_job(job, backend, window=window, password=told.password):
+    for reading in stream_job(job, backend, window=window, password=output.password):
         sys.stdout.write(to_bytes(to_line(reading, job.model)).decode())
         sys.stdout.flush()
-        told(reading)
+        output(reading)

@@ -75,8 +75,8 @@ def ask_about(
             parts.append(Text(f"{page}\n\n"))
             continue
         if label is not None and len(pages) > 1:
-            told = label.replace("{page}", str(page.number)).replace("{source}", page.source)
-            parts.append(Text(f"{told}\n"))
+            heading = label.replace("{page}", str(page.number)).replace("{source}", page.source)
+            parts.append(Text(f"{heading}\n"))
         shown = page.picture if region is None else _cut(page.picture, region)
         cut = [] if tiles is None else tiles.cut(shown)
         parts += map(Image, [shown, *cut] if len(cut) > 1 else [shown])

@@ -9,7 +9,7 @@ from typing import Any
 
 from llavakit._checks import checked
 from llavakit.documents.folders import Document, Failure
-from llavakit.documents.progress import Plan, canonical, entry_of
+from llavakit.documents.progress import ReadingPlan, canonical, entry_of
 from llavakit.documents.reading import Reading
 from llavakit.runs.atomic import write_atomic
 from llavakit.runs.lines import Lines
@@ -32,7 +32,7 @@ class JobState:
     def write(
         self,
         documents: Sequence[Document | Failure],
-        todo: Plan | None,
+        todo: ReadingPlan | None,
         finished: int | None = None,
     ) -> None:
         """Writes down the documents, and what is tried again until the run is through.
@@ -57,7 +57,7 @@ class JobState:
         write_atomic(self._path, json.dumps(state, indent=1).encode() + b"\n")
 
 
-def without_dropped(path: Path, todo: Plan) -> Iterator[bytes]:
+def without_dropped(path: Path, todo: ReadingPlan) -> Iterator[bytes]:
     """The lines of a file that a run does not take out."""
     with path.open("rb") as file:
         yield from (line for line in file if not todo.drops(json.loads(line)))

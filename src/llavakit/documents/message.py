@@ -83,19 +83,19 @@ def message_pages(
 
 
 def _all_pages(reader: PageReader, most: int) -> list[Page]:
-    told = reader.count()
-    if told > most:
+    declared = reader.count()
+    if declared > most:
         raise DocumentError(
-            f"The document has {told} pages and a message takes {most}; raise max_pages, or open "
-            "the pages that matter with llavakit.documents.open_pages and send those."
+            f"The document has {declared} pages and a message takes {most}; raise max_pages, or "
+            "open the pages that matter with llavakit.documents.open_pages and send those."
         )
     pages = []
-    for number in range(1, told + 1):
+    for number in range(1, declared + 1):
         try:
             found = reader.page(number)
         except ImageError as error:
             raise DocumentError(f"Page {number} of the document cannot be read: {error}") from error
         if found is None:
-            raise DocumentError(f"The document declares {told} pages and has {number - 1}.")
+            raise DocumentError(f"The document declares {declared} pages and has {number - 1}.")
         pages.append(Page("the document", number, Picture(found[0])))
     return pages

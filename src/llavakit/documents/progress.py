@@ -51,7 +51,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadingPlan:
     """What a run does.
 
     Attributes:
@@ -101,7 +101,7 @@ def plan(
     *,
     prune: bool = False,
     retry_failed: bool = False,
-) -> Plan:
+) -> ReadingPlan:
     """Compare what there is to read with what was read.
 
     Args:
@@ -160,11 +160,11 @@ def plan(
             again.append(replace(document, pages=PageRange(tuple((p, p) for p in left))))
     if prune:
         dropped |= {(one, None) for name in missing for one in (name, *known[name].attached)}
-    plan = Plan([*opened, *whole, *again], dropped, retried, missing, changed, 0)
+    plan = ReadingPlan([*opened, *whole, *again], dropped, retried, missing, changed, 0)
     return replace(plan, earlier=sum(_staying(plan, name, one) for name, one in known.items()))
 
 
-def _staying(plan: Plan, name: str, one: Known) -> int:
+def _staying(plan: ReadingPlan, name: str, one: Known) -> int:
     """How many lines of a document stay."""
     own = sum(not plan.drops({"source": name, "page": page}) for page in one.outcomes)
     kept = (

@@ -198,8 +198,8 @@ def _same(reference: PageReference, page: Page | Failure | None) -> Picture:
         error = page.error
         if isinstance(error, DocumentError):
             raise error
-        told = type(error) if isinstance(error, SourceError) else DocumentError
-        raise told(f"{label} cannot be opened again: {error}") from error
+        kind = type(error) if isinstance(error, SourceError) else DocumentError
+        raise kind(f"{label} cannot be opened again: {error}") from error
     if page is None or page.digest != reference.sha256:
         raise DocumentError(
             f"{label} is not the page that was indexed any more; index the document anew, or keep "

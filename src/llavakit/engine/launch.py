@@ -11,7 +11,7 @@ from torch import Tensor
 from llavakit.engine.grammar import allowed
 from llavakit.engine.runner import ModelRunner
 from llavakit.engine.sampler import Drawing, Drawn, Sampler, Seen
-from llavakit.engine.scheduler import Plan, Work
+from llavakit.engine.scheduler import StepPlan, Work
 from llavakit.engine.sequence import Sequence
 from llavakit.errors import EngineError
 
@@ -29,7 +29,7 @@ class Flight:
         looks_back: whether the next step can only be launched when these tokens are known.
     """
 
-    plan: Plan
+    plan: StepPlan
     completed: list[Work] = field(default_factory=list)
     embedded: list[tuple[Work, Tensor]] = field(default_factory=list)
     sampling: Drawing | None = None
@@ -64,7 +64,7 @@ class Launcher:
         """Let its thread end."""
         self._masks.shutdown(wait=False)
 
-    def launch(self, plan: Plan, before: Flight | None = None) -> Flight:
+    def launch(self, plan: StepPlan, before: Flight | None = None) -> Flight:
         """Launch a step, perhaps ahead of the tokens of the one before, which is in flight."""
         masks = [
             (work, self._masks.submit(work.sequence.answer.matcher.fill))

@@ -18,7 +18,7 @@ from llavakit.engine.attention import Row, attention_of
 from llavakit.engine.decode import StaticDecode
 from llavakit.engine.mixed import StaticMixed
 from llavakit.engine.pieces import Kernel
-from llavakit.engine.scheduler import Plan, Work
+from llavakit.engine.scheduler import StepPlan, Work
 from llavakit.engine.sequence import ImageSpan, Sequence
 from llavakit.engine.transfer import to_device
 from llavakit.engine.vision import VisionEncoder
@@ -83,12 +83,12 @@ class ModelRunner:
         self.halved = 0
         self.vision = VisionEncoder(model.encode_images, image_cache_bytes)
 
-    def run(self, plan: Plan, drawn: Tensor | None = None) -> Outcome:
+    def run(self, plan: StepPlan, sampled: Tensor | None = None) -> Outcome:
         """Launch one step. One bad sequence never harms another.
 
         Args:
             plan: the step.
-            drawn: [N] int64 on the device, what the step before drew; see ``Work.source``.
+            sampled: [N] int64 on the device, what the step before sampled; see ``Work.source``.
         """
         outcome = Outcome()
         work = plan.work
@@ -97,7 +97,7 @@ class ModelRunner:
         if needed:
             features, work = self._seen(needed, work, outcome)
         answers = [one for one in work if one.sequence.embedding is None]
-        rows = self._forward(answers, features, drawn, outcome)
+        rows = self._forward(answers, features, sampled, outcome)
         if len(answers) < len(work):
             others = [one for one in work if one.sequence.embedding is not None]
             self._embed(others, features, outcome)
@@ -125,11 +125,11 @@ class ModelRunner:
         self,
         work: Items[Work],
         features: dict[str, Tensor],
-        drawn: Tensor | None,
+        sampled: Tensor | None,
         outcome: Outcome,
     ) -> list[Tensor]:
         """Logits of the works that complete."""
-        passes = self._in_halves(work, outcome, lambda some: self._logits(some, features, drawn))
+        passes = self._in_halves(work, outcome, lambda some: self._logits(some, features, sampled))
         outcome.completed += [one for some, _ in passes for one in some if one.completes]
         return [logits for _, logits in passes if logits is not None]
 
@@ -177,37 +177,37 @@ class ModelRunner:
         return [one for half in halves for one in self._in_halves(half, outcome, compute)]
 
     def _logits(
-        self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
+        self, work: Items[Work], features: dict[str, Tensor], sampled: Tensor | None
     ) -> Tensor | None:
         """Logits of the works that complete, in the fastest way that can run them."""
         if self.static is not None and all(_decodes(one) for one in work):
-            found = self._decoded(work, drawn)
+            found = self._decoded(work, sampled)
         elif self.mixed is not None:
-            embeddings = functools.partial(self._embedded, work, features, drawn)
+            embeddings = functools.partial(self._embedded, work, features, sampled)
             ends = _ends(work)
             found = self.mixed([_row(one) for one in work], embeddings, ends)
             if found is not None and not ends:
                 return None
         else:
             found = None
-        return self._computed(work, features, drawn) if found is None else found
+        return self._computed(work, features, sampled) if found is None else found
 
-    def _decoded(self, work: Items[Work], drawn: Tensor | None) -> Tensor | None:
+    def _decoded(self, work: Items[Work], sampled: Tensor | None) -> Tensor | None:
         """Logits of a step that only decodes, where it can run in static shapes."""
         assert self.static is not None
         rows = [_row(one) for one in work]
         sources = [one.source for one in work]
-        if drawn is None or max(sources) < 0:
+        if sampled is None or max(sources) < 0:
             return self.static(rows, [one.sequence.tokens[one.start] for one in work])
         tokens = [one.sequence.tokens[one.start] if one.source < 0 else 0 for one in work]
-        return self.static(rows, tokens, sources, drawn)
+        return self.static(rows, tokens, sources, sampled)
 
     def _computed(
-        self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
+        self, work: Items[Work], features: dict[str, Tensor], sampled: Tensor | None
     ) -> Tensor | None:
         """Logits of the works that complete, of any pass."""
         self.eager += 1
-        hidden = self._hidden(work, features, drawn)
+        hidden = self._hidden(work, features, sampled)
         if len(hidden) > len(work) or not all(one.completes for one in work):
             ends = _ends(work)
             if not ends:
@@ -216,10 +216,10 @@ class ModelRunner:
         return self.model.logits(hidden)
 
     def _embedded(
-        self, work: Items[Work], features: dict[str, Tensor], drawn: Tensor | None
+        self, work: Items[Work], features: dict[str, Tensor], sampled: Tensor | None
     ) -> Tensor:
         """Embeddings of a pass, [T, hidden], with the features of its images in their places."""
-        embeddings = self.model.embed(_ids(work, drawn, self.model.device))
+        embeddings = self.model.embed(_ids(work, sampled, self.model.device))
         position = 0
         for one in work:
             for image in _needed(one):
@@ -231,10 +231,10 @@ class ModelRunner:
         self,
         work: Items[Work],
         features: dict[str, Tensor],
-        drawn: Tensor | None,
+        sampled: Tensor | None,
         decode: Decoder | None = None,
     ) -> Tensor:
-        embeddings = self._embedded(work, features, drawn)
+        embeddings = self._embedded(work, features, sampled)
         places = [place for one in work for place in range(one.start, one.start + one.count)]
         rows = [_row(one) for one in work]
         positions = to_device(torch.tensor(places), self.model.device)
@@ -248,11 +248,11 @@ def _ends(work: Items[Work]) -> list[int]:
     return [end - 1 for end, one in zip(ends, work, strict=True) if one.completes]
 
 
-def _ids(work: Items[Work], drawn: Tensor | None, device: torch.device) -> Tensor:
-    """Token ids of a pass, [T]; those that the host does not know yet are ``drawn``."""
+def _ids(work: Items[Work], sampled: Tensor | None, device: torch.device) -> Tensor:
+    """Token ids of a pass, [T]; those that the host does not know yet are ``sampled``."""
     sources = [one.source for one in work]
-    if drawn is not None and sources == list(range(len(drawn))):
-        return drawn  # the same sequences go on, as in most steps
+    if sampled is not None and sources == list(range(len(sampled))):
+        return sampled  # the same sequences go on, as in most steps
     tokens: list[int] = []
     unknown: list[tuple[int, int]] = []
     for one in work:
@@ -263,9 +263,9 @@ def _ids(work: Items[Work], drawn: Tensor | None, device: torch.device) -> Tenso
             tokens.append(0)
     ids = to_device(torch.tensor(tokens), device)
     if unknown:
-        assert drawn is not None, "something is computed ahead of nothing"
+        assert sampled is not None, "something is computed ahead of nothing"
         places, found = to_device(torch.tensor(unknown).T.contiguous(), device)
-        ids[places] = drawn[found]
+        ids[places] = sampled[found]
     return ids
 
 
@@ -276,7 +276,7 @@ def _row(work: Work) -> Row:
 
 
 def _decodes(work: Work) -> bool:
-    """Whether it is one token of text, behind which another one is drawn."""
+    """Whether it is one token of text, behind which another one is sampled."""
     return work.count == 1 and work.completes and not _needed(work)
 
 

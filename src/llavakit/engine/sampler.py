@@ -20,7 +20,7 @@ NEVER = float("-inf")
 
 @dataclass(slots=True)
 class Draw:
-    """How one sequence's tokens are drawn; lives as long as the sequence.
+    """How one sequence's tokens are sampled; lives as long as the sequence.
 
     Its random numbers are its own, so that the answer to a seed does not depend on what
     else is in the batch.
@@ -36,7 +36,7 @@ class Draw:
 
     @property
     def penalises(self) -> bool:
-        """Whether the tokens so far change what is drawn next."""
+        """Whether the tokens so far change what is sampled next."""
         params = self.params
         return bool(
             params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
@@ -51,7 +51,7 @@ class Seen(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A drawn token, with log probabilities if they were asked for: (token, logprob) pairs.
+    """A sampled token, with log probabilities if they were asked for: (token, logprob) pairs.
 
     Attributes:
         finite: False where the scores were NaN, infinite, or minus infinity for every token that
@@ -69,7 +69,7 @@ class Drawing:
 
     Args:
         tokens: [N] int64.
-        finite: [N] of bool, whether a row's scores were numbers that a token can be drawn from.
+        finite: [N] of bool, whether a row's scores were numbers that a token can be sampled from.
         logprobs: [N, vocab], if a row asked for any; may be overwritten afterwards.
         counts: how many alternatives each row asked for.
 
@@ -120,7 +120,7 @@ class Sampler:
     """Draws tokens; the host waits for the device only when it reads them.
 
     Args:
-        forbidden: ids that are never drawn.
+        forbidden: ids that are never sampled.
         device: where the logits are.
     """
 
@@ -151,7 +151,7 @@ class Sampler:
 
         Args:
             logits: [N, vocab] in fp32; changed in place.
-            draws: how each row is drawn.
+            draws: how each row is sampled.
             seen: for rows that penalise, the tokens so far; empty if there is no such row.
             allowed: [N, vocab] of bool, what a grammar allows; rows without one are all True.
         """
@@ -206,7 +206,7 @@ def _divide(scores: Tensor, tokens: Iterable[int], penalty: float) -> None:
     ids = to_device(torch.tensor(sorted(tokens), dtype=torch.long), scores.device)
     old = scores[ids]
     most = torch.finfo(scores.dtype).max
-    # What is never drawn stays so; everything else stays finite, or a row would have no best.
+    # What is never sampled stays so; everything else stays finite, or a row would have no best.
     new = torch.where(old > 0, old / penalty, old * penalty).clamp(-most, most)
     scores[ids] = torch.where(old == NEVER, old, new)
 
@@ -231,7 +231,7 @@ def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     temperatures, min_p, _, _ = settings
     # Softmax shifts by the largest score, so that a tiny temperature cannot overflow.
     logits = logits - logits.max(dim=-1, keepdim=True).values
-    # Neither rounded to 0 nor to infinity, over which a token that is never drawn would be NaN.
+    # Neither rounded to 0 nor to infinity, over which a token that is never sampled would be NaN.
     kind = torch.finfo(logits.dtype)
     temperatures = temperatures.clamp(kind.tiny, kind.max)
     probabilities = torch.softmax(logits / temperatures, dim=-1)
@@ -295,7 +295,7 @@ def _index(rows: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _alternatives(tokens: Tensor, logprobs: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Ids of the likeliest, [N, most], and log probabilities, the drawn token's before theirs."""
+    """Ids of the likeliest, [N, most], and log probabilities, the sampled token's before theirs."""
     values, ids = logprobs.topk(most)
     return ids, torch.cat((logprobs.gather(-1, tokens[:, None]), values), dim=-1)
 
@@ -305,15 +305,15 @@ def _with_logprobs(
     values: Sequence[Sequence[float]],
     counts: Sequence[int | None],
 ) -> list[Drawn]:
-    """The drawn tokens, each with as many log probabilities as were asked for."""
-    drawn = []
+    """The sampled tokens, each with as many log probabilities as were asked for."""
+    sampled = []
     for count, places, scores in zip(counts, ids, values, strict=True):
         # A grammar may have hidden the token whose score is NaN; all log probabilities are then.
         if places[0] < 0 or (count is not None and math.isnan(scores[0])):
-            drawn.append(Drawn(max(places[0], -1 - places[0]), finite=False))
+            sampled.append(Drawn(max(places[0], -1 - places[0]), finite=False))
             continue
         top = tuple(zip(places[1:], scores[1:], strict=True))
-        drawn.append(
+        sampled.append(
             Drawn(places[0]) if count is None else Drawn(places[0], scores[0], top[:count])
         )
-    return drawn
+    return sampled

@@ -51,7 +51,7 @@ class Work:
 
 
 @dataclass(slots=True)
-class Plan:
+class StepPlan:
     """One step: a forward pass over all work."""
 
     work: list[Work] = field(default_factory=list)
@@ -111,9 +111,9 @@ class Scheduler:
         assert self.fits(sequence), "the engine refuses what can never run"
         self.waiting.append(sequence)
 
-    def schedule(self) -> Plan:
-        """Plan the next step; an empty plan means that nothing can run now."""
-        plan = Plan()
+    def schedule(self) -> StepPlan:
+        """StepPlan the next step; an empty plan means that nothing can run now."""
+        plan = StepPlan()
         budget = self.prefill_chunk
         for sequence in self.running:
             budget -= self._plan_work(plan, sequence, budget)
@@ -127,7 +127,7 @@ class Scheduler:
             budget -= self._plan_work(plan, sequence, budget)
         return plan
 
-    def _plan_work(self, plan: Plan, sequence: Sequence, budget: int) -> int:
+    def _plan_work(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
         """Add the sequence's next tokens to the plan; returns what it took of the budget."""
         start = sequence.launched
         left = len(sequence.tokens) - start
@@ -146,7 +146,7 @@ class Scheduler:
         sequence.launched = start + count
         return count
 
-    def commit(self, plan: Plan) -> None:
+    def commit(self, plan: StepPlan) -> None:
         """Note that the plan was run; plans are committed in their order."""
         for work in plan.work:
             work.sequence.computed = work.start + work.count

@@ -4,7 +4,7 @@ With *lookahead*, a step is launched before the one before it is settled, so tha
 computes while the host reads tokens and emits them. Whatever ends a sequence (a stop string, a
 cancel, an error) is found a step later then: what the step in flight draws for it is dropped.
 Its slots may go to others at once (see ``engine.scheduler``). Where the host must know a token
-before the next can be drawn (a grammar, a repetition penalty), the whole step is settled first:
+before the next can be sampled (a grammar, a repetition penalty), the whole step is settled first:
 no request is slower than without lookahead, and no sequence has to skip a step.
 
 Of the loop's own thread alone.
@@ -159,7 +159,7 @@ class Steps:
         if not live:
             return
         try:
-            drawn = flight.read()
+            sampled = flight.read()
         except Exception as error:
             # What it computed is void, and a step in flight may go on behind it: no retry.
             self._fail_all({work.sequence: error for work in live})
@@ -167,13 +167,13 @@ class Steps:
         flight.plan.work = live
         self.scheduler.commit(flight.plan)
         self._collect(flight)
-        told = []
-        for work, one in zip(flight.completed, drawn, strict=True):
+        advanced = []
+        for work, one in zip(flight.completed, sampled, strict=True):
             sequence = work.sequence
             if sequence.number in self.open:
-                told.append((sequence, self._advance(sequence, one)))
+                advanced.append((sequence, self._advance(sequence, one)))
         # All at the end: a thread that waits for a chunk would wake up and slow this one down.
-        for sequence, chunk in told:
+        for sequence, chunk in advanced:
             self._tell(sequence, chunk)
 
     def _collect(self, flight: Flight) -> None:
@@ -196,15 +196,15 @@ class Steps:
             self._close(sequence, keep=False)
             sequence.channel.put(whole)
 
-    def _advance(self, sequence: Sequence, drawn: Drawn) -> Chunk | Exception | None:
-        """Add a drawn token to a sequence; gives what can be sent, or the error that ends it."""
-        if not drawn.finite:
+    def _advance(self, sequence: Sequence, sampled: Drawn) -> Chunk | Exception | None:
+        """Add a sampled token to a sequence; gives what can be sent, or the error that ends it."""
+        if not sampled.finite:
             return EngineError(NOT_FINITE)
-        sequence.tokens.append(drawn.token)
+        sequence.tokens.append(sampled.token)
         self.counters.generated_tokens += 1
         try:
             answer: Answer = sequence.answer
-            return answer.push(drawn)
+            return answer.push(sampled)
         except Exception as error:
             return error
 

@@ -17,6 +17,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 
 from llavakit.documents.message import page_images
 from llavakit.images import open_picture
+from llavakit.langchain.block_walk import replace_blocks
 from llavakit.langchain.content_blocks import PictureId, document_of, picture_of, video_of
 from llavakit.sources import SourcePolicy, is_address, read_source
 from llavakit.values import Image, Video
@@ -66,15 +67,8 @@ class _Opener:
     policy: SourcePolicy
     max_pages: int
 
-    def __call__(self, block: Any) -> list[Any]:
+    def __call__(self, block: Mapping[str, Any]) -> list[Any]:
         """Return the blocks that replace a block; mostly one, for a PDF one for each page."""
-        if not isinstance(block, Mapping) or _is_text(block):
-            return [block]
-        if block.get("type") == "tool_result" and isinstance(block.get("content"), list):
-            inner = [new for one in block["content"] for new in self(one)]
-            return [{**block, "content": inner}]
-        if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
-            return self(block["value"])
         if isinstance(block.get("file_id"), PictureId):
             return [block]
         if (image := picture_of(block)) is not None:
@@ -104,17 +98,11 @@ class _Opener:
 
 
 def _canonical_message(message: BaseMessage, opener: _Opener) -> BaseMessage:
-    update: dict[str, Any] = {}
-    if not isinstance(message.content, str):
-        content = [new for block in message.content for new in opener(block)]
-        if len(content) != len(message.content) or any(
-            new is not old for new, old in zip(content, message.content, strict=True)
-        ):
-            update["content"] = content
+    message = replace_blocks(message, opener, unwrap=True)
     if isinstance(message, ToolMessage) and message.artifact is not None:
         # Never sent to a model; as part of the cache key it may hold a memory address.
-        update["artifact"] = None
-    return message.model_copy(update=update) if update else message
+        return message.model_copy(update={"artifact": None})
+    return message
 
 
 def is_remote(image: Image | Video) -> bool:

@@ -17,6 +17,7 @@ from langchain_core.messages import BaseMessage
 
 from llavakit._checks import checked
 from llavakit.images import Picture
+from llavakit.langchain.block_walk import replace_blocks
 from llavakit.langchain.content_blocks import (
     SOURCE_FIELDS,
     HeldBase64,
@@ -49,40 +50,22 @@ def plain_messages(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         ImageError: an object that no image can be made from.
         UnsupportedContentError: an image block without a source.
     """
-    return [_plain_message(message) for message in messages]
+    return [replace_blocks(message, _plain_block) for message in messages]
 
 
-def _plain_message(message: BaseMessage) -> BaseMessage:
-    if isinstance(message.content, str):
-        return message
-    content = [_plain_block(block) for block in message.content]
-    if all(new is old for new, old in zip(content, message.content, strict=True)):
-        return message
-    return message.model_copy(update={"content": content})
-
-
-def _plain_block(block: Any) -> Any:
-    if not isinstance(block, Mapping) or block.get("type") == "text":
-        return block
-    if block.get("type") == "tool_result" and isinstance(block.get("content"), list):
-        inner = [_plain_block(one) for one in block["content"]]
-        same = all(new is old for new, old in zip(inner, block["content"], strict=True))
-        return block if same else {**block, "content": inner}
-    if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
-        inner_block = _plain_block(block["value"])
-        return block if inner_block is block["value"] else {**block, "value": inner_block}
+def _plain_block(block: Mapping[str, Any]) -> list[Any]:
     image = picture_of(block)
     if _is_plain(block):
-        return _with_mime_type(block)
+        return [_with_mime_type(block)]
     if image is not None:
-        return {"type": "image", **_rest(block), **_source_fields(image)}
+        return [{"type": "image", **_rest(block), **_source_fields(image)}]
     video = video_of(block)
     if video is not None:
-        return {"type": "video", **_rest(block), **_source_fields(video)}
+        return [{"type": "video", **_rest(block), **_source_fields(video)}]
     document = document_of(block)
     if document is not None:
-        return {"type": "file", **_rest(block), **_source_fields(document.source)}
-    return block
+        return [{"type": "file", **_rest(block), **_source_fields(document.source)}]
+    return [block]
 
 
 def _rest(block: Mapping[str, Any]) -> dict[str, Any]:

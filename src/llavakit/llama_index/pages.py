@@ -161,8 +161,8 @@ class PageNode(ImageNode):
     @property
     def hash(self) -> str:
         """Changes with the text, the metadata and the image, whose digest is among them."""
-        told = json.dumps([self.text, self.metadata], sort_keys=True, default=str)
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+        hashed = json.dumps([self.text, self.metadata], sort_keys=True, default=str)
+        return hashlib.sha256(hashed.encode("utf-8", "surrogatepass")).hexdigest()
 
     def resolve_image(self) -> ImageType:
         """The page's image as PNG, for the framework's embeddings of images.

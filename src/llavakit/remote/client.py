@@ -247,10 +247,10 @@ class RemoteBackend(Backend):
             if error.status in (None, 401, 403):
                 raise
             models = []  # it has no such list, or cannot make it
-        told = _limit(models, self.config.model)
-        if told is None and any(model.owner == "llamacpp" for model in models):
-            told = self._asked(link, context_of_llamacpp(link.transport))
-        limits = [limit for limit in (asked, told) if limit is not None]
+        reported = _limit(models, self.config.model)
+        if reported is None and any(model.owner == "llamacpp" for model in models):
+            reported = self._asked(link, context_of_llamacpp(link.transport))
+        limits = [limit for limit in (asked, reported) if limit is not None]
         if not limits:
             raise RemoteError(
                 f"The server at {self.config.address} does not report the context length of "
