@@ -11,6 +11,8 @@ _BROKEN = "\ufffd"
 _GIVEN_UP = 8
 """Broken bytes in a row, and tokens, after which nothing can make characters of them."""
 
+_SHORT = 5
+"""Ids of a short window: what was emitted last, and the four bytes of a character."""
 
 KEPT = 1 << 15
 """Short windows whose text is kept, of each tokenizer: some megabytes."""
@@ -19,7 +21,7 @@ Decode = Callable[[list[int]], str]
 
 
 class _Decoder:
-    """Ids to text by a compiled tokenizer; the text of one or two ids, the usual case, is cached.
+    """Ids to text by a compiled tokenizer; the text of a few ids, the usual case, is cached.
 
     A call releases the interpreter's lock, so that each call in a step of many rows may wait for
     other threads.
@@ -30,7 +32,7 @@ class _Decoder:
         self._short = functools.lru_cache(KEPT)(lambda *ids: str(self._decode(ids)))
 
     def __call__(self, ids: list[int]) -> str:
-        return self._short(*ids) if len(ids) < 3 else str(self._decode(ids))
+        return self._short(*ids) if len(ids) <= _SHORT else str(self._decode(ids))
 
 
 _decoders: weakref.WeakKeyDictionary[Any, _Decoder] = weakref.WeakKeyDictionary()

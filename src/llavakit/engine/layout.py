@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -148,12 +149,14 @@ def pieces_of(row: Row, count: int) -> list[Extent]:
     """Split what a row sees: its tree's stretches, the longest cut until there are ``count``."""
     splits = [*row.prefix, Extent(row.slot, row.own)]
     while len(splits) < count:
-        lengths = [split.length for split in splits]
-        place = lengths.index(max(lengths))
-        longest = splits[place]
+        longest = max(splits, key=_length)
         half = longest.length // 2
         if half < LEAST_PIECE:
             break
+        place = splits.index(longest)
         rest = Extent(longest.start + half, longest.length - half)
-        splits[place : place + 1] = [Extent(longest.start, half), rest]
+        splits[place : place + 1] = Extent(longest.start, half), rest
     return splits
+
+
+_length = attrgetter("length")

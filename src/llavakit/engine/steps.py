@@ -154,7 +154,7 @@ class Steps:
             self._settle(flight)
 
     def _settle(self, flight: Flight) -> None:
-        """Wait for a step, and emit what it drew for those that still want it."""
+        """Wait for a step, and emit what it sampled for those that still want it."""
         live = [work for work in flight.plan.work if work.sequence.number in self.open]
         if not live:
             return
@@ -174,7 +174,7 @@ class Steps:
                 advanced.append((sequence, self._advance(sequence, one)))
         # All at the end: a thread that waits for a chunk would wake up and slow this one down.
         for sequence, chunk in advanced:
-            self._tell(sequence, chunk)
+            self._send(sequence, chunk)
 
     def _collect(self, flight: Flight) -> None:
         """Add a step's vectors to the embeddings that they belong to; end those that are whole."""
@@ -208,7 +208,7 @@ class Steps:
         except Exception as error:
             return error
 
-    def _tell(self, sequence: Sequence, chunk: Chunk | Exception | None) -> None:
+    def _send(self, sequence: Sequence, chunk: Chunk | Exception | None) -> None:
         if isinstance(chunk, Exception):
             self._fail(sequence, chunk)
             return
