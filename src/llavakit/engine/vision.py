@@ -41,6 +41,8 @@ class FeatureCache:
         """Keep features; others are dropped until the budget holds."""
         if key in self._features:
             return
+        if features.untyped_storage().nbytes() > features.nbytes:
+            features = features.clone()  # a view would keep its whole batch, which nobody counts
         self._features[key] = features
         self.bytes += features.nbytes
         while self.bytes > self.budget:
