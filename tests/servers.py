@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -31,9 +33,19 @@ class RealServer:
         model: its name for the model.
         command: what starts it; ``PORT`` stands for the port.
         ready: the path that answers 200 once the model is there.
+        env: further variables of its environment.
+        patience: most seconds until it is ready.
     """
 
-    def __init__(self, name: str, model: str, command: list[str], ready: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        command: list[str],
+        ready: str,
+        env: Mapping[str, str] = MappingProxyType({}),
+        patience: float = 240,
+    ) -> None:
         self.name = name
         self.model = model
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -44,13 +56,13 @@ class RealServer:
             [part.replace("PORT", str(port)) for part in command],
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **env},
         )
         _STARTED.append(self)
-        self._wait(ready)
+        self._wait(ready, patience)
 
-    def _wait(self, ready: str) -> None:
-        end = time.monotonic() + 240
+    def _wait(self, ready: str, patience: float) -> None:
+        end = time.monotonic() + patience
         # A client of its own: LangChain's suite has another `httpx.get` while it runs.
         with httpx.Client(base_url=self.url, trust_env=False) as client:
             while time.monotonic() < end and self.process.poll() is None:

@@ -18,7 +18,11 @@ from llavakit.errors import (
 )
 from llavakit.images import isolated, open_picture, peek_cost
 from llavakit.images.isolated import Decoders
+from llavakit.questions.opening import open_named
 from llavakit.sources import SourcePolicy
+from llavakit.values import Image as LlavaImage
+from llavakit.values import Message
+from llavakit.web.pictures import prepared, shown_picture
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -189,3 +193,71 @@ def test_slow_formats_cost_more_than_their_pixels():
     for form, check in (("JPEG2000", "jpg_2000"), ("AVIF", "avif")):
         if features.check(check):
             assert peek_cost(encoded(noise(60), form)) >= 8 * 60 * 57
+
+
+HEAVY = encoded(Image.new("RGB", (2100, 2000), "teal"), "PNG")
+LIGHT = encoded(noise(60), "PNG")
+CALLERS = {
+    "anything": lambda data: isolated.open_isolated(data, POLICY),
+    "the web page": lambda data: shown_picture(data, "x.png", POLICY).digest,
+    "tools that models call": lambda data: open_named(LlavaImage(data), "x.png", POLICY),
+}
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """This process has not decoded in another one yet."""
+    monkeypatch.setattr(isolated, "_shared", None)
+    yield
+    if isolated._shared is not None:
+        isolated._shared.decoders.close()
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_every_face_decodes_large_images_in_one_other_process(fresh, processes, caller):
+    CALLERS[caller](LIGHT)
+    assert processes == []
+    CALLERS[caller](HEAVY)
+    CALLERS[caller](HEAVY)
+    assert len(processes) == 1
+
+
+def test_the_pixels_of_a_large_image_are_the_same_wherever_it_is_opened(fresh):
+    expected = open_picture(HEAVY, POLICY)
+    assert isolated.open_isolated(HEAVY, POLICY) == expected
+    assert shown_picture(HEAVY, "x.png", POLICY).digest == expected.digest
+    with open_named(LlavaImage(HEAVY), "x.png", POLICY) as document:
+        assert document.picture(None) == expected
+
+
+def test_the_model_of_the_page_gets_large_images_as_pixels(fresh, processes):
+    small, large = (shown_picture(data, "x.png", POLICY).image for data in (LIGHT, HEAVY))
+    question = Message("user", [small, "What?", large])
+    answer = Message("assistant", "Teal.")
+    asked, same = prepared([question, answer])
+    assert asked.content[:2] == question.content[:2] and same == answer
+    assert asked.images[1].source == open_picture(HEAVY, POLICY)
+    assert len(processes) == 1
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_an_image_that_takes_too_long_is_refused_on_every_face(
+    fresh, processes, monkeypatch, slow, caller
+):
+    isolated._shared = isolated._Shared()
+    monkeypatch.setattr(isolated._shared.decoders, "_seconds", 0.02)
+    monkeypatch.setattr(isolated, "LIGHT_PIXELS", 0)
+    with pytest.raises(ImageTooLargeError):
+        CALLERS[caller](slow)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_decoders_of_its_own(fresh, processes):
+    isolated.open_isolated(HEAVY, POLICY)
+    child = os.fork()
+    if not child:
+        os._exit(0 if isolated._shared is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    isolated.open_isolated(HEAVY, POLICY)
+    assert len(processes) == 1

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 import llavakit
 from llavakit import Completion, Message, SamplingParams
 from llavakit.engine.grammar import GrammarCompiler, Matcher, unpack
-from llavakit.engine.grammar_text import grammar_of
+from llavakit.engine.grammar_text import grammar_of, without
 from llavakit.engine.schemas import closed
 from llavakit.errors import SchemaError
 from llavakit.local import LocalBackend
@@ -185,12 +185,23 @@ def test_free_choice_gives_text_or_calls_and_never_both(backend: LocalBackend):
         assert not (answer.text and answer.tool_calls)
 
 
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(["<", "t", "tool_call", "<tool_call", ">", "<tool_", "\n", "l>"])).map(
+        "".join
+    )
+)
+def test_the_expression_of_text_matches_exactly_what_holds_no_marker(text: str):
+    matched = re.fullmatch(without(CALL_START), text) is not None
+    assert matched == (CALL_START not in text)
+
+
 def test_text_beside_tools_cannot_hold_the_start_of_a_call(tiny: TinyModel):
     tokenizer = tiny.processor.tokenizer
     compiler = GrammarCompiler(tokenizer, 264, [2])
     grammar = (
         f'start: / ?/ (text | call)\ncall: {json.dumps(CALL_START)} "x"\ntext: TEXT\n'
-        f"TEXT: /(?s:.*)/ & ~/(?s:.*{CALL_START}.*)/\n"
+        f"TEXT: /{without(CALL_START)}/\n"
     )
     matcher = compiler.matcher(grammar)
     *before, last = tokenizer.encode(f"see {CALL_START}", add_special_tokens=False)

@@ -474,6 +474,19 @@ def test_an_answer_gets_what_the_context_has_left(peer, remote):
     assert [body["max_tokens"] for body in peer.asked] == [512, 96]
 
 
+def test_an_answer_gets_the_context_where_a_refusal_does_not_say_how_long_the_prompt_is(
+    peer, remote
+):
+    said = "max_tokens=100000 cannot be greater than max_model_len=1024."  # vLLM 0.32
+    peer.says(refuses(400, {"error": {"message": said}}), words("short"))
+    assert remote().generate("q", SamplingParams(max_tokens=100_000)).text == "short"
+    assert [body["max_tokens"] for body in peer.asked] == [100_000, 1024]
+    peer.says(refuses(400, {"error": {"message": said}}))
+    with pytest.raises(ContextLengthError):
+        remote().generate("q", SamplingParams(max_tokens=100_000))
+    assert len(peer.asked) == 4
+
+
 def test_an_old_server_is_asked_without_stream_options(peer, remote):
     detail = [{"loc": ["body", "stream_options"], "msg": "stream_options: extra fields"}]
     peer.says(refuses(422, {"detail": detail}), words("hi", done=False))

@@ -9,7 +9,8 @@ import pytest
 from llavakit import Message, SamplingParams, Tool
 from llavakit.backend import to_request
 from llavakit.errors import ParameterError
-from llavakit.remote.dialects import DIALECTS, to_fields
+from llavakit.remote.dialects import DIALECTS
+from llavakit.remote.request_fields import to_fields
 
 LARK = "start: /red|blue/"
 
@@ -96,19 +97,33 @@ def test_an_answer_that_goes_on_is_asked_for_where_servers_know_it(name):
 
 @pytest.mark.parametrize("name", sorted(DIALECTS))
 def test_nothing_is_said_of_an_answer_that_is_a_turn_of_its_own(name):
-    sent = to_fields(DIALECTS[name], to_request([Message("user", "q"), Message("assistant", "a")]))
+    sent = to_fields(DIALECTS[name], to_request([Message("user", "q")]))
     assert not {"continue_final_message", "add_generation_prompt"} & set(sent)
 
 
 def test_llama_cpp_has_its_own_names():
     sent = fields("llamacpp", top_k=5, min_p=0.1, repetition_penalty=1.2, seed=3)
     assert (sent["top_k"], sent["min_p"], sent["repeat_penalty"]) == (5, 0.1, 1.2)
-    assert sent["repeat_last_n"] == -1 and sent["seed"] == 3
+    assert sent["repeat_last_n"] >= 200_000 and sent["seed"] == 3  # it refuses -1
     assert "repetition_penalty" not in sent
     neutral = fields("llamacpp")
     assert (neutral["top_k"], neutral["min_p"], neutral["repeat_penalty"]) == (0, 0.0, 1.0)
     assert "repeat_last_n" not in neutral
     assert fields("llamacpp", logit_bias={3: -100})["logit_bias"] == [[3, -100.0]]
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
+def test_llama_cpps_penalties_look_at_the_whole_text(name):
+    assert fields("llamacpp", **{name: 1.5})["repeat_last_n"] >= 200_000
+
+
+def test_a_new_turn_behind_the_assistants_is_refused_where_that_would_be_continued():
+    begun = [Message("user", "q"), Message("assistant", "It is")]
+    with pytest.raises(ParameterError, match="would continue"):
+        to_fields(DIALECTS["llamacpp"], to_request(begun))
+    assert to_fields(DIALECTS["vllm"], to_request(begun))
+    going_on = to_request(begun, continue_final_message=True)
+    assert to_fields(DIALECTS["llamacpp"], going_on)["continue_final_message"] is True
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(0, 1), (1, 1), (4, 4)])

@@ -7,7 +7,8 @@ import pytest
 from llavakit import SamplingParams
 from llavakit.backend import to_request
 from llavakit.errors import ParameterError
-from llavakit.remote.dialects import DIALECTS, to_fields
+from llavakit.remote.dialects import DIALECTS
+from llavakit.remote.request_fields import to_fields
 
 NAMES = ("presence_penalty", "frequency_penalty", "logit_bias")
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from llavakit import Image, Message, SamplingParams, Text, Tool
 from llavakit.errors import RemoteError
@@ -118,6 +119,96 @@ def test_a_server_that_refuses_the_other_way_too_is_not_asked_for_ever(peer, rem
     with pytest.raises(RemoteError, match="tool-call-parser"):
         remote().generate("Look.", tools=[LOOK])
     assert len(peer.asked) <= 4
+
+
+CITY = Tool(
+    "city",
+    "Name a city.",
+    {
+        "type": "object",
+        "properties": {"name": {"$ref": "#/$defs/Name"}},
+        "required": ["name"],
+        "$defs": {"Name": {"enum": ["Oslo", "Rome"]}},
+    },
+)
+NO_TOOLS = {"chat_template_caps": {"supports_tools": False}}
+
+
+@pytest.fixture
+def llama(peer, remote):
+    """A llama-server whose template knows no tools."""
+    peer.routes["/props"] = lambda handler: handler.json(NO_TOOLS)
+    return lambda: remote(dialect="llamacpp")
+
+
+@pytest.mark.parametrize("choice", ["required", "city"])
+def test_llama_cpp_is_asked_for_json_of_a_call_where_its_template_knows_no_tools(
+    peer, llama, choice
+):
+    peer.says(words('{"name": "city", ', '"arguments": {"name": "Oslo"}}'))
+    answer = llama().generate("Where?", tools=[LOOK, CITY], tool_choice=choice)
+    assert [(one.name, one.arguments) for one in answer.tool_calls] == [("city", {"name": "Oslo"})]
+    assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+    [asked] = peer.asked
+    assert "You can call these tools" in json.dumps(asked["messages"])
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & set(asked)
+    schema = asked["response_format"]["json_schema"]["schema"]
+    allowed = Draft202012Validator(schema)
+    assert allowed.is_valid({"name": "city", "arguments": {"name": "Rome"}})
+    assert not allowed.is_valid({"name": "city", "arguments": {"name": "Bonn"}})
+    assert not allowed.is_valid({"name": "count", "arguments": {}})
+    look = {"name": "look", "arguments": {"shape": "circle"}}
+    assert allowed.is_valid(look) == (choice == "required")
+
+
+def test_llama_cpp_may_call_a_tool_or_not_where_its_template_knows_none(peer, llama):
+    peer.says(words("Just words."), words("So: ", CALL), words("<tool_call>no</tool_call>"))
+    backend = llama()
+    assert backend.generate("Look.", tools=[LOOK]).text == "Just words."
+    assert [call.name for call in backend.generate("Look.", tools=[LOOK]).tool_calls] == ["look"]
+    with pytest.raises(RemoteError, match="began a tool call"):
+        backend.generate("Look.", tools=[LOOK])
+    assert not any("response_format" in asked or "tools" in asked for asked in peer.asked)
+
+
+@pytest.mark.parametrize("text", ["Just words.", '{"name": "look", "arguments": {"shape": 1}}'])
+def test_what_is_no_call_is_an_error_where_llama_cpp_was_asked_for_one(peer, llama, text):
+    peer.says(words(text))
+    with pytest.raises(RemoteError):
+        llama().generate("Look.", tools=[LOOK], tool_choice="required")
+
+
+def test_llama_cpp_without_jinja_is_asked_otherwise(peer, remote):
+    refused = {"error": {"code": 500, "message": "tools param requires --jinja flag"}}
+    peer.says(refuses(500, refused), words('{"name": "count", "arguments": {}}'))
+    backend = remote(dialect="llamacpp", max_retries=0)
+    answer = backend.generate("Count.", tools=[COUNT], tool_choice="required")
+    assert [call.name for call in answer.tool_calls] == ["count"]
+    assert "tools" in peer.asked[0] and "tools" not in peer.asked[1]
+
+
+def test_llama_cpp_is_sent_tools_where_its_template_knows_them(peer, remote):
+    caps = {"chat_template_caps": {"supports_tools": True}}
+    peer.routes["/props"] = lambda handler: handler.json(caps)
+    peer.says(called(("count", "{}")))
+    backend = remote(dialect="llamacpp")
+    assert backend.generate("Count.", tools=[COUNT]).tool_calls[0].name == "count"
+    assert "tools" in peer.asked[0]
+
+
+def test_usage_comes_also_where_one_call_at_most_is_asked_for(peer, remote):
+    peer.says(said(SENTENCES["required"]), words(CALL))
+    options = {"tools": [LOOK], "tool_choice": "required", "parallel_tool_calls": False}
+    assert remote().generate("Look.", **options).usage.completion_tokens == 3
+
+
+def test_the_grammar_of_words_needs_no_intersection(peer, remote):
+    """The xgrammar of vLLM 0.32 refuses intersections and complements of terminals."""
+    peer.says(said(SENTENCES["auto"]), words("Just words."))
+    remote().generate("Look.", tools=[LOOK])
+    grammar = peer.asked[1]["structured_outputs"]["grammar"]
+    assert "&" not in grammar and "~" not in grammar
+    assert obeys(grammar, "a < b <tool <tool_cal <<tool_call") and not obeys(grammar, "<tool_call>")
 
 
 def _png():

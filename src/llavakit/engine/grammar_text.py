@@ -104,8 +104,25 @@ def _tool_grammar(request: Request, spell: Callable[[str], str]) -> str:
     if choice == "auto" and request.params.json_schema is not None:
         lines.append(f"text: {_answer(request)}")
     elif choice == "auto":
-        lines += ["text: TEXT", f"TEXT: /(?s:.*)/ & ~/(?s:.*{CALL_START}.*)/"]
+        lines += ["text: TEXT", f"TEXT: /{without(CALL_START)}/"]
     return "\n".join(lines) + "\n"
+
+
+def without(marker: str) -> str:
+    """Return a regular expression of the texts that do not hold a marker.
+
+    It needs neither complements nor intersections, which not every server's grammars have.
+
+    Args:
+        marker: letters, digits, ``_``, ``<`` and ``>``, beginning with a character that does not
+            come again: a text holds it only behind one of these.
+    """
+    first, rest = marker[0], marker[1:]
+    # What may follow the first character, up to its next occurrence: from the last one inwards.
+    follows = f"(?:[^{first}{rest[-1]}][^{first}]*)?"
+    for letter in reversed(rest[:-1]):
+        follows = f"(?:[^{first}{letter}][^{first}]*|{letter}{follows})?"
+    return f"[^{first}]*(?:{first}{follows})*"
 
 
 def _call(tool: Tool) -> str:

@@ -1,15 +1,17 @@
 """Images decoded in processes of their own, which may hang, swell or crash there.
 
 Some decoders keep the interpreter while they work (JPEG 2000 for 5 seconds at 30 million pixels,
-AVIF for one), and all other threads wait. So a server decodes what is large in other processes
-(:mod:`llavakit.images._worker`): they yield the processors to everything else, are ended when
-their time is over, and a decoder that crashes takes nothing with it.
+AVIF for one), and all other threads wait. So what strangers send is decoded, where it is large,
+in other processes (:mod:`llavakit.images._worker`): they yield the processors to everything else,
+are ended when their time is over, and a decoder that crashes takes nothing with it. The server, the
+web page and the tools that models call (MCP among them) all open images so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import weakref
 from typing import Any
 
 from llavakit import errors
+from llavakit._forks import ForkLock, in_child
 from llavakit.errors import (
     EngineError,
     ImageDecodeError,
@@ -25,9 +28,14 @@ from llavakit.errors import (
     LlavaKitError,
     RequestCancelledError,
 )
-from llavakit.images.open import Picture
+from llavakit.images.open import Picture, open_picture, peek_cost
 from llavakit.sources.policy import SourcePolicy
 
+LIGHT_BYTES = 2 << 20
+"""Text, base64 and files up to so many bytes are light work."""
+LIGHT_PIXELS = 4_000_000
+"""Images up to so many pixels are light work: some 0.1 s of a processor. Slow formats are light
+up to a fraction of it (:func:`llavakit.images.peek_cost`)."""
 DECODE_SECONDS = 20.0
 """Of processor time; the slowest format takes some 7 for 40 million pixels."""
 _WALL_FACTOR = 6
@@ -38,6 +46,31 @@ _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
 _START += "from llavakit.images._worker import main; main()"
 _KILLED = (-9, -15)
 _OUT_OF_TIME = -27  # SIGPROF: the worker's own clock
+
+
+def is_heavy(data: bytes, policy: SourcePolicy) -> bool:
+    """Return whether a file is decoded in a process of its own.
+
+    Raises:
+        ImageError: as ``open_picture``, as far as the header shows it.
+    """
+    return len(data) > LIGHT_BYTES or peek_cost(data, policy) > LIGHT_PIXELS
+
+
+def open_isolated(data: bytes, policy: SourcePolicy) -> Picture:
+    """Open an image file of a stranger: here if it is light, else in a process of its own.
+
+    At most half of the processors decode at once; further callers wait.
+
+    Raises:
+        ImageError: as ``open_picture``; it took too long; or its decoder crashed.
+        EngineError: no process can be started.
+    """
+    if not is_heavy(data, policy):
+        return open_picture(data, policy)
+    shared = _get_shared()
+    with shared.turn:
+        return shared.decoders.open(data, policy)
 
 
 class Decoders:
@@ -121,6 +154,39 @@ class Decoders:
                 return
             self._all.discard(worker)
         worker.end()
+
+
+class _Shared:
+    """The decoders of this process, for all that have none of their own."""
+
+    def __init__(self) -> None:
+        self.decoders = Decoders()
+        self.turn = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) // 2))
+
+
+_shared: _Shared | None = None
+_sharing = ForkLock()
+
+
+def _get_shared() -> _Shared:
+    global _shared
+    with _sharing:
+        if _shared is None:
+            _shared = _Shared()
+        return _shared
+
+
+@in_child
+def _forget_shared() -> None:
+    """A forked child must not speak on the pipes of its parent's decoders."""
+    global _shared
+    if _shared is not None:
+        _inherited.append(_shared)
+    _shared = None
+
+
+_inherited: list[_Shared] = []
+"""Decoders of a parent process, never freed: that would end the parent's."""
 
 
 def _end_all(workers: set[_Worker]) -> None:

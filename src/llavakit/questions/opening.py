@@ -23,6 +23,7 @@ from llavakit.errors import (
     SourceNotFoundError,
 )
 from llavakit.images import Picture, open_picture
+from llavakit.images.isolated import open_isolated
 from llavakit.sources import SourcePolicy, read_source
 from llavakit.sources.formats import sniff
 from llavakit.values import Image
@@ -139,6 +140,7 @@ def open_named(image: Image, name: str, policy: SourcePolicy) -> OpenDocument:
             source = _read(image, name, policy)
             if sniff(source) in DOCUMENTS:
                 return _opened(source, name, policy)
+            return OpenDocument(name, open_isolated(source, policy))
         return OpenDocument(name, open_picture(source, policy))
     except ImageTooLargeError as error:
         raise ImageTooLargeError(

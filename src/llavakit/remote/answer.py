@@ -7,19 +7,19 @@ known at the end only: the last chunk comes if it is, and an error if it is not.
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llavakit.engine.detokenizer import StopStrings
 from llavakit.errors import RemoteError
 from llavakit.prompts.tool_calls import NotACallError, Pieces, ToolCallReader
-from llavakit.prompts.tools import compact_json
+from llavakit.prompts.tools import CALL_START
 from llavakit.remote.address import RemoteConfig
-from llavakit.remote.checks import AnswerChecks, CalledText
+from llavakit.remote.calls import CallFragments, call_fragments
+from llavakit.remote.checks import AnswerChecks
 from llavakit.remote.dialects import Dialect
 from llavakit.remote.failures import error_status, refusal
+from llavakit.remote.text_tools import answers_bare_call, offers_text_tools
 from llavakit.values import (
     CUT_CALLS,
     Chunk,
@@ -62,10 +62,8 @@ class RemoteAnswer:
         self._dialect = dialect
         self._config = config
         self._stops = StopStrings(() if dialect.stops else request.params.stop)
-        offered = bool(request.tools) and request.tool_choice != "none"
-        spoken = offered and not dialect.takes_tools
-        self._spoken = ToolCallReader(one=not request.parallel_tool_calls) if spoken else None
-        self._calls = _Calls()
+        self._spoken = _text_tool_reader(dialect, request)
+        self._calls = CallFragments()
         self._cut: tuple[CutCall, ...] = ()
         self._checks = AnswerChecks(request, dialect)
         self._text: list[str] = []
@@ -146,7 +144,7 @@ class RemoteAnswer:
         logprobs = _logprobs(choice.get("logprobs"), self._request.params.logprobs or 0)
         self._has_logprobs = self._has_logprobs or bool(logprobs)
         text = delta.get("content") or delta.get("refusal") or ""
-        calls = self._calls.push(_pieces(delta.get("tool_calls") or ()))
+        calls = self._calls.push(call_fragments(delta.get("tool_calls") or ()))
         self._cut += _cut_calls(delta.get(CUT_CALLS) or ())
         yield from self._chunk(_as_text(text), calls, logprobs)
         reason = choice.get("finish_reason")
@@ -168,7 +166,10 @@ class RemoteAnswer:
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> Iterator[Chunk]:
         yield from self._heard(self._stops.push(text), calls, logprobs)
-        if self._stops.hit is not None or (self._spoken is not None and self._spoken.full):
+        # Where a grammar holds the answer, the server ends it, and reports what it used.
+        full = self._spoken is not None and self._spoken.full
+        full = full and self._dialect.speaks != "grammar"
+        if self._stops.hit is not None or full:
             self._finish, self.complete = self._finish or "stop", True
 
     def _heard(
@@ -212,112 +213,14 @@ class RemoteAnswer:
             )
 
 
-@dataclass(slots=True)
-class _Growing:
-    """A call of which more may come."""
-
-    id: str
-    name: str
-    arguments: str = ""
-    emitted: bool = False
-
-    @property
-    def value(self) -> dict[str, Any] | None:
-        """The arguments, once they are whole: behind the brace that closes them nothing comes."""
-        if not self.arguments.rstrip().endswith("}"):
-            return None
-        try:
-            value = json.loads(self.arguments)
-        except (ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
-
-
-class _Calls:
-    """Calls put together from their fragments; each is emitted once, when it is complete."""
-
-    def __init__(self) -> None:
-        self._calls: list[_Growing] = []
-        self._at: dict[int, _Growing] = {}  # by the server's index
-
-    @property
-    def count(self) -> int:
-        return len(self._calls)
-
-    def push(self, pieces: Sequence[_Piece]) -> tuple[ToolCall, ...]:
-        """Take in pieces; gives the calls that are whole by now."""
-        for piece in pieces:
-            call = self._at.get(piece.index)
-            # Some servers number every call 0 and distinguish them by their ids.
-            new = call is None or (piece.id and piece.name and piece.id != call.id)
-            if new or call is None:
-                identity = piece.id or f"call_{uuid.uuid4().hex[:24]}"
-                call = _Growing(identity, piece.name or "")
-                self._calls.append(call)
-                self._at[piece.index] = call
-            call.arguments += piece.arguments
-        return self._whole()
-
-    def add(self, calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
-        """Take in calls that are whole."""
-        for call in calls:
-            arguments = compact_json(call.arguments)
-            self._calls.append(_Growing(call.id, call.name, arguments, emitted=True))
-        return tuple(calls)
-
-    def completed(self, *, cut: bool) -> tuple[ToolCall, ...]:
-        """Calls of tools without arguments may come without any; JSON has ``{}`` for that."""
-        for call in self._calls[:-1] if cut else self._calls:
-            if not call.arguments.strip():
-                call.arguments = "{}"
-        return self._whole()
-
-    def cut(self) -> tuple[CutCall, ...]:
-        """Calls that never became whole."""
-        return tuple(CutCall(call.name, call.arguments) for call in self._calls if not call.emitted)
-
-    def all(self, *, cut: bool) -> list[CalledText]:
-        """All calls as they were written; without those that the token limit cut, if it did."""
-        return [
-            CalledText(call.name, call.arguments) for call in self._calls if call.emitted or not cut
-        ]
-
-    def _whole(self) -> tuple[ToolCall, ...]:
-        whole: list[ToolCall] = []
-        for call in self._calls:
-            value = None if call.emitted else call.value
-            if value is not None:
-                call.emitted = True
-                whole.append(ToolCall(call.id, call.name, value))
-        return tuple(whole)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A piece of a call, as servers stream them."""
-
-    index: int
-    id: str | None
-    name: str | None
-    arguments: str
-
-
-def _pieces(calls: Any) -> tuple[_Piece, ...]:
-    return tuple(_piece(call, number) for number, call in enumerate(calls))
-
-
-def _piece(call: Mapping[str, Any], number: int) -> _Piece:
-    function = call.get("function") or {}
-    arguments = function.get("arguments") or ""
-    if isinstance(arguments, Mapping):
-        arguments = compact_json(arguments)
-    index = call.get("index")
-    return _Piece(
-        number if index is None else int(index),
-        call.get("id") or None,
-        function.get("name") or None,
-        str(arguments),
-    )
+def _text_tool_reader(dialect: Dialect, request: Request) -> ToolCallReader | None:
+    if not offers_text_tools(dialect, request):
+        return None
+    bare = answers_bare_call(dialect, request)
+    reader = ToolCallReader(one=bare or not request.parallel_tool_calls)
+    if bare:
+        reader.push(CALL_START)
+    return reader
 
 
 def _cut_calls(reported: Any) -> tuple[CutCall, ...]:

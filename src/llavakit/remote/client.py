@@ -23,19 +23,13 @@ from llavakit.errors import (
 from llavakit.remote.address import RemoteConfig
 from llavakit.remote.answer import RemoteAnswer
 from llavakit.remote.checks import check_request
-from llavakit.remote.dialects import (
-    DIALECTS,
-    Dialect,
-    continuation,
-    to_fields,
-    to_function,
-    without_tool_parser,
-)
+from llavakit.remote.dialects import DIALECTS, Dialect
 from llavakit.remote.exchange import Exchange, Question, timed_out
 from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
 from llavakit.remote.pictures import counted_data_uri, data_uri
+from llavakit.remote.request_fields import continuation, to_fields, to_function
 from llavakit.remote.server import (
     ServedModel,
     context_of_llamacpp,
@@ -43,7 +37,9 @@ from llavakit.remote.server import (
     counted_by_template,
     detect,
     served,
+    settled,
 )
+from llavakit.remote.text_tools import without_tool_parser
 from llavakit.remote.transport import Transport
 from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Request, Tool
@@ -86,7 +82,7 @@ class RemoteBackend(Backend):
         self._lock = threading.Lock()
         self._link: _Link | None = None
         self._leave: weakref.finalize[..., RemoteBackend] | None = None
-        self._dialect = None if config.dialect is None else DIALECTS[config.dialect]
+        self._dialect: Dialect | None = None
         self._info: ModelInfo | None = None
         self._closed = False
 
@@ -184,10 +180,10 @@ class RemoteBackend(Backend):
             lambda image: counted_data_uri(image, self._policy),
             answerable=False,
         )
-        offered = [to_function(tool) for tool in tools]
+        offered = [to_function(tool) for tool in tools] if dialect.takes_tools else []
         continued = continuation(dialect, request)
         if dialect.counts == "template":
-            return self._asked(link, counted_by_template(link.transport, wire, offered))
+            return self._asked(link, counted_by_template(link.transport, wire, offered, continued))
         return self._asked(link, counted(link.transport, wire, offered, continued))
 
     def stats(self) -> dict[str, Any]:
@@ -234,10 +230,15 @@ class RemoteBackend(Backend):
             with self._lock:
                 # Found out once for all who wait for it; a failure is theirs, not the next one's.
                 if link.detection is None or _failed(link.detection):
-                    link.detection = link.loop.begin(_patient(detect(link.transport)))
+                    link.detection = link.loop.begin(_patient(self._detected(link.transport)))
                 detection = link.detection
             self._dialect = link.loop.result(detection, deadline)
         return self._dialect
+
+    async def _detected(self, transport: Transport) -> Dialect:
+        named = self.config.dialect
+        kind = await detect(transport) if named is None else DIALECTS[named]
+        return await settled(kind, transport)
 
     def _context_length(self) -> int:
         link, asked = self._linked(), self.config.context_length

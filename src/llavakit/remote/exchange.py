@@ -179,14 +179,15 @@ class Exchange:
                 return await self._open(stack)
             except ContextLengthError as error:
                 room = error.context_length - error.prompt_tokens
-                if not (error.prompt_tokens and 0 < room < self._fields["max_tokens"]):
+                if not 0 < room < self._fields["max_tokens"]:
                     raise
-                # As here: the answer gets what the context has left.
+                # As here: the answer gets what the context has left. Where the refusal does not
+                # say how long the prompt is, the server may still know, asked for less.
                 self._fields["max_tokens"] = room
             except ModelNotFoundError as error:
                 raise await self._explained(error) from None
             except RemoteError as error:
-                if error.status not in (400, 422) or not await self._changed(str(error)):
+                if error.status not in (400, 422, 500) or not await self._changed(str(error)):
                     raise
         return await self._open(stack)
 

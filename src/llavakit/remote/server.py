@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llavakit.errors import LlavaKitError, RemoteError
@@ -100,24 +100,42 @@ async def _asked(transport: Transport, path: str) -> Any:
     return reply.get("version") if isinstance(reply, Mapping) else None
 
 
+async def settled(dialect: Dialect, transport: Transport) -> Dialect:
+    """Return how this one server of a kind is asked: ``llama-server`` drops tools silently where
+    the model's template has no place for them, and reports that.
+    """
+    if dialect.name != "llamacpp":
+        return dialect
+    found = (await _properties(transport)).get("chat_template_caps")
+    deaf = isinstance(found, Mapping) and found.get("supports_tools") is False
+    return replace(dialect, speaks=dialect.can_speak) if deaf else dialect
+
+
 async def context_of_llamacpp(transport: Transport) -> int | None:
     """The context of the model that ``llama-server`` has loaded; None if it does not say it."""
-    try:
-        reply = await transport.json("GET", "/props", patient=False)
-    except LlavaKitError:
-        return None
-    settings = reply.get("default_generation_settings") if isinstance(reply, Mapping) else None
+    settings = (await _properties(transport)).get("default_generation_settings")
     length = settings.get("n_ctx") if isinstance(settings, Mapping) else None
     return length if isinstance(length, int) and length > 0 else None
 
 
-async def counted_by_template(transport: Transport, messages: list[Any], tools: list[Any]) -> int:
-    """Tokens of the text that ``llama-server`` makes of messages.
+async def _properties(transport: Transport) -> Mapping[str, Any]:
+    """The properties of a ``llama-server``; none if it does not report them."""
+    try:
+        reply = await transport.json("GET", "/props", patient=False)
+    except LlavaKitError:
+        return {}
+    return reply if isinstance(reply, Mapping) else {}
+
+
+async def counted_by_template(
+    transport: Transport, messages: list[Any], tools: list[Any], more: Mapping[str, Any]
+) -> int:
+    """Tokens of the text that ``llama-server`` makes of messages; ``more`` are further fields.
 
     Raises:
         LlavaKitError: the server reports none.
     """
-    body = {"messages": messages, **({"tools": tools} if tools else {})}
+    body = {"messages": messages, **({"tools": tools} if tools else {}), **more}
     reply = await transport.json("POST", "/apply-template", body)
     prompt = reply.get("prompt") if isinstance(reply, Mapping) else None
     text = {"content": prompt, "add_special": True, "parse_special": True}

@@ -17,14 +17,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from llavakit._threads import undo_when_done
+from llavakit.images.isolated import LIGHT_BYTES, LIGHT_PIXELS
 
 T = TypeVar("T")
 
-LIGHT_BYTES = 2 << 20
-"""Text, base64 and files up to so many bytes are light work."""
-LIGHT_PIXELS = 4_000_000
-"""Images up to so many pixels are light work: some 0.1 s of a processor. Slow formats are light
-up to a fraction of it (:func:`llavakit.images.peek_cost`)."""
 FETCHING = 64
 FETCHING_OF_ONE = 16
 """Most addresses that are fetched at once, for all clients and for one of them."""

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from llavakit.backend import Backend, ModelInfo, begins_a_turn
 from llavakit.errors import RequestCancelledError, RequestTimeoutError
-from llavakit.images.isolated import Decoders
+from llavakit.images.isolated import LIGHT_PIXELS, Decoders
 from llavakit.serving import chat, completions, responses
 from llavakit.serving.answering import (
     ClientGone,
@@ -38,7 +38,7 @@ from llavakit.serving.convert import (
 )
 from llavakit.serving.errors import Refusal, blamed, refusal
 from llavakit.serving.events import PING, EventStream
-from llavakit.serving.lanes import LIGHT_PIXELS, Lanes
+from llavakit.serving.lanes import Lanes
 from llavakit.serving.limits import Gate, Share, read_body
 from llavakit.serving.metrics import Clock, Metrics
 from llavakit.serving.notation import Asked, Parse, Served, Writer

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from llavakit.backend import Backend
 from llavakit.errors import (
     ContextLengthError,
     LlavaKitError,
@@ -20,6 +21,7 @@ from llavakit.values import Chunk, Message, SamplingParams
 from llavakit.web.conversation import AnswerStage, ShownAnswer
 from llavakit.web.model_cache import ModelCache
 from llavakit.web.moderation import Moderation, judge
+from llavakit.web.pictures import prepared
 from llavakit.web.queue import Queue, Ticket
 
 logger = logging.getLogger(__name__)
@@ -145,9 +147,7 @@ class AnswerTask:
                 else AnswerStage.LOADING
             )
             # Weights are loaded and images opened here, off the event loop.
-            self._stream = stream = await asyncio.to_thread(
-                backend.stream, question.messages, question.params, timeout=self._timeout
-            )
+            self._stream = stream = await asyncio.to_thread(self._begun, backend)
             self._model_cache.loaded(question.model)
             if self._stopped:
                 return
@@ -159,6 +159,11 @@ class AnswerTask:
                     answer.first_token = first - begun
                 self._take(chunk)
                 answer.writing = time.monotonic() - first
+
+    def _begun(self, backend: Backend) -> AnswerStream:
+        question = self._question
+        messages = prepared(question.messages)
+        return backend.stream(messages, question.params, timeout=self._timeout)
 
     def _take(self, chunk: Chunk) -> None:
         answer = self.answer

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import ParameterError
-from llavakit.images import open_picture
-from llavakit.values import SamplingParams
+from llavakit.values import Image, SamplingParams
 from llavakit.web.conversation import WebTurn
-from llavakit.web.pictures import AttachedImage
+from llavakit.web.pictures import AttachedImage, pixels
 
 logger = logging.getLogger(__name__)
 
@@ -94,19 +93,19 @@ class ConversationLog:
         }
         try:
             for picture in pictures:
-                self._store(picture.image.source, picture.digest)
+                self._store(picture.image, picture.digest)
             self._append(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError:
             # The visitor has the answer all the same; the operator must know.
             logger.exception("The conversation log cannot be written")
 
-    def _store(self, source: Any, digest: str) -> None:
+    def _store(self, image: Image, digest: str) -> None:
         place = self._pictures / f"{digest}.png"
         if place.exists():
             return
         unfinished = place.with_suffix(f".{threading.get_ident()}.part")
         with os.fdopen(_private(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-            open_picture(source).rgb.save(file, "PNG")
+            pixels(image).rgb.save(file, "PNG")
         unfinished.replace(place)
 
     def _append(self, line: str) -> None:

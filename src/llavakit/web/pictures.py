@@ -13,16 +13,21 @@ from pathlib import Path
 
 from llavakit.documents import Document, Failure, PageRange, open_files
 from llavakit.errors import ImageTooLargeError, InputError
-from llavakit.images import Picture, open_picture
+from llavakit.images import Picture
+from llavakit.images.isolated import is_heavy, open_isolated
 from llavakit.sources import SourcePolicy, read_file
 from llavakit.sources.formats import sniff
-from llavakit.values import Image
+from llavakit.values import Image, Message, Part
 from llavakit.web.settings import MIB, WebSettings
 
 THUMBNAIL = 480
 """Pixels of the longer side of what the conversation shows."""
 _PAGED = ("PDF", "TIFF")
 _THE_PAGE = "the page itself"
+_CHECKED = SourcePolicy(
+    roots=(), allow_urls=False, max_pixels=2**40, max_side=2**30, max_bytes=2**40
+)
+"""For files that the settings' policy has let pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +207,34 @@ def shown_picture(data: bytes, name: str, policy: SourcePolicy) -> AttachedImage
     Raises:
         ImageError: it cannot be used.
     """
-    return _shown(data, name, open_picture(data, policy))
+    return _shown(data, name, open_isolated(data, policy))
+
+
+def pixels(image: Image) -> Picture:
+    """Return the pixels of a conversation's image, which was opened and checked before."""
+    source = image.source
+    return source if isinstance(source, Picture) else open_isolated(_file(source), _CHECKED)
+
+
+def prepared(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return messages whose heavy images are pixels: the model decodes none of them here."""
+    return tuple(
+        Message(message.role, [_light(part) for part in message.content])
+        if message.images
+        else message
+        for message in messages
+    )
+
+
+def _light(part: Part) -> Part:
+    if not isinstance(part, Image) or isinstance(part.source, Picture):
+        return part
+    return Image(pixels(part)) if is_heavy(_file(part.source), _CHECKED) else part
+
+
+def _file(source: object) -> bytes:
+    assert isinstance(source, bytes)  # what an AttachedImage holds
+    return source
 
 
 def _shown(held: bytes | Picture, name: str, picture: Picture) -> AttachedImage:

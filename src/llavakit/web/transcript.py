@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import InputError, LlavaKitError
-from llavakit.images import open_picture
 from llavakit.sources.formats import sniff
 from llavakit.values import Usage
 from llavakit.web.conversation import AnswerStage, ShownAnswer, WebConversation, WebTurn
-from llavakit.web.pictures import AttachedImage, naming, shown_picture
+from llavakit.web.pictures import AttachedImage, naming, pixels, shown_picture
 from llavakit.web.rendering import plain
 from llavakit.web.settings import WebSettings
 
@@ -122,7 +121,7 @@ def _data_uri(shown: AttachedImage) -> str:
     kind = _SHOWN_BY_BROWSERS.get(sniff(source)) if isinstance(source, bytes) else None
     if kind is None:
         png = io.BytesIO()
-        open_picture(source).rgb.save(png, "PNG")
+        pixels(shown.image).rgb.save(png, "PNG")
         source, kind = png.getvalue(), "image/png"
     return f"data:{kind};base64,{b64encode(source).decode('ascii')}"
 
