@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import ImageDecodeError, MessageError, SourceNotFoundError
 from llavakit.images import Picture, open_picture
+from llavakit.model.families import SINGLE_VIEW
 from llavakit.model.layout import Size
 from llavakit.model.preprocess import Pixels, seen_size
 from llavakit.model.reader import Reader
@@ -193,7 +194,7 @@ class Collator:
         if not inputs:
             return {}
         views = [one["pixel_values"] for one in inputs]
-        if self.family == "llava":
+        if self.family in SINGLE_VIEW:
             return {"pixel_values": torch.cat(views)}
         from llavakit.model.llava import stacked
 

@@ -40,13 +40,16 @@ _LANGUAGE = re.compile(r"model\.((?:embed_tokens|layers|norm)\..+)")
 
 _LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.")
 
+_INSIDE_VISION_MODEL = ("embeddings", "encoder", "pre_layrnorm", "post_layernorm", "head")
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def on_disk(name: str) -> str:
-    """The name on disk of a parameter of the HF model; newer classes have one level less."""
-    if name.startswith(VISION) and not name.startswith(f"{VISION}vision_model."):
-        return f"{VISION}vision_model.{name.removeprefix(VISION)}"
+    """Return a parameter's name on disk; newer classes of CLIP and SigLIP have one level less."""
+    inside = name.removeprefix(VISION)
+    if inside != name and inside.partition(".")[0] in _INSIDE_VISION_MODEL:
+        return f"{VISION}vision_model.{inside}"
     return name
 
 
