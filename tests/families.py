@@ -337,11 +337,15 @@ def shake(tower: torch.nn.Module) -> None:
     """Random weights under which every block of a convolutional tower shows in its features."""
     with torch.no_grad():
         for name, weight in tower.named_parameters():
-            flat = weight.dim() < 2 or name.endswith("gamma")
-            weight.normal_(0, 0.3 if flat else weight[0].numel() ** -0.5)
+            if weight.dim() < 2:
+                weight.normal_(float(name.endswith(("bn.weight", "norm.weight"))), 0.1)
+            elif name.endswith("gamma"):
+                weight.normal_(0, 0.3)
+            else:  # so that what an image shows neither fades nor grows on its way
+                weight.normal_(0, 1.5 * weight[0].numel() ** -0.5)
         for name, buffer in tower.named_buffers():
             if name.endswith("running_mean"):
-                buffer.normal_(0, 0.3)
+                buffer.normal_(0, 0.1)
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
 

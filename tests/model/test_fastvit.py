@@ -82,7 +82,9 @@ def test_features_are_those_of_timm_where_it_is_installed():
 
 def test_the_published_size_has_the_published_weights():
     with torch.device("meta"):
-        tower = FastViT(FastViTConfig(architecture="fastvit_mci3", model_args={"inference_mode": True}))
+        tower = FastViT(
+            FastViTConfig(architecture="fastvit_mci3", model_args={"inference_mode": True})
+        )
     weights = tower.state_dict()
     assert len(weights) == 628
     assert sum(one.numel() for one in tower.parameters()) == 122_714_208

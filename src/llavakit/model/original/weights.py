@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llavakit.errors import CheckpointError
+from llavakit.model.original import fastvit
 from llavakit.model.original.config import projector_depth
 from llavakit.model.original.directories import (
     EXTRAS,
@@ -66,7 +67,8 @@ def hf_tensors(parts: CheckpointDirectories, tower: Path, shapes: Shapes, known:
         CheckpointError: tensors are missing, or do not fit the configuration.
     """
     tensors = {name: stored for key, stored in _original(parts).items() if (name := _renamed(key))}
-    if any(name not in tensors for name in shapes if name.startswith(VISION)):
+    beside = parts.config.fastvit_side is None
+    if beside and any(name not in tensors for name in shapes if name.startswith(VISION)):
         tensors = _of_tower(tower) | tensors
     _shape_projector(tensors, parts, shapes)
     if NEWLINE in shapes and parts.config.merge != "spatial_unpad":
@@ -127,6 +129,9 @@ def _renamed(key: str) -> str | None:
     """HF's name for one of the original's; None for what is not read from files."""
     if _COMPUTED.fullmatch(key):
         return None
+    if key.startswith(fastvit.INSIDE):
+        inside = fastvit.renamed(key)
+        return None if inside is None else VISION + inside
     if key.startswith(TOWER_INSIDE):
         return VISION + key.removeprefix(TOWER_INSIDE)
     if key.startswith("model.mm_projector."):
