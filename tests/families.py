@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image as PILImage
 
+from llavakit.model.fastvit import own_tower
 from tests.tiny import TinyModel
 
 Vocabulary = Literal["llama", "video", "pixtral", "yi", "llama3", "qwen"]
@@ -54,9 +56,35 @@ IN_ORDER = (
     "{{ '[/INST]' }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}"
     "{% if m['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endif %}{% endfor %}"
 )
+# A system text where none is given, and a line break behind each turn.
+FASTVLM = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    + CHATML.replace("'<|im_end|>'", "'<|im_end|>\n'")
+)
 VICUNA_VIDEO = VICUNA.replace(PICTURES, IMAGES + VIDEOS + WORDS)
 CHATML_VIDEO = CHATML.replace(PICTURES, IMAGES + VIDEOS + WORDS)
 GRIDS = [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]]
+FASTVIT_SIDE = 128
+FASTVIT = {
+    "model_type": "timm_wrapper",
+    "architecture": "fastvit_mci3",
+    "hidden_size": 64,
+    "model_args": {
+        "inference_mode": True,
+        "layers": [1, 2, 1, 1, 2],
+        "embed_dims": [8, 16, 16, 32, 32],
+        "mlp_ratios": [2, 2, 2, 2, 2],
+    },
+    "label_names": [],
+    "num_classes": 0,
+    "num_features": 64,
+    "global_pool": "avg",
+    "do_pooling": True,
+    "pretrained_cfg": {"tag": "apple_mclip2_dfndr2b", "num_classes": 0, "custom_load": False},
+}
+"""A small FastViT-HD, as the published files write a large one."""
+
 MANY_GRIDS = [[19 * a, 19 * b] for a in range(1, 5) for b in range(1, 5)]
 
 
@@ -67,7 +95,7 @@ class Family:
     Attributes:
         names: the models of the catalog that are of this family.
         model: model type of the whole.
-        tower: ``clip``, ``siglip`` or ``pixtral``.
+        tower: ``clip``, ``siglip``, ``pixtral`` or ``fastvit``.
         text: differences of the language model from a small Llama.
         vocabulary: kind of tokenizer.
         template: chat template.
@@ -142,6 +170,10 @@ FAMILIES = {
         "qwen",
         CHATML_VIDEO,
     ),
+    "fastvlm": Family(
+        ("fastvlm-0.5b", "fastvlm-1.5b", "fastvlm-7b"),
+        *("fast_vlm", "fastvit", {**QWEN, "tie_word_embeddings": True}, "qwen", FASTVLM),
+    ),
 }
 
 GRANITE = {
@@ -193,6 +225,19 @@ class TinyFamily(TinyModel):
     """A checkpoint directory and what plain transformers makes of it."""
 
     family: Family
+
+    @cached_property
+    def model(self) -> Any:
+        if self.family.tower != "fastvit":
+            return super().model
+        # transformers takes this tower from timm, which test_fastvit.py compares it with.
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        config = AutoConfig.from_pretrained(self.path)
+        own_tower(self.path, config, FASTVIT_SIDE)
+        return AutoModelForImageTextToText.from_pretrained(
+            self.path, config=config, dtype=torch.float32
+        ).eval()
 
     @cached_property
     def processor(self) -> Any:
@@ -257,10 +302,17 @@ def tiny_checkpoint(path: Path, family: Family, seed: int = 0) -> TinyFamily:
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(path, family)
     config = _config(family, tokenizer)
+    published = copy.deepcopy(config)
+    if family.tower == "fastvit":
+        own_tower(path, config, FASTVIT_SIDE)
     model = _model_class(family.model)(config)
+    if family.tower == "fastvit":
+        shake(model.model.vision_tower)
+        shake(model.model.multi_modal_projector)
     if hasattr(model.model, "image_newline"):
         torch.nn.init.normal_(model.model.image_newline)
     model.save_pretrained(path)
+    published.save_pretrained(path)
     _image_processor(family).save_pretrained(path)
     settings: dict[str, Any] = {"image_token": "<image>"}
     strategy = getattr(config, "vision_feature_select_strategy", "default")
@@ -272,7 +324,7 @@ def tiny_checkpoint(path: Path, family: Family, seed: int = 0) -> TinyFamily:
         }
     else:
         settings |= {
-            "patch_size": 8,
+            "patch_size": 64 if family.tower == "fastvit" else 8,
             "vision_feature_select_strategy": strategy,
             "num_additional_image_tokens": 1 if family.tower == "clip" else 0,
         }
@@ -281,12 +333,30 @@ def tiny_checkpoint(path: Path, family: Family, seed: int = 0) -> TinyFamily:
     return TinyFamily(path, family)
 
 
+def shake(tower: torch.nn.Module) -> None:
+    """Random weights under which every block of a convolutional tower shows in its features."""
+    with torch.no_grad():
+        for name, weight in tower.named_parameters():
+            if weight.dim() < 2:
+                weight.normal_(float(name.endswith(("bn.weight", "norm.weight"))), 0.1)
+            elif name.endswith("gamma"):
+                weight.normal_(0, 0.3)
+            else:  # so that what an image shows neither fades nor grows on its way
+                weight.normal_(0, 1.5 * weight[0].numel() ** -0.5)
+        for name, buffer in tower.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+
+
 def _processor_class(model: str) -> Any:
     import transformers
 
     return {
         "llava": transformers.LlavaProcessor,
         "vipllava": transformers.LlavaProcessor,
+        "fast_vlm": transformers.LlavaProcessor,
         "llava_next_video": transformers.LlavaNextProcessor,
         "llava_next": transformers.LlavaNextProcessor,
         "llava_onevision": transformers.LlavaOnevisionProcessor,
@@ -299,6 +369,7 @@ def _model_class(model: str) -> Any:
     return {
         "llava": transformers.LlavaForConditionalGeneration,
         "vipllava": transformers.VipLlavaForConditionalGeneration,
+        "fast_vlm": transformers.FastVlmForConditionalGeneration,
         "llava_next_video": transformers.LlavaNextVideoForConditionalGeneration,
         "llava_next": transformers.LlavaNextForConditionalGeneration,
         "llava_onevision": transformers.LlavaOnevisionForConditionalGeneration,
@@ -403,6 +474,9 @@ def _config(family: Family, tokenizer: Any) -> Any:
         "tie_word_embeddings": text.get("tie_word_embeddings", False),
         **family.more,
     }
+    if family.tower == "fastvit":
+        common["vision_config"] = FASTVIT
+        return transformers.FastVlmConfig(**common)
     if family.model == "vipllava":
         for name in ("vision_feature_layer", "vision_feature_select_strategy"):
             del common[name]
@@ -448,6 +522,15 @@ def _image_processor(family: Family) -> Any:
 
         patch = {"height": 8, "width": 8}
         return PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size=patch)
+    if family.tower == "fastvit":
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        return CLIPImageProcessorPil(
+            size={"shortest_edge": FASTVIT_SIDE},
+            crop_size={"height": FASTVIT_SIDE, "width": FASTVIT_SIDE},
+            image_mean=[0.0, 0.0, 0.0],
+            image_std=[1.0, 1.0, 1.0],
+        )
     half = [0.5, 0.5, 0.5]
     if family.model in ("llava_next", "llava_next_video"):
         side = 16 if family.tower == "clip" else 19

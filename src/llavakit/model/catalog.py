@@ -22,9 +22,10 @@ from llavakit.model.language_models import context_limit
 from llavakit.model.layout import AnyresLayout, FixedLayout, ImageLayout, RowsLayout
 from llavakit.prompts.templates import OWN
 
-Preprocessing = Literal["pad", "anyres", "squash", "rows"]
+Preprocessing = Literal["pad", "anyres", "squash", "rows", "crop"]
 """``pad`` to a square (1.5); ``anyres``: the whole image and tiles of it (1.6, OneVision);
-``squash`` to a square (interleave); ``rows`` of patches in the image's own shape (Pixtral)."""
+``squash`` to a square (interleave); ``rows`` of patches in the image's own shape (Pixtral);
+``crop`` to the square in the middle (FastVLM in HF format)."""
 
 PLANNED_TOKENS = 4096
 """The conversation that :meth:`CatalogEntry.memory` reckons with."""
@@ -145,6 +146,7 @@ _GRANITE = AnyresLayout(
     view=384,
     side=27,
 )
+_FASTVIT = FixedLayout(256)  # 16 x 16 of 64 pixels in 1024
 _PIXTRAL = RowsLayout((1024, 1024), 16, row_end=12, image_end=13)
 
 CATALOG: tuple[CatalogEntry, ...] = (
@@ -336,6 +338,33 @@ CATALOG: tuple[CatalogEntry, ...] = (
         OWN,
         "rows",
         _PIXTRAL,
+    ),
+    CatalogEntry(
+        "fastvlm-0.5b",
+        "apple/FastVLM-0.5B",
+        "KamilaMila/FastVLM-0.5B",
+        *(620_361_440, 136_192_000, 24, 2, 64, 131_072),
+        OWN,
+        "crop",
+        _FASTVIT,
+    ),
+    CatalogEntry(
+        "fastvlm-1.5b",
+        "apple/FastVLM-1.5B",
+        "KamilaMila/FastVLM-1.5B",
+        *(1_673_607_776, 233_472_000, 28, 2, 128, 131_072),
+        OWN,
+        "crop",
+        _FASTVIT,
+    ),
+    CatalogEntry(
+        "fastvlm-7b",
+        "apple/FastVLM-7B",
+        "KamilaMila/FastVLM-7B",
+        *(7_762_651_744, 1_090_453_504, 28, 4, 128, 131_072),
+        OWN,
+        "crop",
+        _FASTVIT,
     ),
 )
 """All known models, the bundled one first."""

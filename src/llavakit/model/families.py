@@ -12,6 +12,9 @@ from typing import Any
 from llavakit.errors import CheckpointError
 
 CLIP, SIGLIP, PIXTRAL = "clip_vision_model", "siglip_vision_model", "pixtral"
+TIMM = "timm_wrapper"
+
+FAST_VLM = "fast_vlm"
 
 TOWERS: dict[str, tuple[str, ...]] = {
     "llava": (CLIP, SIGLIP, PIXTRAL),
@@ -19,8 +22,12 @@ TOWERS: dict[str, tuple[str, ...]] = {
     "llava_next_video": (CLIP, SIGLIP),
     "llava_onevision": (SIGLIP,),
     "vipllava": (CLIP,),
+    FAST_VLM: (TIMM,),  # of timm's towers one, see model/fastvit.py
 }
 """The vision towers of each model type whose features the layouts count."""
+
+SINGLE_VIEW = ("llava", "vipllava", FAST_VLM)
+"""Model types that see each image as one view."""
 
 ONEVISION = "llava_onevision"
 VIDEO_TYPES = ("llava_next_video", ONEVISION)
@@ -32,13 +39,15 @@ _NEAREST = {
     "llava_mpt": "llava-1.5-7b",
     "mpt": "llava-1.5-7b",
     "video_llava": "llava-onevision-qwen2-7b",
-    "fast_vlm": "llava-interleave-qwen-0.5b",
-    "llava_qwen2": "llava-interleave-qwen-0.5b",
+    "llava_qwen2": "fastvlm-0.5b",
     "granite4_vision": "ibm-granite/granite-vision-3.3-2b",
 }
 """What works and is nearest to a model that does not."""
 
-_ELSE = "a LLaVA, LLaVA-NeXT, LLaVA-OneVision or ViP-LLaVA model, such as llava-v1.6-mistral-7b"
+_ELSE = (
+    "a LLaVA, LLaVA-NeXT, LLaVA-OneVision, ViP-LLaVA or FastVLM model, such as "
+    "llava-v1.6-mistral-7b"
+)
 
 
 def check_family(path: Path, settings: Mapping[str, Any]) -> None:

@@ -79,6 +79,7 @@ def _build(path: Path, config: Any, options: dict[str, Any]) -> Any:
         path,
         lambda: AutoModelForImageTextToText.from_pretrained(
             path,
+            config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, by their names
             local_files_only=True,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from llavakit.errors import ImageError
-from llavakit.model.families import CLIP
+from llavakit.model.families import CLIP, FAST_VLM
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -180,7 +180,7 @@ def layout_of(config: Any) -> ImageLayout:
     # "default" leaves out the first feature, which is CLIP's CLS; SigLIP has none.
     has_cls = vision.model_type == CLIP
     extra = int(has_cls) - int(config.vision_feature_select_strategy == "default")
-    if config.model_type == "llava":
+    if config.model_type in ("llava", FAST_VLM):
         return FixedLayout(side * side + extra)
     grids = tuple((int(a), int(b)) for a, b in config.image_grid_pinpoints)
     if config.model_type in ("llava_next", "llava_next_video"):

@@ -18,7 +18,7 @@ from llavakit.kernels.calibration import calibrate
 from llavakit.kernels.native import KINDS
 from llavakit.kernels.products import Weights
 from llavakit.model.decoder import FusedDecoder, decoder_of, device_of
-from llavakit.model.families import ONEVISION
+from llavakit.model.families import ONEVISION, SINGLE_VIEW
 from llavakit.model.layer_decoder import Attend, LayerDecoder
 from llavakit.model.preprocess import Pixels
 from llavakit.model.videos import VideoPixels
@@ -149,7 +149,7 @@ class Llava:
         self, inputs: Sequence[dict[str, Tensor]], options: dict[str, Any]
     ) -> list[Tensor]:
         views = [one["pixel_values"] for one in inputs]
-        if self.config.model_type in ("llava", "vipllava"):
+        if self.config.model_type in SINGLE_VIEW:
             pixel_values = torch.cat(views)
         else:
             pixel_values = stacked(views)

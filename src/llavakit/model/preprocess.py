@@ -11,7 +11,7 @@ from typing import Any
 
 from llavakit.errors import CheckpointError
 from llavakit.images import Picture
-from llavakit.model.families import PIXTRAL
+from llavakit.model.families import FAST_VLM, PIXTRAL
 from llavakit.model.layout import RowsLayout, Size
 
 LONGEST_SIDE = 8192
@@ -35,6 +35,10 @@ def image_processor(path: Path, config: Any) -> Any:
     if config.vision_config.model_type == PIXTRAL:
         _check_rows(path, processor, int(config.vision_config.patch_size))
     else:
+        if config.model_type == FAST_VLM:
+            from llavakit.model.fastvit import own_tower
+
+            own_tower(path, config, _declared_side(processor))
         _check_processor(path, processor, config)
     return processor
 
@@ -84,6 +88,16 @@ def _check_rows(path: Path, processor: Any, patch: int) -> None:
     sizes = made.get("image_sizes")
     if sizes is None or tuple(map(int, sizes[0])) != (2 * patch, 3 * patch):
         raise refused
+
+
+def _declared_side(processor: Any) -> int:
+    """Pixels along one side of a view, as a processor's settings declare it; 0 for none.
+
+    Whether the processor makes such views is found by :func:`_check_processor`.
+    """
+    name = "crop_size" if getattr(processor, "do_center_crop", False) else "size"
+    size = getattr(processor, name, None) or {}
+    return int(size.get("height") or size.get("shortest_edge") or 0)
 
 
 def _check_processor(path: Path, processor: Any, config: Any) -> None:

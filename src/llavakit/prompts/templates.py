@@ -2,8 +2,9 @@
 
 The texts, and what each template makes of a conversation, are those of the original
 implementation (https://github.com/haotian-liu/LLaVA at c121f04); the tests hold every one of
-them to prompts that it wrote, byte for byte. The last two are those of its successor
-(https://github.com/LLaVA-VL/LLaVA-NeXT, ``llava/conversation.py``). A model that is given
+them to prompts that it wrote, byte for byte. The last three are those of its
+successors (https://github.com/LLaVA-VL/LLaVA-NeXT, https://github.com/apple/ml-fastvlm,
+``llava/conversation.py`` of both). A model that is given
 another template than the one it was trained with answers badly, without any error.
 """
 
@@ -106,6 +107,7 @@ def _vicuna(system: str, *, tagged: bool = False) -> Labelled:
 
 _V0 = _hashes(_polite("human"), _ENERGY)
 _V1 = _vicuna(_polite("user"))
+_QWEN = ChatML(system="You are a helpful assistant.", between="\n")
 _DIRECT = ChatML(system="Answer the questions.")
 
 TEMPLATES: Mapping[str, Template] = MappingProxyType(
@@ -127,7 +129,8 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "plain": Plain(),
         "v0_plain": Plain(),
         "llava_llama_3": Headed(system=_SEES),
-        "qwen_1_5": ChatML(system="You are a helpful assistant.", between="\n"),
+        "qwen_1_5": _QWEN,
+        "qwen_2": _QWEN,
     }
 )
 """Every template by its name; some have two names."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavakit.errors import ImageDecodeError, MessageError, SourceNotFoundError
 from llavakit.images import Picture, open_picture
+from llavakit.model.families import SINGLE_VIEW
 from llavakit.model.layout import Size
 from llavakit.model.preprocess import Pixels, seen_size
 from llavakit.model.reader import Reader
@@ -116,14 +117,14 @@ class Encoder:
         return LabelledTokens(tuple(ids), tuple(labels))
 
     def _shortened(self, made: LabelledTokens) -> LabelledTokens:
-        told = f"it has {len(made.ids)} tokens, and max_length is {self.max_length}"
+        reason = f"it has {len(made.ids)} tokens, and max_length is {self.max_length}"
         if not self.cut:
-            raise FaultyRecord("over-length", told)
+            raise FaultyRecord("over-length", reason)
         kept = LabelledTokens(made.ids[: self.max_length], made.labels[: self.max_length])
         if self.reader.tokenizer.image_id in made.ids[self.max_length :]:
-            raise FaultyRecord("uncuttable", f"{told}; cut there, an image would be cut")
+            raise FaultyRecord("uncuttable", f"{reason}; cut there, an image would be cut")
         if not kept.learnt:
-            raise FaultyRecord("uncuttable", f"{told}; cut there, nothing is left to learn")
+            raise FaultyRecord("uncuttable", f"{reason}; cut there, nothing is left to learn")
         return kept
 
 
@@ -193,7 +194,7 @@ class Collator:
         if not inputs:
             return {}
         views = [one["pixel_values"] for one in inputs]
-        if self.family == "llava":
+        if self.family in SINGLE_VIEW:
             return {"pixel_values": torch.cat(views)}
         from llavakit.model.llava import stacked
 

@@ -13,6 +13,7 @@ from llavakit.errors import CheckpointError
 from llavakit.model.json_files import read_json
 from llavakit.model.language_models import context_limit
 from llavakit.model.layout import ImageLayout, layout_of
+from llavakit.model.original import fastvit
 from llavakit.model.original.anyres import AnyresFeatures
 from llavakit.model.original.config import OriginalConfig, projector_depth
 from llavakit.model.original.directories import CheckpointDirectories, find_tower, parts_of
@@ -54,16 +55,19 @@ class OriginalCheckpoint:
 
     def __init__(self, path: Path, *, name: str, conv_mode: str | None, base: Path | None) -> None:
         self.parts: CheckpointDirectories = parts_of(path, base)
-        self.conv_mode = _template_name(_telling_name(name, base), conv_mode)
         said = self.parts.config
+        if said.fastvit_side is None:
+            self.conv_mode = _template_name(_telling_name(name, base), conv_mode)
+        else:
+            self.conv_mode = _chosen(name, fastvit.TEMPLATE, conv_mode)
         self.tokenizer = read_tokenizer(
             self.parts.language, said.added_tokens, fast=said.text["model_type"] == "mistral"
         )
         self._tower = find_tower(self.parts)
-        vision = _vision_config(self._tower)
+        vision = None if said.fastvit_side is not None else _vision_config(self._tower)
         self.config = said.to_hf(vision, len(self.tokenizer.hf), self.tokenizer.image_id)
         self._features: AnyresFeatures | None = None
-        if said.anyres:
+        if said.anyres and vision is not None:
             side = vision.image_size // vision.patch_size
             self._features = AnyresFeatures(
                 said.grids, vision.image_size, side, said.merge, int(said.keeps_cls)
@@ -184,20 +188,27 @@ def _telling_name(name: str, base: Path | None) -> str:
 
 def _template_name(name: str, conv_mode: str | None) -> str:
     called = model_name(name)
-    told = auto_template(called)
+    implied = auto_template(called)
     if conv_mode is None:
         if named_template(called) is None:
             log.warning(
                 "The name %s implies no conversation template; the original takes %r for such "
                 "names. Name the one that the model was trained with by conv_mode=",
-                *(called, told),
+                *(called, implied),
             )
-        return told
-    if template(conv_mode) != template(told):
+        return implied
+    return _chosen(name, implied, conv_mode)
+
+
+def _chosen(name: str, own: str, conv_mode: str | None) -> str:
+    """Return the template that is asked for, with a warning where it is not the model's own."""
+    if conv_mode is None:
+        return own
+    if template(conv_mode) != template(own):
         log.warning(
             "The name %s implies conv_mode=%r, but conv_mode=%r is taken; answers are poor if "
             "the model was not trained with it",
-            *(called, told, conv_mode),
+            *(model_name(name), own, conv_mode),
         )
     return conv_mode
 
@@ -231,6 +242,8 @@ def original_processor(tower: Path, said: OriginalConfig) -> Any:
         LlavaNextImageProcessorPil,
     )
 
+    if said.fastvit_side is not None:
+        return fastvit.processor(said.fastvit_side, pads=said.pads)
     file = tower / PREPROCESSOR
     if not file.is_file():
         raise CheckpointError(

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llavakit.errors import CheckpointError
+from llavakit.model.original import fastvit
+from llavakit.model.original.fastvit import side_of
 
 TEXT_TYPES = {
     "llava_llama": "llama",
     "llava": "llama",  # until the end of 2023; HF's own models are called so today
     "llava_mistral": "mistral",
     "llava_qwen": "qwen2",
+    "llava_qwen2": "qwen2",  # FastVLM
 }
 """The language model of each ``model_type``."""
 
@@ -45,7 +48,8 @@ _TEXT_KEYS = (
 
 def is_original(settings: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` is one of the original's; ``model_type`` alone does not decide."""
-    if "text_config" in settings or "vision_config" in settings:
+    # Tools around FastVLM add an empty one.
+    if "text_config" in settings or settings.get("vision_config"):
         return False
     known = {*TEXT_TYPES, *UNSUPPORTED} - {"llava"}
     return settings.get("model_type") in known or any(key.startswith("mm_") for key in settings)
@@ -121,6 +125,11 @@ class OriginalConfig:
                 f"{file} names no vision tower; set mm_vision_tower to the directory or hub id "
                 "of the one that the model was trained with."
             )
+        if aspect == "anyres" and side_of(tower) is not None:
+            raise CheckpointError(
+                f"{file} asks for tiles (anyres) with the vision tower {tower!r}, which is "
+                "supported for pad and square images only; use fastvlm-0.5b."
+            )
         return cls(
             file=file,
             text=_text_settings(settings, file),
@@ -135,6 +144,11 @@ class OriginalConfig:
             marks_images=bool(settings.get("mm_use_im_start_end", False)),
             patch_token=bool(settings.get("mm_use_im_patch_token", True)),
         )
+
+    @property
+    def fastvit_side(self) -> int | None:
+        """Pixels along one side of a view of FastVLM's tower; None for CLIP's towers."""
+        return side_of(self.tower)
 
     @property
     def image_text(self) -> str:
@@ -158,14 +172,18 @@ class OriginalConfig:
     def to_hf(self, vision: Any, tokens: int, image_id: int) -> Any:
         """The HF configuration: ``LlavaNextConfig`` for anyres models, else ``LlavaConfig``.
 
+        With FastVLM's tower it is a ``FastVlmConfig``.
+
         Args:
-            vision: HF configuration of the vision tower.
+            vision: HF configuration of the vision tower; None for FastVLM's.
             tokens: how many tokens the tokenizer has, the image token and padding included.
             image_id: id of the image token.
         """
         from transformers import LlavaConfig, LlavaNextConfig
 
         rows = -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+        if vision is None:
+            return self._fastvlm(rows, image_id)
         side = vision.image_size // vision.patch_size
         common: dict[str, Any] = {
             "vision_config": vision.to_dict(),
@@ -182,6 +200,23 @@ class OriginalConfig:
         if not self.anyres:
             return LlavaConfig(**common)
         return LlavaNextConfig(**common, image_grid_pinpoints=self.turned_grids)
+
+    def _fastvlm(self, rows: int, image_id: int) -> Any:
+        from transformers import FastVlmConfig
+
+        from llavakit.model.fastvit import own_tower
+
+        assert self.fastvit_side is not None
+        config = FastVlmConfig(
+            vision_config=fastvit.settings(),
+            text_config={**self.text, "vocab_size": rows},
+            image_token_index=image_id,
+            projector_hidden_act="gelu" if (projector_depth(self.projector) or 0) > 1 else "linear",
+            tie_word_embeddings=bool(self.text.get("tie_word_embeddings", False)),
+        )
+        own_tower(self.file.parent, config, self.fastvit_side)
+        config.image_seq_length = (self.fastvit_side // config.vision_config.patch_size) ** 2
+        return config
 
 
 def projector_depth(name: str) -> int | None:

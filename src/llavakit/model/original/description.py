@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from llavakit.errors import CheckpointError
 from llavakit.model.description import write_generation, write_json
+from llavakit.model.families import CLIP, FAST_VLM
 from llavakit.model.jinja import chat_template
 from llavakit.model.original.directories import CheckpointDirectories
 from llavakit.model.reader import Reader
@@ -59,7 +60,8 @@ def describe_original(checkpoint: Described, reader: Reader, path: Path) -> None
     )
     config = checkpoint.config
     name = "LlavaNext" if config.model_type == "llava_next" else "Llava"
-    config.architectures = [f"{name}ForConditionalGeneration"]
+    kind = "FastVlm" if config.model_type == FAST_VLM else name
+    config.architectures = [f"{kind}ForConditionalGeneration"]
     config.save_pretrained(path)
     tokenizer = _plain_tokenizer(checkpoint.tokenizer.hf, jinja)
     write_generation(reader, path)
@@ -90,7 +92,7 @@ def _write_processor(
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,  # CLIP's CLS
+        num_additional_image_tokens=int(config.vision_config.model_type == CLIP),  # its CLS
         image_token="<image>",
         chat_template=jinja,
     ).save_pretrained(path)

@@ -135,6 +135,8 @@ def find_tower(parts: CheckpointDirectories) -> Path:
         CheckpointError: there is none.
     """
     name = parts.config.tower
+    if parts.config.fastvit_side is not None:  # which is always inside
+        return parts.language
     written = Path(name).expanduser()
     around = [root for path in parts.directories for root in (path, *path.absolute().parents)]
     for root in (*around, Path.cwd()):

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
+from transformers import (
+    FastVlmForConditionalGeneration,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from llavakit.model.original.anyres import AnyresFeatures
@@ -74,9 +78,11 @@ def model_class(config: OriginalConfig, features: AnyresFeatures | None) -> type
 
     if features is not None:
         Anyres.features = features
-    base: type[Any] = (
-        LlavaForConditionalGeneration if features is None else LlavaNextForConditionalGeneration
-    )
+    base: type[Any] = LlavaForConditionalGeneration
+    if config.fastvit_side is not None:
+        base = FastVlmForConditionalGeneration
+    elif features is not None:
+        base = LlavaNextForConditionalGeneration
 
     class Original(base):  # type: ignore[misc]
         def __init__(self, hf_config: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llavakit.errors import CheckpointError
+from llavakit.model.original import fastvit
 from llavakit.model.original.config import projector_depth
 from llavakit.model.original.directories import (
     EXTRAS,
@@ -40,13 +41,16 @@ _LANGUAGE = re.compile(r"model\.((?:embed_tokens|layers|norm)\..+)")
 
 _LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.")
 
+_INSIDE_VISION_MODEL = ("embeddings", "encoder", "pre_layrnorm", "post_layernorm", "head")
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def on_disk(name: str) -> str:
-    """The name on disk of a parameter of the HF model; newer classes have one level less."""
-    if name.startswith(VISION) and not name.startswith(f"{VISION}vision_model."):
-        return f"{VISION}vision_model.{name.removeprefix(VISION)}"
+    """Return a parameter's name on disk; newer classes of CLIP and SigLIP have one level less."""
+    inside = name.removeprefix(VISION)
+    if inside != name and inside.partition(".")[0] in _INSIDE_VISION_MODEL:
+        return f"{VISION}vision_model.{inside}"
     return name
 
 
@@ -63,7 +67,8 @@ def hf_tensors(parts: CheckpointDirectories, tower: Path, shapes: Shapes, known:
         CheckpointError: tensors are missing, or do not fit the configuration.
     """
     tensors = {name: stored for key, stored in _original(parts).items() if (name := _renamed(key))}
-    if any(name not in tensors for name in shapes if name.startswith(VISION)):
+    beside = parts.config.fastvit_side is None
+    if beside and any(name not in tensors for name in shapes if name.startswith(VISION)):
         tensors = _of_tower(tower) | tensors
     _shape_projector(tensors, parts, shapes)
     if NEWLINE in shapes and parts.config.merge != "spatial_unpad":
@@ -124,6 +129,9 @@ def _renamed(key: str) -> str | None:
     """HF's name for one of the original's; None for what is not read from files."""
     if _COMPUTED.fullmatch(key):
         return None
+    if key.startswith(fastvit.INSIDE):
+        inside = fastvit.renamed(key)
+        return None if inside is None else VISION + inside
     if key.startswith(TOWER_INSIDE):
         return VISION + key.removeprefix(TOWER_INSIDE)
     if key.startswith("model.mm_projector."):
@@ -213,13 +221,13 @@ def _check(tensors: Tensors, shapes: Shapes, parts: CheckpointDirectories) -> No
         )
     for name, shape in shapes.items():
         if name in tensors and tensors[name].shape != shape:
-            told = f"{name} is {list(tensors[name].shape)} and {parts.config.file} asks for"
+            difference = f"{name} is {list(tensors[name].shape)} and {parts.config.file} asks for"
             if parts.kind != "full":
                 raise CheckpointError(
-                    f"The base model {parts.language} does not fit {parts.path}: {told} "
+                    f"The base model {parts.language} does not fit {parts.path}: {difference} "
                     f"{list(shape)}; name the model that it was trained on with model_base=."
                 )
             raise CheckpointError(
-                f"The weights in {parts.path} do not fit its configuration: {told} {list(shape)}; "
-                "copy the config.json that belongs to them."
+                f"The weights in {parts.path} do not fit its configuration: {difference} "
+                f"{list(shape)}; copy the config.json that belongs to them."
             )
