@@ -83,6 +83,9 @@ class PageIndex:
         password: what opens encrypted documents (see :func:`~llavakit.documents.open_files`).
         must_exist: refuse to make a new index.
 
+    Attributes:
+        folder, embedder, policy, password: as they were given.
+
     Raises:
         ParameterError: the index was made with another embedder or other settings, or the folder
             is of something else.
@@ -112,8 +115,8 @@ class PageIndex:
             check_integer("pool", pool, least=1)
         self.folder = Path(folder)
         self.embedder: Embedder = embedder
-        self._policy = policy
-        self._password = password
+        self.policy = policy
+        self.password = password
         given = {
             "store": store,
             "pool": pool,
@@ -172,10 +175,10 @@ class PageIndex:
             EngineError, ModelError, RemoteError: the model failed.
         """
         check_integer("batch", batch, least=1)
-        roots, now = list_now(paths, self._policy)
+        roots, now = list_now(paths, self.policy)
         with self._alone():
             plan = compare(roots, now, self._ledger, retry_failed=retry_failed)
-            settings = UpdateSettings(self._view, self._pool, batch, self._policy, self._password)
+            settings = UpdateSettings(self._view, self._pool, batch, self.policy, self.password)
             run = Update(self._ledger, self._store, self.embedder, settings, progress)
             run.run(plan)
             self._store.settle()
@@ -247,7 +250,7 @@ class PageIndex:
 
     def _hit(self, row: FoundRow, score: float, question: str, ranks: dict[str, int]) -> Hit:
         reference = PageReference.from_metadata(json.loads(row.reference))
-        bound = (self.embedder, self._policy, self._password)
+        bound = (self.embedder, self.policy, self.password)
         return Hit(reference, score, row.text, question, ranks, *bound)
 
     @contextmanager
