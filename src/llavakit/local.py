@@ -115,11 +115,11 @@ class LocalBackend(Backend):
 
     def embedding_space(self, adapter: str | os.PathLike[str] | None = None) -> EmbeddingSpace:
         from llavakit.embeddings import EmbeddingSpace
-        from llavakit.model.reader import identity_of
+        from llavakit.engine.embedding import template_of
 
-        found = self._retrieval_adapter(adapter)
-        base = identity_of(self._get_reader().path)
-        return EmbeddingSpace(f"{base}+{found.fingerprint}", found.dimensions)
+        found, reader = self._retrieval_adapter(adapter), self._get_reader()
+        name = f"{reader.revision}.{template_of(reader)}+{found.fingerprint}"
+        return EmbeddingSpace(name, found.dimensions)
 
     def embed(
         self,
