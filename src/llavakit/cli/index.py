@@ -65,6 +65,16 @@ def index(
             "--batch", min=1, help="Pages that are embedded at once.", rich_help_panel=_INDEX
         ),
     ] = 8,
+    renderers: Annotated[
+        int | None,
+        typer.Option(
+            "--renderers",
+            min=1,
+            help="Processes that render pages ahead; by default as many as cores, 2 to 4.",
+            show_default=False,
+            rich_help_panel=_INDEX,
+        ),
+    ] = None,
     adapter: Adapter = None,
     chosen: ModelArguments = ModelArguments(),  # noqa: B008
     debug: options.Debug = False,
@@ -89,7 +99,13 @@ def index(
                 out, open_embedder(chosen, adapter), password=told.password, **settings
             ) as pages,
         ):
-            changes = pages.update(documents, retry_failed=retry_failed, batch=batch, progress=told)
+            changes = pages.update(
+                documents,
+                retry_failed=retry_failed,
+                batch=batch,
+                renderers=renderers,
+                progress=told,
+            )
         told.summary(changes, out)
         if changes.failures and not changes.pages:
             raise typer.Exit(FAILED)
