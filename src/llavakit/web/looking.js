@@ -30,8 +30,8 @@
     const state = part('p', {});
     state.setAttribute('role', 'status');
     const title = part('h2', {id: 'lk-map-title', textContent: 'Where it looked'});
-    dialog = part('dialog', {id: 'lk-map'}, part('header', {}, title, close), form,
-      part('img', {alt: ''}), state);
+    const head = part('div', {className: 'lk-map-head'}, title, close);
+    dialog = part('dialog', {id: 'lk-map'}, head, form, part('img', {alt: ''}), state);
     dialog.setAttribute('aria-labelledby', title.id);
     dialog.addEventListener('close', () => {
       asked?.abort();
@@ -67,8 +67,8 @@
     options(find('[name=image]'), map.ranking.map((one, place) =>
       [String(one.number), `${place + 1}. ${one.name} (${one.score.toFixed(2)})`]),
       String(map.number));
-    options(find('[name=word]'), [['', 'The whole question'], ...map.words.map((one) => [one, one])],
-      map.word);
+    const words = map.words.map((one) => [one, one]);
+    options(find('[name=word]'), [['', 'The whole question'], ...words], map.word);
     const what = map.word ? `“${map.word}”` : 'the question';
     const img = find('img');
     img.src = map.image;

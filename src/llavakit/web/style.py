@@ -177,9 +177,9 @@ button:focus-visible, a:focus-visible, #lk-box:focus-within {
   border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
   color: var(--body-text-color); font-family: var(--font); }
 #lk-map::backdrop { background: rgb(0 0 0 / .55); }
-#lk-map header { display: flex; align-items: center; gap: .5rem; }
+.lk-map-head { display: flex; align-items: center; gap: .5rem; }
 #lk-map h2 { flex: 1 1 0; margin: 0; font-size: 1.1rem; }
-#lk-map header button { border: 1px solid var(--border-color-primary); border-radius: .5rem;
+.lk-map-head button { border: 1px solid var(--border-color-primary); border-radius: .5rem;
   background: transparent; color: inherit; padding: .25rem .6rem; }
 #lk-map form { display: flex; flex-wrap: wrap; gap: .5rem 1rem; margin: .6rem 0; }
 #lk-map label { display: flex; flex: 1 1 14rem; min-width: 0; flex-direction: column;
