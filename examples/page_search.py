@@ -130,7 +130,9 @@ def draw(pages: PageIndex, query: str, path: Path) -> Path:
     """Write the best page of a query with where the model looked; return where the image lies."""
     (hit,) = pages.search(query, k=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    hit.heatmap().save(path)
+    drawn = hit.heatmap()
+    drawn.thumbnail((400, 400))
+    drawn.save(path, optimize=True)
     print(f"Where it looked on p. {hit.reference.number} for {query!r}: {path}")
     return path
 

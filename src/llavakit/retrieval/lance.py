@@ -5,7 +5,7 @@ computed here: LanceDB's exact MaxSim takes a millisecond and more for each page
 multivectors takes longer to build than the pages take to be embedded (``docs/retrieval.md`` has
 the figures). Few pages are all scored; of many, those whose coarse scores are the best
 (:mod:`llavakit.retrieval.scoring`). Vectors stream through; what grows in memory with the index are
-the codes, 144 bytes for a page of 64 vectors.
+codes and the ids of rows, 160 bytes for a page of 64 vectors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from llavakit.errors import SourceFetchError
 from llavakit.retrieval._lancedb import FTS, MatchQuery, lancedb
 from llavakit.retrieval._lancedb import pyarrow as pa
 from llavakit.retrieval.coding import Coding, HeldCodes, codes_schema, flat_rows
+from llavakit.retrieval.row_ids import RowIds
 from llavakit.retrieval.scoring import CoarseScores, Ends, encode, score_pages
 from llavakit.retrieval.vectors import FoundRow, PageRow, RowKey
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+_Vectors: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]
+"""Keys of pages, their vectors in fp16 one page behind the other, and where each page's end."""
 
 CODED_FROM = 4_000
 """From so many pages on, coarse scores choose which are scored exactly."""
@@ -80,6 +83,7 @@ class LanceVectors:
             schema = _pages_schema(dimensions)
             self._pages: Table = self._db.create_table("pages", schema=schema, exist_ok=True)
         self._coding = Coding(self._db, dimensions)
+        self._rows = RowIds()
 
     def add(self, rows: Sequence[PageRow]) -> None:
         """Add rows (see ``PageVectors``)."""
@@ -149,20 +153,14 @@ class LanceVectors:
     def _search(self, query: Vectors, k: int) -> list[FoundRow]:
         held = self._coding.held()
         if held is None:
-            scores, keys = self._exact(query, k, self._ranges())
+            scores, keys = self._exact(query, k, self._all())
         else:
             wanted = self._candidates(query, max(CANDIDATES, 10 * k), held)
-            filters = (
-                f"key IN ({', '.join(map(str, wanted[at : at + _KEYS].tolist()))})"
-                for at in range(0, len(wanted), _KEYS)
-            )
-            scores, keys = self._exact(query, k, filters)
-        if not len(keys):
-            return []
-        chosen = f"key IN ({', '.join(map(str, keys.tolist()))})"
+            pages = self._rows.fetch(self._pages, wanted, ["key", "vectors"], _BATCH)
+            scores, keys = self._exact(query, k, map(self._vectors, pages))
         columns = ["key", "reference", "text"]
-        rows = self._pages.search().where(chosen).select(columns).limit(len(keys)).to_arrow()
-        by_key = {row["key"]: row for row in rows.to_pylist()}
+        rows = self._rows.fetch(self._pages, keys, columns, _KEYS)
+        by_key = {row["key"]: row for batch in rows for row in batch.to_pylist()}
         return [
             _found(by_key[key], score)
             for key, score in zip(keys.tolist(), scores.tolist(), strict=True)
@@ -183,26 +181,24 @@ class LanceVectors:
         return np.concatenate([best.keys, without])
 
     def _exact(
-        self, query: Vectors, k: int, filters: Iterable[str]
+        self, query: Vectors, k: int, pages: Iterable[_Vectors]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         best = _Best(k)
-        for one in filters:
-            for keys, vectors, ends in self._batches(one):
-                best.see(score_pages(query, vectors, ends), keys)
+        for keys, vectors, ends in pages:
+            best.see(score_pages(query, vectors, ends), keys)
         return best.scores, best.keys
 
-    def _batches(
-        self, where: str
-    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]]:
-        """Keys, vectors in fp16 (those of all pages in one) and where those of each page end."""
+    def _batches(self, where: str) -> Iterator[_Vectors]:
         found = self._pages.search().where(where).select(["key", "vectors"])
         for batch in found.to_batches(_BATCH):
             if batch.num_rows:
-                vectors, ends = flat_rows(batch.column("vectors"))
-                keys = batch.column("key").to_numpy()
-                yield keys, vectors.reshape(-1, self._dimensions), ends
+                yield self._vectors(batch)
 
-    def _all(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]]:
+    def _vectors(self, batch: Any) -> _Vectors:
+        vectors, ends = flat_rows(batch.column("vectors"))
+        return batch.column("key").to_numpy(), vectors.reshape(-1, self._dimensions), ends
+
+    def _all(self) -> Iterator[_Vectors]:
         """As :meth:`_batches`, of all pages, in the order of their keys."""
         for one in self._ranges():
             yield from self._batches(one)
