@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from llavakit.errors import CheckpointError
 from llavakit.model import identity
 from llavakit.model.identity import identity_of
 
@@ -110,3 +111,9 @@ def test_damaged_weights_have_an_identity_and_their_reader_says_what_is_wrong(
         path.mkdir()
         (path / "model.safetensors").write_bytes(head + b"\0" * identity._SMALL)
         assert len(identity_of([path])) == 16
+
+
+def test_weights_that_cannot_be_read_are_named(checkpoint: Path) -> None:
+    (checkpoint / "model-2.safetensors").symlink_to("a blob that was never downloaded")
+    with pytest.raises(CheckpointError, match=r"model-2.safetensors cannot be read \(No such file"):
+        identity_of([checkpoint])

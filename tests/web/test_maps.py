@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,6 +19,7 @@ from llavakit.backend import Backend
 from llavakit.errors import InputError, ParameterError, QueueFullError
 from llavakit.testing import FakeBackend
 from llavakit.web import maps
+from llavakit.web.looking import MapRoute
 from llavakit.web.maps import PageMaps, ShownMap
 from llavakit.web.rendering import to_chat
 from tests.web.test_controller import Page
@@ -183,6 +185,53 @@ async def test_another_map_or_a_closed_tab_gives_up_the_one_before(
     page.controller.left("tab")
     await asyncio.sleep(0)
     assert second.cancelled()
+
+
+async def called(
+    page: Page, query: str, *events: str, token: str | None = None, owner: str = "owner of tab"
+) -> tuple[int, str]:
+    """What the route answers to a request, and whatever the browser does behind it."""
+    sent: list[Any] = []
+    waiting: asyncio.Queue[Any] = asyncio.Queue()
+    for one in ("http.request", *events):
+        waiting.put_nowait({"type": one, "body": b"", "more_body": False})
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    headers = [(b"x-llavakit-visit", (token or page.visit.token).encode())]
+    scope = {"method": "GET", "headers": headers, "query_string": query.encode()}
+    await MapRoute(page.controller)(scope, waiting.get, send, owner)
+    return sent[0]["status"], sent[1]["body"].decode()
+
+
+async def test_the_route_gives_a_map_to_the_visitor_whose_chat_it_is(
+    tmp_path: Path, demo: Backend
+) -> None:
+    page = Page(tmp_path, demo)
+    await asked(page, "Where is the circle?", *FILES)
+    query = f"chat={page.visit.conversation.name}&turn=0&image=1&word=circle"
+    status, body = await called(page, query)
+    found = json.loads(body)
+    assert (status, found["number"], found["word"]) == (200, 1, "circle")
+    assert found["image"].startswith("data:image/jpeg;base64,")
+    assert {one["name"] for one in found["ranking"]} == set(FILES)
+
+    assert (await called(page, query, token="another"))[0] == 404
+    assert (await called(page, query, owner="another browser"))[0] == 404
+    for wrong in ("", "turn=x", "turn=-1", "turn=0&image=one", f"{query}0", "chat=x&turn=0"):
+        status, body = await called(page, wrong)
+        assert status == 400 and body.endswith((".", "chat.")), wrong
+
+
+async def test_a_browser_that_is_gone_gives_up_its_map(tmp_path: Path, demo: Backend) -> None:
+    page = Page(tmp_path, demo)
+    await asked(page, "Where is the triangle?", *FILES)
+    query = f"chat={page.visit.conversation.name}&turn=0"
+    status, body = await called(page, query, "http.disconnect")
+    assert status == 409 and "Another map" in body
+    assert page.controller.maps._asked == 0 and page.visit.looking.cancelled()
+    assert (await called(page, query))[0] == 200
 
 
 async def test_what_is_kept_is_bounded(

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llavakit.errors import CheckpointError
 from llavakit.model.locate import PICKLED
 
 _DESCRIBING = (
@@ -56,12 +57,21 @@ def identity_of(directories: Iterable[Path]) -> str:
 
     Args:
         directories: all that the model is made of (adapter, base, vision tower), in this order.
+
+    Raises:
+        CheckpointError: a file cannot be read.
     """
     digest = hashlib.sha256()
     for path in directories:
-        for name, content in (*_descriptions(path), *_weights(path)):
-            digest.update(f"{name}\0{len(content)}\0".encode())
-            digest.update(content)
+        try:
+            for name, content in (*_descriptions(path), *_weights(path)):
+                digest.update(f"{name}\0{len(content)}\0".encode())
+                digest.update(content)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or path} cannot be read ({error.strerror or error}); copy or "
+                "download it again."
+            ) from error
         digest.update(b"\0end\0")
     return digest.hexdigest()[:16]
 
