@@ -3,12 +3,13 @@
 Images (PNG, a JPEG that a camera turned, WebP) and pages of a PDF go into LangChain's
 ``ChatLLaVA`` and into LlamaIndex's ``LLaVA`` like into any other model. Both share one set of
 weights. Then a PDF of many pages is read and kept in a database on disk, and asked from another
-process; last, its pages are found by their pixels alone. Every answer is compared with the right
-one.
+process; last, its pages are found by their pixels alone, and an image shows where the model looked.
+Every answer is compared with the right one.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import logging
@@ -136,27 +137,34 @@ def ask_indexes(folder: Path) -> int:
     return max(failed)
 
 
-def ask_by_pixels(folder: Path) -> int:
+def ask_by_pixels(folder: Path, by: str | None) -> int:
     """Find and read the pages of a PDF by their images alone; 0 if all is right."""
     import page_search
 
-    return page_search.main(folder)
+    return page_search.main(folder, by or page_search.DEMO_BY)
 
 
-def main() -> int:
-    """Ask about images, then about documents, by text and by pixels; 0 if all is right."""
+def main(by: str | None = None) -> int:
+    """Ask about images, then about documents, by text and by pixels; 0 if all is right.
+
+    Args:
+        by: what pages are looked for by with their pixels, ``"number"`` or ``"name"``; None takes
+            what the bundled adapter is known to find.
+    """
     backend = llavakit.load("demo")  # held, so that the weights are loaded once
     with tempfile.TemporaryDirectory() as folder:
         failed = (
             ask_pictures(),
             ask_documents(Path(folder) / "text"),
-            ask_by_pixels(Path(folder) / "pixels"),
+            ask_by_pixels(Path(folder) / "pixels", by),
         )
     backend.close()
     return max(failed)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--ask"]:
-        sys.exit(ask_indexes(Path(sys.argv[2])))
-    sys.exit(main())
+    parser = argparse.ArgumentParser(description="The demo of llavakit.")
+    parser.add_argument("--ask", type=Path, help="only ask the indexes in a folder")
+    parser.add_argument("--by", choices=("number", "name"), help="what pages are looked for by")
+    given = parser.parse_args()
+    sys.exit(main(given.by) if given.ask is None else ask_indexes(given.ask))

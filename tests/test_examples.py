@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import llavakit
+from llavakit.images import open_picture
 from tests.programs import printed, python_blocks, started
 
 README = python_blocks("README.md")
@@ -32,6 +33,8 @@ def test_demo_answers_every_question_right():
     assert "0 images encoded anew" in told
     assert told.count("10 of 10 right, with the page cited") == 2
     assert "Found by pixels: LangChain 10 of 10, LlamaIndex 10." in told
+    looked = re.search(r"Where it looked on p\. \d+ for '.+': (.+\.png)", told)
+    assert looked is not None and min(open_picture(Path(looked[1])).size) >= 100
     for kind in (".png", ".jpg", ".webp", ".pdf p."):
         assert kind in told
 

@@ -136,6 +136,11 @@ class Backend(ABC):
     def close(self) -> None:
         """End every request with an error and free the weights; safe to call twice."""
 
+    @property
+    def has_retrieval_adapter(self) -> bool:
+        """Whether :meth:`embed` works without an adapter that is named; reads no weights."""
+        return False
+
     def embedding_space(self, adapter: str | os.PathLike[str] | None = None) -> EmbeddingSpace:
         """Return what embeddings by an adapter have in common; reads files, runs nothing.
 
@@ -177,7 +182,7 @@ class Backend(ABC):
         raise ParameterError(NO_EMBEDDINGS)
 
     async def aembed(self, **options: Any) -> list[Embedding]:
-        """Run :meth:`embed` without blocking the event loop."""
+        """Run :meth:`embed` without blocking the event loop; cancelling it frees the model."""
         return await asyncio.to_thread(self.embed, **options)
 
     def warm_up(  # noqa: B027  # most backends have nothing to do

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llavakit._checks import check_instance
-from llavakit.errors import ParameterError, QueueFullError
+from llavakit.errors import ParameterError, QueueFullError, RequestCancelledError
 from llavakit.values import Image
 
 if TYPE_CHECKING:
@@ -54,27 +54,60 @@ def embedding_contents(
     return found
 
 
-def in_window(
-    contents: Iterable[Image | str], submit: Callable[[Image | str], Pending]
-) -> list[Embedding]:
-    """Embed all, a window of them at a time, in their order; an error gives up the rest."""
-    pending: deque[Pending] = deque()
-    done: list[Embedding] = []
-    try:
-        for content in contents:
-            if len(pending) >= WINDOW:
-                done.append(pending.popleft().get())
-            while True:
-                try:
-                    pending.append(submit(content))
-                    break
-                except QueueFullError:
-                    if not pending:
-                        raise
-                    done.append(pending.popleft().get())
-        while pending:
-            done.append(pending.popleft().get())
-    finally:
-        for one in pending:
+class EmbeddingWindow:
+    """Some embeddings, a window of them in the queue at a time; made in one thread.
+
+    Args:
+        contents: what is embedded.
+        submit: queues one of them.
+    """
+
+    def __init__(
+        self, contents: Iterable[Image | str], submit: Callable[[Image | str], Pending]
+    ) -> None:
+        self._contents = contents
+        self._submit = submit
+        self._pending: deque[Pending] = deque()
+        self._done: list[Embedding] = []
+        self._is_cancelled = False
+
+    def run(self) -> list[Embedding]:
+        """Embed all, in their order; an error gives up the rest.
+
+        Raises:
+            RequestCancelledError: it was cancelled.
+        """
+        try:
+            for content in self._contents:
+                if len(self._pending) >= WINDOW:
+                    self._take()
+                self._queue(content)
+            while self._pending:
+                self._take()
+        finally:
+            for one in self._pending:
+                one.cancel()
+        return self._done
+
+    def cancel(self) -> None:
+        """Give up what is queued, and queue no more; from any thread, and safe to call twice."""
+        self._is_cancelled = True
+        for one in list(self._pending):
             one.cancel()
-    return done
+
+    def _queue(self, content: Image | str) -> None:
+        while True:
+            try:
+                self._pending.append(self._submit(content))
+                break
+            except QueueFullError:
+                if not self._pending:
+                    raise
+                self._take()
+        if self._is_cancelled:  # perhaps before it was in the queue for ``cancel`` to see
+            raise RequestCancelledError("The embeddings were given up by their caller.")
+
+    def _take(self) -> None:
+        # It stays in the queue while it is waited for, so that it can be cancelled.
+        self._done.append(self._pending[0].get())
+        self._pending.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llavakit._checks import check_instance
 from llavakit._forks import ForkLock, in_child
 from llavakit.backend import Backend, Messages, ModelInfo, to_request
-from llavakit.embedding_requests import embedding_contents, in_window
+from llavakit.embedding_requests import EmbeddingWindow, embedding_contents
 from llavakit.engine.config import EngineConfig
 from llavakit.engine.keep_alive import FOREVER, Stay
 from llavakit.errors import EngineClosedError, ParameterError
@@ -113,13 +114,19 @@ class LocalBackend(Backend):
         turns = to_turns(request, answerable=False)
         return count(self._get_reader(), turns, self._measured)
 
+    @property
+    def has_retrieval_adapter(self) -> bool:
+        from llavakit.model.retrieval import FOLDER, is_retrieval_adapter
+
+        return is_retrieval_adapter(self._get_reader().path / FOLDER)
+
     def embedding_space(self, adapter: str | os.PathLike[str] | None = None) -> EmbeddingSpace:
         from llavakit.embeddings import EmbeddingSpace
-        from llavakit.model.reader import identity_of
+        from llavakit.engine.embedding import template_of
 
-        found = self._retrieval_adapter(adapter)
-        base = identity_of(self._get_reader().path)
-        return EmbeddingSpace(f"{base}+{found.fingerprint}", found.dimensions)
+        found, reader = self._retrieval_adapter(adapter), self._get_reader()
+        name = f"{reader.revision}.{template_of(reader)}+{found.fingerprint}"
+        return EmbeddingSpace(name, found.dimensions)
 
     def embed(
         self,
@@ -129,10 +136,27 @@ class LocalBackend(Backend):
         adapter: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
     ) -> list[Embedding]:
+        return self._window(images, texts, adapter, timeout).run()
+
+    async def aembed(self, **options: Any) -> list[Embedding]:
+        window = await asyncio.to_thread(self._window, **options)
+        try:
+            return await asyncio.to_thread(window.run)
+        except asyncio.CancelledError:
+            window.cancel()
+            raise
+
+    def _window(
+        self,
+        images: Iterable[Any] | None = None,
+        texts: Iterable[str] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> EmbeddingWindow:
         contents = embedding_contents(images, texts)
         found = self._retrieval_adapter(adapter)
         engine = self._get_engine()
-        return in_window(
+        return EmbeddingWindow(
             contents, lambda content: engine.embed(content, found, self._open, timeout)
         )
 

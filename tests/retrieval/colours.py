@@ -91,7 +91,7 @@ def _unit(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 if __name__ == "__main__":
-    _, out, store, *paths = sys.argv
+    _, out, store, renderers, *paths = sys.argv
     index = PageIndex(out, ColourEmbedder(seconds=0.05), store=store)
 
     def told(progress: Any) -> None:
@@ -100,4 +100,4 @@ if __name__ == "__main__":
     import llavakit.retrieval.updating as updating
 
     updating.COMMIT_PAGES = 2
-    index.update(paths, batch=2, progress=told)
+    index.update(paths, batch=2, renderers=int(renderers), progress=told)

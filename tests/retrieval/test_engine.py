@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +212,25 @@ def test_a_space_has_the_weights_and_the_adapter_in_its_name(
     assert backend.embedding_space(changed).fingerprint != space.fingerprint
     same = _copied(plain, tmp_path / "same", lambda name, one: one)
     assert backend.embedding_space(same).fingerprint == space.fingerprint
+
+
+def test_a_space_is_the_same_for_a_copy_and_another_for_other_weights_or_words_around_a_query(
+    plain: Reference, tmp_path: Path
+):
+    copy = shutil.copytree(plain.checkpoint, tmp_path / "a copy")
+    other = shutil.copytree(plain.checkpoint, tmp_path / "other")
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+
+    def space(path: Path, **settings: Any) -> str:
+        with closing(llavakit.load(path, **settings)) as loaded:
+            return loaded.embedding_space(plain.path).fingerprint
+
+    first = space(plain.checkpoint)
+    assert space(copy) == first
+    assert space(other) != first
+    assert space(plain.checkpoint, conv_mode="llama_2") != first
 
 
 def _copied(reference: Reference, path: Path, change: object) -> Path:

@@ -18,6 +18,7 @@ from tests.retrieval.test_index import HERE, content, opened
 pytestmark = pytest.mark.timeout(180)
 
 ROOT = Path(__file__).parents[2]
+RARE = [("lance", 1), ("qdrant", 1), ("qdrant", 3)]
 
 
 @pytest.fixture
@@ -157,11 +158,15 @@ def test_pages_that_were_committed_are_not_embedded_again(folder, tmp_path, monk
         assert len(index) == 14 and embedder.images == 14 - 8
 
 
-@pytest.mark.parametrize("store", ["lance", pytest.param("qdrant", marks=pytest.mark.slow)])
-def test_a_program_that_is_killed_goes_on(folder, tmp_path, store):
+@pytest.mark.parametrize(
+    ("store", "renderers"),
+    [("lance", 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in RARE)],
+)
+def test_a_program_that_is_killed_goes_on(folder, tmp_path, store, renderers):
     whole = undisturbed(folder, tmp_path / "whole")
     out = tmp_path / "index"
-    command = [sys.executable, "-m", "tests.retrieval.colours", str(out), store, str(folder)]
+    command = [sys.executable, "-m", "tests.retrieval.colours", str(out), store, str(renderers)]
+    command.append(str(folder))
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}

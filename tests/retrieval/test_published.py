@@ -1,6 +1,7 @@
 """Published retrievers: the vectors that transformers' own scores are computed from, and places."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from llavakit.errors import (
     SourceNotAllowedError,
     UnsupportedImageError,
 )
-from llavakit.retrieval import published_model
+from llavakit.retrieval import PageIndex, published_model
 from llavakit.retrieval.embedder import load_embedder
 from llavakit.retrieval.published import PublishedRetriever, is_published_retriever
 from llavakit.sources import SourcePolicy
@@ -394,6 +395,21 @@ def test_dimensions_and_fingerprint_need_no_weights(one_kind, tmp_path):
     settings = copy / "processor_config.json"
     settings.write_text(settings.read_text() + " ")
     assert PublishedRetriever(copy).fingerprint not in (before, changed)
+
+
+def test_an_index_takes_its_retriever_from_another_directory(one_kind, tmp_path):
+    with PageIndex(tmp_path / "index", PublishedRetriever(one_kind.path)):
+        pass
+    copy = shutil.copytree(one_kind.path, tmp_path / "another name")
+    for file in copy.iterdir():
+        os.utime(file, (1, 1))
+    with PageIndex(tmp_path / "index", PublishedRetriever(copy), must_exist=True) as index:
+        assert len(index) == 0
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ParameterError, match="another embedder"):
+        PageIndex(tmp_path / "index", PublishedRetriever(copy), must_exist=True)
 
 
 def test_published_retrievers_are_known_by_their_settings(tiny, tmp_path, demo_dir):

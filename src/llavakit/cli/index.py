@@ -65,6 +65,16 @@ def index(
             "--batch", min=1, help="Pages that are embedded at once.", rich_help_panel=_INDEX
         ),
     ] = 8,
+    renderers: Annotated[
+        int | None,
+        typer.Option(
+            "--renderers",
+            min=1,
+            help="Processes that render pages ahead; by default as many as cores, 2 to 4.",
+            show_default=False,
+            rich_help_panel=_INDEX,
+        ),
+    ] = None,
     adapter: Adapter = None,
     chosen: ModelArguments = ModelArguments(),  # noqa: B008
     debug: options.Debug = False,
@@ -90,7 +100,11 @@ def index(
             ) as pages,
         ):
             changes = pages.update(
-                documents, retry_failed=retry_failed, batch=batch, progress=output
+                documents,
+                retry_failed=retry_failed,
+                batch=batch,
+                renderers=renderers,
+                progress=output,
             )
         output.summary(changes, out)
         if changes.failures and not changes.pages:

@@ -22,9 +22,11 @@ from llavakit.documents._stretches import LAST, Stretch, Stretches
 from llavakit.documents.folders import Document, Failure
 from llavakit.documents.one_document import (
     Pages,
+    ReadItems,
     all_pages,
     attached_pages,
     limited,
+    of_document,
     opened,
     page_of,
     wanted_of,
@@ -41,11 +43,11 @@ _DOCUMENTS = 4  # looked at ahead, for each renderer
 
 def render_ahead(
     documents: Iterable[Document | Failure], opening: Opening, seconds: float, renderers: int
-) -> Pages:
-    """The pages of documents (see :func:`~llavakit.documents.open_files`).
+) -> ReadItems:
+    """What comes of documents (see :func:`~llavakit.documents.files.read_items`).
 
     Args:
-        documents: in order.
+        documents: in order; each is taken when it is looked at ahead, in the caller's thread.
         opening: how they are opened. What it calls for a password is called in this thread.
         seconds: most for a page.
         renderers: processes that render.
@@ -56,9 +58,9 @@ def render_ahead(
         for number, document in enumerate(documents):
             waiting.append(_Ahead(number, document, opening, stretches))
             if len(waiting) > _DOCUMENTS * renderers:
-                yield from waiting.popleft().pages()
+                yield from waiting.popleft().items()
         while waiting:
-            yield from waiting.popleft().pages()
+            yield from waiting.popleft().items()
 
 
 def _asked_here(password: Password, stretches: Stretches) -> Password:
@@ -89,8 +91,11 @@ class _Ahead:
         if isinstance(document, Document):
             self._first = stretches.add((number, 0), partial(self._begun, document))
 
-    def pages(self) -> Pages:
-        """Its pages and failures, in order; to be asked for in the order of the documents."""
+    def items(self) -> ReadItems:
+        """What comes of it, in order; to be asked for in the order of the documents."""
+        return of_document(self._number, self._pages())
+
+    def _pages(self) -> Pages:
         document = self._document
         if isinstance(document, Failure):
             yield document

@@ -17,7 +17,7 @@ from llavakit.documents._isolated import Renderer
 from llavakit.documents.ahead import render_ahead
 from llavakit.documents.folders import Document, Failure, list_documents
 from llavakit.documents.limits import page_limit
-from llavakit.documents.one_document import Pages, all_pages, opened
+from llavakit.documents.one_document import Pages, ReadItems, all_pages, of_document, opened
 from llavakit.documents.pages import MAX_PAGE_PIXELS, Opening
 from llavakit.documents.passwords import Password
 from llavakit.documents.suffixes import LeftOut, Note, log_left_out, noting
@@ -89,34 +89,58 @@ def read_documents(
     note: Note = log_left_out,
 ) -> Pages:
     """The pages of documents that are listed already (see :func:`open_files`)."""
+    with closing(read_items(documents, view, policy, password, note)) as items:
+        for one in items:
+            if one.item is not None:
+                yield one.item
+
+
+def read_items(
+    documents: Iterable[Document | Failure],
+    view: View,
+    policy: SourcePolicy,
+    password: Password = None,
+    note: Note = log_left_out,
+) -> ReadItems:
+    """What comes of documents, each item with its document's place, and the end of each document.
+
+    Args:
+        documents: in order; taken in the caller's thread, and ahead of their turn by several
+            renderers.
+        view, policy, password, note: as in :func:`open_files`.
+    """
     limit = page_limit(view.dpi, view.max_pixels, policy)
     opening = Opening(view.dpi, limit, policy, view.text, None, password, note)
     if view.page_seconds is None or view.renderers == 1:
         yield from _one_by_one(documents, opening, view.page_seconds)
         return
     renderers = view.renderers or min(MOST_RENDERERS, max(2, _cores()))
-    with closing(render_ahead(documents, opening, view.page_seconds, renderers)) as pages:
-        yield from pages
+    with closing(render_ahead(documents, opening, view.page_seconds, renderers)) as items:
+        yield from items
 
 
 def _one_by_one(
     documents: Iterable[Document | Failure], opening: Opening, seconds: float | None
-) -> Pages:
-    """The pages, each rendered when it is asked for, in this thread."""
+) -> ReadItems:
+    """What comes of documents, each page rendered when it is asked for, in this thread."""
     renderer = None if seconds is None else Renderer(seconds)
     opening = replace(opening, renderer=renderer)
     try:
-        for document in documents:
-            reader = document if isinstance(document, Failure) else opened(document, opening)
-            if isinstance(reader, Failure):
-                yield reader
-                continue
-            assert isinstance(document, Document)  # what is open is no failure
-            with closing(reader):
-                yield from all_pages(document, reader, opening)
+        for number, document in enumerate(documents):
+            yield from of_document(number, _alone(document, opening))
     finally:
         if renderer is not None:
             renderer.close()
+
+
+def _alone(document: Document | Failure, opening: Opening) -> Pages:
+    reader = document if isinstance(document, Failure) else opened(document, opening)
+    if isinstance(reader, Failure):
+        yield reader
+        return
+    assert isinstance(document, Document)  # what is open is no failure
+    with closing(reader):
+        yield from all_pages(document, reader, opening)
 
 
 def _cores() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -34,6 +35,31 @@ from llavakit.errors import (
 from llavakit.images import Picture, hold
 
 Pages: TypeAlias = Generator[Page | Failure, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadItem:
+    """What came of a document, and of which one: documents may be opened ahead of their turn.
+
+    Attributes:
+        document: its place among the documents that were given, from 0.
+        item: a page or a failure, of the document or of what is attached to it; None when the
+            document is read to its end, once and last.
+    """
+
+    document: int
+    item: Page | Failure | None
+
+
+ReadItems: TypeAlias = Generator[ReadItem, None, None]
+
+
+def of_document(number: int, pages: Pages) -> ReadItems:
+    """The items of a document by its place, and its end."""
+    with closing(pages):
+        for item in pages:
+            yield ReadItem(number, item)
+    yield ReadItem(number, None)
 
 
 def opened(

@@ -143,6 +143,12 @@ def prompt_of(reader: Reader, content: Image | str, open_media: OpenMedia) -> Pr
     return _text_prompt(reader, tokens, others)
 
 
+def template_of(reader: Reader) -> str:
+    """Return a digest of what a prompt has around a query: embeddings depend on it as well."""
+    tokens = np.asarray(reader.tokenizer.encode(_said(_OTHER_TEXTS[0])), np.int64)
+    return hashlib.sha256(tokens.tobytes()).hexdigest()[:8]
+
+
 def _said(content: Image | str) -> list[Turn]:
     return to_turns(Request((Message("user", content),)))
 

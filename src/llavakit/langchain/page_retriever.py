@@ -16,9 +16,11 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, Field
 
 from llavakit._checks import checked
+from llavakit.documents.passwords import Password
 from llavakit.langchain.page_documents import page_document
 from llavakit.retrieval import Hit, PageIndex
 from llavakit.retrieval.index import SearchMode
+from llavakit.sources import SourcePolicy
 
 SCORE = "score"
 """The key of a document's metadata that says how well it was found, within one search."""
@@ -59,6 +61,8 @@ class PageImageRetriever(BaseRetriever):
         adapter: str | os.PathLike[str] | None = None,
         k: int = 4,
         mode: SearchMode = "pixels",
+        source_policy: SourcePolicy | None = None,
+        password: Password = None,
         **settings: Any,
     ) -> Self:
         """Return a retriever over an index that was made with ``llavakit index``.
@@ -69,16 +73,25 @@ class PageImageRetriever(BaseRetriever):
             adapter: the retrieval adapter that it was made with; None takes the checkpoint's own.
             k: most pages.
             mode: how they are found.
+            source_policy: what the index and the model may open; None takes the default policy.
+            password: what opens encrypted documents of the index.
             **settings: further arguments of :func:`llavakit.load`.
 
         Raises:
             ParameterError: the folder holds no index, or one of another model.
             ModelError: the model or the adapter cannot be loaded.
         """
-        from llavakit.retrieval.embedder import load_embedder
+        from llavakit.retrieval.opening import open_index
 
-        embedder = load_embedder(model, adapter=adapter, **settings)
-        return cls(index=PageIndex(folder, embedder, must_exist=True), k=k, mode=mode)
+        index = open_index(
+            folder,
+            model=model,
+            adapter=adapter,
+            source_policy=source_policy,
+            password=password,
+            **settings,
+        )
+        return cls(index=index, k=k, mode=mode)
 
     def _get_relevant_documents(
         self,

@@ -12,10 +12,12 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from llavakit._checks import check_integer, checked, refused
 from llavakit.documents import PageStore
+from llavakit.documents.passwords import Password
+from llavakit.errors import ParameterError
 from llavakit.llama_index.pages import PageOpening, page_node
 from llavakit.retrieval import Hit, PageIndex
 from llavakit.retrieval.index import SearchMode
-from llavakit.sources import DEFAULT_POLICY, SourcePolicy
+from llavakit.sources import SourcePolicy
 
 
 class PageImageRetriever(BaseRetriever):
@@ -33,7 +35,7 @@ class PageImageRetriever(BaseRetriever):
         similarity_top_k: most pages.
         mode: ``"pixels"``, ``"text"`` or ``"hybrid"`` (see
             :meth:`~llavakit.retrieval.PageIndex.search`).
-        policy: what nodes may open when their images are asked for.
+        policy: what nodes may open when their images are asked for; None takes the index's.
         store: images of pages by their digest.
         callback_manager: receives the events of searches.
     """
@@ -45,7 +47,7 @@ class PageImageRetriever(BaseRetriever):
         similarity_top_k: int = 4,
         mode: SearchMode = "pixels",
         *,
-        policy: SourcePolicy = DEFAULT_POLICY,
+        policy: SourcePolicy | None = None,
         store: PageStore | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
@@ -55,7 +57,7 @@ class PageImageRetriever(BaseRetriever):
         self.index = index
         self.similarity_top_k = similarity_top_k
         self.mode: SearchMode = mode
-        self._opening = PageOpening(policy, store)
+        self._opening = PageOpening(policy or index.policy, store, password=index.password)
         super().__init__(callback_manager=callback_manager)
 
     @classmethod
@@ -68,7 +70,9 @@ class PageImageRetriever(BaseRetriever):
         adapter: str | os.PathLike[str] | None = None,
         similarity_top_k: int = 4,
         mode: SearchMode = "pixels",
-        policy: SourcePolicy = DEFAULT_POLICY,
+        policy: SourcePolicy | None = None,
+        source_policy: SourcePolicy | None = None,
+        password: Password = None,
         **settings: Any,
     ) -> Self:
         """Return a retriever over an index that was made with ``llavakit index``.
@@ -77,18 +81,31 @@ class PageImageRetriever(BaseRetriever):
             folder: of the index.
             model: the model that it was made with.
             adapter: the retrieval adapter that it was made with; None takes the checkpoint's own.
-            similarity_top_k, mode, policy: as of the class.
+            similarity_top_k, mode: as of the class.
+            policy: what the index, its nodes and the model may open; None takes the default policy.
+            source_policy: another name for ``policy``, as the models of this package call it.
+            password: what opens encrypted documents of the index.
             **settings: further arguments of :func:`llavakit.load`.
 
         Raises:
-            ParameterError: the folder holds no index, or one of another model.
+            ParameterError: the folder holds no index, or one of another model; or two policies.
             ModelError: the model or the adapter cannot be loaded.
         """
-        from llavakit.retrieval.embedder import load_embedder
+        from llavakit.retrieval.opening import open_index
 
-        embedder = load_embedder(model, adapter=adapter, source_policy=policy, **settings)
-        index = PageIndex(folder, embedder, policy=policy, must_exist=True)
-        return cls(index, similarity_top_k, mode, policy=policy)
+        if policy is not None and source_policy is not None:
+            raise ParameterError(
+                "policy and source_policy are two names for one thing; give one of them."
+            )
+        index = open_index(
+            folder,
+            model=model,
+            adapter=adapter,
+            source_policy=policy or source_policy,
+            password=password,
+            **settings,
+        )
+        return cls(index, similarity_top_k, mode)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         hits = self.index.search(_words(query_bundle), self.similarity_top_k, self.mode)

@@ -17,13 +17,14 @@ from typing import Any
 
 from llavakit.errors import CheckpointError, MissingDependencyError, ModelNotFoundError
 from llavakit.model.base_model import check_base
+from llavakit.model.identity import identity_of
 from llavakit.model.json_files import read_json
 from llavakit.model.locate import locate
 from llavakit.model.original.config import is_original
 from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of
 from llavakit.model.original.lora import LAYER, check_kind, merge_lora
 from llavakit.model.original.tensors import Stored, Tensors, open_file
-from llavakit.model.reader import Reader, revision_of
+from llavakit.model.reader import Reader
 
 TRAINING = "llavakit_training.json"
 """Beside the weights: with which settings ``llavakit train`` made them."""
@@ -79,7 +80,7 @@ def read_adapter(
             f"The base model {base} is an adapter itself; merge it first with `llavakit export`."
         )
     reader = read_base(base, conv_mode or _trained_with(path))
-    revision = hashlib.sha256(f"{reader.revision} {revision_of([path])}".encode()).hexdigest()[:16]
+    revision = hashlib.sha256(f"{reader.revision} {identity_of([path])}".encode()).hexdigest()[:16]
     return replace(
         reader,
         path=path,

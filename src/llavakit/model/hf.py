@@ -9,10 +9,11 @@ from llavakit.errors import CheckpointError
 from llavakit.model.chat_template import prompt_tokenizer
 from llavakit.model.description import copy_description
 from llavakit.model.families import PIXTRAL
+from llavakit.model.identity import identity_of
 from llavakit.model.language_models import context_limit, proven
 from llavakit.model.layout import ImageLayout, layout_of
 from llavakit.model.preprocess import ImagePreprocessor, image_processor, rows_layout
-from llavakit.model.reader import Reader, built, revision_of
+from llavakit.model.reader import Reader, built
 from llavakit.model.tokens import special_tokens
 from llavakit.model.videos import video_preprocessor
 
@@ -41,7 +42,7 @@ def read_hf(path: Path, *, conv_mode: str | None, name: str) -> Reader:
     generation = None
     if (path / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(path)
-    revision = revision_of([path])
+    revision = identity_of([path])
     context_length = context_limit(config.text_config)
     videos = video_preprocessor(path, config, context_length, revision)
     prompts = prompt_tokenizer(

@@ -7,9 +7,7 @@ what is here.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +35,7 @@ class Reader:
         layout: counts an image's tokens.
         special: ids with a meaning of their own.
         context_length: tokens of prompt and answer together.
-        revision: identity of the weights.
+        revision: which model it is (see :mod:`llavakit.model.identity`).
         build: makes the HF model of the weights; raises ``CheckpointError``.
         describe: writes all files of the checkpoint in HF format but its weights, for this
             reader or one that was made from it.
@@ -118,34 +116,3 @@ def without_bar() -> Iterator[None]:
     finally:
         if was_on:
             logging.enable_progress_bar()
-
-
-_ENDS = 64 << 10
-"""Bytes of a file's beginning and of its end that are read to tell it from others."""
-
-
-def identity_of(path: Path) -> str:
-    """A digest of a checkpoint's weights that is the same wherever they are copied to.
-
-    Of large files it reads both ends: names, types and shapes stand at the beginning.
-    """
-    digest = hashlib.sha256()
-    for file in sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]):
-        length = file.stat().st_size
-        digest.update(f"{file.name} {length}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_ENDS))
-            stream.seek(max(0, length - _ENDS))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
-
-
-def revision_of(directories: Iterable[Path]) -> str:
-    """A digest of names, sizes and times of the weight files: cheap, and changes with them."""
-    digest = hashlib.sha256()
-    for path in directories:
-        digest.update(os.path.realpath(path).encode())
-        for file in sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]):
-            status = file.stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]

@@ -8,7 +8,6 @@ as in ColPali (https://arxiv.org/abs/2407.01449).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from llavakit.errors import CheckpointError, ModelNotFoundError
 from llavakit.model.adapter import OLD_NAMES
+from llavakit.model.identity import identity_of
 from llavakit.model.json_files import read_json
 from llavakit.model.layer_decoder import Attend, Decoder
 from llavakit.model.llava import Llava
@@ -48,7 +48,7 @@ class RetrievalAdapter:
         path: its directory.
         pairs: LoRA of the language model's layers.
         projection: [dimensions, hidden].
-        fingerprint: digest of its files.
+        fingerprint: which adapter it is (see :mod:`llavakit.model.identity`).
         settings: what ``retrieval.json`` holds.
     """
 
@@ -117,7 +117,7 @@ def read_retrieval_adapter(path: Path) -> RetrievalAdapter:
     if not all(bool(torch.isfinite(one).all()) for one in every):
         raise CheckpointError(f"{file} holds numbers that are not finite; train it again.")
     return RetrievalAdapter(
-        path, pairs, projection, _digest(path, file), read_json(path / SETTINGS)
+        path, pairs, projection, identity_of([path]), read_json(path / SETTINGS)
     )
 
 
@@ -132,13 +132,6 @@ def _layer(name: str, path: Path) -> str:
         f"The adapter in {path} changes {name}, which is outside of the language model: features "
         "of images are shared with answers, so only the language model can be adapted."
     )
-
-
-def _digest(path: Path, file: Path) -> str:
-    digest = hashlib.sha256()
-    for one in (path / ADAPTER_CONFIG, file):
-        digest.update(one.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class RetrievalModel:

@@ -3,12 +3,15 @@
 A generation is two tables, ``centroids-N`` and ``codes-N``. The second one appears whole, when all
 pages have their codes; the latest that is there holds. A page without codes (added while a
 generation was made, or before a process was killed) is scored exactly in every search.
+
+A process that searches holds the codes in memory and reads them again when they have changed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,7 +19,7 @@ import numpy.typing as npt
 
 from llavakit.embeddings import Vectors
 from llavakit.retrieval._lancedb import pyarrow as pa
-from llavakit.retrieval.scoring import Ends, encode, train_centroids
+from llavakit.retrieval.scoring import Codes, Ends, encode, train_centroids
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -27,9 +30,35 @@ FEWEST, MOST = 256, 4096
 EACH = 32
 _GROWTH = 4  # times as many pages, and there are new centroids: later pages may be of other kinds
 
+_AT_ONCE = 8192  # pages of a batch that is read
+
 _NAME = re.compile(r"codes-(\d+)")
 
 Batches: TypeAlias = Callable[[], Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldCodes:
+    """All codes of an index, in memory: two bytes a vector and 16 a page.
+
+    Attributes:
+        centroids: [centroids, dimensions].
+        keys: of the pages.
+        codes: of all pages, one page behind the other.
+        ends: where those of each page end.
+    """
+
+    centroids: Vectors
+    keys: npt.NDArray[np.int64]
+    codes: Codes
+    ends: Ends
+
+    def chunks(self, pages: int) -> Iterator[tuple[Codes, Ends]]:
+        """Yield codes and ends of so many pages at a time."""
+        for at in range(0, len(self.keys), pages):
+            ends = self.ends[at : at + pages]
+            begin = int(self.ends[at - 1]) if at else 0
+            yield self.codes[begin : int(ends[-1])], ends - begin
 
 
 class Coding:
@@ -44,6 +73,7 @@ class Coding:
         self._db = db
         self._dimensions = dimensions
         self._held: tuple[int, Vectors, Table] | None = None
+        self._codes: tuple[tuple[int, int], HeldCodes] | None = None
 
     def latest(self) -> tuple[Vectors, Table] | None:
         """Return the centroids and the table of codes that hold; None where there are none."""
@@ -57,9 +87,21 @@ class Coding:
             self._held = number, centroids, self._db.open_table(f"codes-{number}")
         return self._held[1:]
 
+    def held(self) -> HeldCodes | None:
+        """Return all codes, read again where the table has changed; None where there are none."""
+        known = self.latest()
+        if known is None or self._held is None:
+            return None
+        centroids, table = known
+        version = (self._held[0], int(table.version))
+        found = self._codes
+        if found is None or found[0] != version:
+            found = self._codes = (version, _read(centroids, table))
+        return found[1]
+
     def forget(self) -> None:
         """Open the tables anew when they are wanted next."""
-        self._held = None
+        self._held = self._codes = None
 
     def renew(self, pages: int, sample: Callable[[int], Vectors], batches: Batches) -> None:
         """Make a new generation, if the index has grown so much that it needs one.
@@ -100,6 +142,33 @@ class Coding:
     def _numbers(self) -> list[int]:
         names = self._db.list_tables(limit=1000).tables
         return [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+
+
+def flat_rows(column: Any) -> tuple[npt.NDArray[Any], Ends]:
+    """Return the numbers of a column of lists, and where the entries of each row end."""
+    values = column.flatten()
+    if pa.types.is_fixed_size_list(values.type):
+        values = values.flatten()
+    lengths = column.value_lengths().to_numpy()
+    return values.to_numpy(zero_copy_only=True), np.cumsum(lengths, dtype=np.int64)
+
+
+def _read(centroids: Vectors, table: Table) -> HeldCodes:
+    keys, codes, ends, last = [], [], [], 0
+    for batch in table.search().select(["key", "codes"]).to_batches(_AT_ONCE):
+        if batch.num_rows:
+            flat, behind = flat_rows(batch.column("codes"))
+            keys.append(batch.column("key").to_numpy())
+            codes.append(flat)
+            ends.append(behind + last)
+            last += len(flat)
+    empty = np.empty(0, np.int64)
+    return HeldCodes(
+        centroids,
+        np.concatenate([empty, *keys]),
+        np.concatenate([np.empty(0, np.uint16), *codes]),
+        np.concatenate([empty, *ends]),
+    )
 
 
 def codes_schema() -> Any:

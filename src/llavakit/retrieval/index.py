@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
 
@@ -83,6 +83,9 @@ class PageIndex:
         password: what opens encrypted documents (see :func:`~llavakit.documents.open_files`).
         must_exist: refuse to make a new index.
 
+    Attributes:
+        folder, embedder, policy, password: as they were given.
+
     Raises:
         ParameterError: the index was made with another embedder or other settings, or the folder
             is of something else.
@@ -112,8 +115,8 @@ class PageIndex:
             check_integer("pool", pool, least=1)
         self.folder = Path(folder)
         self.embedder: Embedder = embedder
-        self._policy = policy
-        self._password = password
+        self.policy = policy
+        self.password = password
         given = {
             "store": store,
             "pool": pool,
@@ -121,8 +124,9 @@ class PageIndex:
             "max_pixels": None if view is None else view.max_pixels,
         }
         self._ledger, known = _open_ledger(self.folder, embedder, given, must_exist)
-        seconds = View().page_seconds if view is None else view.page_seconds
-        self._view = View(known["dpi"], known["max_pixels"], page_seconds=seconds)
+        self._view = replace(
+            view or View(), dpi=known["dpi"], max_pixels=known["max_pixels"], text=True
+        )
         self._pool: int = known["pool"]
         self._store = _open_store(known["store"], self.folder, known["dimensions"])
 
@@ -151,6 +155,7 @@ class PageIndex:
         *,
         retry_failed: bool = False,
         batch: int = 8,
+        renderers: int | None = None,
         progress: Callable[[IndexProgress], None] | None = None,
     ) -> IndexChanges:
         """Index what is new, index anew what has changed, and remove what is gone.
@@ -163,6 +168,9 @@ class PageIndex:
             retry_failed: index documents anew of which a page is missing. Without it that
                 happens only if nothing of a document could be read, for a cause outside of it.
             batch: pages that are embedded at once; their images are in memory.
+            renderers: processes that render pages ahead while others are embedded (see
+                :func:`~llavakit.documents.open_files`); None takes the view's, and without one as
+                many as there are cores, 2 to 4.
             progress: called for each page and failure, once it is on the disk.
 
         Raises:
@@ -172,10 +180,13 @@ class PageIndex:
             EngineError, ModelError, RemoteError: the model failed.
         """
         check_integer("batch", batch, least=1)
-        roots, now = list_now(paths, self._policy)
+        if renderers is not None:
+            check_integer("renderers", renderers, least=1)
+        roots, now = list_now(paths, self.policy)
         with self._alone():
             plan = compare(roots, now, self._ledger, retry_failed=retry_failed)
-            settings = UpdateSettings(self._view, self._pool, batch, self._policy, self._password)
+            view = replace(self._view, renderers=renderers or self._view.renderers)
+            settings = UpdateSettings(view, self._pool, batch, self.policy, self.password)
             run = Update(self._ledger, self._store, self.embedder, settings, progress)
             run.run(plan)
             self._store.settle()
@@ -247,7 +258,7 @@ class PageIndex:
 
     def _hit(self, row: FoundRow, score: float, question: str, ranks: dict[str, int]) -> Hit:
         reference = PageReference.from_metadata(json.loads(row.reference))
-        bound = (self.embedder, self._policy, self._password)
+        bound = (self.embedder, self.policy, self.password)
         return Hit(reference, score, row.text, question, ranks, *bound)
 
     @contextmanager

@@ -4,18 +4,19 @@ The column is LanceDB's own (a list of vectors a row), so that its own tools rea
 computed here: LanceDB's exact MaxSim takes a millisecond and more for each page, and its index of
 multivectors takes longer to build than the pages take to be embedded (``docs/retrieval.md`` has
 the figures). Few pages are all scored; of many, those whose coarse scores are the best
-(:mod:`llavakit.retrieval.scoring`). Vectors stream through, so that memory does not grow with the
-index.
+(:mod:`llavakit.retrieval.scoring`). Vectors stream through; what grows in memory with the index are
+codes and the ids of rows, 160 bytes for a page of 64 vectors.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ from llavakit.embeddings import Embedding, Vectors
 from llavakit.errors import SourceFetchError
 from llavakit.retrieval._lancedb import FTS, MatchQuery, lancedb
 from llavakit.retrieval._lancedb import pyarrow as pa
-from llavakit.retrieval.coding import Coding, codes_schema
+from llavakit.retrieval.coding import Coding, HeldCodes, codes_schema, flat_rows
+from llavakit.retrieval.row_ids import RowIds
 from llavakit.retrieval.scoring import CoarseScores, Ends, encode, score_pages
 from llavakit.retrieval.vectors import FoundRow, PageRow, RowKey
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+_Vectors: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]
+"""Keys of pages, their vectors in fp16 one page behind the other, and where each page's end."""
 
 CODED_FROM = 4_000
 """From so many pages on, coarse scores choose which are scored exactly."""
@@ -43,7 +47,8 @@ CANDIDATES = 1_000
 _CACHE = 1 << 26  # bytes: unbounded, LanceDB remembers every version of a table that it has written
 _SHIFT = 24  # bits of a key for the place in a document: 16 million pages
 _BATCH = 256  # pages whose vectors are in memory at once
-_CODES = 8192  # pages whose codes are
+_CODES = 8192  # pages whose codes are scored at once
+_THREADS = 2  # that score them
 _KEYS = 2_000  # keys that one filter names
 _FRAGMENTS = 32  # files of a table; more are joined, because each costs every search
 _UNSEARCHED = 1_000  # pages outside the index of words, which a search reads one by one
@@ -78,6 +83,7 @@ class LanceVectors:
             schema = _pages_schema(dimensions)
             self._pages: Table = self._db.create_table("pages", schema=schema, exist_ok=True)
         self._coding = Coding(self._db, dimensions)
+        self._rows = RowIds()
 
     def add(self, rows: Sequence[PageRow]) -> None:
         """Add rows (see ``PageVectors``)."""
@@ -145,68 +151,54 @@ class LanceVectors:
         """Nothing is held between calls."""
 
     def _search(self, query: Vectors, k: int) -> list[FoundRow]:
-        known = self._coding.latest()
-        if known is None:
-            scores, keys = self._exact(query, k, self._ranges())
+        held = self._coding.held()
+        if held is None:
+            scores, keys = self._exact(query, k, self._all())
         else:
-            wanted = self._candidates(query, max(CANDIDATES, 10 * k), *known)
-            filters = (
-                f"key IN ({', '.join(map(str, wanted[at : at + _KEYS].tolist()))})"
-                for at in range(0, len(wanted), _KEYS)
-            )
-            scores, keys = self._exact(query, k, filters)
-        if not len(keys):
-            return []
-        chosen = f"key IN ({', '.join(map(str, keys.tolist()))})"
+            wanted = self._candidates(query, max(CANDIDATES, 10 * k), held)
+            pages = self._rows.fetch(self._pages, wanted, ["key", "vectors"], _BATCH)
+            scores, keys = self._exact(query, k, map(self._vectors, pages))
         columns = ["key", "reference", "text"]
-        rows = self._pages.search().where(chosen).select(columns).limit(len(keys)).to_arrow()
-        by_key = {row["key"]: row for row in rows.to_pylist()}
+        rows = self._rows.fetch(self._pages, keys, columns, _KEYS)
+        by_key = {row["key"]: row for batch in rows for row in batch.to_pylist()}
         return [
             _found(by_key[key], score)
             for key, score in zip(keys.tolist(), scores.tolist(), strict=True)
             if key in by_key  # another process may have deleted it meanwhile
         ]
 
-    def _candidates(
-        self, query: Vectors, count: int, centroids: Vectors, codes: Table
-    ) -> npt.NDArray[np.int64]:
+    def _candidates(self, query: Vectors, count: int, held: HeldCodes) -> npt.NDArray[np.int64]:
         """The keys of the pages that are worth an exact score, and of those without codes."""
-        coarse = CoarseScores(query, centroids)
+        coarse = CoarseScores(query, held.centroids)
+        with ThreadPoolExecutor(_THREADS) as threads:  # numpy lets go of the interpreter
+            scores = list(threads.map(lambda one: coarse.of(*one), held.chunks(_CODES)))
         best = _Best(count)
-        coded = []
-        for batch in codes.search().select(["key", "codes"]).to_batches(_CODES):
-            if not batch.num_rows:
-                continue
-            numbers, ends = _flat(batch.column("codes"))
-            keys = batch.column("key").to_numpy()
-            coded.append(keys)
-            best.see(coarse.of(numbers, ends).astype(np.float32), keys)
-        if self._pages.count_rows() == sum(map(len, coded)):
+        if scores:
+            best.see(np.concatenate(scores).astype(np.float32), held.keys)
+        if self._pages.count_rows() == len(held.keys):
             return best.keys
-        without = np.setdiff1d(self._keys(self._pages), np.concatenate([[], *coded]))
-        return np.concatenate([best.keys, without.astype(np.int64)])
+        without = np.setdiff1d(self._keys(self._pages), held.keys)
+        return np.concatenate([best.keys, without])
 
     def _exact(
-        self, query: Vectors, k: int, filters: Iterable[str]
+        self, query: Vectors, k: int, pages: Iterable[_Vectors]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         best = _Best(k)
-        for one in filters:
-            for keys, vectors, ends in self._batches(one):
-                best.see(score_pages(query, vectors, ends), keys)
+        for keys, vectors, ends in pages:
+            best.see(score_pages(query, vectors, ends), keys)
         return best.scores, best.keys
 
-    def _batches(
-        self, where: str
-    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]]:
-        """Keys, vectors in fp16 (those of all pages in one) and where those of each page end."""
+    def _batches(self, where: str) -> Iterator[_Vectors]:
         found = self._pages.search().where(where).select(["key", "vectors"])
         for batch in found.to_batches(_BATCH):
             if batch.num_rows:
-                vectors, ends = _flat(batch.column("vectors"))
-                keys = batch.column("key").to_numpy()
-                yield keys, vectors.reshape(-1, self._dimensions), ends
+                yield self._vectors(batch)
 
-    def _all(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any], Ends]]:
+    def _vectors(self, batch: Any) -> _Vectors:
+        vectors, ends = flat_rows(batch.column("vectors"))
+        return batch.column("key").to_numpy(), vectors.reshape(-1, self._dimensions), ends
+
+    def _all(self) -> Iterator[_Vectors]:
         """As :meth:`_batches`, of all pages, in the order of their keys."""
         for one in self._ranges():
             yield from self._batches(one)
@@ -279,6 +271,9 @@ class _Best:
 
     def see(self, scores: npt.NDArray[np.float32], keys: npt.NDArray[np.int64]) -> None:
         """Take note of some more."""
+        if len(scores) > 4 * self._count:  # sorting all of them would take most of a search
+            least = np.partition(scores, -self._count)[-self._count]
+            scores, keys = scores[scores >= least], keys[scores >= least]
         scores = np.concatenate([self.scores, scores])
         keys = np.concatenate([self.keys, keys])
         order = np.lexsort((keys, -scores))[: self._count]
@@ -319,15 +314,6 @@ def _codes_table(rows: Sequence[PageRow], centroids: Vectors) -> Any:
 
 def _offsets(rows: Sequence[PageRow]) -> Any:
     return pa.array(np.cumsum([0, *(len(row.vectors) for row in rows)]), pa.int32())
-
-
-def _flat(column: Any) -> tuple[npt.NDArray[Any], Ends]:
-    """The numbers of a column of lists, and where the entries of each row end."""
-    values = column.flatten()
-    if pa.types.is_fixed_size_list(values.type):
-        values = values.flatten()
-    lengths = column.value_lengths().to_numpy()
-    return values.to_numpy(zero_copy_only=True), np.cumsum(lengths, dtype=np.int64)
 
 
 def _spread(ends: Ends, each: int) -> npt.NDArray[np.int64]:

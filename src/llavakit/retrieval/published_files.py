@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from llavakit.errors import CheckpointError
 from llavakit.retrieval.published_families import Family, family_of
 from llavakit.retrieval.published_model import LoadedRetriever
 
-_DESCRIBING = ("config.json", "processor_config.json", "preprocessor_config.json")
-
 
 @dataclass(frozen=True, slots=True)
 class Description:
@@ -24,7 +21,7 @@ class Description:
         path: its directory.
         family: the kind of retriever.
         config: its HF configuration.
-        fingerprint: names configuration and weights.
+        fingerprint: names configuration and weights, wherever they lie.
     """
 
     path: Path
@@ -45,9 +42,9 @@ def describe(config: EngineConfig) -> Description:
     """
     from transformers import AutoConfig
 
+    from llavakit.model.identity import identity_of
     from llavakit.model.loader import settings_of
     from llavakit.model.locate import check_pointers, locate
-    from llavakit.model.reader import revision_of
 
     path = locate(config.model, config.revision)
     check_pointers(path)
@@ -61,11 +58,7 @@ def describe(config: EngineConfig) -> Description:
         read = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever a wrong file of settings leads to
         raise CheckpointError(f"{path} cannot be read as {family.title}: {error}") from error
-    digest = hashlib.sha256(revision_of([path]).encode())
-    for name in _DESCRIBING:
-        if (path / name).is_file():
-            digest.update(name.encode() + (path / name).read_bytes())
-    return Description(path, family, read, digest.hexdigest()[:16])
+    return Description(path, family, read, identity_of([path]))
 
 
 def load(config: EngineConfig, described: Description) -> LoadedRetriever:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _GRID = 256  # cells along the longer side, at which boxes are drawn before they are smoothed
 _BLUR = 0.4  # of a place's side: the edges between places are none of the page's
 _OPACITY = 0.6
+_EDGES = "\"'.,;:!?()[]{}<>„“”‚‘’«»¿¡"
 _COLD, _WARM, _HOT = (40, 60, 160), (255, 200, 40), (220, 30, 30)
 
 
@@ -59,6 +60,19 @@ class SimilarityMap:
         products = question.vectors @ page.vectors.T
         words = question.words or tuple(map(str, range(1, 1 + len(question))))
         return cls(picture, words, products, page.places)
+
+    @property
+    def score(self) -> float:
+        """The MaxSim of question and page that the map is made of."""
+        return float(self.products.max(axis=1).sum())
+
+    def words_in(self, text: str) -> list[str]:
+        """Return the words of a text for which there is a map, in their order, none twice."""
+        found: dict[str, None] = {}
+        for word in text.split():
+            if any(map(str.isalnum, word)) and self._has(word):
+                found.setdefault(word.strip(_EDGES), None)
+        return list(found)
 
     @checked
     def best_places(self, word: int | str | None = None, count: int = 3) -> list[Box]:
@@ -116,6 +130,13 @@ class SimilarityMap:
             f"The question has no word {word!r}; its tokens are "
             f"{', '.join(repr(one) for one in self.words)}."
         )
+
+    def _has(self, word: str) -> bool:
+        try:
+            self._tokens(word)
+        except ParameterError:
+            return False
+        return True
 
     def _cell(self, canvas: tuple[int, int]) -> float:
         """The side of the smaller places, in pixels of a canvas."""

@@ -1,5 +1,9 @@
 """An update at work: pages are drawn, embedded and committed, a batch at a time.
 
+Pages are rendered ahead by several processes. Each item that is read says which document it is of,
+and a document begins in the ledger when its first item is used, so that nothing depends on how far
+ahead others were opened.
+
 A batch is on the disk in two steps, first the rows in the store, then the ledger. A run that is
 killed between them has rows of which the ledger knows nothing; they are deleted when the document
 goes on. So the index is the same, however often it was killed.
@@ -16,8 +20,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llavakit.documents import Document, Failure, Page, PageReference, View
-from llavakit.documents.files import read_documents
+from llavakit.documents.files import read_items
 from llavakit.documents.names import label_of
+from llavakit.documents.one_document import ReadItem
 from llavakit.documents.passwords import Password
 from llavakit.embeddings import Embedder, Embedding
 from llavakit.errors import DocumentError, LlavaKitError, ModelError
@@ -50,8 +55,19 @@ class IndexProgress:
 
 @dataclass
 class _Open:
-    """A document that is being read."""
+    """A document whose items are used.
 
+    Attributes:
+        number: its place in the plan.
+        entry: in the ledger.
+        name: of its own pages.
+        place: of the next item.
+        outcomes: settled pages of its own.
+        pages, failures: what was added since the last commit.
+        done: whether it is read to its end.
+    """
+
+    number: int
     entry: DocumentEntry
     name: str
     place: int
@@ -72,7 +88,7 @@ class UpdateSettings:
     """How pages are drawn and embedded.
 
     Attributes:
-        view: how documents become images.
+        view: how documents become images, and how many processes render them ahead.
         pool: how many alike vectors of a page become one.
         batch: pages that are embedded at once; their images are in memory.
         policy: what may be opened.
@@ -111,12 +127,13 @@ class Update:
         self._embedder = embedder
         self._settings = settings
         self._progress = progress
-        self._open: list[_Open] = []  # the last one is being read, the others wait for the commit
+        self._plan = Plan()
+        self._facts: dict[int, FileFacts] = {}  # of documents that are opened, and not used yet
+        self._open: list[_Open] = []  # the last one is being used, the others wait for the commit
         self._drawn: list[tuple[_Open, int, Page]] = []
         self._rows: list[PageRow] = []
         self._items: list[PageReference | IndexFailure] = []
         self._finished = 0
-        self._of = 0
         self._committed = time.monotonic()
 
     def run(self, plan: Plan) -> None:
@@ -132,36 +149,47 @@ class Update:
         for entry in plan.outdated:
             self._store.delete(entry.id)
             self._ledger.remove(entry.name)
-        self._of = len(plan.todo)
+        self._plan = plan
         settings = self._settings
-        # One renderer: a document is begun in the ledger when the one before it is read to its end,
-        # and several would begin documents ahead.
-        view = replace(settings.view, text=True, renderers=1)
-        read = read_documents(self._fed(plan), view, settings.policy, settings.password)
+        read = read_items(self._fed(), settings.view, settings.policy, settings.password)
         with closing(read) as items:
-            for item in items:
-                self._take(item)
+            for one in items:
+                self._take(one)
         self._commit()
 
-    def _fed(self, plan: Plan) -> Iterator[Document | Failure]:
-        """The documents, each begun when the one before it is read to its end."""
-        for item, entry in plan.todo:
-            earlier: tuple[str | None, ...] = ()
-            name = item.source if isinstance(item, Failure) else item.name
-            if entry is None:
-                facts = FileFacts() if isinstance(item, Failure) else facts_of(name)
-                entry = self._ledger.begin(name, wish_of(item), facts)
+    def _fed(self) -> Iterator[Document | Failure]:
+        """The documents; asked for each when it is opened, which may be far ahead of its turn."""
+        for number, (item, entry) in enumerate(self._plan.todo):
+            if isinstance(item, Failure):
+                yield item
+            elif entry is not None:
+                yield replace(item, earlier=self._ledger.outcomes(entry))
             else:
-                self._store.delete(entry.id, entry.outcomes)
-                self._ledger.reopen(entry)
-                earlier = self._ledger.outcomes(entry)
-            self._open.append(_Open(entry, name, entry.outcomes, entry.outcomes))
-            yield item if isinstance(item, Failure) else replace(item, earlier=earlier)
-            self._open[-1].done = True
-            self._finished += 1
+                # Before it is opened: of a file that changes meanwhile, the next update sees it.
+                self._facts[number] = facts_of(item.name)
+                yield item
 
-    def _take(self, item: Page | Failure) -> None:
-        document = self._open[-1]
+    def _begun(self, number: int) -> _Open:
+        """A document by its place in the plan; begun in the ledger when it is used first."""
+        if self._open and self._open[-1].number == number:
+            return self._open[-1]
+        item, entry = self._plan.todo[number]
+        name = item.source if isinstance(item, Failure) else item.name
+        if entry is None:
+            facts = self._facts.pop(number, FileFacts())
+            entry = self._ledger.begin(name, wish_of(item), facts)
+        else:
+            self._store.delete(entry.id, entry.outcomes)
+            self._ledger.reopen(entry)
+        self._open.append(_Open(number, entry, name, entry.outcomes, entry.outcomes))
+        return self._open[-1]
+
+    def _take(self, read: ReadItem) -> None:
+        document, item = self._begun(read.document), read.item
+        if item is None:
+            document.done = True
+            self._finished += 1
+            return
         place = document.place
         document.place += 1
         document.outcomes += item.source == document.name
@@ -245,7 +273,7 @@ class Update:
         items, self._items = self._items, []
         if self._progress is not None:
             for item in items:
-                self._progress(IndexProgress(item, self._finished, self._of))
+                self._progress(IndexProgress(item, self._finished, len(self._plan.todo)))
 
 
 def _text(page: Page) -> str:

@@ -12,6 +12,7 @@ from llavakit.web.answering import AnswerTask, WebQuestion, sentence
 from llavakit.web.conversation import WebTurn
 from llavakit.web.examples import PageExample
 from llavakit.web.log import ConversationLog, LogPosition
+from llavakit.web.maps import PageMaps, ShownMap
 from llavakit.web.model_cache import ModelCache
 from llavakit.web.moderation import Moderation
 from llavakit.web.pictures import Opened, Uploads, shown_picture
@@ -57,6 +58,7 @@ class Controller:
         self.log = log
         self.visitors = Visitors(settings)
         self.line = Queue(settings.seats, settings.places)
+        self.maps = PageMaps(model_cache, settings.answer_timeout)
         self._moderation = moderation
 
     def wish(
@@ -177,6 +179,30 @@ class Controller:
         turns[index].answer.feedback = feedback
         place = LogPosition(visit.conversation.name, index + 1)
         await asyncio.to_thread(self.log.feedback, place, feedback)
+
+    async def look(
+        self, visit: Visit, chat: str, index: int, number: int | None = None, word: str = ""
+    ) -> ShownMap:
+        """Return where the model looked for the answer of a turn.
+
+        Args:
+            visit: whose answer it is.
+            chat: the conversation's name, so that a page that shows an older one notices.
+            index: the turn, from 0.
+            number: the image, from 0, among those that the model was shown; None takes the one
+                that matches the question best.
+            word: a word of the question; "" takes all together.
+
+        Raises:
+            InputError: there is no such answer, image or word.
+            QueueFullError: too many visitors wait for maps.
+        """
+        conversation = visit.conversation
+        if chat != conversation.name or not 0 <= index < len(conversation.turns):
+            raise InputError("That answer is gone; close this and look at the chat.")
+        turn = conversation.turns[index]
+        images = conversation.shown_for(index, self.settings.max_images)
+        return await self.maps.show(images, turn.text, turn.answer.model, number, word)
 
     def left(self, tab: str) -> None:
         """Cancel a tab's request; with the last tab of its browser, the uploads go, too."""

@@ -104,6 +104,15 @@ class WebConversation:
         """Return all images that the model was shown."""
         return tuple(shown.image for turn in self.turns for shown in turn.pictures)
 
+    def shown_for(self, index: int, most: int) -> tuple[AttachedImage, ...]:
+        """Return the newest images that the model was shown for the answer of a turn.
+
+        Args:
+            index: the turn, from 0; images of earlier turns count.
+            most: images; of more, the newest ones.
+        """
+        return tuple(shown for turn in self.turns[: index + 1] for shown in turn.pictures)[-most:]
+
     @property
     def kept_bytes(self) -> int:
         """Return the bytes that its images take."""

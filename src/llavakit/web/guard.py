@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 
 from llavakit._guesses import WrongGuesses
 from llavakit.web.controller import Controller
+from llavakit.web.looking import PATH as MAPS
+from llavakit.web.looking import MapRoute
 from llavakit.web.preview import previewing
 from llavakit.web.saved import PATH as SAVED_CHATS
 from llavakit.web.saved import SavedChats
@@ -71,6 +73,7 @@ class Guard:
         self._folder = folder.resolve()
         self._hosts = frozenset(hosts)
         self._saved = SavedChats(controller)
+        self._maps = MapRoute(controller)
         self._guesses = WrongGuesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,6 +95,8 @@ class Guard:
             await self._login(scope, receive, send)
         elif path.endswith(SAVED_CHATS):
             await self._saved(scope, receive, send, owner)
+        elif path.endswith(MAPS):
+            await self._maps(scope, receive, send, owner)
         elif path.rstrip("/").endswith("/upload"):
             await self._app(scope, receive, self._noting_uploads(owner, send))
         elif path.rstrip("/").endswith("/queue/join"):

@@ -30,6 +30,7 @@ class ModelCache:
         self._load = load
         self._backends: dict[str, Backend] = {}
         self._loaded: set[str] = set()
+        self._with_maps: set[str] = set()
         self._users: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -50,6 +51,14 @@ class ModelCache:
     def loaded(self, name: str) -> None:
         """Note that the weights are in memory."""
         self._loaded.add(name)
+        backend = self._backends.get(name)
+        if backend is not None and backend.has_retrieval_adapter:
+            self._with_maps.add(name)
+
+    def has_maps(self, name: str) -> bool:
+        """Return whether a model is in memory and came with a retrieval adapter."""
+        backend = self._backends.get(name)
+        return name in self._loaded & self._with_maps and not (backend is None or backend.closed)
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[Backend]:

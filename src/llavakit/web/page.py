@@ -289,7 +289,7 @@ class _Page:
         yield self._look(visit), _asking() if begun or not empty_box else _emptied()
 
     def _look(self, visit: Visit) -> Any:
-        value: Any = to_chat(visit.conversation)
+        value: Any = to_chat(visit.conversation, self._controller.model_cache.has_maps)
         if self._controller.log is None:
             return value
         return gr.Chatbot(value=value, feedback_value=feedback(visit.conversation))

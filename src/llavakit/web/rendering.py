@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from html import escape, unescape
 from typing import Any
 
@@ -11,13 +12,25 @@ from llavakit.web.conversation import AnswerStage, ShownAnswer, WebConversation,
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
 
-def to_chat(conversation: WebConversation) -> list[dict[str, Any]]:
+def to_chat(
+    conversation: WebConversation, has_maps: Callable[[str], bool] = lambda _: False
+) -> list[dict[str, Any]]:
     """Return the messages of a conversation.
 
     A turn is up to four: its images, its words, its answer, and the facts below that. They
     are messages of their own, so that its words can be edited and its answer be copied alone.
+
+    Args:
+        conversation: the conversation.
+        has_maps: whether a model, by its name, can show where it looked.
     """
-    return [message for turn in conversation.turns for message in _messages(turn)]
+    messages: list[dict[str, Any]] = []
+    shown = 0
+    for number, turn in enumerate(conversation.turns):
+        shown += len(turn.pictures)
+        mapped = turn.answer.counts and shown and has_maps(turn.answer.model)
+        messages += _messages(turn, _look_button(conversation.name, number) if mapped else "")
+    return messages
 
 
 def feedback(conversation: WebConversation) -> list[str | None]:
@@ -56,13 +69,21 @@ def plain(text: str) -> str:
     )
 
 
-def _messages(turn: WebTurn) -> list[dict[str, Any]]:
+def _look_button(chat: str, turn: int) -> str:
+    """Return the button that opens the map of a turn; the page's script reads its data."""
+    return (
+        f'<button type="button" class="lk-look" aria-haspopup="dialog" data-chat="{escape(chat)}" '
+        f'data-turn="{turn}">Where it looked</button>'
+    )
+
+
+def _messages(turn: WebTurn, button: str = "") -> list[dict[str, Any]]:
     pictures = _html(_gallery(turn)) if turn.pictures else None
     question = {"type": "text", "text": plain(turn.text)}
     asked = [part for part in (pictures, question) if part is not None]
     answer = turn.answer
     said = [{"type": "text", "text": plain(answer.text)}] if answer.text else []
-    below = _below(answer)
+    below = _below(answer, button)
     if below:
         said.append(_html(below))
     return [
@@ -82,12 +103,12 @@ def _gallery(turn: WebTurn) -> str:
     return f'<div class="lk-pictures{many}">{shown}</div>{notes}'
 
 
-def _below(answer: ShownAnswer) -> str:
+def _below(answer: ShownAnswer, button: str = "") -> str:
     """Return what stands below an answer, or in the place of one that is not there yet."""
     if answer.stage is AnswerStage.FAILED:
         return f'<div class="lk-error" role="alert">{escape(answer.error)}</div>'
     if answer.stage.over:
-        return f'<div class="lk-facts">{escape(facts(answer))}</div>'
+        return f'<div class="lk-facts">{escape(facts(answer))}</div>{button}'
     if not answer.text:
         return f'<div class="lk-status" role="status">{escape(status(answer))}</div>'
     return ""

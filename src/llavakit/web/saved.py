@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
 from llavakit.errors import InputError
 from llavakit.web.answering import sentence
 from llavakit.web.controller import Controller
+from llavakit.web.replies import Receive, Scope, Send, plain_text, reply, token_of
 from llavakit.web.transcript import from_json, to_json, to_markdown
 from llavakit.web.visitors import Visit
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Event: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Event]]
-Send: TypeAlias = Callable[[Event], Awaitable[None]]
 
 PATH = "/llavakit/chat"
 _BODY_SECONDS = 60.0
@@ -44,10 +38,9 @@ class SavedChats:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, owner: str) -> None:
         """Answer one request of the browser that the cookie names."""
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
-        token = headers.get("x-llavakit-visit", b"").decode("latin-1")
-        visit = self._controller.visitors.with_token(token, owner)
+        visit = self._controller.visitors.with_token(token_of(scope), owner)
         if visit is None:
-            await _reply(send, 404, _plain("This chat is not here; load the page again."))
+            await reply(send, 404, plain_text("This chat is not here; load the page again."))
         elif scope["method"] == "POST":
             await self._post(visit, headers.get("content-length", b""), receive, send)
         else:
@@ -57,30 +50,32 @@ class SavedChats:
 
     async def _get(self, visit: Visit, form: str, known: frozenset[str], send: Send) -> None:
         if form not in _TYPES:
-            await _reply(send, 400, _plain("A chat is saved as json or as md."))
+            await reply(send, 400, plain_text("A chat is saved as json or as md."))
             return
         conversation = visit.conversation
         if form == "md":
             text = await asyncio.to_thread(to_markdown, conversation)
         else:
             text = await asyncio.to_thread(to_json, conversation, known)
-        await _reply(send, 200, (_TYPES[form], text.encode("utf-8", "replace")))
+        await reply(send, 200, (_TYPES[form], text.encode("utf-8", "replace")))
 
     async def _post(self, visit: Visit, length: bytes, receive: Receive, send: Send) -> None:
         most = self._controller.settings.max_saved_bytes
         if not length.isdigit():
-            await _reply(send, 411, _plain("A saved chat must declare its length."))
+            await reply(send, 411, plain_text("A saved chat must declare its length."))
         elif int(length) > most:
-            await _reply(send, 413, _plain(f"A saved chat has at most {most >> 20} MiB."))
+            await reply(send, 413, plain_text(f"A saved chat has at most {most >> 20} MiB."))
         elif self._reading:
-            await _reply(send, 503, _plain("Another chat is being opened; try again in a moment."))
+            await reply(
+                send, 503, plain_text("Another chat is being opened; try again in a moment.")
+            )
         else:
             self._reading = True
             try:
                 status, content = await self._opened(visit, int(length), receive)
             finally:
                 self._reading = False
-            await _reply(send, status, content)
+            await reply(send, status, content)
 
     async def _opened(
         self, visit: Visit, length: int, receive: Receive
@@ -89,13 +84,13 @@ class SavedChats:
             async with asyncio.timeout(_BODY_SECONDS):
                 body = await _body(receive, length)
         except TimeoutError:
-            return 408, _plain("The saved chat came too slowly.")
+            return 408, plain_text("The saved chat came too slowly.")
         try:
             visit.free()
             turns = await asyncio.to_thread(from_json, body, self._controller.settings)
             self._controller.restore(visit, turns)
         except InputError as error:
-            return 400, _plain(sentence(error))
+            return 400, plain_text(sentence(error))
         return 200, (_TYPES["json"], json.dumps({"id": visit.conversation.name}).encode())
 
 
@@ -107,20 +102,3 @@ async def _body(receive: Receive, length: int) -> bytearray:
         if event["type"] != "http.request" or not event.get("more_body", False):
             break
     return body
-
-
-def _plain(text: str) -> tuple[str, bytes]:
-    return "text/plain; charset=utf-8", text.encode()
-
-
-async def _reply(send: Send, status: int, content: tuple[str, bytes]) -> None:
-    kind, body = content
-    headers = [
-        (b"content-type", kind.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    if status >= 400:
-        headers.append((b"connection", b"close"))  # the body may not have been read
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

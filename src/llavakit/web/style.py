@@ -73,7 +73,7 @@ def _scripts(*names: str) -> str:
     return "".join(f"<script>\n{text}</script>\n" for text in texts)
 
 
-SCRIPT = _scripts("page.js", "chats.js")
+SCRIPT = _scripts("page.js", "chats.js", "looking.js")
 
 STYLE = """
 .gradio-container, .gradio-container .main, .sidebar-parent, .gradio-container main.contain {
@@ -167,6 +167,31 @@ button:focus-visible, a:focus-visible, #lk-box:focus-within {
 .lk-chat-list button:first-child { flex: 1 1 0; min-width: 0; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap; }
 .lk-chat-list small { display: block; color: var(--body-text-color-subdued); }
+
+.lk-look { margin-top: .3rem; padding: .15rem .6rem; font-size: .8rem; border-radius: 999px;
+  border: 1px solid var(--border-color-primary); background: transparent;
+  color: var(--body-text-color); cursor: pointer; }
+.lk-look:hover { background: var(--background-fill-secondary); }
+#lk-map { width: min(54rem, calc(100vw - 1.5rem)); max-height: calc(100dvh - 1.5rem);
+  margin: auto; padding: .9rem 1rem 1rem; border-radius: .8rem; overflow: auto;
+  border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
+  color: var(--body-text-color); font-family: var(--font); }
+#lk-map::backdrop { background: rgb(0 0 0 / .55); }
+.lk-map-head { display: flex; align-items: center; gap: .5rem; }
+#lk-map h2 { flex: 1 1 0; margin: 0; font-size: 1.1rem; }
+.lk-map-head button { border: 1px solid var(--border-color-primary); border-radius: .5rem;
+  background: transparent; color: inherit; padding: .25rem .6rem; }
+#lk-map form { display: flex; flex-wrap: wrap; gap: .5rem 1rem; margin: .6rem 0; }
+#lk-map label { display: flex; flex: 1 1 14rem; min-width: 0; flex-direction: column;
+  gap: .2rem; font-size: .8rem; }
+#lk-map select { width: 100%; min-width: 0; padding: .4rem; font-size: .9rem; border-radius: .5rem;
+  border: 1px solid var(--border-color-primary); color: var(--body-text-color);
+  background: var(--background-fill-secondary); }
+#lk-map img { display: block; max-width: 100%; max-height: 62dvh; margin: 0 auto;
+  border: 1px solid var(--border-color-primary); border-radius: .5rem; }
+#lk-map img:not([src]) { display: none; }
+#lk-map p { margin: .5rem 0 0; font-size: .8rem; min-height: 1.3em;
+  color: var(--body-text-color-subdued); }
 
 @media (max-width: 640px) {
   .gradio-container .main { padding: .5rem .6rem !important; }

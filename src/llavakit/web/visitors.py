@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from llavakit.errors import InputError, QueueFullError
 from llavakit.web.answering import AnswerTask
 from llavakit.web.conversation import WebConversation
+from llavakit.web.maps import ShownMap
 from llavakit.web.settings import WebSettings
 
 _SILENT = 3600.0
@@ -22,6 +24,7 @@ class Visit:
         token: what the tab shows to find its conversation again after it was reloaded.
         conversation: what was said.
         answering: the answer that is on its way.
+        looking: the map that is on its way (see :class:`~llavakit.web.maps.PageMaps`).
         present: whether the tab is open.
         opening: whether the images of a question are opened just now.
         seen: when it was last heard of.
@@ -32,6 +35,7 @@ class Visit:
         self.token = secrets.token_urlsafe(16)
         self.conversation = WebConversation()
         self.answering: AnswerTask | None = None
+        self.looking: asyncio.Task[ShownMap] | None = None
         self.owner = ""
         self.present = False
         self.opening = False
@@ -43,9 +47,16 @@ class Visit:
         return self.opening or (self.answering is not None and not self.answering.over)
 
     def stop(self) -> None:
-        """Cancel the answer, if there is one."""
+        """Cancel the answer and the map, if there are any."""
         if self.answering is not None:
             self.answering.stop()
+        self.look(None)
+
+    def look(self, task: asyncio.Task[ShownMap] | None) -> None:
+        """Wait for another map, or for none; the one before it is cancelled."""
+        if self.looking is not None:
+            self.looking.cancel()
+        self.looking = task
 
     def free(self) -> None:
         """Raise if an answer is on its way."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llavakit.errors import CheckpointError
+from llavakit.model.identity import identity_of
 from llavakit.model.json_files import read_json
 from llavakit.model.language_models import context_limit
 from llavakit.model.layout import ImageLayout, layout_of
@@ -21,7 +22,7 @@ from llavakit.model.original.tensors import Tensors
 from llavakit.model.original.tokenizer import ChunkedPrompts, read_tokenizer
 from llavakit.model.original.weights import hf_tensors, on_disk
 from llavakit.model.preprocess import ImagePreprocessor
-from llavakit.model.reader import Reader, built, revision_of
+from llavakit.model.reader import Reader, built
 from llavakit.model.tokens import Special, special_tokens
 from llavakit.prompts.templates import auto_template, named_template, template
 
@@ -75,7 +76,7 @@ class OriginalCheckpoint:
 
     def reader(self) -> Reader:
         """What reads prompts, and builds the model."""
-        revision = revision_of((*self.parts.directories, self._tower))
+        revision = identity_of((*self.parts.directories, self._tower))
         prompts = ChunkedPrompts(
             self.tokenizer, template(self.conv_mode), self.parts.config.image_text
         )
