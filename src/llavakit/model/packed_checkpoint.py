@@ -181,6 +181,11 @@ def _silent() -> Iterator[None]:
 def _fill(model: Any, parts: Tensors, path: Path) -> None:
     """Give each packed layer its weights, as views of the file."""
     for name, layer in packed_layers(model).items():
+        if layer.weight.numel() or not layer.empty:
+            raise CheckpointError(
+                f"{path} holds {name}.{DATA} in full and other layers packed; its files are not "
+                "those of one checkpoint."
+            )
         for part in (DATA, SCALES):
             if f"{name}.{part}" not in parts:
                 raise CheckpointError(
