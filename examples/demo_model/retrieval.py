@@ -176,8 +176,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/demo-retrieval"))
     parser.add_argument("--pages", type=int, default=9000)
-    parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--batch", type=int, default=48, help="questions a step")
+    parser.add_argument("--epochs", type=float, default=3.5)
+    parser.add_argument("--batch", type=int, default=32, help="questions a step")
     parser.add_argument("--resume", action="store_true")
     asked = parser.parse_args()
     from llavakit.training.config import TrainConfig
