@@ -16,6 +16,7 @@ import llavakit
 from llavakit._checks import checked
 from llavakit.documents.reading import Model
 from llavakit.serving.auth import Keys, check_host
+from llavakit.serving.chat_schema import ChatRequest, TokenizeRequest
 from llavakit.serving.completions import CompletionRequest
 from llavakit.serving.edges import Edges
 from llavakit.serving.errors import Refusal, refusal
@@ -34,7 +35,6 @@ from llavakit.serving.replies import (
     json_body,
 )
 from llavakit.serving.responses import ResponsesRequest
-from llavakit.serving.schema import ChatRequest, TokenizeRequest
 from llavakit.serving.service import Service
 from llavakit.serving.settings import ServerSettings
 

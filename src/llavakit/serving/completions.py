@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag
 
 from llavakit.serving.answers import LOWEST, to_json, usage
+from llavakit.serving.chat_schema import ChatRequest, Sampling, StopStrings, StreamOptions
 from llavakit.serving.errors import Refusal
 from llavakit.serving.events import DONE, event
-from llavakit.serving.messages import NO_EFFECT, UserMessage, Whole
+from llavakit.serving.fields import INT64, NO_EFFECT, Whole
+from llavakit.serving.messages import UserMessage
 from llavakit.serving.notation import Asked, Served
-from llavakit.serving.schema import INT64, ChatRequest, Sampling, StopStrings, StreamOptions
 from llavakit.serving.unions import by_shape
 from llavakit.serving.validation import parse
 from llavakit.values import Chunk, Completion, TokenLogprob, Usage

@@ -30,6 +30,7 @@ from llavakit.serving.answering import (
 )
 from llavakit.serving.answers import to_json
 from llavakit.serving.auth import client_of
+from llavakit.serving.chat_schema import TokenizeRequest
 from llavakit.serving.convert import (
     check_length,
     to_messages,
@@ -44,7 +45,6 @@ from llavakit.serving.metrics import Clock, Metrics
 from llavakit.serving.notation import Asked, Parse, Served, Writer
 from llavakit.serving.opening import Opened, Opener
 from llavakit.serving.readiness import Readiness, State
-from llavakit.serving.schema import TokenizeRequest
 from llavakit.serving.settings import ServerSettings
 from llavakit.serving.sources import ImageSource, image_sources
 from llavakit.serving.validation import parse
