@@ -164,12 +164,12 @@ class _Writer:
     def _choice(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob], finish: str | None
     ) -> dict[str, Any]:
-        told = None
+        reported = None
         if self._logprobs and (logprobs or finish is None):
-            told = self._told(index, logprobs)
-        return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
+            reported = self._reported(index, logprobs)
+        return {"index": index, "text": text, "logprobs": reported, "finish_reason": finish}
 
-    def _told(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def _reported(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
         """Log probabilities in the older form; offsets count the characters of the answer."""
         offsets = []
         for token in logprobs:
