@@ -13,6 +13,7 @@ from PIL import Image, features
 from llavakit.errors import (
     ImageDecodeError,
     ImageTooLargeError,
+    InputError,
     RequestCancelledError,
     UnsupportedImageError,
 )
@@ -22,7 +23,8 @@ from llavakit.questions.opening import open_named
 from llavakit.sources import SourcePolicy
 from llavakit.values import Image as LlavaImage
 from llavakit.values import Message
-from llavakit.web.pictures import prepared, shown_picture
+from llavakit.web.pictures import naming, prepared, shown_picture
+from llavakit.web.settings import WebSettings
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -247,8 +249,17 @@ def test_an_image_that_takes_too_long_is_refused_on_every_face(
     isolated._shared = isolated._Shared()
     monkeypatch.setattr(isolated._shared.decoders, "_seconds", 0.02)
     monkeypatch.setattr(isolated, "LIGHT_PIXELS", 0)
-    with pytest.raises(ImageTooLargeError):
+    with pytest.raises(ImageTooLargeError, match=r"to decode.*JPEG or PNG"):
         CALLERS[caller](slow)
+
+
+def test_the_page_says_of_a_slow_image_that_it_is_slow(fresh, monkeypatch, slow):
+    isolated._shared = isolated._Shared()
+    monkeypatch.setattr(isolated._shared.decoders, "_seconds", 0.02)
+    monkeypatch.setattr(isolated, "LIGHT_PIXELS", 0)
+    expected = r"x\.jp2: The image takes more than"
+    with pytest.raises(InputError, match=expected), naming("x.jp2", WebSettings()):
+        shown_picture(slow, "x.jp2", POLICY)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")

@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llavakit.serving import messages, schema
+from llavakit.serving import chat_schema, messages
 from llavakit.serving.completions import CompletionRequest
-from llavakit.serving.messages import NO_EFFECT
+from llavakit.serving.fields import NO_EFFECT
 from llavakit.serving.responses import schema as responses
 from tests.serving.conftest import CHAT, data_uri, draw, events_of, picture_block, saying
 
@@ -161,7 +161,7 @@ def test_every_event_has_the_usage_so_far_if_it_is_asked_for(served):
 def no_effect():
     """All fields without effect, by their name."""
     found = set()
-    for module in (messages, schema, responses):
+    for module in (messages, chat_schema, responses):
         for kind in vars(module).values():
             fields = getattr(kind, "model_fields", {})
             found |= {

@@ -48,6 +48,10 @@ _KILLED = (-9, -15)
 _OUT_OF_TIME = -27  # SIGPROF: the worker's own clock
 
 
+class DecodeLimitError(ImageTooLargeError):
+    """Decoding an image takes more time or memory than it may, whatever its size."""
+
+
 def is_heavy(data: bytes, policy: SourcePolicy) -> bool:
     """Return whether a file is decoded in a process of its own.
 
@@ -104,7 +108,7 @@ class Decoders:
         except _KilledError:
             with contextlib.suppress(_KilledError):
                 return self._open(data, policy)
-        raise ImageTooLargeError(
+        raise DecodeLimitError(
             "The image could not be decoded: the system ended the decoder twice, perhaps for want "
             "of memory; shrink it."
         )
@@ -249,7 +253,7 @@ class _Worker:
         """Return the error for an image during which the process ended."""
         code = self._ended()
         if self._timed_out or code == _OUT_OF_TIME:
-            return ImageTooLargeError(
+            return DecodeLimitError(
                 f"The image takes more than {self._seconds:g} seconds to decode; shrink it, or "
                 "save it as JPEG or PNG."
             )

@@ -23,7 +23,7 @@ from llavakit.errors import (
     SourceNotFoundError,
 )
 from llavakit.images import Picture, open_picture
-from llavakit.images.isolated import open_isolated
+from llavakit.images.isolated import DecodeLimitError, open_isolated
 from llavakit.sources import SourcePolicy, read_source
 from llavakit.sources.formats import sniff
 from llavakit.values import Image
@@ -142,6 +142,10 @@ def open_named(image: Image, name: str, policy: SourcePolicy) -> OpenDocument:
                 return _opened(source, name, policy)
             return OpenDocument(name, open_isolated(source, policy))
         return OpenDocument(name, open_picture(source, policy))
+    except DecodeLimitError as error:
+        raise DecodeLimitError(
+            f"{name} takes too much time or memory to decode; shrink it, or save it as JPEG or PNG."
+        ) from error
     except ImageTooLargeError as error:
         raise ImageTooLargeError(
             f"{name} is too large: an image may have {policy.max_bytes:,} bytes, "

@@ -16,6 +16,7 @@ import llavakit
 from llavakit._checks import checked
 from llavakit.documents.reading import Model
 from llavakit.serving.auth import Keys, check_host
+from llavakit.serving.chat_schema import ChatRequest, TokenizeRequest
 from llavakit.serving.completions import CompletionRequest
 from llavakit.serving.edges import Edges
 from llavakit.serving.errors import Refusal, refusal
@@ -34,7 +35,6 @@ from llavakit.serving.replies import (
     json_body,
 )
 from llavakit.serving.responses import ResponsesRequest
-from llavakit.serving.schema import ChatRequest, TokenizeRequest
 from llavakit.serving.service import Service
 from llavakit.serving.settings import ServerSettings
 
@@ -96,9 +96,9 @@ def create_app(
     app.add_middleware(Edges)
     app.include_router(_open_routes(service), dependencies=[Depends(known_host)])
     app.include_router(_guarded_routes(service), dependencies=[Depends(known_client)])
-    app.add_exception_handler(Refusal, _told_refusal(service))
-    app.add_exception_handler(HTTPException, _told_by_http)
-    app.add_exception_handler(Exception, _told_as_bug)
+    app.add_exception_handler(Refusal, _report_refusal(service))
+    app.add_exception_handler(HTTPException, _report_http_error)
+    app.add_exception_handler(Exception, _report_bug)
     app.openapi = functools.partial(  # type: ignore[method-assign]
         document, app, model=service.name, guarded=bool(settings.api_keys)
     )
@@ -219,7 +219,7 @@ def _guarded_routes(service: Service) -> APIRouter:
     return router
 
 
-def _told_refusal(service: Service) -> Callable[[Request, Exception], Any]:
+def _report_refusal(service: Service) -> Callable[[Request, Exception], Any]:
     async def tell(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)
         service.metrics.refused(error.code)
@@ -230,11 +230,11 @@ def _told_refusal(service: Service) -> Callable[[Request, Exception], Any]:
     return tell
 
 
-async def _told_as_bug(request: Request, error: Exception) -> Response:
+async def _report_bug(request: Request, error: Exception) -> Response:
     return refusal(error).response()
 
 
-async def _told_by_http(request: Request, error: Exception) -> Response:
+async def _report_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
     messages = {

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llavakit.serving.answers import Envelope, delta, to_json, usage
+from llavakit.serving.chat_schema import ChatRequest
 from llavakit.serving.errors import Refusal
 from llavakit.serving.events import DONE, event
 from llavakit.serving.notation import Asked, Served
-from llavakit.serving.schema import ChatRequest
 from llavakit.serving.validation import parse
 from llavakit.values import Chunk, Completion, Usage
 

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag
 
 from llavakit.serving.answers import LOWEST, to_json, usage
+from llavakit.serving.chat_schema import ChatRequest, Sampling, StopStrings, StreamOptions
 from llavakit.serving.errors import Refusal
 from llavakit.serving.events import DONE, event
-from llavakit.serving.messages import NO_EFFECT, UserMessage, Whole
+from llavakit.serving.fields import INT64, NO_EFFECT, Whole
+from llavakit.serving.messages import UserMessage
 from llavakit.serving.notation import Asked, Served
-from llavakit.serving.schema import INT64, ChatRequest, Sampling, StopStrings, StreamOptions
 from llavakit.serving.unions import by_shape
 from llavakit.serving.validation import parse
 from llavakit.values import Chunk, Completion, TokenLogprob, Usage
@@ -163,12 +164,12 @@ class _Writer:
     def _choice(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob], finish: str | None
     ) -> dict[str, Any]:
-        told = None
+        reported = None
         if self._logprobs and (logprobs or finish is None):
-            told = self._told(index, logprobs)
-        return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
+            reported = self._reported(index, logprobs)
+        return {"index": index, "text": text, "logprobs": reported, "finish_reason": finish}
 
-    def _told(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def _reported(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
         """Log probabilities in the older form; offsets count the characters of the answer."""
         offsets = []
         for token in logprobs:

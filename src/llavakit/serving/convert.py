@@ -12,6 +12,12 @@ from llavakit.arguments import from_openai, to_options, to_params
 from llavakit.backend import begins_a_turn, to_request
 from llavakit.errors import ContextLengthError, MessageError
 from llavakit.prompts.conversation import check_answerable
+from llavakit.serving.chat_schema import (
+    AllowedToolsChoice,
+    ChatRequest,
+    StructuredOutputs,
+    ToolDefinition,
+)
 from llavakit.serving.errors import Refusal, blamed
 from llavakit.serving.messages import (
     AssistantMessage,
@@ -22,12 +28,6 @@ from llavakit.serving.messages import (
     VideoBlocks,
 )
 from llavakit.serving.opening import Opened
-from llavakit.serving.schema import (
-    AllowedToolsChoice,
-    ChatRequest,
-    StructuredOutputs,
-    ToolDefinition,
-)
 from llavakit.serving.settings import ServerSettings
 from llavakit.serving.sources import Place, in_messages
 from llavakit.values import Image, Message, Part, Request, Text, Tool, ToolCall, Video

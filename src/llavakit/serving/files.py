@@ -59,7 +59,7 @@ def pages_of(
     try:
         reader = open_reader(data, name, DPI, limit, policy, False, renderer)
         try:
-            return _drawn(reader, name, most, hold, end, renderer)
+            return _rendered(reader, name, most, hold, end, renderer)
         finally:
             reader.close()
     except MissingDependencyError as error:
@@ -79,7 +79,7 @@ def pages_of(
         renderer.close()
 
 
-def _drawn(
+def _rendered(
     reader: PageReader,
     name: str,
     most: int,

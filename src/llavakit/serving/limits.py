@@ -107,8 +107,8 @@ async def read_body(request: Request, settings: ServerSettings, share: Share) ->
         ClientDisconnect: the client left while sending.
     """
     _check_type(request)
-    told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > settings.max_body_bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > settings.max_body_bytes:
         raise _too_long(settings, unread=True)
     body = bytearray()
     more = True

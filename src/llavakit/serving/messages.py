@@ -1,40 +1,16 @@
-"""Messages as OpenAI's clients write them, and the blocks of their images and videos."""
+"""A conversation as clients send it: messages, and blocks of text, images, files and videos."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
+from pydantic import Field, Tag
 
+from llavakit.serving.fields import NO_EFFECT, CacheHint, Strict, Whole
 from llavakit.serving.unions import by_field, by_shape
-
-NO_EFFECT = "Has no effect"
-"""How the description of a field begins that is taken and changes nothing."""
-
-
-class Strict(BaseModel):
-    """No unknown fields, no conversions, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-"""An integer; JSON does not distinguish 4.0 from 4."""
 
 Detail = Literal["auto", "low", "high", "original"] | None
 """OpenAI's wish for a resolution. LLaVA sees each image in the one way it was trained on."""
-
-
-class CacheHint(Strict):
-    """What all blocks, messages and tools may say about caching, in Anthropic's notation."""
-
-    cache_control: dict[str, Any] | None = Field(
-        default=None, description=f"{NO_EFFECT}: prefixes are found by their content."
-    )
 
 
 class BlockFields(CacheHint):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from llavakit.serving.chat_schema import ChatRequest
 from llavakit.serving.errors import Refusal
-from llavakit.serving.schema import ChatRequest
 from llavakit.serving.sources import Place, in_messages
 from llavakit.values import Chunk, Completion, Usage
 

@@ -117,7 +117,7 @@ class Opener:
                 self.client, lambda: read_source(source, self._policy, from_url_field=True)
             )
         except SourceError as error:
-            raise self._told(error, address, what) from error
+            raise self._reported(error, address, what) from error
 
     async def _decoded(self, data: bytes) -> Picture:
         def measure() -> int:
@@ -128,7 +128,7 @@ class Opener:
         opened = self._decoders.open if lane is self._lanes.heavy else open_picture
         return await lane.run(self.client, lambda: opened(data, self._policy))
 
-    def _told(self, error: SourceError, address: bool, what: str) -> SourceError:
+    def _reported(self, error: SourceError, address: bool, what: str) -> SourceError:
         """The error for a client: what was not written for strangers is not shown to them."""
         if error.public is not None:
             return error

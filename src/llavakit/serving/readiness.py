@@ -24,7 +24,7 @@ class Readiness:
         backend: whose model is loaded.
         warm_up: answer one token, which loads the weights and shows that they work, and let the
             backend warm up; ``"load"`` leaves out the last, and False asks for its facts only.
-        told: called with the error, or with None when the model is ready; on another thread,
+        reported: called with the error, or with None when the model is ready; on another thread,
             and not if the server was stopped meanwhile.
         progress: called during the warm-up as :meth:`~llavakit.backend.Backend.warm_up` calls it.
 
@@ -39,12 +39,12 @@ class Readiness:
         backend: Backend,
         *,
         warm_up: bool | Literal["load"],
-        told: Callable[[BaseException | None], None] | None = None,
+        reported: Callable[[BaseException | None], None] | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self._backend = backend
         self._warm_up = warm_up
-        self._told = told or _log
+        self._reported = reported or _log
         self._progress = progress
         self._thread: threading.Thread | None = None
         self.state: State = "loading"
@@ -94,7 +94,7 @@ class Readiness:
         self.since = int(time.time())
         if self.state == "loading":  # else the end of the server is what ended it
             self.state = "ready" if error is None else "failed"
-            self._told(error)
+            self._reported(error)
 
 
 def _log(error: BaseException | None) -> None:

@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from llavakit.serving.chat_schema import ChatRequest, TokenizeRequest
 from llavakit.serving.completions import CompletionRequest
 from llavakit.serving.responses import ResponsesRequest
-from llavakit.serving.schema import ChatRequest, TokenizeRequest
 
 Finish = Literal["stop", "length", "tool_calls"]
 

@@ -30,6 +30,7 @@ from llavakit.serving.answering import (
 )
 from llavakit.serving.answers import to_json
 from llavakit.serving.auth import client_of
+from llavakit.serving.chat_schema import TokenizeRequest
 from llavakit.serving.convert import (
     check_length,
     to_messages,
@@ -44,7 +45,6 @@ from llavakit.serving.metrics import Clock, Metrics
 from llavakit.serving.notation import Asked, Parse, Served, Writer
 from llavakit.serving.opening import Opened, Opener
 from llavakit.serving.readiness import Readiness, State
-from llavakit.serving.schema import TokenizeRequest
 from llavakit.serving.settings import ServerSettings
 from llavakit.serving.sources import ImageSource, image_sources
 from llavakit.serving.validation import parse
@@ -81,7 +81,7 @@ class Service:
         self.metrics = Metrics(self.name, backend.stats)
         self.gate = Gate(settings)
         self.readiness = Readiness(
-            backend, warm_up=settings.warm_up, told=loaded, progress=progress
+            backend, warm_up=settings.warm_up, reported=loaded, progress=progress
         )
         self.answers = OpenAnswers()
         self._lanes = Lanes()
@@ -138,7 +138,7 @@ class Service:
         return await self._answer(request, completions.asked)
 
     async def _answer(self, request: Request, read: Parse) -> Response:
-        with ExitStack() as held, self._told():
+        with ExitStack() as held, self._reported():
             info = self._ready()
             share = held.enter_context(self.gate.enter())
             body = await read_body(request, self.settings, share)
@@ -171,7 +171,7 @@ class Service:
 
     async def tokenize(self, request: Request) -> Response:
         """Counts the tokens of a prompt."""
-        with ExitStack() as held, self._told():
+        with ExitStack() as held, self._reported():
             info = self._ready()
             share = held.enter_context(self.gate.enter())
             body = await read_body(request, self.settings, share)
@@ -186,7 +186,7 @@ class Service:
         return self.readiness.check()
 
     @contextlib.contextmanager
-    def _told(self) -> Any:
+    def _reported(self) -> Any:
         """Turn errors into refusals; that a client left is only counted."""
         try:
             yield

@@ -66,10 +66,10 @@ def parse(kind: type[T], body: bytes) -> T:
             raise Refusal(
                 400, f"The body is no valid JSON: {reason}.", code="invalid_json"
             ) from None
-        raise _told(kind, first, body) from None
+        raise _reported(kind, first, body) from None
 
 
-def _told(kind: type[BaseModel], error: ErrorDetails, body: bytes) -> Refusal:
+def _reported(kind: type[BaseModel], error: ErrorDetails, body: bytes) -> Refusal:
     where, name = _path(error, body)
     if error["type"] == "extra_forbidden":
         known = [field.alias or key for key, field in kind.model_fields.items()]
@@ -81,8 +81,8 @@ def _told(kind: type[BaseModel], error: ErrorDetails, body: bytes) -> Refusal:
     if error["type"] == "missing":
         return Refusal(400, f"{where} is missing.", code="missing_parameter", param=where)
     if where in _ADVICE:
-        told = f"The argument {where!r} is not taken here; {_ADVICE[where]}."
-        return Refusal(400, told, code="unsupported_parameter", param=where)
+        message = f"The argument {where!r} is not taken here; {_ADVICE[where]}."
+        return Refusal(400, message, code="unsupported_parameter", param=where)
     reason = _reason(error, where or "The body")
     return Refusal(400, reason, code="invalid_value", param=where or None)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from llavakit.documents import Document, Failure, PageRange, open_files
 from llavakit.errors import ImageTooLargeError, InputError
 from llavakit.images import Picture
-from llavakit.images.isolated import is_heavy, open_isolated
+from llavakit.images.isolated import DecodeLimitError, is_heavy, open_isolated
 from llavakit.sources import SourcePolicy, read_file
 from llavakit.sources.formats import sniff
 from llavakit.values import Image, Message, Part
@@ -192,6 +192,8 @@ def naming(name: str, settings: WebSettings) -> Iterator[None]:
     """
     try:
         yield
+    except DecodeLimitError as error:
+        raise InputError(f"{name}: {error}") from error
     except ImageTooLargeError as error:
         raise InputError(
             f"{name} is too large: a file has at most {settings.max_file_bytes / MIB:.3g}"

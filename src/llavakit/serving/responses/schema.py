@@ -9,14 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
-from llavakit.serving.messages import (
+from llavakit.serving.fields import (
+    INT64,
     NO_EFFECT,
     CacheHint,
-    Content,
+    FunctionName,
+    NoEffect,
+    SchemaObject,
     Strict,
     Whole,
 )
-from llavakit.serving.schema import INT64, FunctionName, NoEffect, SchemaObject
+from llavakit.serving.messages import Content
 from llavakit.serving.unions import by_field, by_shape
 
 _ITEMS = 4096

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from llavakit.serving.chat_schema import (
+    AllowedTools,
+    AllowedToolsChoice,
+    ChatRequest,
+    FunctionDefinition,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
+    NamedFunction,
+    NamedToolChoice,
+    ToolDefinition,
+)
 from llavakit.serving.messages import (
     AssistantMessage,
     CalledFunction,
@@ -28,18 +40,6 @@ from llavakit.serving.responses.schema import (
     ResponsesRequest,
 )
 from llavakit.serving.responses.writer import ResponseWriter
-from llavakit.serving.schema import (
-    AllowedTools,
-    AllowedToolsChoice,
-    ChatRequest,
-    FunctionDefinition,
-    JsonObjectFormat,
-    JsonSchema,
-    JsonSchemaFormat,
-    NamedFunction,
-    NamedToolChoice,
-    ToolDefinition,
-)
 from llavakit.serving.validation import parse
 
 

@@ -87,10 +87,10 @@ class ResponseWriter:
             self._items.append(self._text.item("in_progress"))
             yield self._added(self._text.index)
             yield self._part("added", self._text, {"text": "", "logprobs": []})
-        told = token_logprobs(logprobs) if self._logprobs else []
-        self._text.add(text, told)
+        emitted = token_logprobs(logprobs) if self._logprobs else []
+        self._text.add(text, emitted)
         where = self._text.where
-        yield self._event("response.output_text.delta", **where, delta=text, logprobs=told)
+        yield self._event("response.output_text.delta", **where, delta=text, logprobs=emitted)
 
     def _call(self, call: ToolCall) -> Iterable[bytes]:
         yield from self._close_text()

@@ -1,20 +1,26 @@
-"""What a client may send, field by field: OpenAI's chat completions, and what is beyond them.
+"""The body of a chat completion, and of ``/tokenize``, field by field.
 
-Strict on purpose: an unknown field, or one of another type, is an error and never dropped.
 Fields of other servers that cannot be honoured take the one value that asks for nothing.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
-from llavakit.serving.messages import NO_EFFECT, CacheHint, ChatMessage, Strict, Whole
+from llavakit.serving.fields import (
+    INT64,
+    NO_EFFECT,
+    CacheHint,
+    FunctionName,
+    NoEffect,
+    SchemaObject,
+    Strict,
+    Whole,
+)
+from llavakit.serving.messages import ChatMessage
 from llavakit.serving.unions import by_field, by_shape
-
-SchemaObject: TypeAlias = dict[str, Any]
-FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
 
 
 class FunctionDefinition(Strict):
@@ -151,32 +157,7 @@ StopStrings = Annotated[
     | Annotated[list[StopString], Field(max_length=16), Tag("<list>")],
     by_shape(string="a string", list="a list of strings"),
 ]
-INT64 = 2**63 - 1
 _MESSAGES = 4096
-
-
-class NoEffect(Strict):
-    """Fields that clients send and that change no answer of LLaVA."""
-
-    user: str | None = Field(
-        default=None, description=f"{NO_EFFECT}: a name for the client's user."
-    )
-    store: bool | None = Field(default=None, description=f"{NO_EFFECT}: nothing is stored.")
-    metadata: dict[str, str] | None = Field(
-        default=None, description=f"{NO_EFFECT}: notes on a stored answer."
-    )
-    safety_identifier: str | None = Field(
-        default=None, description=f"{NO_EFFECT}: a name for the client's user."
-    )
-    prompt_cache_key: str | None = Field(
-        default=None, description=f"{NO_EFFECT}: prefixes are found by their content."
-    )
-    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
-        default=None, description=f"{NO_EFFECT}: prefixes are kept while there is memory."
-    )
-    service_tier: Literal["auto", "default"] | None = Field(
-        default=None, description=f"{NO_EFFECT}: there is one tier."
-    )
 
 
 class Neutral(Strict):
