@@ -11,8 +11,6 @@ from llavakit.sources import SourcePolicy
 from tests.documents.test_archives import locked_pdf
 from tests.retrieval.documents import picture
 
-pytestmark = pytest.mark.timeout(120)
-
 ADAPTERS = ["llavakit.langchain", "llavakit.llama_index"]
 
 

@@ -52,8 +52,8 @@ class ModelCache:
         """Note that the weights are in memory."""
         self._loaded.add(name)
         backend = self._backends.get(name)
-        if backend is not None and backend.has_retrieval_adapter:
-            self._with_maps.add(name)
+        has_maps = backend is not None and backend.has_retrieval_adapter
+        (self._with_maps.add if has_maps else self._with_maps.discard)(name)
 
     def has_maps(self, name: str) -> bool:
         """Return whether a model is in memory and came with a retrieval adapter."""
