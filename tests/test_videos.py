@@ -65,7 +65,8 @@ def test_frames_by_the_second_are_those_that_transformers_samples(
     total: int, rate: float, fps: float
 ):
     theirs = default_sample_indices_fn(VideoMetadata(total_num_frames=total, fps=rate), fps=fps)
-    assert FrameSampling(fps=fps).indices(Length(total, rate)) == theirs.tolist()
+    expected = theirs.tolist() or [0]  # before 5.23 it sampled nothing of a very short clip
+    assert FrameSampling(fps=fps).indices(Length(total, rate)) == expected
 
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "videos.json").read_text())

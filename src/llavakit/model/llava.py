@@ -107,8 +107,8 @@ class Llava:
         """[frames, 3, height, width] -> [tokens, hidden]."""
         values = frames[None].to(self.device, self.dtype)
         found = self.hf.model.get_video_features(pixel_values_videos=values, return_dict=True)
-        features: Tensor = found.pooler_output[0]
-        return features.to(self.device, self.dtype)
+        features: Tensor = found.pooler_output[0]  # [frames, tokens, hidden] before 5.23
+        return features.flatten(0, -2).to(self.device, self.dtype)
 
     def _of_rows(self, inputs: dict[str, Tensor]) -> Tensor:
         """Features of an image's patches, with the words that stand behind its rows.
