@@ -43,7 +43,7 @@ def rewrite(path: Path, **changes: Any) -> None:
         ("llava_mpt", "Llama, Vicuna, Mistral or Qwen2"),
         ("mpt", "llava-1.5-7b"),
         ("video_llava", "llava-onevision"),
-        ("fast_vlm", "llava-interleave"),
+        ("llava_qwen2", "fastvlm-0.5b"),
         ("qwen2_5_vl", "llava-v1.6-mistral-7b"),
         ("idefics3", "llava-v1.6-mistral-7b"),
         (None, "llava-v1.6-mistral-7b"),

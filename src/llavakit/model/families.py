@@ -44,7 +44,10 @@ _NEAREST = {
 }
 """What works and is nearest to a model that does not."""
 
-_ELSE = "a LLaVA, LLaVA-NeXT, LLaVA-OneVision or ViP-LLaVA model, such as llava-v1.6-mistral-7b"
+_ELSE = (
+    "a LLaVA, LLaVA-NeXT, LLaVA-OneVision, ViP-LLaVA or FastVLM model, such as "
+    "llava-v1.6-mistral-7b"
+)
 
 
 def check_family(path: Path, settings: Mapping[str, Any]) -> None:
