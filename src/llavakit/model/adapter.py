@@ -93,9 +93,9 @@ def read_adapter(
 def _named_base(settings: dict[str, Any], path: Path) -> Path:
     """The base that an adapter names; only what is on this machine, or has a known name."""
     name = settings.get("base_model_name_or_path")
-    told = f" (it was trained on {name})" if name else ""
+    origin = f" (it was trained on {name})" if name else ""
     lacking = CheckpointError(
-        f"{path} holds a LoRA and needs its base model; name it with model_base={told}."
+        f"{path} holds a LoRA and needs its base model; name it with model_base={origin}."
     )
     if not isinstance(name, str) or not name:
         raise lacking

@@ -42,12 +42,12 @@ def check_base(path: Path, named: object, given: Path) -> None:
         if found == "same":
             return  # a copy
         certain = found == "other"  # else one may be the other in another type, or packed
-    told = f"The LoRA in {path} was trained on {named}, and its base is to be {given}"
+    finding = f"The LoRA in {path} was trained on {named}, and its base is to be {given}"
     if not certain:
-        log.warning("%s; answers are poor if that is another model", told)
+        log.warning("%s; answers are poor if that is another model", finding)
     elif os.environ.get(FORCE) != "1":
         raise CheckpointError(
-            f"{told}, which is another model; name the right one with model_base=, or set "
+            f"{finding}, which is another model; name the right one with model_base=, or set "
             f"{FORCE}=1 in the environment to take this one."
         )
 

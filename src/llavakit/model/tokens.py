@@ -163,18 +163,18 @@ class PromptTokenizer:
         if turns[-1].open:
             return self._begun(turns)
         try:
-            written = self._told(turns)
+            written = self._rendered(turns)
         except TemplateError:
-            return self._told(_alternating(turns), last=True)
+            return self._rendered(_alternating(turns), last=True)
         if turns[-1].role == "user" or written.rstrip().endswith(self._opening):
             return written
-        return self._told(_alternating(turns), last=True)
+        return self._rendered(_alternating(turns), last=True)
 
     @cached_property
     def _opening(self) -> str:
         """The word with which the chat template ends a prompt, before an answer."""
         try:
-            written = self._told([Turn("user", (Text(_END),))])
+            written = self._rendered([Turn("user", (Text(_END),))])
         except TemplateError:
             return ""
         words = written.rpartition(_END)[2].split()
@@ -190,18 +190,20 @@ class PromptTokenizer:
             del said[-1]
         marked = [*before, replace(last, parts=(*said, Text(words + _END)))]
         try:
-            written = self._told(marked, answered=True)
+            written = self._rendered(marked, answered=True)
         except TemplateError:
-            written = self._told(_alternating(marked), answered=True, last=True)
-        told, mark, _ = written.rpartition(_END)
+            written = self._rendered(_alternating(marked), answered=True, last=True)
+        begun, mark, _ = written.rpartition(_END)
         if not mark:
             raise MessageError(
                 "The chat template of this model keeps no words of the assistant that the answer "
                 "could go on with; leave continue_final_message out."
             )
-        return told
+        return begun
 
-    def _told(self, turns: Sequence[Turn], *, answered: bool = False, last: bool = False) -> str:
+    def _rendered(
+        self, turns: Sequence[Turn], *, answered: bool = False, last: bool = False
+    ) -> str:
         try:
             return self._chat_template(self._conversation(turns), answered=answered)
         except TemplateError as error:

@@ -155,8 +155,10 @@ class TrainConfig:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                told = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
-                raise _wrong(name, value, f"it must be {told}")
+                allowed = (
+                    f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
+                )
+                raise _wrong(name, value, f"it must be {allowed}")
         check_number("epochs", self.epochs, above=0)
         if self.batch_size % self.per_device_batch_size:
             raise ParameterError(
@@ -282,10 +284,10 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
         return tuple(str(one).strip() for one in listed)
     wanted = next(one for one in options if one is not type(None))
     if wanted is bool:
-        told = {"true": True, "false": False}.get(str(value).lower())
-        if told is None:
+        flag = {"true": True, "false": False}.get(str(value).lower())
+        if flag is None:
             raise _wrong(name, value, "it must be true or false")
-        return told
+        return flag
     if isinstance(value, (bool, list, dict)) or (wanted is int and isinstance(value, float)):
         raise _wrong(name, value, f"it must be {_KINDS[wanted]}")
     try:
@@ -307,8 +309,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        told = " ".join(str(error).split())
-        raise ParameterError(f"The settings in {path} cannot be read: {told}") from error
+        reason = " ".join(str(error).split())
+        raise ParameterError(f"The settings in {path} cannot be read: {reason}") from error
     if found is None:
         return {}
     if not isinstance(found, dict):

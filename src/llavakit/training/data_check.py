@@ -129,12 +129,12 @@ class Report(FaultReport):
         """The report for people, the first ``shown`` faults by their lines."""
         seen = sum(length > 0 for length in self.lengths)
         tokens = [abs(length) for length in self.lengths if length]
-        told = f"{self.name}: {self.records:,} records, {len(self.good):,} of them usable, with "
-        told += f"{self.pictures:,} images and {self.answers:,} answers."
+        summary = f"{self.name}: {self.records:,} records, {len(self.good):,} of them usable, with "
+        summary += f"{self.pictures:,} images and {self.answers:,} answers."
         if tokens:
-            told += f" {sum(tokens):,} tokens, {max(tokens):,} in the longest; "
-            told += f"{seen:,} records have images."
-        yield told
+            summary += f" {sum(tokens):,} tokens, {max(tokens):,} in the longest; "
+            summary += f"{seen:,} records have images."
+        yield summary
         shareable = self.shareable
         if shareable * 10 > sum(tokens):
             yield (
@@ -162,7 +162,7 @@ def check(
     accept: Collection[str] = (),
     decode: bool = True,
     workers: int = 4,
-    told: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Report:
     """Look through all records.
 
@@ -174,7 +174,7 @@ def check(
         accept: faults to live with, out of :data:`~llavakit.training.data.ACCEPTABLE`.
         decode: whether images are decoded as a whole; else only their heads are read.
         workers: threads that open images.
-        told: is called with the number of records that are done.
+        progress: is called with the number of records that are done.
 
     Raises:
         ParameterError: a fault that cannot be accepted.
@@ -202,7 +202,7 @@ def check(
                 seen.add(name)
             bad = [one for one in kinds if one[0] not in accept]
             accepted.update(kind for kind, _ in kinds if kind in accept)
-            told(index + 1)
+            progress(index + 1)
             if bad:
                 faults.append(Fault(records.places[index], *bad[0]))
             elif found.conversation is not None:

@@ -112,7 +112,7 @@ def _of_text(path: Path) -> list[tuple[Place, Any]]:
     if not first:
         raise InputError(f"{path} is empty; name a file of training records.")
     if first == "[":
-        return _told_apart(_list(text))
+        return _with_lines_of_their_own(_list(text))
     _refuse_one_object(path, text)
     return _lines(text)
 
@@ -159,7 +159,7 @@ def _parsed(written: str) -> Any:
         return Unread(f"it is no JSON ({error})")
 
 
-def _told_apart(records: list[tuple[Place, Any]]) -> list[tuple[Place, Any]]:
+def _with_lines_of_their_own(records: list[tuple[Place, Any]]) -> list[tuple[Place, Any]]:
     """Lists that programs write stand on one line, which then says nothing about a record."""
     on_line = Counter(place.line for place, _ in records)
     return [(replace(place, alone=on_line[place.line] == 1), value) for place, value in records]

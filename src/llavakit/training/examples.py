@@ -117,14 +117,14 @@ class Encoder:
         return LabelledTokens(tuple(ids), tuple(labels))
 
     def _shortened(self, made: LabelledTokens) -> LabelledTokens:
-        told = f"it has {len(made.ids)} tokens, and max_length is {self.max_length}"
+        reason = f"it has {len(made.ids)} tokens, and max_length is {self.max_length}"
         if not self.cut:
-            raise FaultyRecord("over-length", told)
+            raise FaultyRecord("over-length", reason)
         kept = LabelledTokens(made.ids[: self.max_length], made.labels[: self.max_length])
         if self.reader.tokenizer.image_id in made.ids[self.max_length :]:
-            raise FaultyRecord("uncuttable", f"{told}; cut there, an image would be cut")
+            raise FaultyRecord("uncuttable", f"{reason}; cut there, an image would be cut")
         if not kept.learnt:
-            raise FaultyRecord("uncuttable", f"{told}; cut there, nothing is left to learn")
+            raise FaultyRecord("uncuttable", f"{reason}; cut there, nothing is left to learn")
         return kept
 
 

@@ -89,8 +89,8 @@ def _answers(prompts: PromptTokenizer, turns: Sequence[Turn]) -> LabelledTokens:
         if turn.role != "assistant":
             continue
         asked = prompts.render_trained([*system, *spoken[:number]], answered=False)
-        told = prompts.render_trained([*system, *spoken[: number + 1]], answered=True)
-        if not (told.startswith(asked) and text.startswith(told)):
+        answered = prompts.render_trained([*system, *spoken[: number + 1]], answered=True)
+        if not (answered.startswith(asked) and text.startswith(answered)):
             raise CheckpointError(
                 "The chat template of this model writes a question differently once it is "
                 "answered, so that the beginnings of answers are unknown; name one of llavakit's "
@@ -98,11 +98,11 @@ def _answers(prompts: PromptTokenizer, turns: Sequence[Turn]) -> LabelledTokens:
             )
         first = _shared(prompts.tokenize(asked), ids)
         if prompts.template is None:
-            last = _behind_end(prompts, ids, first, _shared(prompts.tokenize(told), ids))
+            last = _behind_end(prompts, ids, first, _shared(prompts.tokenize(answered), ids))
         else:
             # What stands between turns (Qwen's line end) is not part of an answer.
             end = prompts.template.stops[0]
-            last = _shared(prompts.tokenize(told[: told.rindex(end) + len(end)]), ids)
+            last = _shared(prompts.tokenize(answered[: answered.rindex(end) + len(end)]), ids)
         labels[first:last] = ids[first:last]
     return LabelledTokens(tuple(ids), tuple(labels))
 
@@ -151,9 +151,9 @@ def _signalled(prompts: PromptTokenizer, system: str, turns: Sequence[Turn]) -> 
     masks therefore lie a few tokens behind the turns, and it learnt the signals, too. Models of
     these templates were trained that way.
     """
-    told = [turn.text for turn in turns if turn.role == "system"]
+    given = [turn.text for turn in turns if turn.role == "system"]
     spoken = [turn for turn in turns if turn.role != "system"]
-    pieces = [f"{told[0] if told else system}\n\n"]
+    pieces = [f"{given[0] if given else system}\n\n"]
     for turn in spoken:
         who = "Human" if turn.role == "user" else "Assistant"
         pieces.append(f"### {who}: {prompts.said(turn)}\n")

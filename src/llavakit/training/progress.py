@@ -59,8 +59,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             return
         passed = time.monotonic() - self._started
         speed = self.tokens * args.world_size / passed if passed else 0.0
-        told = f", {speed:,.0f} tokens/s" if self.tokens else ""
-        self._bar.set_postfix_str(f"loss {float(logs['loss']):.4f}{told}")
+        rate = f", {speed:,.0f} tokens/s" if self.tokens else ""
+        self._bar.set_postfix_str(f"loss {float(logs['loss']):.4f}{rate}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._write(state)

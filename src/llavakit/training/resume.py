@@ -14,12 +14,12 @@ TRAINED = "trained.safetensors"
 """In a checkpoint to go on from: the trained weights, under the names of the modules."""
 
 
-def last_checkpoint(folder: Path, told: Callable[[str], object]) -> str | None:
+def last_checkpoint(folder: Path, notify: Callable[[str], object]) -> str | None:
     """The last checkpoint that was written to its end; the trainer's state is written last.
 
     Args:
         folder: where a trainer's checkpoints are.
-        told: is called with a remark about each one that is passed over.
+        notify: is called with a remark about each one that is passed over.
 
     Raises:
         CheckpointError: a file of it is damaged; the message names the one before it.
@@ -28,7 +28,7 @@ def last_checkpoint(folder: Path, told: Callable[[str], object]) -> str | None:
         try:
             read_json(path / "trainer_state.json")
         except CheckpointError:
-            told(f"{path} was not written to its end, and is passed over.")
+            notify(f"{path} was not written to its end, and is passed over.")
             continue
         _check_readable(path)
         return str(path)

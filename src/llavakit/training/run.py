@@ -17,19 +17,19 @@ from llavakit.training.data_check import Report, check
 from llavakit.training.data_files import Records, open_records
 from llavakit.training.examples import Encoder
 from llavakit.training.output import describe_output
-from llavakit.training.stage import Told, Trained, begin, finish
+from llavakit.training.stage import Notify, Trained, begin, finish
 from llavakit.training.start import Start, start_from
 from llavakit.training.trainable import check_shareable
 
 
-def train(config: TrainConfig, told: Told = lambda line: None) -> Trained:
+def train(config: TrainConfig, notify: Notify = lambda line: None) -> Trained:
     """Train as the settings say.
 
     With ``accelerate launch`` or ``torchrun`` every process calls it, and they train together.
 
     Args:
         config: the settings.
-        told: is called with remarks, one line each, in the first process.
+        notify: is called with remarks, one line each, in the first process.
 
     Returns:
         What was written.
@@ -51,9 +51,9 @@ def train(config: TrainConfig, told: Told = lambda line: None) -> Trained:
             f"{config.per_device_batch_size} conversations each; change per_device_batch_size so "
             "that it is divided."
         )
-    told = told if state.is_main_process else lambda line: None
+    notify = notify if state.is_main_process else lambda line: None
     with _writing(config.out):
-        return _train(config, state, world, told)
+        return _train(config, state, world, notify)
 
 
 @contextmanager
@@ -81,28 +81,28 @@ def _of_the_disk(error: Exception) -> str | None:
     return full[0] if any(text in str(error) for text in full) else None
 
 
-def _train(config: TrainConfig, state: Any, world: int, told: Told) -> Trained:
+def _train(config: TrainConfig, state: Any, world: int, notify: Notify) -> Trained:
     _check_out(config, first=state.is_main_process)
     state.wait_for_everyone()
     start = _together(state, lambda: start_from(config))
     if config.stage == "retrieve":
         from llavakit.training.retrieval.run import train_retriever
 
-        return train_retriever(config, start, state, world, told)
+        return train_retriever(config, start, state, world, notify)
     encoder = Encoder(
         start.reader,
         min(config.max_length, start.reader.context_length),
         cut="over-length" in config.accept,
     )
     records = open_records(config.data)
-    report = _looked_through(config, records, encoder, state, told)
+    report = _looked_through(config, records, encoder, state, notify)
     if state.is_main_process:
         describe_output(start, config)
     state.wait_for_everyone()
     images = None if config.images is None else Path(config.images)
     folder = images if images is not None else records.folder
     examples = Examples(records, report.good, folder, encoder)
-    return _run(config, start, examples, report, world, told)
+    return _run(config, start, examples, report, world, notify)
 
 
 def _check_out(config: TrainConfig, *, first: bool) -> None:
@@ -141,12 +141,12 @@ def _together(state: Any, act: Callable[[], Start]) -> Start:
 
 
 def _looked_through(
-    config: TrainConfig, records: Records, encoder: Encoder, state: Any, told: Told
+    config: TrainConfig, records: Records, encoder: Encoder, state: Any, notify: Notify
 ) -> Report:
     """Return the report on the data; the first process makes it and sends it to the others."""
     held: list[Any] = [None]
     if state.is_main_process:
-        told(f"Looking through {records.name} ...")
+        notify(f"Looking through {records.name} ...")
         report = check(
             records,
             images=None if config.images is None else Path(config.images),
@@ -164,26 +164,31 @@ def _looked_through(
     if not config.skip_faulty:
         found.refuse_faults()
     for line in found.lines():
-        told(line)
+        notify(line)
     if not found.good:
         raise ParameterError(f"{records.name} has no record to train on.")
     return found
 
 
 def _run(
-    config: TrainConfig, start: Start, examples: Examples, report: Report, world: int, told: Told
+    config: TrainConfig,
+    start: Start,
+    examples: Examples,
+    report: Report,
+    world: int,
+    notify: Notify,
 ) -> Trained:
     import torch
 
     from llavakit.training.progress import Progress
     from llavakit.training.trainer import LlavaTrainer, arguments_of, blank_pictures
 
-    begun = begin(config, start, world, told)
+    begun = begin(config, start, world, notify)
     if config.share_images:
         check_shareable(begun.model)
     found = batches(examples, report, start.reader, share=config.share_images)
     if config.share_images:
-        told(
+        notify(
             f"{len(examples):,} conversations are learnt as {len(found.dataset):,}, which share "
             f"images: {_sum(found.lengths):,} tokens instead of {_sum(report.lengths):,}."
         )
@@ -199,7 +204,7 @@ def _run(
     side = int(start.reader.config.vision_config.image_size)
     blank = torch.zeros(1, 3, side, side)
     with blank_pictures(begun.inner, blank) if world > 1 else _nothing():
-        return finish(config, start, begun, trainer, told)
+        return finish(config, start, begun, trainer, notify)
 
 
 def _sum(lengths: Sequence[int]) -> int:

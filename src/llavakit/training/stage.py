@@ -14,7 +14,7 @@ from llavakit.training.output import write_weights
 from llavakit.training.start import Start
 from llavakit.training.trainable import precision, prepare
 
-Told = Callable[[str], object]
+Notify = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class Begun:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
 
-def begin(config: TrainConfig, start: Start, world: int, told: Told) -> Begun:
+def begin(config: TrainConfig, start: Start, world: int, notify: Notify) -> Begun:
     """Load the model, and find the checkpoint to go on from.
 
     Args:
         config: the settings.
         start: what is trained.
         world: how many processes train together.
-        told: is called with remarks.
+        notify: is called with remarks.
     """
     from transformers import set_seed
 
@@ -68,13 +68,13 @@ def begin(config: TrainConfig, start: Start, world: int, told: Told) -> Begun:
 
     out = Path(config.out)
     mixed, frozen = precision(config)
-    last = last_checkpoint(out / CHECKPOINTS, told) if config.resume else None
+    last = last_checkpoint(out / CHECKPOINTS, notify) if config.resume else None
     if config.resume and last is None:
-        told(f"There is no checkpoint in {out} to go on from; the run begins anew.")
+        notify(f"There is no checkpoint in {out} to go on from; the run begins anew.")
     set_seed(config.seed)
     model = prepare(_model(config, start, frozen), config)
     counted = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    told(
+    notify(
         f"Training {counted:,} parameters in {'bfloat16' if mixed else 'float32'}"
         + (f", by {world} processes" if world > 1 else "")
         + (f", from {last}." if last else ".")
@@ -82,7 +82,9 @@ def begin(config: TrainConfig, start: Start, world: int, told: Told) -> Begun:
     return Begun(model, mixed, last)
 
 
-def finish(config: TrainConfig, start: Start, begun: Begun, trainer: Any, told: Told) -> Trained:
+def finish(
+    config: TrainConfig, start: Start, begun: Begun, trainer: Any, notify: Notify
+) -> Trained:
     """Train to the end, and write the weights.
 
     Raises:
@@ -97,13 +99,13 @@ def finish(config: TrainConfig, start: Start, begun: Begun, trainer: Any, told: 
         made = trainer.train(resume_from_checkpoint=begun.last)
     except NotFiniteError as error:
         changed = error.weights_changed
-        kept = last_checkpoint(out / CHECKPOINTS, told) if changed else trainer.keep_state()
+        kept = last_checkpoint(out / CHECKPOINTS, notify) if changed else trainer.keep_state()
         raise stopped(error, kept, begun=trainer.state.global_step > 0) from None
     state = trainer.gathered()
     if trainer.is_world_process_zero():
         begun.inner.config.text_config.use_cache = True
         write_weights(start, config, begun.model, state, mixed=begun.mixed)
-        told(f"Wrote {out}.")
+        notify(f"Wrote {out}.")
     trainer.accelerator.wait_for_everyone()
     losses = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
     return Trained(out, int(made.global_step), losses)

@@ -188,27 +188,27 @@ def _telling_name(name: str, base: Path | None) -> str:
 
 def _template_name(name: str, conv_mode: str | None) -> str:
     called = model_name(name)
-    told = auto_template(called)
+    implied = auto_template(called)
     if conv_mode is None:
         if named_template(called) is None:
             log.warning(
                 "The name %s implies no conversation template; the original takes %r for such "
                 "names. Name the one that the model was trained with by conv_mode=",
-                *(called, told),
+                *(called, implied),
             )
-        return told
-    return _chosen(name, told, conv_mode)
+        return implied
+    return _chosen(name, implied, conv_mode)
 
 
-def _chosen(name: str, told: str, conv_mode: str | None) -> str:
+def _chosen(name: str, own: str, conv_mode: str | None) -> str:
     """Return the template that is asked for, with a warning where it is not the model's own."""
     if conv_mode is None:
-        return told
-    if template(conv_mode) != template(told):
+        return own
+    if template(conv_mode) != template(own):
         log.warning(
             "The name %s implies conv_mode=%r, but conv_mode=%r is taken; answers are poor if "
             "the model was not trained with it",
-            *(model_name(name), told, conv_mode),
+            *(model_name(name), own, conv_mode),
         )
     return conv_mode
 

@@ -221,13 +221,13 @@ def _check(tensors: Tensors, shapes: Shapes, parts: CheckpointDirectories) -> No
         )
     for name, shape in shapes.items():
         if name in tensors and tensors[name].shape != shape:
-            told = f"{name} is {list(tensors[name].shape)} and {parts.config.file} asks for"
+            difference = f"{name} is {list(tensors[name].shape)} and {parts.config.file} asks for"
             if parts.kind != "full":
                 raise CheckpointError(
-                    f"The base model {parts.language} does not fit {parts.path}: {told} "
+                    f"The base model {parts.language} does not fit {parts.path}: {difference} "
                     f"{list(shape)}; name the model that it was trained on with model_base=."
                 )
             raise CheckpointError(
-                f"The weights in {parts.path} do not fit its configuration: {told} {list(shape)}; "
-                "copy the config.json that belongs to them."
+                f"The weights in {parts.path} do not fit its configuration: {difference} "
+                f"{list(shape)}; copy the config.json that belongs to them."
             )

@@ -28,7 +28,7 @@ class Miner(TrainerCallback):  # type: ignore[misc]
         collate: makes rows.
         count: hard negatives of each query.
         out: the run's directory.
-        told: is called with a remark.
+        notify: is called with a remark.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Miner(TrainerCallback):  # type: ignore[misc]
         collate: PairCollator,
         count: int,
         out: Path,
-        told: Callable[[str], object],
+        notify: Callable[[str], object],
     ) -> None:
         self._pairs = pairs
         self._collate = collate
         self._count = count
         self._out = out
-        self._told = told
+        self._notify = notify
 
     def on_epoch_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -53,7 +53,7 @@ class Miner(TrainerCallback):  # type: ignore[misc]
             return
         file = self._out / MINED.format(epoch=epoch)
         if not file.is_file():
-            self._told(f"Mining {self._count} hard negatives for each query ...")
+            self._notify(f"Mining {self._count} hard negatives for each query ...")
             retriever = model.module if hasattr(model, "module") else model
             found = mine(retriever, self._pairs, self._collate, self._count)
             if state.is_world_process_zero:

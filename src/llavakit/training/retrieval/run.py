@@ -16,13 +16,13 @@ from llavakit.training.retrieval.contrast import Retriever
 from llavakit.training.retrieval.mining import Miner
 from llavakit.training.retrieval.pairs import check_pairs
 from llavakit.training.retrieval.trainer import PairTrainer
-from llavakit.training.stage import Told, Trained, begin, finish
+from llavakit.training.stage import Notify, Trained, begin, finish
 from llavakit.training.start import Start
 from llavakit.training.trainer import arguments_of
 
 
 def train_retriever(
-    config: TrainConfig, start: Start, state: Any, world: int, told: Told
+    config: TrainConfig, start: Start, state: Any, world: int, notify: Notify
 ) -> Trained:
     """Check the pairs, train an adapter on them, and write it.
 
@@ -31,17 +31,17 @@ def train_retriever(
         start: what is trained.
         state: of the processes that train together.
         world: how many they are.
-        told: is called with remarks.
+        notify: is called with remarks.
 
     Raises:
         DataError: the data has faults.
     """
-    pairs = _pairs(config, start, told)
+    pairs = _pairs(config, start, notify)
     if state.is_main_process:
         describe_output(start, config)
     state.wait_for_everyone()
     out = Path(config.out)
-    begun = begin(config, start, world, told)
+    begun = begin(config, start, world, notify)
     collate = PairCollator(collator_of(start.reader))
     trainer = PairTrainer(
         config=config,
@@ -52,20 +52,20 @@ def train_retriever(
         train_dataset=pairs,
         data_collator=collate,
     )
-    trainer.add_callback(Miner(pairs, collate, config.hard_negatives, out, told))
-    return finish(config, start, begun, trainer, told)
+    trainer.add_callback(Miner(pairs, collate, config.hard_negatives, out, notify))
+    return finish(config, start, begun, trainer, notify)
 
 
-def _pairs(config: TrainConfig, start: Start, told: Told) -> Pairs:
+def _pairs(config: TrainConfig, start: Start, notify: Notify) -> Pairs:
     """Look through the data; each process does, for all need the digests of the images."""
     records = open_records(config.data)
     folder = records.folder if config.images is None else Path(config.images)
-    told(f"Looking through {records.name} ...")
+    notify(f"Looking through {records.name} ...")
     report = check_pairs(records, folder, workers=max(4, config.workers))
     if not config.skip_faulty:
         report.refuse_faults()
     for line in report.lines():
-        told(line)
+        notify(line)
     if not report.good:
         raise ParameterError(f"{records.name} has no record with a query to train on.")
     return Pairs(records, report, folder, start.reader)
