@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llavakit.errors import CheckpointError
 from llavakit.model import language_models, self_check
 from llavakit.model.loader import load_reader
 from tests.engine.oracle import submitted
-from tests.families import RELATIVES, VICUNA, Family, TinyFamily, tiny_checkpoint
+from tests.families import FAMILIES, RELATIVES, VICUNA, Family, TinyFamily, tiny_checkpoint
 from tests.model.test_families import CONVERSATIONS, messages
 
 ASKED = ("words", "an image", "three pictures", "a second turn")
@@ -140,6 +141,13 @@ def test_other_language_models_answer_as_transformers_where_the_comparison_allow
     check_answers(tiny(tmp_path / "m", kind, LIKE_TRANSFORMERS[kind])).close()
 
 
+@pytest.mark.parametrize("key", ["vip-llava", "fastvlm"])
+def test_models_of_one_view_are_compared_with_an_image_too(key: str, tmp_path: Path):
+    family = FAMILIES.get(key) or RELATIVES[key]
+    other = replace(family, text={**family.text, "model_type": "olmo2"})
+    check_answers(tiny_checkpoint(tmp_path / "m", other)).close()
+
+
 @pytest.mark.parametrize("kind", list(REFUSED))
 def test_a_language_model_that_would_answer_otherwise_is_refused_before_its_weights_are_read(
     kind: str, tmp_path: Path
@@ -182,8 +190,6 @@ def test_weights_that_answer_otherwise_than_the_miniature_are_refused_when_they_
 
         inner.forward = forward
         return model
-
-    from dataclasses import replace
 
     with pytest.raises(CheckpointError, match="off those of transformers"):
         load_weights(replace(reader, build=otherwise), device="cpu", dtype="float32")

@@ -147,7 +147,7 @@ def test_answers_are_those_of_the_same_weights_in_hf_format(
 def test_prompt_and_pixels_are_those_it_was_trained_with(
     made: TinyFamily, small: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    reader = load_reader(published(tmp_path / "any-v1-name", made))
+    reader = load_reader(published(tmp_path / "any-v1-name", made, vision_config={}))
     assert reader.tokenizer.render([Turn("user", (Image("1.png"), Text("What?")))]) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
@@ -184,7 +184,7 @@ def test_an_export_is_read_as_the_original_is(made: TinyFamily, small: None, tmp
         ({"mm_vision_tower": "mobileclip_s_512"}, "mobileclip_s_512"),
         ({"mm_vision_tower": "mobileclip_l_1000"}, "multiples of 64"),
         ({"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[128, 256]]}, "anyres"),
-        ({"vision_config": {}}, "fastvlm-0.5b"),
+        ({"vision_config": {"hidden_size": 1024}}, "fastvlm-0.5b"),
     ],
 )
 def test_what_is_not_known_of_it_is_refused_by_name(

@@ -60,11 +60,12 @@ SUCCESSORS = {
         "<|im_start|>assistant\n"
     ),
 }
-"""Templates of LLaVA-NeXT, which the recorded cases do not have."""
+SUCCESSORS["qwen_2"] = SUCCESSORS["qwen_1_5"]
+"""Templates of LLaVA-NeXT and FastVLM, which the recorded cases do not have."""
 
 
 @pytest.mark.parametrize("name", list(SUCCESSORS))
-def test_the_templates_of_llava_next(name: str):
+def test_the_templates_of_its_successors(name: str):
     turns = [system("Be brief."), user(PICTURE, "A?"), assistant("B."), user("C?")]
     assert template(name).render(turns) == SUCCESSORS[name]
 

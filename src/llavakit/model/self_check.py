@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from llavakit.errors import CheckpointError
 from llavakit.images import Picture
+from llavakit.model.families import SINGLE_VIEW
 from llavakit.model.language_models import proven
 from llavakit.model.layer_decoder import LayerDecoder
 from llavakit.model.layout import image_ids
@@ -98,7 +99,7 @@ def _whole_prompt(model: Llava, ids: list[int], inputs: Any, ours: Tensor) -> st
     options: dict[str, Any] = {"pixel_values": pixels}
     if "row_ends" in made:
         options["image_sizes"] = made["image_sizes"][None]
-    elif model.config.model_type != "llava":
+    elif model.config.model_type not in SINGLE_VIEW:
         options = {"pixel_values": pixels[None], "image_sizes": made["image_sizes"][None]}
     assert model.by_layers is not None, "only such models are compared"
     with model.by_layers.as_in_transformers():

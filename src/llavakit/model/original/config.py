@@ -48,7 +48,8 @@ _TEXT_KEYS = (
 
 def is_original(settings: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` is one of the original's; ``model_type`` alone does not decide."""
-    if "text_config" in settings or "vision_config" in settings:
+    # Tools around FastVLM add an empty one.
+    if "text_config" in settings or settings.get("vision_config"):
         return False
     known = {*TEXT_TYPES, *UNSUPPORTED} - {"llava"}
     return settings.get("model_type") in known or any(key.startswith("mm_") for key in settings)
