@@ -27,6 +27,7 @@ from llavakit.engine.prefix import PrefixTree, Segment, common_prefix
 from llavakit.engine.sequence import virtual_ids
 from llavakit.errors import (
     CheckpointError,
+    EngineError,
     InputError,
     ModelNotFoundError,
     ParameterError,
@@ -184,6 +185,27 @@ def test_an_embedding_fails_alone(backend: Backend, plain: Reference, tmp_path: 
     assert len(backend.embed(images=IMAGES, adapter=plain.path)) == len(IMAGES)
     stats = backend.stats()
     assert stats["running"] == stats["waiting"] == 0
+
+
+def test_vectors_that_are_not_finite_fail_their_own_embedding(tmp_path: Path):
+    base = tiny_llava(tmp_path / "base")
+    file = base.path / "model.safetensors"
+    weights = load_file(file)
+    (name,) = (one for one in weights if "embed_tokens" in one)
+    last_byte = "¿".encode()[-1]
+    weights[name][5 + last_byte] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    made = random_adapter(tmp_path / "adapter", base.path, base.model)
+    params = SamplingParams(temperature=0, max_tokens=8)
+    with llavakit_of(made, prefill_chunk=16) as backend:
+        (alone,) = backend.embed(texts=TEXTS[:1], adapter=made.path)
+        answer = backend.generate("Hi", params).text
+        stream = backend.stream("Hi", params)
+        with pytest.raises(EngineError, match=r"not finite.*no embedding.*float32"):
+            backend.embed(texts=["¿"], adapter=made.path)
+        assert "".join(chunk.text for chunk in stream) == answer
+        (again,) = backend.embed(texts=TEXTS[:1], adapter=made.path)
+    np.testing.assert_array_equal(alone.vectors, again.vectors)
 
 
 def test_wrong_arguments_are_named(backend: Backend, plain: Reference, tmp_path: Path):

@@ -10,7 +10,7 @@ FastVLM, https://arxiv.org/abs/2412.13303, section 3). Modules have the names of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class FastViTSizes:
                 "set in model_args of its vision_config); merge its branches with timm's "
                 "reparameterize_model, or use fastvlm-0.5b."
             )
-        sizes = {key: options.pop(key) for key in cls.__slots__ if key in options}
+        sizes = {one.name: options.pop(one.name) for one in fields(cls) if one.name in options}
         if options:
             raise CheckpointError(
                 f"{path} changes {', '.join(sorted(options))} of its FastViT tower (model_args of "
@@ -242,7 +242,8 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)
         parts = self.qkv(tokens).unflatten(-1, (3, -1, _HEAD_DIM)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*parts)
+        query, key, value = parts.unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out.transpose(1, 2).view_as(x)
 
@@ -257,8 +258,9 @@ class _MixingBlock(nn.Module):
         self.layer_scale = _Scale(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.token_mixer(x)
-        return x + self.layer_scale(self.mlp(x))
+        mixed: Tensor = self.token_mixer(x)
+        out: Tensor = mixed + self.layer_scale(self.mlp(mixed))
+        return out
 
 
 class _AttentionBlock(nn.Module):
@@ -271,8 +273,9 @@ class _AttentionBlock(nn.Module):
         self.layer_scale_2 = _Scale(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.layer_scale_1(self.token_mixer(self.norm(x)))
-        return x + self.layer_scale_2(self.mlp(x))
+        mixed: Tensor = x + self.layer_scale_1(self.token_mixer(self.norm(x)))
+        out: Tensor = mixed + self.layer_scale_2(self.mlp(mixed))
+        return out
 
 
 class _Halving(nn.Module):
