@@ -36,6 +36,7 @@ MODULES = {
     "train": "llavakit.training.run, peft, datasets",
     "eval": "llavakit.evaluation, xlsxwriter",
     "retrieval": "llavakit.retrieval.lance",
+    "video": "llavakit.videos, av",
     "qdrant": "llavakit.retrieval.qdrant",
 }
 """What each extra is for; a new extra without a line here is an error."""
