@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llavakit.engine.sequence import ImageSpan
-from llavakit.engine.vision import FeatureCache, VisionEncoder
+from llavakit.engine.vision import MOST_IMAGES, FeatureCache, VisionEncoder
 
 
 def span(key: str) -> ImageSpan:
@@ -41,3 +41,11 @@ def test_the_image_that_was_asked_for_longest_ago_goes_first():
     assert cache.get("a") is not None
     cache.put("c", torch.ones(1))
     assert "b" not in cache and "a" in cache and "c" in cache
+
+
+def test_many_small_images_do_not_pile_up():
+    cache = FeatureCache(budget=1 << 30)
+    for number in range(MOST_IMAGES + 50):
+        cache.put(str(number), torch.zeros(1))
+    assert len(cache) == MOST_IMAGES and cache.bytes == 4 * MOST_IMAGES
+    assert "49" not in cache and "50" in cache

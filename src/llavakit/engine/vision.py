@@ -13,6 +13,9 @@ from llavakit.engine.sequence import ImageSpan
 
 Encode = Callable[[Sequence[Any]], list[Tensor]]
 
+MOST_IMAGES = 1024
+"""Images that are kept, however small: beside its features an entry costs some 1.5 KB uncounted."""
+
 
 class FeatureCache:
     """Projected features by the image's key; the least recently used ones go first."""
@@ -38,14 +41,14 @@ class FeatureCache:
         return features
 
     def put(self, key: str, features: Tensor) -> None:
-        """Keep features; others are dropped until the budget holds."""
+        """Keep features; others are dropped until the budget and :data:`MOST_IMAGES` hold."""
         if key in self._features:
             return
         if features.untyped_storage().nbytes() > features.nbytes:
             features = features.clone()  # a view would keep its whole batch, which nobody counts
         self._features[key] = features
         self.bytes += features.nbytes
-        while self.bytes > self.budget:
+        while self.bytes > self.budget or len(self._features) > MOST_IMAGES:
             _, dropped = self._features.popitem(last=False)
             self.bytes -= dropped.nbytes
 
