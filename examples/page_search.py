@@ -133,7 +133,8 @@ def draw(pages: PageIndex, query: str, path: Path) -> Path:
     drawn = hit.heatmap()
     drawn.thumbnail((400, 400))
     drawn.save(path, optimize=True)
-    print(f"Where it looked on p. {hit.reference.number} for {query!r}: {path}")
+    here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    print(f"Where it looked on p. {hit.reference.number} for {query!r}: {here}")
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import llavakit
-from llavakit import Video
+from llavakit import Message, SamplingParams, Video
 from llavakit.serving import ServerSettings, create_app
 from tests.families import tiny_family
 from tests.videos import video
@@ -24,6 +24,7 @@ URI = f"data:video/mp4;base64,{TEXT}"
 def backend(tmp_path_factory: pytest.TempPathFactory):
     path: Path = tiny_family(tmp_path_factory.mktemp("onevision"), "onevision").path
     backend = llavakit.load(path)
+    backend.generate([Message("user", "hi")], SamplingParams(max_tokens=1))  # loads it
     yield backend
     backend.close()
 

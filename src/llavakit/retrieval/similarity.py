@@ -66,6 +66,7 @@ class SimilarityMap:
         """The MaxSim of question and page that the map is made of."""
         return float(self.products.max(axis=1).sum())
 
+    @checked
     def words_in(self, text: str) -> list[str]:
         """Return the words of a text for which there is a map, in their order, none twice."""
         found: dict[str, None] = {}
