@@ -1,5 +1,6 @@
 """Pages that are rendered ahead by several processes are those of one, in the same order."""
 
+import gc
 import io
 import os
 import random
@@ -199,3 +200,16 @@ def test_whatever_the_order_of_work_everything_comes_in_order(seed, monkeypatch)
     finally:
         pool.close()
     assert not [one for one in threading.enumerate() if one.name == "llavakit-renderer"]
+
+
+def test_a_document_that_was_read_leaves_nothing_for_the_garbage_collector():
+    """Its bytes would stay until Python looks for cycles, which may take thousands of pages."""
+    gc.collect()
+    gc.disable()
+    try:
+        found = list(open_files([long(3), long(12), long(23)], renderers=2, dpi=40))
+        left = [one for one in gc.get_objects() if isinstance(one, _stretches.Stretch)]
+    finally:
+        gc.enable()
+    assert len(found) == 38
+    assert left == []

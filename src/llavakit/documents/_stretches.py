@@ -39,7 +39,9 @@ class Stretch:
 
     Attributes:
         order: its place; the first ones are made and taken first.
-        make: gives its pages with a renderer, in a thread of the pool.
+        make: gives its pages with a renderer, in a thread of the pool; None once it has ended, so
+            that what it refers to (a document's bytes) goes at once and not when Python looks for
+            cycles.
         pages: what ``make`` gave.
         ready: pages that are made and not taken.
         is_ended: whether nothing more comes.
@@ -48,7 +50,7 @@ class Stretch:
     """
 
     order: Order
-    make: Callable[[Renderer], Pages]
+    make: Callable[[Renderer], Pages] | None
     pages: Pages | None = None
     ready: deque[Page | Failure] = field(default_factory=deque)
     is_ended: bool = False
@@ -236,13 +238,16 @@ class Stretches:
             if stretch.is_dropped:
                 _close(stretch)
             else:
-                stretch.pages = stretch.pages or stretch.make(worker.renderer)
+                if stretch.pages is None:
+                    assert stretch.make is not None, "it has not ended"
+                    stretch.pages = stretch.make(worker.renderer)
                 page = next(stretch.pages, None)
         except Exception as raised:  # the caller's, when its turn comes
             error = raised
         with self._changed:
             if page is None:
                 stretch.is_ended, stretch.error = True, error
+                stretch.make = stretch.pages = None
                 worker.begun.remove(stretch)
                 self._open -= 1
             if page is None or stretch.is_dropped:
