@@ -149,7 +149,7 @@ def test_an_image_that_takes_too_long_ends_its_process_and_no_other_image(slow, 
     ids=["killed", "terminated", "killed-twice", "crashed"],
 )
 def test_a_process_that_ends_while_it_decodes(monkeypatch, processes, number, times, error):
-    exchange, left = isolated._Worker._exchange, [number] * times
+    exchange, left = isolated._DecodeProcess._exchange, [number] * times
 
     def exchanged(worker, request, data):
         if left:
@@ -157,7 +157,7 @@ def test_a_process_that_ends_while_it_decodes(monkeypatch, processes, number, ti
             processes[-1].wait(10)
         return exchange(worker, request, data)
 
-    monkeypatch.setattr(isolated._Worker, "_exchange", exchanged)
+    monkeypatch.setattr(isolated._DecodeProcess, "_exchange", exchanged)
     decoders, small = Decoders(), encoded(noise(60), "PNG")
     if error is not None:
         with pytest.raises(error):

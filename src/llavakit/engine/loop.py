@@ -54,7 +54,7 @@ class _Nudge:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call(Generic[T]):
+class _OnThread(Generic[T]):
     function: Callable[[], T]
     result: Future[T]
 
@@ -70,7 +70,7 @@ class _Call(Generic[T]):
             self.result.set_exception(error)
 
 
-_Item = Sequence | _Cancel | _Call[Any] | _Stop | _Nudge
+_Item = Sequence | _Cancel | _OnThread[Any] | _Stop | _Nudge
 
 
 _EXIT_SECONDS = 10.0
@@ -236,7 +236,7 @@ class EngineLoop:
         Raises:
             EngineClosedError: the engine was closed. If that happens later, it is in the future.
         """
-        call: _Call[T] = _Call(function, Future())
+        call: _OnThread[T] = _OnThread(function, Future())
         with self._entry:  # or the loop might end in between, and the inbox would not be read
             if self.dead:
                 raise EngineClosedError("The engine was closed; llavakit.load gives a fresh one.")
@@ -281,7 +281,7 @@ class EngineLoop:
         for item in left:
             if isinstance(item, Sequence):
                 item.channel.fail(error)
-            elif isinstance(item, _Call):
+            elif isinstance(item, _OnThread):
                 item.refuse(error)
 
     def _drain(self) -> Iterable[_Item]:
@@ -303,7 +303,7 @@ class EngineLoop:
                 return False
             if isinstance(item, _Cancel):
                 self._steps.cancel(item.sequence)
-            elif isinstance(item, _Call):
+            elif isinstance(item, _OnThread):
                 self._steps.land()
                 item.run()
             else:

@@ -39,7 +39,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class PageRow:
+class CorpusPage:
     """A page, as it lies in the files.
 
     Attributes:
@@ -69,11 +69,11 @@ class RetrievalTask:
     files: tuple[Path, ...]
     id_column: str = field(repr=False)
 
-    def pages(self) -> Iterator[PageRow]:
+    def pages(self) -> Iterator[CorpusPage]:
         """Read the pages, a few of them at a time."""
         for path in self.files:
             for row in _rows(path, [self.id_column, "image"], batch=16):
-                yield PageRow(str(row[self.id_column]), _image_bytes(path, row["image"]))
+                yield CorpusPage(str(row[self.id_column]), _image_bytes(path, row["image"]))
 
 
 @checked

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from llavakit.embeddings import Embedder, Embedding
 from llavakit.errors import InputError, LlavaKitError, ParameterError
 from llavakit.evaluation.run import RunProgress
-from llavakit.evaluation.vidore_data import PageRow, Query, RetrievalTask
+from llavakit.evaluation.vidore_data import CorpusPage, Query, RetrievalTask
 from llavakit.images import open_picture
 from llavakit.runs.lines import Lines
 from llavakit.runs.window import OF_ONE_REQUEST
@@ -111,7 +111,10 @@ class PageRun:
             return None, error
 
     def _embed(
-        self, task: str, group: Sequence[tuple[PageRow, str]], queries: Sequence[Embedding | None]
+        self,
+        task: str,
+        group: Sequence[tuple[CorpusPage, str]],
+        queries: Sequence[Embedding | None],
     ) -> None:
         outcomes = self._outcomes([row for row, _ in group])
         for (row, digest), (embedding, error) in zip(group, outcomes, strict=True):
@@ -130,7 +133,7 @@ class PageRun:
             self._progress(RunProgress(self._done, self._total, self._errors, page.error))
 
     def _outcomes(
-        self, rows: Sequence[PageRow]
+        self, rows: Sequence[CorpusPage]
     ) -> list[tuple[Embedding | None, LlavaKitError | None]]:
         """What each page's embedding is, or why there is none."""
         opened: list[Any] = []
@@ -150,7 +153,7 @@ class PageRun:
         return [(None, one) if isinstance(one, InputError) else next(given) for one in opened]
 
 
-def _different(rows: Iterable[PageRow]) -> Iterator[tuple[PageRow, str]]:
+def _different(rows: Iterable[CorpusPage]) -> Iterator[tuple[CorpusPage, str]]:
     """Rows with the digest of their image, each page once; one id may have several images."""
     seen: set[tuple[str, str]] = set()
     for row in rows:
@@ -160,7 +163,9 @@ def _different(rows: Iterable[PageRow]) -> Iterator[tuple[PageRow, str]]:
             yield row, digest
 
 
-def _groups(pages: Iterator[tuple[PageRow, str]], size: int) -> Iterator[list[tuple[PageRow, str]]]:
+def _groups(
+    pages: Iterator[tuple[CorpusPage, str]], size: int
+) -> Iterator[list[tuple[CorpusPage, str]]]:
     while group := list(itertools.islice(pages, size)):
         yield group
 

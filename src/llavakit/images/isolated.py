@@ -87,8 +87,8 @@ class Decoders:
     def __init__(self, seconds: float = DECODE_SECONDS) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._idle: list[_Worker] = []
-        self._all: set[_Worker] = set()
+        self._idle: list[_DecodeProcess] = []
+        self._all: set[_DecodeProcess] = set()
         self._closed = False
         weakref.finalize(self, _end_all, self._all)
 
@@ -138,7 +138,7 @@ class Decoders:
             self._give_back(worker, healthy)
         return picture
 
-    def _take(self) -> _Worker:
+    def _take(self) -> _DecodeProcess:
         with self._lock:
             if self._closed:
                 raise RequestCancelledError("The server is going down.")
@@ -147,11 +147,11 @@ class Decoders:
                     return worker
                 self._all.discard(worker)
                 worker.end()
-            worker = _Worker(self._seconds)
+            worker = _DecodeProcess(self._seconds)
             self._all.add(worker)
             return worker
 
-    def _give_back(self, worker: _Worker, healthy: bool) -> None:
+    def _give_back(self, worker: _DecodeProcess, healthy: bool) -> None:
         with self._lock:
             if healthy and not self._closed:
                 self._idle.append(worker)
@@ -193,7 +193,7 @@ _inherited: list[_Shared] = []
 """Decoders of a parent process, never freed: that would end the parent's."""
 
 
-def _end_all(workers: set[_Worker]) -> None:
+def _end_all(workers: set[_DecodeProcess]) -> None:
     for worker in list(workers):
         worker.end()
 
@@ -202,7 +202,7 @@ class _KilledError(Exception):
     """The process was ended from outside."""
 
 
-class _Worker:
+class _DecodeProcess:
     """One process, for one caller at a time."""
 
     def __init__(self, seconds: float) -> None:

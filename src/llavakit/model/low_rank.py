@@ -22,7 +22,7 @@ from llavakit.model.layer_decoder import Attend, Decoder, LayerDecoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pair:
+class LowRankPair:
     """One layer's adapter.
 
     Attributes:
@@ -33,12 +33,12 @@ class Pair:
     down: Tensor
     up: Tensor
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Pair:
+    def to(self, device: torch.device, dtype: torch.dtype) -> LowRankPair:
         """Return it on a device, in a type."""
-        return Pair(self.down.to(device, dtype), self.up.to(device, dtype))
+        return LowRankPair(self.down.to(device, dtype), self.up.to(device, dtype))
 
 
-Pairs = Mapping[str, Pair]
+Pairs = Mapping[str, LowRankPair]
 """By the name of the layer within the language model: ``layers.0.self_attn.q_proj``."""
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -91,7 +91,7 @@ class LowRank:
         self,
         weight: Any,
         bias: Tensor | None,
-        pairs: Sequence[Pair | None],
+        pairs: Sequence[LowRankPair | None],
         rows: Sequence[int],
     ) -> None:
         self._weight, self._bias = weight, bias
@@ -176,8 +176,8 @@ class HookedDecoder:
         finally:
             _on.reset(before)
 
-    def _hook(self, pair: Pair) -> Any:
-        placed: list[Pair] = []
+    def _hook(self, pair: LowRankPair) -> Any:
+        placed: list[LowRankPair] = []
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
             if _on.get() is not self:

@@ -23,7 +23,7 @@ from llavakit.model.identity import identity_of
 from llavakit.model.json_files import read_json
 from llavakit.model.layer_decoder import Attend, Decoder
 from llavakit.model.llava import Llava
-from llavakit.model.low_rank import Pair, adapted
+from llavakit.model.low_rank import LowRankPair, adapted
 from llavakit.model.original.directories import ADAPTER_CONFIG, ADAPTERS, first_of
 from llavakit.model.original.lora import LAYER, check_kind, scale_of
 from llavakit.model.original.tensors import open_file
@@ -53,7 +53,7 @@ class RetrievalAdapter:
     """
 
     path: Path
-    pairs: dict[str, Pair]
+    pairs: dict[str, LowRankPair]
     projection: Tensor
     fingerprint: str
     settings: dict[str, Any]
@@ -112,7 +112,7 @@ def read_retrieval_adapter(path: Path) -> RetrievalAdapter:
         if len(parts) < 2:
             raise CheckpointError(f"{file} lacks one half of {layer}; copy it again.")
         down, up = parts["A"].float(), parts["B"].float()
-        pairs[layer] = Pair(down, up * scale_of(settings, layer, rank=len(down)))
+        pairs[layer] = LowRankPair(down, up * scale_of(settings, layer, rank=len(down)))
     every = [projection, *(half for pair in pairs.values() for half in (pair.down, pair.up))]
     if not all(bool(torch.isfinite(one).all()) for one in every):
         raise CheckpointError(f"{file} holds numbers that are not finite; train it again.")

@@ -24,7 +24,7 @@ from llavakit.remote.address import RemoteConfig
 from llavakit.remote.answer import RemoteAnswer
 from llavakit.remote.checks import check_request
 from llavakit.remote.dialects import DIALECTS, Dialect
-from llavakit.remote.exchange import Exchange, Question, timed_out
+from llavakit.remote.exchange import Exchange, PreparedRequest, timed_out
 from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
@@ -135,13 +135,15 @@ class RemoteBackend(Backend):
 
         return AnswerStream(channel, cancel)
 
-    def _question(self, request: Request, dialect: Dialect) -> Question:
+    def _question(self, request: Request, dialect: Dialect) -> PreparedRequest:
         """What a server of a dialect is asked."""
         fields = with_extra_body(to_fields(dialect, request), self.config.extra_body)
         messages = to_wire(request, dialect, lambda image: data_uri(image, self._policy))
-        return Question(fields, _json(messages), RemoteAnswer(request, dialect, self.config))
+        return PreparedRequest(fields, _json(messages), RemoteAnswer(request, dialect, self.config))
 
-    def _asked_otherwise(self, request: Request, dialect: Dialect, refusal: str) -> Question | None:
+    def _asked_otherwise(
+        self, request: Request, dialect: Dialect, refusal: str
+    ) -> PreparedRequest | None:
         """The question for a server that has no parser of tools; so it is asked from now on."""
         speaking = without_tool_parser(dialect, refusal) if request.tools else None
         if speaking is None:

@@ -33,7 +33,7 @@ _ROOM_PER_TOKEN = 16 << 10  # with twenty alternatives it takes some two kilobyt
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PreparedRequest:
     """A request as one kind of server is asked it.
 
     Attributes:
@@ -67,8 +67,8 @@ class Exchange:
     def __init__(
         self,
         transport: Transport,
-        question: Question,
-        otherwise: Callable[[str], Question | None],
+        question: PreparedRequest,
+        otherwise: Callable[[str], PreparedRequest | None],
         channel: Channel,
         counts: Counter[str],
         timeout: float | None,
@@ -83,7 +83,7 @@ class Exchange:
         self._timeout = timeout
         self._deadline = deadline
 
-    def _take(self, question: Question) -> None:
+    def _take(self, question: PreparedRequest) -> None:
         self._fields = dict(question.fields)
         self._messages = question.messages
         self._answer = question.answer
