@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,18 +18,22 @@ def extras() -> dict[str, list[str]]:
         return dict(tomllib.load(file)["project"]["optional-dependencies"])
 
 
-def test_every_extra_is_proven_by_make_dist(extras: dict[str, list[str]]):
-    dist = runpy.run_path(str(ROOT / ".ci" / "dist.py"))
+@pytest.fixture(scope="module")
+def dist() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / ".ci" / "dist.py"))
+
+
+def test_every_extra_is_proven_by_make_dist(extras: dict[str, list[str]], dist: dict[str, Any]):
     assert dist["MODULES"].keys() | dist["NOT_FOR_USERS"] == extras.keys()
 
 
-def test_all_brings_every_extra_that_is_for_users(extras: dict[str, list[str]]):
-    dist = runpy.run_path(str(ROOT / ".ci" / "dist.py"))
+def test_all_brings_every_extra_that_is_for_users(
+    extras: dict[str, list[str]], dist: dict[str, Any]
+):
     everything = " ".join(extras["all"])
     assert [name for name in dist["MODULES"] if name not in everything] == []
 
 
-def test_readme_names_every_extra_that_is_for_users(extras: dict[str, list[str]]):
+def test_readme_names_every_extra_that_is_for_users(dist: dict[str, Any]):
     readme = (ROOT / "README.md").read_text()
-    dist = runpy.run_path(str(ROOT / ".ci" / "dist.py"))
     assert [name for name in dist["MODULES"] if f"`{name}`" not in readme] == []

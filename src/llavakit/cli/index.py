@@ -65,16 +65,7 @@ def index(
             "--batch", min=1, help="Pages that are embedded at once.", rich_help_panel=_INDEX
         ),
     ] = 8,
-    renderers: Annotated[
-        int | None,
-        typer.Option(
-            "--renderers",
-            min=1,
-            help="Processes that render pages ahead; by default as many as cores, 2 to 4.",
-            show_default=False,
-            rich_help_panel=_INDEX,
-        ),
-    ] = None,
+    renderers: Annotated[int | None, options.renderers(_INDEX)] = None,
     adapter: Adapter = None,
     chosen: ModelArguments = ModelArguments(),  # noqa: B008
     debug: options.Debug = False,

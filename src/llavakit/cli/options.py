@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -115,3 +115,14 @@ Page: TypeAlias = Annotated[
 Debug: TypeAlias = Annotated[
     bool, typer.Option("--debug", help="Log more, and show tracebacks of errors.")
 ]
+
+
+def renderers(panel: str) -> Any:
+    """Return the option of how many processes render pages, for a command's panel of its help."""
+    return typer.Option(
+        "--renderers",
+        min=1,
+        help="Processes that render pages ahead; by default as many as cores, 2 to 4.",
+        show_default=False,
+        rich_help_panel=panel,
+    )

@@ -101,16 +101,7 @@ def read(
             "--page-seconds", help="Longest drawing of a PDF's page.", rich_help_panel=_PAGES
         ),
     ] = 30.0,
-    renderers: Annotated[
-        int | None,
-        typer.Option(
-            "--renderers",
-            min=1,
-            help="Processes that render pages ahead; by default as many as cores, 2 to 4.",
-            show_default=False,
-            rich_help_panel=_PAGES,
-        ),
-    ] = None,
+    renderers: Annotated[int | None, options.renderers(_PAGES)] = None,
     window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 64,
     ray: Annotated[
         bool,
