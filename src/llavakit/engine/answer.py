@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from llavakit.engine.detokenizer import Detokenizer, StopStrings
 from llavakit.engine.grammar import Matcher
 from llavakit.engine.sampler import Draw, Drawn
 from llavakit.prompts.tool_calls import ToolCallReader
-from llavakit.values import Chunk, FinishReason, Request, TokenLogprob
+from llavakit.values import Chunk, CutCall, FinishReason, Request, TokenLogprob, ToolCall
 
 TokenText = Callable[[int], str]
 
@@ -99,25 +98,25 @@ class Answer:
             text = text.lstrip()
             self._begun = bool(text)
         if self._calls is None:
-            return self._emitted(Chunk(text=text))
+            return self._emitted(text)
         fragment = self._calls.push(text)
-        chunk = Chunk(text=fragment.text, tool_calls=fragment.calls)
-        if last:
-            # A grammar ends behind a complete call: whatever ends inside one was cut.
-            rest = self._calls.flush(cut=True)
-            calls = (*fragment.calls, *rest.calls)
-            chunk = Chunk(text=fragment.text + rest.text, tool_calls=calls, cut_calls=rest.cut)
-            if self._calls.count and self.finish_reason == "stop":
-                self.finish_reason = "tool_calls"
-        return self._emitted(chunk)
+        if not last:
+            return self._emitted(fragment.text, fragment.calls)
+        # A grammar ends behind a complete call: whatever ends inside one was cut.
+        rest = self._calls.flush(cut=True)
+        if self._calls.count and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        calls = (*fragment.calls, *rest.calls)
+        return self._emitted(fragment.text + rest.text, calls, rest.cut)
 
-    def _emitted(self, chunk: Chunk) -> Chunk | None:
-        """Add the log probabilities of its tokens; None if there is nothing to emit."""
-        content = chunk.text or chunk.tool_calls or chunk.cut_calls
-        if not (content or (self._logprobs and self.finish_reason)):
+    def _emitted(
+        self, text: str, calls: tuple[ToolCall, ...] = (), cut: tuple[CutCall, ...] = ()
+    ) -> Chunk | None:
+        """A chunk with the log probabilities of its tokens; None if there is nothing to emit."""
+        if not (text or calls or cut or (self._logprobs and self.finish_reason)):
             return None
         logprobs, self._logprobs = tuple(self._logprobs), []
-        return replace(chunk, logprobs=logprobs)
+        return Chunk(text=text, tool_calls=calls, cut_calls=cut, logprobs=logprobs)
 
     def _logprob(self, sampled: Drawn) -> TokenLogprob:
         assert sampled.logprob is not None

@@ -11,8 +11,9 @@ _BROKEN = "\ufffd"
 _GIVEN_UP = 8
 """Broken bytes in a row, and tokens, after which nothing can make characters of them."""
 
-_SHORT = 5
-"""Ids of a short window: what was emitted last, and the four bytes of a character."""
+_SHORT = 2 * _GIVEN_UP
+"""Ids of a short window: what was emitted last, and bytes that are no character yet. Text has five
+at most (four bytes of a character); of an answer of broken bytes all windows are short, too."""
 
 KEPT = 1 << 15
 """Short windows whose text is kept, of each tokenizer: some megabytes."""

@@ -69,7 +69,7 @@ class Launcher:
         masks = [
             (work, self._masks.submit(work.sequence.answer.matcher.fill))
             for work in plan.work
-            if work.completes and _has_grammar(work.sequence)
+            if _has_grammar(work.sequence) and work.completes
         ]
         outcome = self._runner.run(plan, None if before is None else before.tokens)
         flight = Flight(plan, outcome.completed, outcome.embedded, failed=outcome.failed)

@@ -31,9 +31,9 @@ LEAST_PIECE = 128
 """Tokens. Shorter splits are not worth a block of their own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
-    """One sequence's part of a packed forward pass.
+    """One sequence's part of a packed forward pass; made for every sequence of every step.
 
     Attributes:
         prefix: where the tokens before its own segment lie.
@@ -55,7 +55,12 @@ class Row:
     @property
     def seen(self) -> int:
         """Tokens before this pass."""
-        return sum(extent.length for extent in self.prefix) + self.start
+        return sum([extent.length for extent in self.prefix]) + self.start
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest stretch that it reads."""
+        return max([self.own, *[extent.length for extent in self.prefix]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Drawing:
         self._counts = counts
         # On the host a negative id marks scores that are not finite: no copy of its own, and the
         # step that is launched ahead goes on with an id that the embedding has.
-        ids, self._values = torch.where(finite, tokens, -1 - tokens), None
+        ids, self._values = torch.where(finite, tokens, ~tokens), None
         if logprobs is not None:
             others, values = _alternatives(tokens, logprobs, max(count or 0 for count in counts))
             ids, self._values = torch.cat((ids[:, None], others), dim=-1), _to_host(values)
@@ -162,15 +162,21 @@ class Sampler:
         logprobs = torch.log_softmax(logits, dim=-1) if asked else None
         _add(logits, [draw.biases for draw in draws])
         # The repetition penalty makes finite numbers of infinite ones.
-        finite = torch.isfinite(logits.amax(dim=-1)) if seen else None
+        finite = _finite(logits.amax(dim=-1)) if seen else None
         if seen:
             _penalise(logits, draws, seen)
         if allowed is not None:
             logits.masked_fill_(~allowed, NEVER)
         tokens, best = _choose(logits, draws)
         # The largest is NaN if any is, and minus infinity only if all are.
-        finite = torch.isfinite(best) if finite is None else finite & torch.isfinite(best)
+        finite = _finite(best) if finite is None else finite & _finite(best)
         return Drawing(tokens, finite, logprobs, counts)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """``torch.isfinite`` in two operations instead of four: every one has its price."""
+    difference = scores - scores  # NaN of infinity, and of NaN
+    return difference == difference
 
 
 def _penalise(logits: Tensor, draws: Sequence[Draw], seen: Sequence[Seen | None]) -> None:
