@@ -25,7 +25,6 @@ test-all: $(VENV)/installed  ## the slow ones too, one after the other, with new
 # The lowest versions that pyproject.toml allows, in an environment of its own. torch's lowest may
 # come with CUDA libraries.
 LOWEST := .venv-lowest
-CORE := $(wildcard tests/test_*.py) $(addprefix tests/,engine kernels langchain llama_index model prompts)
 $(LOWEST)/installed: pyproject.toml constraints-lowest.txt setup.py src/llavakit/kernels/cpu.cpp
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install torch -c constraints-lowest.txt
@@ -33,9 +32,9 @@ $(LOWEST)/installed: pyproject.toml constraints-lowest.txt setup.py src/llavakit
 	touch $@
 
 # Old versions of libraries use what newer ones beside them deprecate: no fault of this code.
-test-lowest: $(LOWEST)/installed  ## the core and both frameworks, on the lowest versions allowed
+test-lowest: $(LOWEST)/installed  ## the suite on the lowest versions allowed
 	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile -W ignore::DeprecationWarning \
-	  -W ignore::FutureWarning -W ignore::UserWarning:bitsandbytes $(CORE)
+	  -W ignore::FutureWarning -W ignore::UserWarning:bitsandbytes
 
 test-web: $(VENV)/installed  ## the web page in a real browser (Debian's chromium)
 	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \

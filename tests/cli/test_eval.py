@@ -27,9 +27,8 @@ def test_eval_prints_a_table_and_leaves_files(run, fake, loads, pope, out):
     assert first == "POPE, a/b" and header.split()[:2] == ["score", "95%"]
     assert f1.startswith("F1, mean of categories") and "66.67%" in f1
     assert "12 questions asked, 0 without an answer, 0 answers cut." in result.stdout
-    assert {path.name for path in out.iterdir()} == {
-        ".answers.jsonl.lock", "answers.jsonl", "answers.jsonl.job", "results.json",
-    }  # fmt: skip
+    left = {path.name for path in out.iterdir()} - {".answers.jsonl.lock"}  # filelock 4 leaves it
+    assert left == {"answers.jsonl", "answers.jsonl.job", "results.json"}
     assert loads[0] == (
         "a/b",
         {
