@@ -89,9 +89,14 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_models() -> Iterator[None]:
-    """Models of one module are freed before the next one begins."""
+    """Models of one module are freed before the next one begins.
+
+    What is left (modules, models of the whole run) stays: later collections skip it, or each would
+    look through all that tests before it imported.
+    """
     yield
     gc.collect()
+    gc.freeze()
 
 
 def _loggers() -> Iterator[logging.Logger]:
