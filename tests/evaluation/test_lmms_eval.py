@@ -153,7 +153,7 @@ def test_the_demo_model_answers_lmms_evals_documents(installed, demo_backend):
 
 
 def test_settings_of_lmms_evals_command_line_reach_load(installed, loads):
-    assert created("model=x/y,conv_mode=vicuna_v1", device="cuda:0").window == 64
+    assert created("model=x/y,conv_mode=vicuna_v1", device="cuda:0").window is None
     assert created("model=y,base_url=http://host/v1", batch_size="96").window == 96
     assert loads[1:] == [
         ("x/y", {"conv_mode": "vicuna_v1", "device": "cuda:0"}),

@@ -1,7 +1,10 @@
 """Requests in a window: how many are under way, in which order results come, and the end."""
 
+from contextlib import closing
+
 import pytest
 
+import llavakit
 from llavakit.errors import ImageDecodeError, ParameterError, RequestTimeoutError
 from llavakit.runs.window import Asking, in_order
 from llavakit.testing import FakeBackend
@@ -25,6 +28,23 @@ def test_results_come_in_order_with_at_most_a_window_of_requests_ahead(window):
     for number, outcome in enumerate(in_order(backend, things(), window)):
         assert outcome.text == str(number)
         assert len(backend.requests) <= number + window and len(taken) <= number + 1 + window
+
+
+@pytest.mark.parametrize(("concurrency", "expected"), [(8, 64), (40, 80)])
+def test_the_usual_window_is_twice_what_the_model_runs_in_one_batch(tiny, concurrency, expected):
+    backend = llavakit.load(str(tiny.path), max_concurrency=concurrency, kv_cache_bytes=32 << 20)
+    taken = 0
+
+    def things():
+        nonlocal taken
+        for _ in range(120):
+            taken += 1
+            yield Asking((Message("user", "x"),), SamplingParams(max_tokens=1))
+
+    with closing(backend), closing(in_order(backend, things())) as outcomes:
+        ahead = [taken - number for number, _ in enumerate(outcomes)]
+    # The item that has no place in the window yet is taken, too.
+    assert len(ahead) == 120 and max(ahead) == expected + 1
 
 
 def test_an_iteration_that_ends_early_cancels_what_is_under_way():

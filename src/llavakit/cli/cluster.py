@@ -84,7 +84,7 @@ def read_on_ray(
     shard: int | None,
     *,
     restart: bool,
-    window: int,
+    window: int | None,
     progress: Callable[[Done], None],
 ) -> Tally:
     """Documents read by a pool of actors into a folder of Parquet."""

@@ -34,7 +34,6 @@ from llavakit.evaluation import (
     to_retrieval_table,
     to_table,
 )
-from llavakit.runs.window import WINDOW
 
 _DATA = "Data"
 _RETRIEVAL = "Retrieval (vidore)"
@@ -81,7 +80,7 @@ def run_benchmark(
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
     ] = False,
-    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = WINDOW,
+    window: options.Window = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -135,7 +134,7 @@ def run_benchmark(
                     "--annotations": annotations,
                     "--limit": limit,
                     "--max-tokens": max_tokens,
-                    "--window": None if window == WINDOW else window,
+                    "--window": window,
                     "--base-url": chosen.base_url,
                 },
             )

@@ -56,6 +56,14 @@ BaseUrl: TypeAlias = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+Window: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        help="Requests under way at once. Default: twice what the model runs in one batch, and at "
+        "least 64.",
+    ),
+]
 KeepAlive: TypeAlias = Annotated[
     str | None,
     typer.Option(

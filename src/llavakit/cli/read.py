@@ -102,7 +102,7 @@ def read(
         ),
     ] = 30.0,
     renderers: Annotated[int | None, options.renderers(_PAGES)] = None,
-    window: Annotated[int, typer.Option("--window", help="Requests under way at once.")] = 64,
+    window: options.Window = None,
     ray: Annotated[
         bool,
         typer.Option(
@@ -301,7 +301,7 @@ def _schema(path: Path) -> dict[str, Any]:
     return schema
 
 
-def _print(job: Job, backend: Backend, window: int, output: ReadingOutput) -> None:
+def _print(job: Job, backend: Backend, window: int | None, output: ReadingOutput) -> None:
     from llavakit.documents import stream_job, to_line
     from llavakit.runs.lines import to_bytes
 

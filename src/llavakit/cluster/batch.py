@@ -27,7 +27,6 @@ from llavakit.documents.jobs import listed
 from llavakit.documents.one_document import Pages
 from llavakit.documents.passwords import Password
 from llavakit.errors import LlavaKitError
-from llavakit.runs.window import WINDOW
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 _BLOCKS = 1000  # units of work of Ray Data; a shard each, unless there are more shards
@@ -55,7 +54,7 @@ def run_on_ray(
     cluster: ClusterSettings,
     *,
     restart: bool = False,
-    window: int = WINDOW,
+    window: int | None = None,
     shard: int = SHARD,
     store: Path | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
@@ -71,7 +70,8 @@ def run_on_ray(
         out: the folder; made if it is not there. ``_run.jsonl.job`` in it says which job it is of.
         cluster: how many actors, and where.
         restart: begin anew: earlier parts are removed.
-        window: most requests under way at each actor.
+        window: most requests under way at each actor; None is twice what its model runs at
+            once, and at least 64.
         shard: documents of one file.
         store: keeps the images of all pages, too.
         policy: what may be opened.
@@ -156,7 +156,7 @@ class ShardReader:
         job: Job,
         load: Mapping[str, Any],
         out: str,
-        window: int,
+        window: int | None,
         store: Path | None,
         policy: SourcePolicy,
         password: Password = None,

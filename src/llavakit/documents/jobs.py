@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from llavakit._checks import check_integer, checked
+from llavakit._checks import checked
 from llavakit.backend import Backend
 from llavakit.documents.files import read_documents
 from llavakit.documents.folders import Document, Failure, list_documents
@@ -29,7 +29,7 @@ from llavakit.documents.store import PageStore
 from llavakit.errors import ParameterError
 from llavakit.runs.claim import claim
 from llavakit.runs.lines import Lines
-from llavakit.runs.window import WINDOW
+from llavakit.runs.window import check_window
 from llavakit.sources import DEFAULT_POLICY, SourcePolicy
 
 
@@ -42,7 +42,7 @@ def run_job(
     restart: bool = False,
     prune: bool = False,
     retry_failed: bool = False,
-    window: int = WINDOW,
+    window: int | None = None,
     store: PageStore | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
     password: Password = None,
@@ -62,7 +62,8 @@ def run_job(
         restart: begin anew, whatever is there.
         prune: take out the lines of documents that are not there any more.
         retry_failed: try all pages and documents again that could not be read.
-        window: most requests under way.
+        window: most requests under way; None is twice what the model runs at once,
+            and at least 64.
         store: keeps the images of all pages, too.
         policy: what may be opened.
         password: what opens encrypted documents (see
@@ -107,12 +108,12 @@ def stream_job(
     job: Job,
     backend: Model,
     *,
-    window: int = WINDOW,
+    window: int | None = None,
     policy: SourcePolicy = DEFAULT_POLICY,
     password: Password = None,
 ) -> Readings:
     """The readings of a job, in order, with nothing written anywhere (see :func:`run_job`)."""
-    check_integer("window", window, least=1)
+    check_window(window)
     return _streamed(job, listed(job, policy), backend, window, policy, password)
 
 
@@ -120,7 +121,7 @@ def _streamed(
     job: Job,
     documents: Sequence[Document | Failure],
     backend: Backend,
-    window: int,
+    window: int | None,
     policy: SourcePolicy,
     password: Password,
 ) -> Readings:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeAlias
 
-from llavakit._checks import Said, check_integer, checked, known
+from llavakit._checks import Said, checked, known
 from llavakit._json import is_whole
 from llavakit.backend import Backend, to_request
 from llavakit.documents.confidence import Confidence, confidence_of, confidence_of_data
@@ -26,7 +26,7 @@ from llavakit.errors import (
     QueueFullError,
     SchemaError,
 )
-from llavakit.runs.window import OF_ONE_REQUEST, WINDOW, in_order
+from llavakit.runs.window import OF_ONE_REQUEST, in_order
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, FinishReason, Message, Usage
 
@@ -100,7 +100,7 @@ def read_pages(
     pages: Opened,
     task: Task,
     *,
-    window: int = WINDOW,
+    window: int | None = None,
     progress: Callable[[Reading], None] | None = None,
 ) -> Readings:
     """Reads pages with a model.
@@ -110,7 +110,8 @@ def read_pages(
         pages: such as :func:`~llavakit.documents.open_files` gives. They are taken as there is
             room for their requests, and their images are not kept.
         task: what is wanted of each.
-        window: most requests under way.
+        window: most requests under way; None is twice what the model runs at once,
+            and at least 64.
         progress: called with every result, before it is given.
 
     Yields:
@@ -123,7 +124,6 @@ def read_pages(
 
     Leaving the iteration cancels what is under way.
     """
-    check_integer("window", window, least=1)
     return _watched(in_order(backend, (_Asked(page, task) for page in pages), window), progress)
 
 

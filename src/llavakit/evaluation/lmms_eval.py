@@ -25,7 +25,7 @@ from llavakit.errors import (
     ParameterError,
     UnsupportedContentError,
 )
-from llavakit.runs.window import WINDOW, Asking, in_order
+from llavakit.runs.window import Asking, in_order
 from llavakit.values import Completion, Image, Message, SamplingParams, Text
 
 _MAX_TOKENS = 1024  # where a task names none, as in lmms-eval's own models
@@ -98,7 +98,7 @@ class Chat:
                 "and use several GPUs with device_map=auto or base_url=."
             )
         many = str(batch_size).isdigit() and int(str(batch_size)) > 1
-        self.window = int(str(batch_size)) if many else WINDOW
+        self.window = int(str(batch_size)) if many else None
         if settings.get("base_url") is None:
             settings["device"] = device or "auto"
         self.backend = llavakit.load(str(model), **settings)

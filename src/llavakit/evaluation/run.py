@@ -24,7 +24,7 @@ from llavakit.evaluation.scores import Score
 from llavakit.runs.atomic import write_atomic
 from llavakit.runs.claim import claim
 from llavakit.runs.lines import Lines
-from llavakit.runs.window import WINDOW, Asking, in_order
+from llavakit.runs.window import Asking, in_order
 from llavakit.values import Completion, SamplingParams
 
 _FORMAT = 1
@@ -94,7 +94,7 @@ def evaluate(
     max_tokens: int | None = None,
     restart: bool = False,
     retry_errors: bool = False,
-    window: int = WINDOW,
+    window: int | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[RunProgress], None] = lambda progress: None,
 ) -> Results:
@@ -110,7 +110,8 @@ def evaluate(
         max_tokens: the longest answer; None takes the benchmark's own.
         restart: begin anew, whatever is there.
         retry_errors: ask again what had an error in an earlier run.
-        window: most requests under way.
+        window: most requests under way; None is twice what the model runs at once,
+            and at least 64.
         settings: all else that the answers depend on, such as a conversation template.
         progress: called at the beginning, and after each question.
 
@@ -145,7 +146,7 @@ def evaluate(
 
 
 def _ask(
-    backend: Backend, questions: Sequence[Question], params: SamplingParams, window: int
+    backend: Backend, questions: Sequence[Question], params: SamplingParams, window: int | None
 ) -> Generator[Completion | LlavaKitError, None, None]:
     asked = (Asking(question.messages(), params, question.error) for question in questions)
     return in_order(backend, asked, window)

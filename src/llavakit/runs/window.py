@@ -24,8 +24,8 @@ from llavakit.errors import (
 from llavakit.streams import AnswerStream, gather
 from llavakit.values import Completion, Message, SamplingParams
 
-WINDOW = 64
-"""Requests under way: twice what the engine runs in one batch, so that it never waits."""
+LEAST_WINDOW = 64
+"""Requests under way; twice what the engine runs in one batch on a processor."""
 
 OF_ONE_REQUEST = (InputError, OutOfMemoryError, RequestTimeoutError)
 """Errors that concern one request and not the next one."""
@@ -51,34 +51,47 @@ class WindowItem(Protocol[Result_co]):
 
 
 def in_order(
-    backend: Backend, things: Iterable[WindowItem[Result_co]], window: int = WINDOW
+    backend: Backend, things: Iterable[WindowItem[Result_co]], window: int | None = None
 ) -> Generator[Result_co, None, None]:
     """Yield the results of things, in their order, with at most ``window`` requests under way.
 
-    An item that is alone may submit all its requests, however many. Leaving the iteration
-    cancels what is under way.
+    None is twice what the model runs in one batch (``max_concurrency``), so that it never waits,
+    and at least 64. An item that is alone may submit all its requests, however many. Leaving the
+    iteration cancels what is under way.
 
     Raises:
         ParameterError: at once: a window below 1.
         LlavaKitError: what ``submit`` and ``result`` raise; the iteration ends with it.
     """
-    check_integer("window", window, least=1)
+    check_window(window)
     return _in_order(backend, things, window)
 
 
+def check_window(window: int | None) -> None:
+    """Raise ParameterError for a window below 1."""
+    if window is not None:
+        check_integer("window", window, least=1)
+
+
+def _usual(backend: Backend) -> int:
+    """The window of a model; one that is not loaded yet does not say what it will run at once."""
+    return max(LEAST_WINDOW, 2 * int(backend.stats().get("max_concurrency", 0)))
+
+
 def _in_order(
-    backend: Backend, things: Iterable[WindowItem[Result_co]], window: int
+    backend: Backend, things: Iterable[WindowItem[Result_co]], window: int | None
 ) -> Generator[Result_co, None, None]:
     waiting: deque[WindowItem[Result_co]] = deque()
     try:
         for thing in things:
             waiting.append(thing)
-            while not thing.submit(backend, _room(waiting, window)):
+            most = _usual(backend) if window is None else window
+            while not thing.submit(backend, _room(waiting, most)):
                 if len(waiting) > 1:
                     yield waiting.popleft().result()
                 else:
                     time.sleep(_BUSY)  # other callers have filled the engine's queue
-            while len(waiting) > window:  # failures have no requests, and do not fill the window
+            while len(waiting) > most:  # failures have no requests, and do not fill the window
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
