@@ -12,8 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,9 +57,8 @@ Compile = Callable[[int], Callable[[Any], Any]]
 """The compiler of functions for so many rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A bucket.
+class Shape(NamedTuple):
+    """A bucket; looked up for every step.
 
     Attributes:
         rows: places for sequences.
@@ -149,14 +147,14 @@ class StaticDecode(RecordedSteps[Shape]):
     def shape(self, rows: Sequence[Row]) -> Shape | None:
         """The bucket of these rows; None if their tree is too deep."""
         batch = batch_bucket(len(rows))
-        depth = max(len(row.prefix) for row in rows) + 1
+        depth = max([len(row.prefix) for row in rows]) + 1
         if depth > MOST_PIECES or batch > MOST_ROWS:
             return None
         count = self._pieces(batch, depth)
         longest = self._arena.scratch
         if self.kernel.padded:
             # As if nothing was cut: cheaper to know, and only a bound of what is padded.
-            longest = max(row.longest for row in rows)
+            longest = max([row.longest for row in rows])
         return Shape(batch, count, self._rounded(longest))
 
     def warm_up(self, max_rows: int, progress: Callable[[int, int, str], None]) -> None:

@@ -158,9 +158,11 @@ class Sampler:
         logits.index_fill_(-1, self._forbidden, NEVER)
         counts = [draw.params.logprobs for draw in draws]
         # As in the OpenAI API, log probabilities are the model's, before any of its settings.
-        asked = any(count is not None for count in counts)
+        asked = counts.count(None) < len(counts)
         logprobs = torch.log_softmax(logits, dim=-1) if asked else None
-        _add(logits, [draw.biases for draw in draws])
+        biases = [draw.biases for draw in draws]
+        if any(biases):
+            _add(logits, biases)
         # The repetition penalty makes finite numbers of infinite ones.
         finite = _finite(logits.amax(dim=-1)) if seen else None
         if seen:
