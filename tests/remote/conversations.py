@@ -187,7 +187,7 @@ def sampling_has_its_effect(peer: Peer) -> Any:
 
     free, again, plain = asked(), asked(), greedily()
     assert free == again != plain
-    assert asked(top_k=1) == asked(min_p=0.99) == asked(top_p=1e-6)
+    assert asked(top_k=1) == asked(min_p=0.9999) == asked(top_p=1e-6)
     token = 300
     assert len(set(greedily(logit_bias={token: 100.0}).split())) == 1
     shifted = greedily(repetition_penalty=1.9), greedily(presence_penalty=2, frequency_penalty=2)
@@ -238,7 +238,10 @@ def grammars_are_obeyed(peer: Peer) -> Any:
     return [outcome(answer) for answer in answers]
 
 
-@on("llamacpp", "llamacpp without jinja", "vllm", "vllm with a parser")
+WITH_PARSER = "vllm with a parser", "vllm with a parser and a template without tools"
+
+
+@on("llamacpp", "llamacpp without jinja", "vllm", *WITH_PARSER)
 def a_demanded_tool_is_called(peer: Peer) -> Any:
     found = []
     for choice in ("required", "get_weather"):
@@ -261,7 +264,7 @@ def a_call_that_is_cut_is_reported_as_cut(peer: Peer) -> Any:
     return outcome(answer)
 
 
-@on("llamacpp", "vllm", "vllm with a parser")
+@on("llamacpp", "vllm", *WITH_PARSER)
 def a_tool_may_be_offered_and_its_result_given(peer: Peer) -> Any:
     offered = peer.generate("Hello", tools=TOOLS)
     forbidden = peer.generate("Hello", tools=TOOLS, tool_choice="none")
@@ -275,7 +278,7 @@ def a_tool_may_be_offered_and_its_result_given(peer: Peer) -> Any:
     return [outcome(answer) for answer in (offered, forbidden, given)]
 
 
-@on("llamacpp")
+@on("llamacpp", "vllm", *WITH_PARSER)
 def tools_are_in_the_prompt_and_counted(peer: Peer) -> Any:
     answer = peer.generate("Hello", tools=TOOLS)
     assert answer.usage.prompt_tokens > peer.generate("Hello").usage.prompt_tokens + 50

@@ -25,16 +25,19 @@ _ONE_THREAD = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-_TEMPLATE = str(Path(__file__).parent / "recorded" / "vicuna.jinja")
+_RECORDED = Path(__file__).parent / "recorded"
+_HERMES = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+_TEMPLATE = str(_RECORDED / "vicuna.jinja")
 """With Jinja, llama-server takes the name of a built-in template for the template itself."""
 _MORE = {
     "llamacpp": (_LLAMA, ["--chat-template-file", _TEMPLATE]),
     "llamacpp without jinja": (_LLAMA, ["--no-jinja", "--chat-template", "vicuna"]),
     "llamacpp with a key": (_LLAMA, ["--api-key", KEY]),
     "vllm": (_VLLM, []),
+    "vllm with a parser and a template without tools": (_VLLM, _HERMES),
     "vllm with a parser": (
         _VLLM,
-        ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"],
+        [*_HERMES, "--chat-template", str(_RECORDED / "tools.jinja")],
     ),
 }
 

@@ -29,7 +29,7 @@ from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
 from llavakit.remote.pictures import counted_data_uri, data_uri
-from llavakit.remote.request_fields import continuation, to_fields, to_function
+from llavakit.remote.request_fields import continuation, to_fields, to_functions
 from llavakit.remote.server import (
     ServedModel,
     context_of_llamacpp,
@@ -182,7 +182,7 @@ class RemoteBackend(Backend):
             lambda image: counted_data_uri(image, self._policy),
             answerable=False,
         )
-        offered = [to_function(tool) for tool in tools] if dialect.takes_tools else []
+        offered = to_functions(dialect, tools) if dialect.takes_tools else []
         continued = continuation(dialect, request)
         if dialect.counts == "template":
             return self._asked(link, counted_by_template(link.transport, wire, offered, continued))

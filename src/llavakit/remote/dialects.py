@@ -41,6 +41,7 @@ class Dialect:
         continues: whether it knows ``continue_final_message``.
         prefills: whether it always continues an assistant's message at the end, asked or not.
         chooses: whether it obeys a ``tool_choice`` that demands a call.
+        strict_tools: whether it obeys a tool's schema only where the tool says ``strict``.
         least_logprobs: alternatives that must be asked for, or there are no log probabilities.
         bias_pairs: whether ``logit_bias`` is sent as pairs and not as an object.
         any_object: whether it knows ``{"type": "json_object"}``; else a schema of any object is
@@ -68,6 +69,7 @@ class Dialect:
     continues: bool = False
     prefills: bool = False
     chooses: bool = True
+    strict_tools: bool = False
     least_logprobs: int = 0
     bias_pairs: bool = False
     any_object: bool = True
@@ -102,6 +104,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 done=True,
                 counts="text",
                 continues=True,
+                strict_tools=True,  # seen of 0.32 with the hermes parser
                 can_speak="grammar",
             ),
             Dialect("sglang", "SGLang", samples="fields", grammar="regex", done=True),

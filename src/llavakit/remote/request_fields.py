@@ -8,6 +8,7 @@ SGLang take missing ones from the checkpoint's ``generation_config.json``.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from llavakit.errors import ParameterError
@@ -163,14 +164,18 @@ def _tools(dialect: Dialect, request: Request) -> dict[str, Any]:
     if choice not in ("auto", "required"):
         choice = {"type": "function", "function": {"name": choice}}
     return {
-        "tools": [to_function(tool) for tool in request.tools],
+        "tools": to_functions(dialect, request.tools),
         "tool_choice": choice,
         "parallel_tool_calls": request.parallel_tool_calls,
     }
 
 
-def to_function(tool: Tool) -> dict[str, Any]:
-    """A tool in OpenAI's notation."""
+def to_functions(dialect: Dialect, tools: Iterable[Tool]) -> list[dict[str, Any]]:
+    """Tools in OpenAI's notation."""
+    strict = {"strict": True} if dialect.strict_tools else {}
+    return [{"type": "function", "function": {**_function(tool), **strict}} for tool in tools]
+
+
+def _function(tool: Tool) -> dict[str, Any]:
     parameters = {"type": "object", "properties": {}, **tool.parameters}
-    described = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": described}
+    return {"name": tool.name, "description": tool.description, "parameters": parameters}

@@ -101,14 +101,31 @@ async def _asked(transport: Transport, path: str) -> Any:
 
 
 async def settled(dialect: Dialect, transport: Transport) -> Dialect:
-    """Return how this one server of a kind is asked: ``llama-server`` drops tools silently where
-    the model's template has no place for them, and reports that.
+    """Return how this one server of a kind is asked: llama.cpp and vLLM drop tools silently where
+    the model's template has no place for them.
     """
-    if dialect.name != "llamacpp":
-        return dialect
-    found = (await _properties(transport)).get("chat_template_caps")
-    deaf = isinstance(found, Mapping) and found.get("supports_tools") is False
-    return replace(dialect, speaks=dialect.can_speak) if deaf else dialect
+    if dialect.can_speak and await _drops_tools(dialect, transport):
+        return replace(dialect, speaks=dialect.can_speak)
+    return dialect
+
+
+_PROBE = {
+    "type": "function",
+    "function": {"name": "probe", "description": "A tool.", "parameters": {"type": "object"}},
+}
+
+
+async def _drops_tools(dialect: Dialect, transport: Transport) -> bool:
+    if dialect.name == "llamacpp":
+        found = (await _properties(transport)).get("chat_template_caps")
+        return isinstance(found, Mapping) and found.get("supports_tools") is False
+    # vLLM does not report it, but a prompt with a tool must be longer than one without.
+    asked = [{"role": "user", "content": "Hi"}]
+    try:
+        without = await counted(transport, asked, [], {}, patient=False)
+        return await counted(transport, asked, [_PROBE], {}, patient=False) == without
+    except LlavaKitError:
+        return False
 
 
 async def context_of_llamacpp(transport: Transport) -> int | None:
@@ -147,7 +164,12 @@ async def counted_by_template(
 
 
 async def counted(
-    transport: Transport, messages: list[Any], tools: list[Any], more: Mapping[str, Any]
+    transport: Transport,
+    messages: list[Any],
+    tools: list[Any],
+    more: Mapping[str, Any],
+    *,
+    patient: bool = True,
 ) -> int:
     """Tokens of a prompt, by the server's own tokenizer; ``more`` are further fields.
 
@@ -157,7 +179,7 @@ async def counted(
     body: dict[str, Any] = {"model": transport.config.model, "messages": messages, **more}
     if tools:
         body["tools"] = tools
-    reply = await transport.json("POST", "/tokenize", body)
+    reply = await transport.json("POST", "/tokenize", body, patient=patient)
     count = reply.get("count") if isinstance(reply, Mapping) else None
     if not isinstance(count, int):
         raise RemoteError(f"The server at {transport.config.address} gave no count of tokens.")
