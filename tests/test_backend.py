@@ -218,6 +218,22 @@ async def test_cancelled_async_answer_cancels_the_request():
     assert backend.cancelled == 1
 
 
+@pytest.mark.timeout(20)
+async def test_closing_a_scripted_backend_ends_the_answers_that_hang():
+    backend = FakeBackend(["never ends"], hang=True)
+    stream = backend.stream("hi")
+    waiting = [asyncio.create_task(backend.agenerate("hi")) for _ in range(2)]
+    while len(backend.requests) < 3:
+        await asyncio.sleep(0.005)
+    backend.close()
+    for task in waiting:
+        with pytest.raises(EngineClosedError, match="the request was ended"):
+            await task
+    with pytest.raises(EngineClosedError, match="the request was ended"):
+        list(stream)
+    assert backend.cancelled == 0
+
+
 def test_closed_backend_refuses():
     backend = FakeBackend()
     backend.close()

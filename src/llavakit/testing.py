@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -30,7 +32,8 @@ class FakeBackend(Backend):
         answers: the answers, in turn and then from the first again; an exception is raised by
             the stream. Or a function from the request to an answer.
         name: the model's name.
-        hang: leave the answer open after its last word, so that cancelling can be tested.
+        hang: leave the answer open after its last word, so that cancelling can be tested;
+            ``close()`` ends it with an error, as that of a model does.
         policy: which files and addresses images may come from; may be set later.
 
     Attributes:
@@ -51,6 +54,8 @@ class FakeBackend(Backend):
         self.cancelled = 0
         self.source_policy = policy or SourcePolicy()
         self._hang = hang
+        self._lock = threading.Lock()
+        self._hanging: weakref.WeakSet[Channel] = weakref.WeakSet()
         self._closed = False
         self._info = ModelInfo(name, context_length)
         self._answer: Callable[[Request], ScriptedAnswer]
@@ -94,12 +99,26 @@ class FakeBackend(Backend):
         if completion.cut_calls:
             channel.put(Chunk(cut_calls=completion.cut_calls))
         if self._hang:
+            self._leave_open(channel)
             return
         reason = "tool_calls" if completion.tool_calls else completion.finish_reason
         usage = completion.usage
         if usage == Usage():
             usage = Usage(self._count(request), len(words) + 8 * len(completion.tool_calls))
         channel.put(Chunk(finish_reason=reason, usage=usage))
+
+    def _leave_open(self, channel: Channel) -> None:
+        with self._lock:
+            self._hanging.add(channel)
+        if self._closed:  # by another thread, since the request came in
+            self._end_hanging()
+
+    def _end_hanging(self) -> None:
+        with self._lock:
+            channels = list(self._hanging)
+            self._hanging.clear()
+        for channel in channels:
+            channel.fail(EngineClosedError("This backend was closed; the request was ended."))
 
     def _count_cancel(self) -> None:
         self.cancelled += 1
@@ -126,6 +145,7 @@ class FakeBackend(Backend):
 
     def close(self) -> None:
         self._closed = True
+        self._end_hanging()
 
 
 def _words(text: str) -> list[str]:

@@ -1,7 +1,5 @@
 """One set of weights, one encoding of an image and one answer, whichever framework asks."""
 
-import gc
-
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from llama_index.core.base.llms.types import ImageBlock, TextBlock, ToolCallBlock
@@ -12,6 +10,7 @@ from llavakit.langchain import ChatLLaVA
 from llavakit.llama_index import LLaVA, LLaVAMultiModal
 from llavakit.sources import SourcePolicy
 from llavakit.values import Image, Message, SamplingParams, ToolCall
+from tests.living import living
 from tests.llama_index.conformance import CARRIERS
 from tests.llama_index.conformance.methods import CHAT, called, text_of
 from tests.llama_index.pictures import Case
@@ -88,8 +87,8 @@ def test_both_frameworks_load_one_set_of_weights():
     models[0].invoke("Hello")
     models[1].complete("Hello")
     mine = shared._engine
-    living = [one for one in gc.get_objects() if type(one) is Engine and not one.closed]
-    assert [one for one in living if one.config == mine.config] == [mine]
+    open_ones = [one for one in living(Engine) if not one.closed]
+    assert [one for one in open_ones if one.config == mine.config] == [mine]
     # Backends that differ only in their policy share the engine too.
     fenced = LLaVA(model="demo", source_policy=SourcePolicy(roots=()))
     fenced.complete("Hello")
