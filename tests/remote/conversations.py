@@ -279,6 +279,22 @@ def a_tool_may_be_offered_and_its_result_given(peer: Peer) -> Any:
 
 
 @on("llamacpp", "vllm", *WITH_PARSER)
+def calls_and_results_are_read_where_no_tool_is_offered(peer: Peer) -> Any:
+    def used(city: str, result: str) -> int:
+        call = ToolCall("call_1", "get_weather", {"city": city})
+        answer = peer.generate(
+            Message("user", "Weather?"),
+            Message("assistant", "", tool_calls=[call]),
+            Message("tool", result, tool_call_id="call_1"),
+        )
+        return answer.usage.prompt_tokens
+
+    found = [used("Oslo", "Rain."), used("Oslo " * 20, "Rain."), used("Oslo", "Rain. " * 20)]
+    assert found[1] > found[0] + 20 and found[2] > found[0] + 20
+    return found
+
+
+@on("llamacpp", "vllm", *WITH_PARSER)
 def tools_are_in_the_prompt_and_counted(peer: Peer) -> Any:
     answer = peer.generate("Hello", tools=TOOLS)
     assert answer.usage.prompt_tokens > peer.generate("Hello").usage.prompt_tokens + 50

@@ -18,6 +18,7 @@ from llavakit.backend import Backend, Messages, ModelInfo, to_request
 from llavakit.errors import (
     EngineClosedError,
     InputError,
+    LlavaKitError,
     RemoteError,
 )
 from llavakit.remote.address import RemoteConfig
@@ -39,7 +40,7 @@ from llavakit.remote.server import (
     served,
     settled,
 )
-from llavakit.remote.text_tools import without_tool_parser
+from llavakit.remote.text_tools import speaks_of_tools, without_tool_parser
 from llavakit.remote.transport import Transport
 from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Request, Tool
@@ -65,7 +66,7 @@ class _Link:
     process: int = field(default_factory=os.getpid)
     running: dict[Exchange, Callable[[], None]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
-    detection: Future[Dialect] | None = None
+    asked: dict[str, Future[Dialect]] = field(default_factory=dict)
 
 
 class RemoteBackend(Backend):
@@ -83,6 +84,7 @@ class RemoteBackend(Backend):
         self._link: _Link | None = None
         self._leave: weakref.finalize[..., RemoteBackend] | None = None
         self._dialect: Dialect | None = None
+        self._settled = False
         self._info: ModelInfo | None = None
         self._closed = False
 
@@ -114,7 +116,7 @@ class RemoteBackend(Backend):
         link = self._linked()
         check_request(request)
         with _within(timeout):
-            dialect = self._get_dialect(link, deadline)
+            dialect = self._get_dialect(link, deadline, request)
         channel = Channel()
         exchange = Exchange(
             link.transport,
@@ -168,7 +170,7 @@ class RemoteBackend(Backend):
         request = to_request(messages, tools=tools, continue_final_message=continue_final_message)
         link = self._linked()
         with _within(None):
-            dialect = self._get_dialect(link, None)
+            dialect = self._get_dialect(link, None, request)
         pictures = any(message.images or message.videos for message in request.messages)
         if dialect.counts == "no" or (pictures and dialect.counts != "all"):
             what = "tokens" if dialect.counts == "no" else "the tokens of images"
@@ -227,20 +229,38 @@ class RemoteBackend(Backend):
                 self._leave = weakref.finalize(self, _leave, link)
             return self._link
 
-    def _get_dialect(self, link: _Link, deadline: float | None) -> Dialect:
+    def _get_dialect(self, link: _Link, deadline: float | None, request: Request) -> Dialect:
         if self._dialect is None:
-            with self._lock:
-                # Found out once for all who wait for it; a failure is theirs, not the next one's.
-                if link.detection is None or _failed(link.detection):
-                    link.detection = link.loop.begin(_patient(self._detected(link.transport)))
-                detection = link.detection
-            self._dialect = link.loop.result(detection, deadline)
+            named = self.config.dialect
+            self._dialect = (
+                self._once(link, "kind", detect, deadline) if named is None else DIALECTS[named]
+            )
+        if self._settled or not speaks_of_tools(request):
+            return self._dialect
+        kind = self._dialect
+        try:
+            found = self._once(link, "tools", lambda transport: settled(kind, transport), deadline)
+        except LlavaKitError:
+            return kind.with_tools_in_prompt()  # where any model reads them; asked again next time
+        with self._lock:
+            if not self._settled:
+                self._dialect, self._settled = found, True
         return self._dialect
 
-    async def _detected(self, transport: Transport) -> Dialect:
-        named = self.config.dialect
-        kind = await detect(transport) if named is None else DIALECTS[named]
-        return await settled(kind, transport)
+    def _once(
+        self,
+        link: _Link,
+        name: str,
+        question: Callable[[Transport], Coroutine[Any, Any, Dialect]],
+        deadline: float | None,
+    ) -> Dialect:
+        """Ask once for all who wait for it; a failure is theirs, not the next one's."""
+        with self._lock:
+            asked = link.asked.get(name)
+            if asked is None or _failed(asked):
+                asked = link.loop.begin(_patient(question(link.transport)))
+                link.asked[name] = asked
+        return link.loop.result(asked, deadline)
 
     def _context_length(self) -> int:
         link, asked = self._linked(), self.config.context_length

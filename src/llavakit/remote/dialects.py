@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -81,6 +81,10 @@ class Dialect:
         """Whether tools are sent as such."""
         return self.enforces and not self.speaks
 
+    def with_tools_in_prompt(self) -> Dialect:
+        """Return how this kind is asked where tools, calls and results are written as text."""
+        return replace(self, speaks=self.can_speak)
+
 
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
     {
@@ -137,7 +141,14 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 bias_pairs=True,
             ),
             # https://docs.ollama.com/api/openai-compatibility
-            Dialect("ollama", "Ollama", biases=False, done=True, chooses=False),
+            Dialect(
+                "ollama",
+                "Ollama",
+                biases=False,
+                done=True,
+                chooses=False,
+                can_speak="schema",
+            ),
             # https://lmstudio.ai/docs/developer/openai-compat/chat-completions
             Dialect(
                 "lmstudio",

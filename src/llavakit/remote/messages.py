@@ -14,6 +14,7 @@ from llavakit.errors import MessageError
 from llavakit.prompts.conversation import Turn, to_turns
 from llavakit.prompts.tools import compact_json
 from llavakit.remote.dialects import Dialect
+from llavakit.remote.text_tools import speaks_of_tools
 from llavakit.values import Image, Message, Part, Request, Text, ToolCall, Video
 
 ToUri = Callable[[Image | Video], str]
@@ -36,7 +37,7 @@ def to_wire(
         MessageError: there is nothing to answer, or a tool's result answers no call.
     """
     turns = to_turns(request, answerable=answerable)  # also reports what makes no conversation
-    if not dialect.enforces or (dialect.speaks and request.tools):
+    if not dialect.enforces or (dialect.speaks and speaks_of_tools(request)):
         return [_from_turn(turn, uri) for turn in turns]
     messages = _identified(request.messages, strict=answerable)
     if not dialect.keeps_turns:

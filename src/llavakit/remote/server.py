@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llavakit.errors import LlavaKitError, RemoteError
@@ -101,11 +101,14 @@ async def _asked(transport: Transport, path: str) -> Any:
 
 
 async def settled(dialect: Dialect, transport: Transport) -> Dialect:
-    """Return how this one server of a kind is asked: llama.cpp and vLLM drop tools silently where
-    the model's template has no place for them.
+    """Return how this one server is told of tools, calls and results: llama.cpp, vLLM and Ollama
+    drop some of them silently where the model's template has no place for them.
+
+    Raises:
+        LlavaKitError: the server cannot say it for now.
     """
-    if dialect.can_speak and await _drops_tools(dialect, transport):
-        return replace(dialect, speaks=dialect.can_speak)
+    if dialect.can_speak and not dialect.speaks and await _drops_tools(dialect, transport):
+        return dialect.with_tools_in_prompt()
     return dialect
 
 
@@ -115,32 +118,41 @@ _PROBE = {
 }
 
 
+_OF_TOOLS = ("supports_tools", "supports_tool_calls")
+
+
 async def _drops_tools(dialect: Dialect, transport: Transport) -> bool:
-    if dialect.name == "llamacpp":
-        found = (await _properties(transport)).get("chat_template_caps")
-        return isinstance(found, Mapping) and found.get("supports_tools") is False
-    # vLLM does not report it, but a prompt with a tool must be longer than one without.
-    asked = [{"role": "user", "content": "Hi"}]
     try:
-        without = await counted(transport, asked, [], {}, patient=False)
-        return await counted(transport, asked, [_PROBE], {}, patient=False) == without
-    except LlavaKitError:
-        return False
+        if dialect.name == "llamacpp":
+            can = (await _properties(transport)).get("chat_template_caps")
+            return isinstance(can, Mapping) and any(can.get(name) is False for name in _OF_TOOLS)
+        if dialect.name == "ollama":
+            shown = await transport.json("POST", "/api/show", {"model": transport.config.model})
+            can = shown.get("capabilities") if isinstance(shown, Mapping) else None
+            return isinstance(can, list) and "tools" not in can
+        # vLLM does not report it, but a prompt with a tool must be longer than one without.
+        asked = [{"role": "user", "content": "Hi"}]
+        without = await counted(transport, asked, [], {})
+        return await counted(transport, asked, [_PROBE], {}) == without
+    except RemoteError as error:
+        if error.status is None or (error.status >= 500 and error.status != 501):
+            raise
+        return False  # it has no such route, or a gateway keeps it
 
 
 async def context_of_llamacpp(transport: Transport) -> int | None:
     """The context of the model that ``llama-server`` has loaded; None if it does not say it."""
-    settings = (await _properties(transport)).get("default_generation_settings")
+    try:
+        settings = (await _properties(transport)).get("default_generation_settings")
+    except LlavaKitError:
+        return None
     length = settings.get("n_ctx") if isinstance(settings, Mapping) else None
     return length if isinstance(length, int) and length > 0 else None
 
 
 async def _properties(transport: Transport) -> Mapping[str, Any]:
-    """The properties of a ``llama-server``; none if it does not report them."""
-    try:
-        reply = await transport.json("GET", "/props", patient=False)
-    except LlavaKitError:
-        return {}
+    """The properties of a ``llama-server``."""
+    reply = await transport.json("GET", "/props")
     return reply if isinstance(reply, Mapping) else {}
 
 
@@ -164,12 +176,7 @@ async def counted_by_template(
 
 
 async def counted(
-    transport: Transport,
-    messages: list[Any],
-    tools: list[Any],
-    more: Mapping[str, Any],
-    *,
-    patient: bool = True,
+    transport: Transport, messages: list[Any], tools: list[Any], more: Mapping[str, Any]
 ) -> int:
     """Tokens of a prompt, by the server's own tokenizer; ``more`` are further fields.
 
@@ -179,7 +186,7 @@ async def counted(
     body: dict[str, Any] = {"model": transport.config.model, "messages": messages, **more}
     if tools:
         body["tools"] = tools
-    reply = await transport.json("POST", "/tokenize", body, patient=patient)
+    reply = await transport.json("POST", "/tokenize", body)
     count = reply.get("count") if isinstance(reply, Mapping) else None
     if not isinstance(count, int):
         raise RemoteError(f"The server at {transport.config.address} gave no count of tokens.")

@@ -1,27 +1,30 @@
 """Tools for servers that find no calls by themselves: written into the prompt, read from the text.
 
-vLLM and SGLang find calls where they were started with a parser of them, and ``llama-server`` where
-the model's chat template knows tools; templates of LLaVA know none. There the tools are described
-in the prompt, as they are for a model here, and what the server has holds the answer to calls:
+vLLM and SGLang find calls where they were started with a parser of them, ``llama-server`` and
+Ollama where the model's chat template knows tools; templates of LLaVA know none. There the tools
+are described in the prompt, as they are for a model here, and what the server has holds the answer
+to calls:
 
 - vLLM: a Lark grammar of our own notation, free text included.
-- llama.cpp: the schema of one call, where one is demanded; its answer is bare JSON, without the
-  marks of our notation. Where the model may choose, nothing holds it, and its answer is checked.
+- llama.cpp and Ollama: the schema of one call, where one is demanded; its answer is bare JSON,
+  without the marks of our notation. Where the model may choose, nothing holds it, and its answer
+  is checked.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from llavakit.engine.grammar_text import grammar_of
 from llavakit.remote.dialects import Dialect, schema_field
 from llavakit.values import Request, Tool
 
-_NO_PARSER = re.compile(r"--tool-call-parser|--enable-auto-tool-choice|requires --jinja")
-"""The words of vLLM and of llama.cpp for tools where they were not started with these options."""
+_NO_PARSER = re.compile(
+    r"--tool-call-parser|--enable-auto-tool-choice|requires --jinja|does not support tools"
+)
+"""The words of vLLM, llama.cpp and Ollama for tools that they do not find calls of."""
 
 
 def without_tool_parser(dialect: Dialect, refusal: str) -> Dialect | None:
@@ -36,7 +39,15 @@ def without_tool_parser(dialect: Dialect, refusal: str) -> Dialect | None:
     """
     if dialect.speaks or not dialect.can_speak or not _NO_PARSER.search(refusal):
         return None
-    return replace(dialect, speaks=dialect.can_speak)
+    return dialect.with_tools_in_prompt()
+
+
+def speaks_of_tools(request: Request) -> bool:
+    """Return whether a model must know tools to read a request: it offers some, or some were
+    called before.
+    """
+    said = request.messages
+    return bool(request.tools) or any(one.tool_calls or one.role == "tool" for one in said)
 
 
 def offers_text_tools(dialect: Dialect, request: Request) -> bool:

@@ -1,0 +1,120 @@
+"""Tools, calls and results on servers whose chat template may have no place for them."""
+
+import json
+
+import pytest
+
+from llavakit import Message, Tool, ToolCall
+from llavakit.errors import ParameterError
+from tests.remote.scripted import called, refuses, words
+
+pytestmark = pytest.mark.enable_socket
+
+COUNT = Tool("count", "Count shapes.", {"type": "object", "properties": {}})
+BARE = '{"name": "count", "arguments": {}}'
+HISTORY = [
+    Message("user", "How many?"),
+    Message("assistant", "", tool_calls=[ToolCall("call_1", "count", {"shape": "circle"})]),
+    Message("tool", "Seven.", tool_call_id="call_1"),
+]
+PROBES = {"vllm": "/tokenize", "llamacpp": "/props", "ollama": "/api/show"}
+
+
+def drops(peer, kind):
+    """Let a server say that its template knows no tools."""
+    answers = {
+        "vllm": {"count": 12},
+        "llamacpp": {"chat_template_caps": {"supports_tools": True, "supports_tool_calls": False}},
+        "ollama": {"capabilities": ["completion", "vision"]},
+    }
+    peer.routes[PROBES[kind]] = lambda handler: handler.json(answers[kind])
+
+
+def probes(peer):
+    return [path for _, path, _ in peer.seen if path in PROBES.values()]
+
+
+def in_prompt(asked):
+    text = json.dumps(asked["messages"])
+    return not {"tools", "tool_choice"} & set(asked) and "You can call these tools" in text
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_nothing_is_asked_about_tools_until_a_conversation_has_some(peer, remote, kind):
+    drops(peer, kind)
+    peer.says(words("Hello."))
+    backend = remote(dialect=kind)
+    backend.generate("Hi")
+    assert not probes(peer)
+    for _ in range(2):
+        backend.generate("Hi", tools=[COUNT])
+    assert len(probes(peer)) == (2 if kind == "vllm" else 1)
+    assert [in_prompt(asked) for asked in peer.asked] == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_calls_and_results_are_read_though_no_tool_is_offered_any_more(peer, remote, kind):
+    drops(peer, kind)
+    peer.says(words("Seven circles."))
+    remote(dialect=kind).generate(HISTORY)
+    [asked] = peer.asked
+    assert {one["role"] for one in asked["messages"]} <= {"user", "assistant"}
+    text = json.dumps(asked["messages"])
+    assert "count" in text and "circle" in text and "Seven." in text
+    assert not {"response_format", "structured_outputs", "tools"} & set(asked)
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_tools_are_in_the_prompt_while_the_server_cannot_say_whether_it_shows_them(
+    peer, remote, kind
+):
+    peer.routes[PROBES[kind]] = lambda handler: handler.json({"error": "later"}, 500)
+    peer.says(words("Hello."))
+    backend = remote(dialect=kind, max_retries=0)
+    backend.generate("Hi", tools=[COUNT])
+    assert in_prompt(peer.asked[0])
+    knows = {
+        "vllm": {"count": 12},
+        "llamacpp": {"chat_template_caps": {"supports_tools": True}},
+        "ollama": {"capabilities": ["completion", "tools"]},
+    }[kind]
+    lengths = iter((12, 40))
+    peer.routes[PROBES[kind]] = lambda handler: handler.json(
+        {"count": next(lengths)} if kind == "vllm" else knows
+    )
+    backend.generate("Hi", tools=[COUNT])
+    assert "tools" in peer.asked[1]
+
+
+@pytest.mark.parametrize("status", [403, 404, 405, 501])
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_gateway_that_keeps_the_question_leaves_tools_as_they_are(peer, remote, kind, status):
+    peer.routes[PROBES[kind]] = lambda handler: handler.json({"error": "no such path"}, status)
+    peer.says(called(("count", "{}")))
+    answer = remote(dialect=kind).generate("Count.", tools=[COUNT])
+    assert [call.name for call in answer.tool_calls] == ["count"]
+    assert "tools" in peer.asked[0]
+
+
+def test_a_call_is_demanded_of_ollama_by_a_schema_where_the_model_knows_no_tools(peer, remote):
+    drops(peer, "ollama")
+    peer.says(words(BARE))
+    backend = remote(dialect="ollama")
+    answer = backend.generate("Count.", tools=[COUNT], tool_choice="required")
+    assert [call.name for call in answer.tool_calls] == ["count"]
+    assert in_prompt(peer.asked[0]) and "response_format" in peer.asked[0]
+
+
+def test_ollama_is_asked_otherwise_where_it_refuses_tools(peer, remote):
+    sentence = "registry.ollama.ai/library/llava:latest does not support tools"
+    error = {"message": sentence, "type": "api_error", "param": None, "code": None}
+    peer.says(refuses(400, {"error": error}), words("None."))
+    backend = remote(dialect="ollama")
+    assert backend.generate("Count.", tools=[COUNT]).text == "None."
+    assert "tools" in peer.asked[0] and in_prompt(peer.asked[1])
+
+
+def test_a_demanded_call_is_refused_where_ollama_shows_tools_itself(peer, remote):
+    peer.routes["/api/show"] = lambda handler: handler.json({"capabilities": ["tools"]})
+    with pytest.raises(ParameterError, match="tool_choice"):
+        remote(dialect="ollama").generate("Count.", tools=[COUNT], tool_choice="required")
