@@ -13,6 +13,7 @@ from typing import Any
 
 Script = Callable[["Handler"], None]
 CHAT = "/v1/chat/completions"
+CHATS = (CHAT, "/api/chat")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -113,7 +114,7 @@ class ScriptedServer(ThreadingHTTPServer):
             self.seen.append((handler.command, handler.path, dict(handler.headers)))
             if handler.path in self.routes:
                 return self.routes[handler.path]
-            if handler.path != CHAT:
+            if handler.path not in CHATS:
                 return lambda handler: handler.json({"detail": "Not Found"}, 404)
             self.asked.append(body)
             script = self.chats[min(self._turn, len(self.chats) - 1)]
@@ -202,6 +203,32 @@ def called(*calls: tuple[str, str], finish: str = "tool_calls") -> Script:
         {"choices": [], "usage": USAGE},
         "[DONE]",
     )
+
+
+def lines(*told: Any) -> Script:
+    """A stream of Ollama: an event a line."""
+
+    def script(handler: Handler) -> None:
+        handler.begin("application/x-ndjson")
+        for one in told:
+            handler.raw(json.dumps(one).encode() + b"\n")
+        handler.end()
+
+    return script
+
+
+OLLAMA_END = {"done": True, "done_reason": "stop", "prompt_eval_count": 7, "eval_count": 3}
+
+
+def says_ollama(*texts: str, **end: Any) -> Script:
+    """An answer in the notation of Ollama's ``/api/chat``."""
+    model = {"model": "llava:7b", "created_at": "2026-08-21T18:48:22.4Z"}
+    pieces = [
+        {**model, "message": {"role": "assistant", "content": text}, "done": False}
+        for text in texts
+    ]
+    last = {**model, "message": {"role": "assistant", "content": ""}, **OLLAMA_END, **end}
+    return lines(*pieces, last)
 
 
 def refuses(status: int, body: Any = "no", **headers: str) -> Script:

@@ -39,6 +39,7 @@ from tests.remote.scripted import (
     models,
     piece,
     refuses,
+    says_ollama,
     words,
 )
 
@@ -680,7 +681,7 @@ def test_servers_of_laptops_are_found_out_by_the_owner_they_write(peer, remote, 
 def test_ollama_is_found_out_by_its_version(peer, remote):
     peer.routes["/v1/models"] = models({"id": "llava:7b", "owned_by": "library"})
     peer.routes["/api/version"] = lambda handler: handler.json({"version": "0.13.0"})
-    peer.says(words("hi"))
+    peer.says(says_ollama("hi"))
     backend = remote(dialect=None)
     assert backend.generate("q").text == "hi"
     assert backend.stats()["dialect"] == "ollama"

@@ -143,8 +143,6 @@ def test_lm_studio_takes_schemas_alone():
     ("name", "params", "what"),
     [
         ("llamacpp", {"grammar": "a+"}, "grammar"),
-        ("ollama", {"top_k": 5}, "top_k"),
-        ("ollama", {"min_p": 0.1}, "min_p"),
         ("ollama", {"logit_bias": {1: 2}}, "logit_bias"),
         ("lmstudio", {"min_p": 0.1}, "min_p"),
         ("lmstudio", {"logprobs": 1}, "logprobs"),

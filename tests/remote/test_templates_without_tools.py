@@ -6,7 +6,7 @@ import pytest
 
 from llavakit import Message, Tool, ToolCall
 from llavakit.errors import ParameterError
-from tests.remote.scripted import called, refuses, words
+from tests.remote.scripted import OLLAMA_END, called, lines, refuses, says_ollama, words
 
 pytestmark = pytest.mark.enable_socket
 
@@ -18,6 +18,10 @@ HISTORY = [
     Message("tool", "Seven.", tool_call_id="call_1"),
 ]
 PROBES = {"vllm": "/tokenize", "llamacpp": "/props", "ollama": "/api/show"}
+
+
+def says(kind, text):
+    return says_ollama(text) if kind == "ollama" else words(text)
 
 
 def drops(peer, kind):
@@ -42,7 +46,7 @@ def in_prompt(asked):
 @pytest.mark.parametrize("kind", PROBES)
 def test_nothing_is_asked_about_tools_until_a_conversation_has_some(peer, remote, kind):
     drops(peer, kind)
-    peer.says(words("Hello."))
+    peer.says(says(kind, "Hello."))
     backend = remote(dialect=kind)
     backend.generate("Hi")
     assert not probes(peer)
@@ -55,13 +59,13 @@ def test_nothing_is_asked_about_tools_until_a_conversation_has_some(peer, remote
 @pytest.mark.parametrize("kind", PROBES)
 def test_calls_and_results_are_read_though_no_tool_is_offered_any_more(peer, remote, kind):
     drops(peer, kind)
-    peer.says(words("Seven circles."))
+    peer.says(says(kind, "Seven circles."))
     remote(dialect=kind).generate(HISTORY)
     [asked] = peer.asked
     assert {one["role"] for one in asked["messages"]} <= {"user", "assistant"}
     text = json.dumps(asked["messages"])
     assert "count" in text and "circle" in text and "Seven." in text
-    assert not {"response_format", "structured_outputs", "tools"} & set(asked)
+    assert not {"response_format", "structured_outputs", "tools", "format"} & set(asked)
 
 
 @pytest.mark.parametrize("kind", PROBES)
@@ -69,7 +73,7 @@ def test_tools_are_in_the_prompt_while_the_server_cannot_say_whether_it_shows_th
     peer, remote, kind
 ):
     peer.routes[PROBES[kind]] = lambda handler: handler.json({"error": "later"}, 500)
-    peer.says(words("Hello."))
+    peer.says(says(kind, "Hello."))
     backend = remote(dialect=kind, max_retries=0)
     backend.generate("Hi", tools=[COUNT])
     assert in_prompt(peer.asked[0])
@@ -90,7 +94,9 @@ def test_tools_are_in_the_prompt_while_the_server_cannot_say_whether_it_shows_th
 @pytest.mark.parametrize("kind", PROBES)
 def test_a_gateway_that_keeps_the_question_leaves_tools_as_they_are(peer, remote, kind, status):
     peer.routes[PROBES[kind]] = lambda handler: handler.json({"error": "no such path"}, status)
-    peer.says(called(("count", "{}")))
+    call = {"function": {"name": "count", "arguments": {}}}
+    native = {"message": {"content": "", "tool_calls": [call]}, **OLLAMA_END}
+    peer.says(lines(native) if kind == "ollama" else called(("count", "{}")))
     answer = remote(dialect=kind).generate("Count.", tools=[COUNT])
     assert [call.name for call in answer.tool_calls] == ["count"]
     assert "tools" in peer.asked[0]
@@ -98,17 +104,16 @@ def test_a_gateway_that_keeps_the_question_leaves_tools_as_they_are(peer, remote
 
 def test_a_call_is_demanded_of_ollama_by_a_schema_where_the_model_knows_no_tools(peer, remote):
     drops(peer, "ollama")
-    peer.says(words(BARE))
+    peer.says(says_ollama(BARE))
     backend = remote(dialect="ollama")
     answer = backend.generate("Count.", tools=[COUNT], tool_choice="required")
     assert [call.name for call in answer.tool_calls] == ["count"]
-    assert in_prompt(peer.asked[0]) and "response_format" in peer.asked[0]
+    assert in_prompt(peer.asked[0]) and "anyOf" in peer.asked[0]["format"]
 
 
 def test_ollama_is_asked_otherwise_where_it_refuses_tools(peer, remote):
     sentence = "registry.ollama.ai/library/llava:latest does not support tools"
-    error = {"message": sentence, "type": "api_error", "param": None, "code": None}
-    peer.says(refuses(400, {"error": error}), words("None."))
+    peer.says(refuses(400, {"error": sentence}), says_ollama("None."))
     backend = remote(dialect="ollama")
     assert backend.generate("Count.", tools=[COUNT]).text == "None."
     assert "tools" in peer.asked[0] and in_prompt(peer.asked[1])

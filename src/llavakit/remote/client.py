@@ -24,16 +24,18 @@ from llavakit.errors import (
 from llavakit.remote.address import RemoteConfig
 from llavakit.remote.answer import RemoteAnswer
 from llavakit.remote.checks import check_request
-from llavakit.remote.dialects import DIALECTS, Dialect
+from llavakit.remote.dialects import Dialect
 from llavakit.remote.exchange import Exchange, PreparedRequest, timed_out
 from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
+from llavakit.remote.notations import notation_of
 from llavakit.remote.pictures import counted_data_uri, data_uri
 from llavakit.remote.request_fields import continuation, to_fields, to_functions
 from llavakit.remote.server import (
     ServedModel,
     context_of_llamacpp,
+    context_of_ollama,
     counted,
     counted_by_template,
     detect,
@@ -116,7 +118,7 @@ class RemoteBackend(Backend):
         link = self._linked()
         check_request(request)
         with _within(timeout):
-            dialect = self._get_dialect(link, deadline, request)
+            dialect = self._get_dialect(link, deadline, tools=speaks_of_tools(request))
         channel = Channel()
         exchange = Exchange(
             link.transport,
@@ -140,8 +142,13 @@ class RemoteBackend(Backend):
     def _question(self, request: Request, dialect: Dialect) -> PreparedRequest:
         """What a server of a dialect is asked."""
         fields = with_extra_body(to_fields(dialect, request), self.config.extra_body)
+        notation = notation_of(dialect)
+        notation.fields(fields, self.config)  # what it refuses is refused where it is asked
         messages = to_wire(request, dialect, lambda image: data_uri(image, self._policy))
-        return PreparedRequest(fields, _json(messages), RemoteAnswer(request, dialect, self.config))
+        content = _json(notation.messages(messages))
+        return PreparedRequest(
+            notation, fields, content, RemoteAnswer(request, dialect, self.config)
+        )
 
     def _asked_otherwise(
         self, request: Request, dialect: Dialect, refusal: str
@@ -170,7 +177,7 @@ class RemoteBackend(Backend):
         request = to_request(messages, tools=tools, continue_final_message=continue_final_message)
         link = self._linked()
         with _within(None):
-            dialect = self._get_dialect(link, None, request)
+            dialect = self._get_dialect(link, None, tools=speaks_of_tools(request))
         pictures = any(message.images or message.videos for message in request.messages)
         if dialect.counts == "no" or (pictures and dialect.counts != "all"):
             what = "tokens" if dialect.counts == "no" else "the tokens of images"
@@ -229,13 +236,10 @@ class RemoteBackend(Backend):
                 self._leave = weakref.finalize(self, _leave, link)
             return self._link
 
-    def _get_dialect(self, link: _Link, deadline: float | None, request: Request) -> Dialect:
+    def _get_dialect(self, link: _Link, deadline: float | None, *, tools: bool) -> Dialect:
         if self._dialect is None:
-            named = self.config.dialect
-            self._dialect = (
-                self._once(link, "kind", detect, deadline) if named is None else DIALECTS[named]
-            )
-        if self._settled or not speaks_of_tools(request):
+            self._dialect = self._once(link, "kind", detect, deadline)
+        if self._settled or not tools:
             return self._dialect
         kind = self._dialect
         try:
@@ -273,6 +277,11 @@ class RemoteBackend(Backend):
         reported = _limit(models, self.config.model)
         if reported is None and any(model.owner == "llamacpp" for model in models):
             reported = self._asked(link, context_of_llamacpp(link.transport))
+        if reported is None and asked is None:
+            with _within(None):
+                dialect = self._get_dialect(link, None, tools=False)
+            if dialect.name == "ollama":
+                reported = self._asked(link, context_of_ollama(link.transport))
         limits = [limit for limit in (asked, reported) if limit is not None]
         if not limits:
             raise RemoteError(

@@ -140,10 +140,16 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 least_logprobs=1,
                 bias_pairs=True,
             ),
-            # https://docs.ollama.com/api/openai-compatibility
+            # https://docs.ollama.com/api/chat; see llavakit.remote.ollama
             Dialect(
                 "ollama",
                 "Ollama",
+                samples="named",
+                sampling=(
+                    ("top_k", "top_k"),
+                    ("min_p", "min_p"),
+                    ("repetition_penalty", "repeat_penalty"),
+                ),
                 biases=False,
                 done=True,
                 chooses=False,

@@ -21,13 +21,12 @@ from llavakit.errors import (
     RequestTimeoutError,
 )
 from llavakit.remote.answer import RemoteAnswer
+from llavakit.remote.notations import OPENAI, Notation
 from llavakit.remote.server import served
-from llavakit.remote.sse import EventReader
 from llavakit.remote.transport import Transport, read
 from llavakit.streams import Channel
 from llavakit.values import Chunk
 
-_PATH = "/v1/chat/completions"
 _LEAST_ROOM = 64 << 20
 _ROOM_PER_TOKEN = 16 << 10  # with twenty alternatives it takes some two kilobytes
 
@@ -37,11 +36,13 @@ class PreparedRequest:
     """A request as one kind of server is asked it.
 
     Attributes:
-        fields: the body beside its messages.
-        messages: JSON.
+        notation: how it is written.
+        fields: of a chat completion, beside its messages.
+        messages: JSON, in the notation.
         answer: makes chunks of the events.
     """
 
+    notation: Notation
     fields: Mapping[str, Any]
     messages: bytes
     answer: RemoteAnswer
@@ -84,6 +85,7 @@ class Exchange:
         self._deadline = deadline
 
     def _take(self, question: PreparedRequest) -> None:
+        self._notation = question.notation
         self._fields = dict(question.fields)
         self._messages = question.messages
         self._answer = question.answer
@@ -120,7 +122,8 @@ class Exchange:
             self.begun = True
             kind = response.headers.get("content-type", "")
             try:
-                if kind.startswith("application/json"):  # it does not stream, although asked to
+                whole = kind.startswith("application/json") and self._notation is OPENAI
+                if whole:  # it does not stream, although asked to
                     self._put(self._answer.push(await read(response, self._room)))
                     self._answer.complete = True
                     self._put(self._answer.end())
@@ -142,7 +145,7 @@ class Exchange:
                 ) from error
 
     async def _stream(self, response: httpx.Response) -> None:
-        events, size = EventReader(), 0
+        events, size = self._notation.reader(), 0
         pieces = response.aiter_bytes()
         async for piece in pieces:
             size += len(piece)
@@ -201,9 +204,11 @@ class Exchange:
         return other is not None
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> httpx.Response:
-        head = json.dumps({"model": self._transport.config.model, **self._fields}).encode()
+        config, notation = self._transport.config, self._notation
+        fields = notation.fields(self._fields, config)
+        head = json.dumps({"model": config.model, **fields}).encode()
         content = head[:-1] + b', "messages": ' + self._messages + b"}"
-        opened = self._transport.opened("POST", _PATH, content, fields=self._fields)
+        opened = self._transport.opened("POST", notation.path, content, fields=self._fields)
         return await stack.enter_async_context(opened)
 
     async def _explained(self, error: ModelNotFoundError) -> LlavaKitError:
@@ -215,8 +220,8 @@ class Exchange:
             return error
         if config.model in names:
             return RemoteError(
-                f"The server at {config.address} has the model and answers nothing at {_PATH} "
-                f"({error})",
+                f"The server at {config.address} has the model and answers nothing at "
+                f"{self._notation.path} ({error})",
                 status=404,
             )
         known = ", ".join(names[:20]) or "none"

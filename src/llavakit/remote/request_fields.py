@@ -17,8 +17,8 @@ from llavakit.remote.text_tools import constraint_of_calls, offers_text_tools
 from llavakit.values import Request, SamplingParams, Tool
 
 _WHOLE_TEXT = 1 << 18
-"""Tokens that llama.cpp's penalties look back on: more than contexts have. It keeps a number of
-each, and refuses the -1 of its documentation."""
+"""Tokens that llama.cpp's penalties look back on, and Ollama's, which runs it: more than contexts
+have. It keeps a number of each, and refuses the -1 of its documentation."""
 
 
 def to_fields(dialect: Dialect, request: Request) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _sampling(dialect: Dialect, params: SamplingParams) -> dict[str, Any]:
         elif getattr(params, name) != getattr(neutral, name):
             raise refused(name, dialect)
     penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-    if dialect.name == "llamacpp" and any(
+    if dialect.name in ("llamacpp", "ollama") and any(
         getattr(params, name) != getattr(neutral, name) for name in penalties
     ):
         fields["repeat_last_n"] = _WHOLE_TEXT  # and not its last 64 tokens

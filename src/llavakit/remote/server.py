@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llavakit.errors import LlavaKitError, RemoteError
+from llavakit.remote import ollama
 from llavakit.remote.dialects import DIALECTS, Dialect
 from llavakit.remote.transport import Transport
+
+log = logging.getLogger(__name__)
 
 _BY_OWNER = {
     "llavakit": "llavakit",
@@ -65,11 +70,20 @@ def _served(model: Mapping[str, Any]) -> ServedModel:
 
 
 async def detect(transport: Transport) -> Dialect:
-    """Which kind of server this is: by its models' owner, else by its routes.
+    """Which kind of server this is: as it was named, else by its models' owner or its routes.
 
     Raises:
         LlavaKitError: it cannot be reached, or refuses the key.
     """
+    named = transport.config.dialect
+    if named is None:
+        return await _found(transport)
+    if named == "ollama":
+        _warn_of_old(transport, await _asked(transport, "/api/version"))
+    return DIALECTS[named]
+
+
+async def _found(transport: Transport) -> Dialect:
     try:
         owners = {model.owner for model in await served(transport)}
     except RemoteError as error:
@@ -80,7 +94,9 @@ async def detect(transport: Transport) -> Dialect:
         if owner in owners:
             return DIALECTS[name]
     # Ollama's models are owned by their publishers, mostly by its "library".
-    if isinstance(await _asked(transport, "/api/version"), str):
+    version = await _asked(transport, "/api/version")
+    if isinstance(version, str):
+        _warn_of_old(transport, version)
         return DIALECTS["ollama"]
     try:
         document = await transport.json("GET", "/openapi.json", patient=False)
@@ -98,6 +114,21 @@ async def _asked(transport: Transport, path: str) -> Any:
     except LlavaKitError:
         return None
     return reply.get("version") if isinstance(reply, Mapping) else None
+
+
+def _warn_of_old(transport: Transport, version: Any) -> None:
+    """Warn of an Ollama that takes parts of a prompt away and cannot be told not to."""
+    if not isinstance(version, str):
+        return  # it answers nothing, and will not answer the chat either
+    if tuple(map(int, re.findall(r"\d+", version)[:3])) >= ollama.OLDEST:
+        return
+    log.warning(
+        "the Ollama at %s (version %s) takes the beginning of a prompt away where it does not "
+        "fit, and says nothing; from version %s on such a prompt is an error here",
+        transport.config.address,
+        version,
+        ".".join(map(str, ollama.OLDEST)),
+    )
 
 
 async def settled(dialect: Dialect, transport: Transport) -> Dialect:
@@ -148,6 +179,30 @@ async def context_of_llamacpp(transport: Transport) -> int | None:
         return None
     length = settings.get("n_ctx") if isinstance(settings, Mapping) else None
     return length if isinstance(length, int) and length > 0 else None
+
+
+async def context_of_ollama(transport: Transport) -> int | None:
+    """The context that Ollama has given to the model, which is loaded for it; None where it does
+    not say it.
+    """
+    found = await _running_in_ollama(transport)
+    if found is None:
+        body = {"model": transport.config.model, "messages": [], "stream": False}
+        await transport.json("POST", ollama.PATH, body)
+        found = await _running_in_ollama(transport)
+    length = None if found is None else found.get("context_length")
+    return length if isinstance(length, int) and length > 0 else None
+
+
+async def _running_in_ollama(transport: Transport) -> Mapping[str, Any] | None:
+    try:
+        reply = await transport.json("GET", "/api/ps", patient=False)
+    except LlavaKitError:
+        return None
+    models = reply.get("models") if isinstance(reply, Mapping) else None
+    names = (transport.config.model, f"{transport.config.model}:latest")
+    running = (one for one in models or () if isinstance(one, Mapping))
+    return next((one for one in running if one.get("name") in names), None)
 
 
 async def _properties(transport: Transport) -> Mapping[str, Any]:
