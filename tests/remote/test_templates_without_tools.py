@@ -123,3 +123,62 @@ def test_a_demanded_call_is_refused_where_ollama_shows_tools_itself(peer, remote
     peer.routes["/api/show"] = lambda handler: handler.json({"capabilities": ["tools"]})
     with pytest.raises(ParameterError, match="tool_choice"):
         remote(dialect="ollama").generate("Count.", tools=[COUNT], tool_choice="required")
+
+
+IDS = (
+    "Jinja Exception: Tool call IDs should be alphanumeric strings with length 9!",
+    "Tool call id was call_1 but must be a-z, A-Z, 0-9, with a length of 9.",
+)
+
+
+@pytest.mark.parametrize("sentence", IDS)
+def test_ids_of_calls_become_as_short_as_the_template_demands(peer, remote, sentence):
+    peer.says(refuses(400, {"error": {"message": sentence}}), words("Seven."))
+    peer.routes["/props"] = lambda handler: handler.json({})
+    backend = remote(dialect="llamacpp")
+    assert backend.generate(HISTORY, tools=[COUNT]).text == "Seven."
+    backend.generate(HISTORY, tools=[COUNT])
+    assert len(peer.asked) == 3  # it is known now
+    for asked in peer.asked[1:]:
+        _, called_, result = asked["messages"]
+        [call] = called_["tool_calls"]
+        assert len(call["id"]) == 9 and call["id"].isalnum()
+        assert result["tool_call_id"] == call["id"]
+    assert peer.asked[0]["messages"][1]["tool_calls"][0]["id"] == "call_1"
+
+
+LLAMA_CPP = (
+    "Unable to generate parser for this template. Automatic parser generation failed: \n"
+    "------------\nWhile executing CallExpression at line 52, column 32 in source:\n"
+    '...== 0) %}\u21b5            {{- raise_exception("After the optional system message, con...\n'
+    "                                           ^\nError: Jinja Exception: {}"
+)
+ALTERNATE = "After the optional system message, conversation roles must alternate user/assistant"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("vllm", ALTERNATE),
+        ("llamacpp", LLAMA_CPP.replace("{}", ALTERNATE)),
+        (
+            "llamacpp",
+            LLAMA_CPP.replace("{}", "This model only supports single tool-calls at once!"),
+        ),
+    ],
+)
+def test_what_a_template_has_no_turns_for_is_asked_in_turns_that_alternate(
+    peer, remote, kind, sentence
+):
+    """A result with an image, which goes into a user's message, is such a conversation."""
+    peer.says(refuses(400, {"error": {"message": sentence}}), words("Seven."))
+    backend = remote(dialect=kind)
+    asked = [*HISTORY, Message("user", "Sure?")]
+    assert backend.generate(asked, tools=[COUNT]).text == "Seven."
+    roles = [one["role"] for one in peer.asked[1]["messages"]]
+    assert in_prompt(peer.asked[1]) and roles in (
+        ["user", "assistant", "user"],
+        ["system", "user", "assistant", "user"],
+    )
+    backend.generate("Count.", tools=[COUNT])
+    assert "tools" in peer.asked[2]  # the next conversation is asked as before

@@ -30,6 +30,7 @@ from llavakit.remote.fields import with_extra_body
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
 from llavakit.remote.notations import notation_of
+from llavakit.remote.otherwise import is_of_the_server, otherwise
 from llavakit.remote.pictures import counted_data_uri, data_uri
 from llavakit.remote.request_fields import continuation, to_fields, to_functions
 from llavakit.remote.server import (
@@ -42,7 +43,7 @@ from llavakit.remote.server import (
     served,
     settled,
 )
-from llavakit.remote.text_tools import speaks_of_tools, without_tool_parser
+from llavakit.remote.text_tools import speaks_of_tools
 from llavakit.remote.transport import Transport
 from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Request, Tool
@@ -153,12 +154,15 @@ class RemoteBackend(Backend):
     def _asked_otherwise(
         self, request: Request, dialect: Dialect, refusal: str
     ) -> PreparedRequest | None:
-        """The question for a server that has no parser of tools; so it is asked from now on."""
-        speaking = without_tool_parser(dialect, refusal) if request.tools else None
-        if speaking is None:
+        """The question in the way that the refusal calls for; if it speaks of the server, so it is
+        asked from now on.
+        """
+        other = otherwise(dialect, refusal) if speaks_of_tools(request) else None
+        if other is None:
             return None
-        question = self._question(request, speaking)
-        self._dialect = speaking
+        question = self._question(request, other)
+        if is_of_the_server(refusal):
+            self._dialect = other
         return question
 
     def count_tokens(

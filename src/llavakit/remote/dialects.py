@@ -48,6 +48,7 @@ class Dialect:
             sent.
         can_speak: what can hold an answer to calls where the server finds none by itself: a grammar
             of our notation, or the schema of one call.
+        short_ids: set where ids of calls must be nine letters and digits: Mistral's chat templates.
         speaks: set where tools are written into the prompt although schemas are enforced, and calls
             are read out of the text (see :mod:`llavakit.remote.text_tools`).
     """
@@ -74,6 +75,7 @@ class Dialect:
     bias_pairs: bool = False
     any_object: bool = True
     can_speak: Speech = ""
+    short_ids: bool = False
     speaks: Speech = ""
 
     @property

@@ -26,6 +26,7 @@ MAX_BODY = 1 << 16
 """Bytes of a refusal that are read."""
 _SHOWN = 300
 _MESSAGES = ("error", "message", "detail", "msg")
+_OF_TEMPLATE = "Jinja Exception: "
 _LONG = re.compile(r"[A-Za-z0-9+/=_-]{100,}")
 _CONTEXT = re.compile(
     r"context_length_exceeded|context (?:length|size|window)|maximum model length"
@@ -96,6 +97,7 @@ def refusal(
 def words(body: str, config: RemoteConfig) -> str:
     """What the server said in short: one line, no key, no image."""
     said = " ".join(_message(body).split())
+    said = said.rpartition(_OF_TEMPLATE)[2]  # behind lines of the template's source
     if config.api_key:
         said = said.replace(config.api_key, "***")
     said = _LONG.sub("...", said)

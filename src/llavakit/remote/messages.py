@@ -7,6 +7,7 @@ prompt puts together, so that both read the same.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ def to_wire(
     if not dialect.enforces or (dialect.speaks and speaks_of_tools(request)):
         return [_from_turn(turn, uri) for turn in turns]
     messages = _identified(request.messages, strict=answerable)
+    if dialect.short_ids:
+        messages = [_with_short_ids(message) for message in messages]
     if not dialect.keeps_turns:
         messages = _merged(_with_pictures_of_users(_with_one_system(messages)))
     return [_from_message(message, uri) for message in messages]
@@ -76,6 +79,22 @@ def _part(part: Part, uri: ToUri) -> Wire:
     if isinstance(part, Video):
         return {"type": "video_url", "video_url": {"url": uri(part)}}
     return {"type": "image_url", "image_url": {"url": uri(part)}}
+
+
+def _with_short_ids(message: Message) -> Message:
+    if message.tool_calls:
+        calls = [ToolCall(_short(one.id), one.name, one.arguments) for one in message.tool_calls]
+        return _changed(message, tool_calls=calls)
+    if message.role == "tool":
+        return _changed(message, tool_call_id=_short(message.tool_call_id or ""))
+    return message
+
+
+def _short(identity: str) -> str:
+    """Nine letters and digits, the same for the same id; those of the form already stay."""
+    if len(identity) == 9 and identity.isascii() and identity.isalnum():
+        return identity
+    return hashlib.sha256(identity.encode()).hexdigest()[:9]
 
 
 def _identified(messages: Iterable[Message], *, strict: bool) -> list[Message]:

@@ -13,33 +13,12 @@ to calls:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llavakit.engine.grammar_text import grammar_of
 from llavakit.remote.dialects import Dialect, schema_field
 from llavakit.values import Request, Tool
-
-_NO_PARSER = re.compile(
-    r"--tool-call-parser|--enable-auto-tool-choice|requires --jinja|does not support tools"
-)
-"""The words of vLLM, llama.cpp and Ollama for tools that they do not find calls of."""
-
-
-def without_tool_parser(dialect: Dialect, refusal: str) -> Dialect | None:
-    """Return how a server is asked that refused tools because of how it was started.
-
-    Args:
-        dialect: of the server.
-        refusal: its words.
-
-    Returns:
-        None where that was not the reason, or the server is asked so already.
-    """
-    if dialect.speaks or not dialect.can_speak or not _NO_PARSER.search(refusal):
-        return None
-    return dialect.with_tools_in_prompt()
 
 
 def speaks_of_tools(request: Request) -> bool:
