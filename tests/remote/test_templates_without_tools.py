@@ -34,6 +34,23 @@ def drops(peer, kind):
     peer.routes[PROBES[kind]] = lambda handler: handler.json(answers[kind])
 
 
+def counts(peer, *kept):
+    """Let a vLLM count the prompt of a template that has a place for these alone."""
+    answer = peer.script_for
+
+    def script_for(handler, body):
+        if handler.path != "/tokenize":
+            return answer(handler, body)
+        peer.seen.append((handler.command, handler.path, {}))
+        said = [body.get("tools") or ""] if "tools" in kept else []
+        for message in body["messages"]:
+            said += [message.get("content") or ""] if message["role"] in ("user", *kept) else []
+            said += [message.get("tool_calls") or ""] if "calls" in kept else []
+        return lambda handler: handler.json({"count": len(json.dumps(said))})
+
+    peer.script_for = script_for
+
+
 def probes(peer):
     return [path for _, path, _ in peer.seen if path in PROBES.values()]
 
@@ -78,16 +95,27 @@ def test_tools_are_in_the_prompt_while_the_server_cannot_say_whether_it_shows_th
     backend.generate("Hi", tools=[COUNT])
     assert in_prompt(peer.asked[0])
     knows = {
-        "vllm": {"count": 12},
+        "vllm": None,
         "llamacpp": {"chat_template_caps": {"supports_tools": True}},
         "ollama": {"capabilities": ["completion", "tools"]},
     }[kind]
-    lengths = iter((12, 40))
-    peer.routes[PROBES[kind]] = lambda handler: handler.json(
-        {"count": next(lengths)} if kind == "vllm" else knows
-    )
+    if kind == "vllm":
+        counts(peer, "tools", "calls", "tool")
+    else:
+        peer.routes[PROBES[kind]] = lambda handler: handler.json(knows)
     backend.generate("Hi", tools=[COUNT])
     assert "tools" in peer.asked[1]
+
+
+KEPT = ("tools", "calls", "tool")
+
+
+@pytest.mark.parametrize("kept", [KEPT, KEPT[:2], KEPT[1:], KEPT[::2], ()])
+def test_a_vllm_whose_template_drops_any_of_them_reads_all_in_the_prompt(peer, remote, kept):
+    counts(peer, *kept)
+    peer.says(words("Seven."))
+    remote(dialect="vllm").generate(HISTORY, tools=[COUNT])
+    assert in_prompt(peer.asked[0]) == (kept != KEPT)
 
 
 @pytest.mark.parametrize("status", [403, 404, 405, 501])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,14 +162,33 @@ async def _drops_tools(dialect: Dialect, transport: Transport) -> bool:
             shown = await transport.json("POST", "/api/show", {"model": transport.config.model})
             can = shown.get("capabilities") if isinstance(shown, Mapping) else None
             return isinstance(can, list) and "tools" not in can
-        # vLLM does not report it, but a prompt with a tool must be longer than one without.
-        asked = [{"role": "user", "content": "Hi"}]
-        without = await counted(transport, asked, [], {})
-        return await counted(transport, asked, [_PROBE], {}) == without
+        return await _prompt_drops_tools(transport)
     except RemoteError as error:
         if error.status is None or (error.status >= 500 and error.status != 501):
             raise
         return False  # it has no such route, or a gateway keeps it
+
+
+async def _prompt_drops_tools(transport: Transport) -> bool:
+    """Whether a tool, a call's arguments or its result make the prompt of a vLLM no longer: it does
+    not report what its template has a place for.
+    """
+
+    async def length(*messages: Mapping[str, Any], tools: Sequence[Any] = ()) -> int:
+        asked = [{"role": "user", "content": "Hi"}, *messages]
+        return await counted(transport, asked, list(tools), {})
+
+    def called(words: str, result: str) -> list[Mapping[str, Any]]:
+        function = {"name": "probe", "arguments": json.dumps({"words": words})}
+        call = {"id": "probe0001", "type": "function", "function": function}
+        told = {"role": "tool", "tool_call_id": call["id"], "content": result}
+        return [{"role": "assistant", "content": None, "tool_calls": [call]}, told]
+
+    if await length(tools=[_PROBE]) == await length():
+        return True
+    short = await length(*called("a", "a"), tools=[_PROBE])
+    longer = called("a " * 9, "a"), called("a", "a " * 9)
+    return short in [await length(*one, tools=[_PROBE]) for one in longer]
 
 
 async def context_of_llamacpp(transport: Transport) -> int | None:
