@@ -13,7 +13,7 @@ Padding tokens write to the scratch slot and read it alone; nothing reads their 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,9 +35,8 @@ FEWEST_PARTS, MOST_PARTS = 4, 8
 """Results that one token is merged from."""
 
 
-@dataclass(frozen=True, slots=True)
-class MixedShape:
-    """A bucket.
+class MixedShape(NamedTuple):
+    """A bucket; looked up for every step.
 
     Attributes:
         tokens: places for new tokens, T.

@@ -73,9 +73,10 @@ def check_window(window: int | None) -> None:
         check_integer("window", window, least=1)
 
 
-def _usual(backend: Backend) -> int:
-    """The window of a model; one that is not loaded yet does not say what it will run at once."""
-    return max(LEAST_WINDOW, 2 * int(backend.stats().get("max_concurrency", 0)))
+def _usual(backend: Backend) -> int | None:
+    """The window of a model; None while it is not loaded, and does not know what it can run."""
+    running = backend.stats().get("max_concurrency")
+    return None if running is None else max(LEAST_WINDOW, 2 * int(running))
 
 
 def _in_order(
@@ -85,7 +86,8 @@ def _in_order(
     try:
         for thing in things:
             waiting.append(thing)
-            most = _usual(backend) if window is None else window
+            window = _usual(backend) if window is None else window
+            most = LEAST_WINDOW if window is None else window
             while not thing.submit(backend, _room(waiting, most)):
                 if len(waiting) > 1:
                     yield waiting.popleft().result()
