@@ -58,6 +58,8 @@ T = TypeVar("T")
 
 _PATIENCE = 30.0
 """Seconds for a question about the server itself."""
+_LOADING = 600.0
+"""Seconds for one that makes it load the model."""
 
 
 @dataclass(eq=False, slots=True)
@@ -285,7 +287,7 @@ class RemoteBackend(Backend):
             with _within(None):
                 dialect = self._get_dialect(link, None, tools=False)
             if dialect.name == "ollama":
-                reported = self._asked(link, context_of_ollama(link.transport))
+                reported = self._asked(link, context_of_ollama(link.transport), _LOADING)
         limits = [limit for limit in (asked, reported) if limit is not None]
         if not limits:
             raise RemoteError(
@@ -295,10 +297,10 @@ class RemoteBackend(Backend):
         return min(limits)
 
     @staticmethod
-    def _asked(link: _Link, question: Coroutine[Any, Any, T]) -> T:
+    def _asked(link: _Link, question: Coroutine[Any, Any, T], seconds: float = _PATIENCE) -> T:
         """Waits for a small answer on the caller's thread."""
-        with _within(None):
-            return link.loop.result(link.loop.begin(_patient(question)))
+        with _within(seconds):
+            return link.loop.result(link.loop.begin(_patient(question, seconds)))
 
 
 _COUNTED = ("requests", "failed", "cancelled", "prompt_tokens", "completion_tokens")
@@ -308,8 +310,8 @@ def _failed(begun: Future[Any]) -> bool:
     return begun.done() and (begun.cancelled() or begun.exception() is not None)
 
 
-async def _patient(question: Coroutine[Any, Any, T]) -> T:
-    async with asyncio.timeout(_PATIENCE):
+async def _patient(question: Coroutine[Any, Any, T], seconds: float = _PATIENCE) -> T:
+    async with asyncio.timeout(seconds):
         return await question
 
 
