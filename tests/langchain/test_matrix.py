@@ -180,6 +180,7 @@ def test_a_cache_in_a_file_tells_pictures_and_settings_apart(backend, red: Case,
     assert cache.count() == 4
     longest = cache.rows.execute("SELECT max(length(prompt)) FROM answers").fetchone()[0]
     assert longest < 2000  # digests, and no pixels
+    cache.rows.close()
 
 
 async def test_what_is_cancelled_frees_the_model(backend):

@@ -358,6 +358,15 @@ def test_closing_a_stream_frees_the_model(nodes):
     assert llm.backend.cancelled == 1
 
 
+async def test_closing_an_async_stream_frees_the_model(nodes):
+    llm = scripted("a long answer", hang=True)
+    synthesizer = PageSynthesizer(llm, streaming=True)
+    response = await synthesizer.asynthesize("What?", list(nodes[:1]))
+    assert await anext(response.response_gen)
+    await response.response_gen.aclose()
+    assert llm.backend.cancelled == 1
+
+
 async def test_the_event_loop_goes_on_while_pages_are_opened_and_the_model_answers(nodes):
     gate = threading.Event()
     backend = FakeBackend(["yes"])

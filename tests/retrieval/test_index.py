@@ -1,8 +1,10 @@
 """An index that is made, grows, changes and is searched."""
 
+import gc
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from llavakit.errors import (
     SourceNotAllowedError,
 )
 from llavakit.retrieval import PageIndex
+from llavakit.retrieval.ledger import Ledger
 from llavakit.sources import SourcePolicy
 from tests.documents.test_attachments import with_attached
 from tests.documents.test_pages import tiff
@@ -430,6 +433,15 @@ STEPS = st.lists(
     min_size=1,
     max_size=5,
 )
+
+
+def test_an_index_that_is_dropped_closes_its_file(tmp_path):
+    ledger = Ledger(tmp_path / "index.sqlite")
+    database = ledger._db
+    del ledger
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        database.execute("SELECT 1")
 
 
 @given(st.lists(STEPS, min_size=1, max_size=2))

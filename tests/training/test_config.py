@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -36,8 +37,8 @@ def test_what_nobody_sets_is_as_in_the_original(stage: str, expected: dict[str, 
 
 def documented() -> str:
     """The table of docs/training.md, from the docstring: a setting is described once."""
-    described = (TrainConfig.__doc__ or "").split("Attributes:\n")[1]
-    told = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", described, re.MULTILINE))
+    described = (inspect.getdoc(TrainConfig) or "").split("Attributes:\n")[1]
+    told = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", described, re.MULTILINE))
     rows = ["| setting | default | |", "|---|---|---|"]
     for one in fields(TrainConfig):
         default = "" if one.default in (MISSING, None, ()) else f"`{one.default}`"

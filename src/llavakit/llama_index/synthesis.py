@@ -8,23 +8,26 @@ pages as the model can hold.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
-from llama_index.core.base.response.schema import RESPONSE_TYPE
-from llama_index.core.llms.llm import (
-    astream_chat_response_to_tokens,
-    stream_chat_response_to_tokens,
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    ImageBlock,
+    TextBlock,
 )
+from llama_index.core.base.response.schema import RESPONSE_TYPE
 from llama_index.core.prompts import BasePromptTemplate, RichPromptTemplate
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-from llama_index.core.types import RESPONSE_TEXT_TYPE
+from llama_index.core.types import RESPONSE_TEXT_TYPE, TokenAsyncGen, TokenGen
 from llama_index.core.utils import print_text
 from pydantic import BaseModel
 
@@ -183,7 +186,7 @@ class PageSynthesizer(BaseSynthesizer):
             answer = self._model.as_structured_llm(self._output_cls).chat(messages, **options)
             return answer.raw  # type: ignore[no-any-return]
         if self._streaming:
-            return stream_chat_response_to_tokens(self._model.stream_chat(messages, **options))
+            return _tokens(self._model.stream_chat(messages, **options))
         return self._model.chat(messages, **options).message.content or ""
 
     @checked
@@ -197,7 +200,7 @@ class PageSynthesizer(BaseSynthesizer):
             return (await structured.achat(messages, **options)).raw  # type: ignore[no-any-return]
         if self._streaming:
             stream = await self._model.astream_chat(messages, **options)
-            return await astream_chat_response_to_tokens(stream)
+            return _atokens(stream)
         return (await self._model.achat(messages, **options)).message.content or ""
 
     def _get_prompts(self) -> PromptDictType:
@@ -318,3 +321,18 @@ def _number(node: BaseNode) -> int:
         return int(label)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return 1  # an image by itself
+
+
+def _tokens(answers: ChatResponseGen) -> TokenGen:
+    """The texts of a streamed answer; closing this closes that, as the framework's own does not
+    do on every Python.
+    """
+    with contextlib.closing(answers):
+        for answer in answers:
+            yield answer.delta or ""
+
+
+async def _atokens(answers: ChatResponseAsyncGen) -> TokenAsyncGen:
+    async with contextlib.aclosing(answers):
+        async for answer in answers:
+            yield answer.delta or ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class Ledger:
             # A retriever of a framework is called from any thread; calls do not overlap here,
             # and SQLite serialises those that do.
             self._db = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            # An index may be dropped without a word; Python warns of what SQLite then closes.
+            self._closing = weakref.finalize(self, self._db.close)
             self._db.execute("PRAGMA synchronous = FULL")
 
     def create(self, settings: Mapping[str, Any]) -> None:
@@ -258,7 +261,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
-        self._db.close()
+        self._closing()
 
     def _forget(self, name: str) -> None:
         known = json.dumps(name)
