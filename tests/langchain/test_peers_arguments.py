@@ -1,5 +1,7 @@
 """What programs pass to ChatOpenAI and ChatOllama is honoured here, or refused in a sentence."""
 
+import itertools
+
 import httpx
 import pytest
 from langchain_core.messages import HumanMessage
@@ -50,9 +52,13 @@ async def test_n_answers_come_asynchronously_and_by_the_call():
 
 
 async def test_n_completions_of_each_prompt():
-    model = LLaVALLM(backend=FakeBackend(["a", "b"]), n=2)
+    numbers = itertools.count()
+    backend = FakeBackend(lambda request: f"{request.messages[-1].text}{next(numbers)}")
+    model = LLaVALLM(backend=backend, n=2)
     for result in (model.generate(["p", "q"]), await model.agenerate(["p", "q"])):
-        assert [sorted(one.text for one in told) for told in result.generations] == [["a", "b"]] * 2
+        told = [[one.text for one in both] for both in result.generations]
+        assert [[text[0] for text in both] for both in told] == [["p", "p"], ["q", "q"]]
+        assert len({text for both in told for text in both}) == 4
     with pytest.raises(ParameterError, match="a stream is one answer"):
         list(model.stream("p"))
 
