@@ -99,7 +99,7 @@ def test_images_keep_their_place_among_the_words(peer, ollama):
             Message("system", "Be brief."),
             Message("user", [red, blue, "Both?"]),
             Message("assistant", "Yes."),
-            Message("user", ["First ", red, " then ", blue, " and [img]?"]),
+            Message("user", ["First ", red, " then ", blue, " and [im", "g]?"]),
         ]
     )
     system, both, yes, *last = peer.asked[0]["messages"]
@@ -113,7 +113,7 @@ def test_images_keep_their_place_among_the_words(peer, ollama):
     shown = [(one["content"], [both["images"].index(i) for i in one.get("images", ())])
              for one in last]  # fmt: skip
     # The mark would take the next image's place, so that it stands where no image is.
-    assert shown == [("First ", []), (" then ", [0]), ("", [1]), (" and [img]?", [])]
+    assert shown == [("First ", []), (" then ", [0]), (" and [im", [1]), ("g]?", [])]
     assert {one["role"] for one in last} == {"user"}
 
 

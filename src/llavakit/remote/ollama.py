@@ -104,7 +104,7 @@ def _parts(role: str, content: Any) -> list[dict[str, Any]]:
         last = found[-1] if found else None
         if part["type"] == "text":
             text = part["text"]
-            if last is None or (last.get("images") and _IMAGE_MARK in text):
+            if last is None or (last.get("images") and _IMAGE_MARK in last["content"] + text):
                 found.append({"role": role, "content": text})
             else:
                 last["content"] += text
