@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import RemoteError
-from llavakit.remote.sse import MAX_EVENT, EventReader
+from llavakit.remote.lines import MAX_EVENT
+from llavakit.remote.sse import EventReader
 
 LINE_ENDS = ("\n", "\r\n", "\r")
 lines = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)
@@ -66,7 +67,7 @@ def test_an_event_without_end_is_refused():
 @pytest.mark.parametrize("lines", [[9000], [4500, 4499]])
 @pytest.mark.parametrize("cut", [10, 1000, 10**6])
 def test_how_long_an_event_may_be_does_not_depend_on_where_it_is_cut(monkeypatch, lines, cut):
-    monkeypatch.setattr("llavakit.remote.sse.MAX_EVENT", 10_000)
+    monkeypatch.setattr("llavakit.remote.lines.MAX_EVENT", 10_000)
     event = [b"data: " + b"x" * size + b"\n" for size in lines]
     data = b"".join([*event, b": still working\n" * 1000, b"\n"])
     pieces = [data[start : start + cut] for start in range(0, len(data), cut)]

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from llavakit.remote import ollama
 from llavakit.remote.address import RemoteConfig
 from llavakit.remote.dialects import Dialect
+from llavakit.remote.lines import LineReader
 from llavakit.remote.sse import EventReader
-
-
-class Reader(Protocol):
-    """Makes events of bytes, each the JSON of a chunk of a chat completion or ``[DONE]``."""
-
-    def push(self, data: bytes) -> Iterator[str]: ...
-
-    def flush(self) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +21,13 @@ class Notation:
         path: behind the server's address.
         fields: makes the body beside model and messages of the fields of a chat completion.
         messages: makes its messages of those of a chat completion.
-        reader: of one answer.
+        reader: makes events of an answer's bytes, each the JSON of a chunk or ``[DONE]``.
     """
 
     path: str
     fields: Callable[[Mapping[str, Any], RemoteConfig], dict[str, Any]]
     messages: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
-    reader: Callable[[], Reader]
+    reader: Callable[[], LineReader]
 
 
 OPENAI = Notation(
@@ -43,7 +36,7 @@ OPENAI = Notation(
     lambda messages: messages,
     EventReader,
 )
-OLLAMA = Notation(ollama.PATH, ollama.to_fields, ollama.to_messages, ollama.LineReader)
+OLLAMA = Notation(ollama.PATH, ollama.to_fields, ollama.to_messages, ollama.AnswerReader)
 
 
 def notation_of(dialect: Dialect) -> Notation:

@@ -9,18 +9,17 @@ that can be said.
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from llavakit.errors import ParameterError, RemoteError
+from llavakit.errors import ParameterError
 from llavakit.remote.address import RemoteConfig
+from llavakit.remote.lines import LineReader
 
 PATH = "/api/chat"
 OLDEST = (0, 12, 6)
 """The first version that can be told not to take parts of a prompt away (``truncate``)."""
-_MAX_EVENT = 8 << 20
 _OPTIONS = {
     "max_tokens": "num_predict",
     "temperature": "temperature",
@@ -125,37 +124,14 @@ def _call(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": call["id"], "function": {**told, "arguments": json.loads(function["arguments"])}}
 
 
-class LineReader:
+class AnswerReader(LineReader):
     """Takes bytes of Ollama's answer as they come, gives events of a chat completion as JSON."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._line: list[str] = []
-        self._size = 0
+        super().__init__()
         self._calls = 0
 
-    def push(self, data: bytes) -> Iterator[str]:
-        """The events that these bytes complete.
-
-        Raises:
-            RemoteError: a line without end.
-        """
-        *lines, rest = self._decoder.decode(data).split("\n")
-        for line in lines:
-            whole = "".join([*self._line, line])
-            self._line, self._size = [], 0
-            yield from self._read(whole)
-        if rest:
-            self._line.append(rest)
-            self._size += len(rest)
-            if self._size > _MAX_EVENT:
-                raise RemoteError("The server sends an event without end; is base_url right?")
-
-    def flush(self) -> Iterator[str]:
-        """The event that the end of the stream completes, if there is one."""
-        yield from self.push(b"\n")
-
-    def _read(self, line: str) -> Iterator[str]:
+    def _take(self, line: str) -> Iterator[str]:
         if not line.strip():
             return
         try:

@@ -1,4 +1,4 @@
-"""Server-sent events out of the bytes of a response, wherever they were cut.
+"""Server-sent events out of the bytes of a response.
 
 The format is https://html.spec.whatwg.org/multipage/server-sent-events.html. One thing is
 read more kindly: an event that the end of the stream cuts off before its blank line counts,
@@ -7,57 +7,20 @@ because some servers leave that line out behind the last one.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 
-from llavakit.errors import RemoteError
+from llavakit.remote.lines import LineReader
 
-MAX_EVENT = 8 << 20
-"""Most characters of one event; a chunk of an answer has some hundred."""
 _LINE = 64
 """Characters that a line counts for beside its own: short ones take more memory than they say."""
 
 
-class EventReader:
+class EventReader(LineReader):
     """Takes bytes as they come, gives the ``data`` of each event that is complete."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
-        self._line: list[str] = []  # pieces of the line that is not yet complete
+        super().__init__()
         self._data: list[str] = []  # lines of the event that is not yet complete
-        self._size = 0
-        self._after_cr = False
-
-    def push(self, data: bytes) -> Iterator[str]:
-        """The events that these bytes complete.
-
-        Raises:
-            RemoteError: an event without end.
-        """
-        yield from self._read(self._decoder.decode(data))
-
-    def flush(self) -> Iterator[str]:
-        """The event that the end of the stream completes, if there is one."""
-        yield from self._read(self._decoder.decode(b"", final=True))
-        self._after_cr = False
-        yield from self._read("\n\n" if self._line else "\n")
-
-    def _read(self, text: str) -> Iterator[str]:
-        if self._after_cr and text:
-            self._after_cr = False
-            text = text.removeprefix("\n")
-        if text.endswith("\r"):
-            self._after_cr = True
-        # Not splitlines: it splits at characters that JSON may hold.
-        *lines, rest = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        for line in lines:
-            self._size -= sum(map(len, self._line))  # whole, it is counted as what is kept of it
-            line = "".join([*self._line, line])
-            self._line = []
-            yield from self._take(line)
-        if rest:
-            self._line.append(rest)
-            self._grow(len(rest))
 
     def _take(self, line: str) -> Iterator[str]:
         if not line:
@@ -70,8 +33,3 @@ class EventReader:
             value = value.removeprefix(" ")
             self._data.append(value)
             self._grow(len(value) + _LINE)
-
-    def _grow(self, size: int) -> None:
-        self._size += size
-        if self._size > MAX_EVENT:
-            raise RemoteError("The server sends an event without end; is base_url right?")
