@@ -88,6 +88,12 @@ class Dialect:
         return replace(self, speaks=self.can_speak)
 
 
+_LLAMACPP_NAMES = (
+    ("top_k", "top_k"),
+    ("min_p", "min_p"),
+    ("repetition_penalty", "repeat_penalty"),
+)
+
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
     {
         dialect.name: dialect
@@ -129,11 +135,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 "llamacpp",
                 "llama.cpp",
                 samples="named",
-                sampling=(
-                    ("top_k", "top_k"),
-                    ("min_p", "min_p"),
-                    ("repetition_penalty", "repeat_penalty"),
-                ),
+                sampling=_LLAMACPP_NAMES,
                 done=True,
                 counts="template",
                 continues=True,
@@ -147,11 +149,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 "ollama",
                 "Ollama",
                 samples="named",
-                sampling=(
-                    ("top_k", "top_k"),
-                    ("min_p", "min_p"),
-                    ("repetition_penalty", "repeat_penalty"),
-                ),
+                sampling=_LLAMACPP_NAMES,  # it runs llama.cpp
                 biases=False,
                 done=True,
                 chooses=False,

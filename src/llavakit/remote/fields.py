@@ -35,11 +35,19 @@ def with_extra_body(fields: Mapping[str, Any], extra_body: str) -> dict[str, Any
     Raises:
         ParameterError: one is set by an argument as well, to something else.
     """
-    extra = json.loads(extra_body)
+    return set_once(fields, json.loads(extra_body))
+
+
+def set_once(fields: Mapping[str, Any], extra: Mapping[str, Any], kind: str = "") -> dict[str, Any]:
+    """Both together; ``kind`` is what the names are called in errors.
+
+    Raises:
+        ParameterError: one is set by an argument as well, to something else.
+    """
     for name, value in extra.items():
         if name in fields and fields[name] != value:
             raise ParameterError(
-                f"extra_body sets {name!r} to {value!r}, and an argument to {fields[name]!r}; set "
-                "it once."
+                f"extra_body sets {kind}{name!r} to {value!r}, and an argument to "
+                f"{fields[name]!r}; set it once."
             )
     return {**fields, **extra}

@@ -40,9 +40,7 @@ def to_wire(
     turns = to_turns(request, answerable=answerable)  # also reports what makes no conversation
     if not dialect.enforces or (dialect.speaks and speaks_of_tools(request)):
         return [_from_turn(turn, uri) for turn in turns]
-    messages = _identified(request.messages, strict=answerable)
-    if dialect.short_ids:
-        messages = [_with_short_ids(message) for message in messages]
+    messages = _identified(request.messages, strict=answerable, short=dialect.short_ids)
     if not dialect.keeps_turns:
         messages = _merged(_with_pictures_of_users(_with_one_system(messages)))
     return [_from_message(message, uri) for message in messages]
@@ -81,15 +79,6 @@ def _part(part: Part, uri: ToUri) -> Wire:
     return {"type": "image_url", "image_url": {"url": uri(part)}}
 
 
-def _with_short_ids(message: Message) -> Message:
-    if message.tool_calls:
-        calls = [ToolCall(_short(one.id), one.name, one.arguments) for one in message.tool_calls]
-        return _changed(message, tool_calls=calls)
-    if message.role == "tool":
-        return _changed(message, tool_call_id=_short(message.tool_call_id or ""))
-    return message
-
-
 def _short(identity: str) -> str:
     """Nine letters and digits, the same for the same id; those of the form already stay."""
     if len(identity) == 9 and identity.isascii() and identity.isalnum():
@@ -97,8 +86,9 @@ def _short(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:9]
 
 
-def _identified(messages: Iterable[Message], *, strict: bool) -> list[Message]:
+def _identified(messages: Iterable[Message], *, strict: bool, short: bool) -> list[Message]:
     """The messages with an id at every call and every result; servers demand both."""
+    form = _short if short else str
     result: list[Message] = []
     open_calls: list[str] = []
     count = 0
@@ -107,11 +97,13 @@ def _identified(messages: Iterable[Message], *, strict: bool) -> list[Message]:
             calls = []
             for call in message.tool_calls:
                 count += 1
-                calls.append(ToolCall(call.id or f"call_{count}", call.name, call.arguments))
+                identity = form(call.id or f"call_{count}")
+                calls.append(ToolCall(identity, call.name, call.arguments))
             open_calls = [call.id for call in calls]
             message = _changed(message, tool_calls=calls)
         elif message.role == "tool":
-            answers = message.tool_call_id or (open_calls[0] if open_calls else "")
+            given = message.tool_call_id
+            answers = form(given) if given else (open_calls[0] if open_calls else "")
             if strict and not answers:
                 raise MessageError(
                     "A tool's result answers no call: give it tool_call_id, or put the "

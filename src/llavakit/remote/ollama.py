@@ -15,6 +15,7 @@ from typing import Any
 
 from llavakit.errors import ParameterError
 from llavakit.remote.address import RemoteConfig
+from llavakit.remote.fields import set_once
 from llavakit.remote.lines import LineReader
 
 PATH = "/api/chat"
@@ -50,16 +51,10 @@ def to_fields(fields: Mapping[str, Any], config: RemoteConfig) -> dict[str, Any]
     options |= {_OPTIONS[name]: value for name, value in fields.items() if name in _OPTIONS}
     if config.context_length is not None:
         options["num_ctx"] = config.context_length
-    own = fields.get("options") or {}
-    for name, value in own.items():
-        if name in options and options[name] != value:
-            raise ParameterError(
-                f"extra_body sets the option {name!r} to {value!r}, and an argument to "
-                f"{options[name]!r}; set it once."
-            )
+    options = set_once(options, fields.get("options") or {}, "the option ")
     known = (*_OPTIONS, *_OF_OPENAI, "options", "stream", "reasoning_effort")
     body = {name: value for name, value in fields.items() if name not in known}
-    body |= {"stream": True, "truncate": False, "shift": False, "options": {**options, **own}}
+    body |= {"stream": True, "truncate": False, "shift": False, "options": options}
     form = fields.get("response_format")
     if form is not None:
         schema = form.get("json_schema")
