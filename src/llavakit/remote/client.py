@@ -27,23 +27,21 @@ from llavakit.remote.checks import check_request
 from llavakit.remote.dialects import Dialect
 from llavakit.remote.exchange import Exchange, PreparedRequest, timed_out
 from llavakit.remote.fields import with_extra_body
+from llavakit.remote.lengths import (
+    context_of_llamacpp,
+    context_of_ollama,
+    counted,
+    counted_by_template,
+)
 from llavakit.remote.loop import BackgroundLoop, join
 from llavakit.remote.messages import to_wire
 from llavakit.remote.notations import notation_of
 from llavakit.remote.otherwise import is_of_the_server, otherwise
 from llavakit.remote.pictures import counted_data_uri, data_uri
 from llavakit.remote.request_fields import continuation, to_fields, to_functions
-from llavakit.remote.server import (
-    ServedModel,
-    context_of_llamacpp,
-    context_of_ollama,
-    counted,
-    counted_by_template,
-    detect,
-    served,
-    settled,
-)
+from llavakit.remote.server import ServedModel, detect, served
 from llavakit.remote.text_tools import speaks_of_tools
+from llavakit.remote.tool_support import settled
 from llavakit.remote.transport import Transport
 from llavakit.streams import AnswerStream, Channel
 from llavakit.values import Request, Tool
